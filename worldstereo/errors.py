@@ -1,0 +1,25 @@
+"""What a user can meet. Each message is one line: what was given, what is wrong, what is accepted."""
+
+
+class WorldStereoError(Exception):
+    """Base of every error whose text is written for the person in front of the app."""
+
+
+class Cancelled(WorldStereoError):
+    """The person stopped the job; the world is as it was before."""
+
+
+class WorldBusy(WorldStereoError):
+    """Another step is changing this world; only one writer at a time."""
+
+
+class WeightsMissing(WorldStereoError):
+    """A generator or depth model was asked for whose weights are not at hand."""
+
+
+class InputRefused(WorldStereoError):
+    """A file that cannot be read safely or does not hold what its name promises."""
+
+
+class ExportError(WorldStereoError):
+    """The scene cannot be written in the format that was asked for."""

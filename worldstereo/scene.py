@@ -1,0 +1,244 @@
+"""The frozen values that viewers and exporters read: `View`, `PointCloud`, `Clip`, `Capture`, `Scene`.
+
+Nothing here changes after it was built, and neither do the tensors inside: a step of the world
+builds new ones. Colours are channels first; a `View` keeps 8-bit colours and confidences, so that
+500 remembered views of 640x480 cost 1.4 GB and not 4 (2.8 MB each).
+"""
+
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+import torch
+from jaxtyping import Bool, Float, Int, UInt8
+from torch import Tensor
+
+from worldstereo.cameras import Cameras
+from worldstereo.trajectory import Trajectory
+
+
+class DepthKind(IntEnum):
+    """Where the depth of a stored pixel comes from; each kind has a stored confidence."""
+
+    UNKNOWN = 0
+    MEASURED = 1
+    BY_OTHERS = 2
+    STEREO = 3
+    COMPLETED = 4
+    GENERATED = 5
+    RIG = 6
+    """Fixed to the camera (a gripper, a bonnet): never part of the world; depth is 0."""
+
+
+KIND_CONFIDENCE = {
+    DepthKind.UNKNOWN: 0.0,
+    DepthKind.MEASURED: 1.0,
+    DepthKind.BY_OTHERS: 0.5,
+    DepthKind.STEREO: 0.3,
+    DepthKind.COMPLETED: 0.2,
+    DepthKind.GENERATED: 0.02,  # times the generator's own confidence
+    DepthKind.RIG: 0.0,
+}
+
+
+class Origin(IntEnum):
+    """Where a pixel of a generated frame comes from."""
+
+    GLOBAL = 0
+    """Only the cloud knows it: no remembered view that was asked confirms it."""
+    STEREO = 1
+    """At least one remembered pixel confirms it in 3D."""
+    INVENTED = 2
+    """Neither: made up from its surroundings."""
+    RIG = 3
+    """Camera-fixed: pasted from the rig layer."""
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """One remembered frame. Build it with `View.of`, which takes floats and fills what is missing."""
+
+    color8: UInt8[Tensor, "3 H W"]
+    depth: Float[Tensor, "1 H W"]
+    """z along the optical axis in scene units; 0 where unknown."""
+    confidence8: UInt8[Tensor, "1 H W"]
+    """Stored confidence, a weight and never a threshold, in 1/255."""
+    kind: UInt8[Tensor, "1 H W"]
+    """`DepthKind` of each pixel."""
+    gain: Float[Tensor, "3"]
+    """Log exposure gain per channel towards the first view: `color * exp(gain)` is harmonised."""
+    cameras: Cameras
+    """The single camera as registered."""
+    given: Cameras
+    """The same camera as it was given, before registration."""
+    step: int
+    """0 for a view from the user, else the step that generated it."""
+    frame: int
+    """Position in the capture or in the clip."""
+    name: str = ""
+
+    @staticmethod
+    def of(
+        color: Float[Tensor, "3 H W"],
+        depth: Float[Tensor, "1 H W"],
+        cameras: Cameras,
+        *,
+        confidence: Float[Tensor, "1 H W"] | None = None,
+        kind: UInt8[Tensor, "1 H W"] | None = None,
+        gain: Float[Tensor, "3"] | None = None,
+        given: Cameras | None = None,
+        step: int = 0,
+        frame: int = 0,
+        name: str = "",
+    ) -> "View":
+        """A view from float colours in [0, 1] and depth; without `kind`, known depth is measured.
+
+        Raises:
+            ValueError: sizes of colour, depth and camera differ.
+        """
+        size = (cameras.height, cameras.width)
+        if tuple(color.shape) != (3, *size) or tuple(depth.shape) != (1, *size):
+            raise ValueError(
+                f"color {tuple(color.shape)} and depth {tuple(depth.shape)} must be "
+                f"(3, {size[0]}, {size[1]}) and (1, {size[0]}, {size[1]}) like the camera."
+            )
+        if kind is None:
+            kind = (depth > 0).to(torch.uint8) * int(DepthKind.MEASURED)
+        if confidence is None:
+            table = torch.tensor([KIND_CONFIDENCE[k] for k in DepthKind], device=depth.device)
+            confidence = table[kind.long()]
+        return View(
+            color8=to_bytes(color),
+            depth=depth,
+            confidence8=to_bytes(confidence),
+            kind=kind,
+            gain=torch.zeros(3) if gain is None else gain,
+            cameras=cameras,
+            given=cameras if given is None else given,
+            step=step,
+            frame=frame,
+            name=name,
+        )
+
+    @property
+    def color(self) -> Float[Tensor, "3 H W"]:
+        return self.color8.float() / 255
+
+    @property
+    def confidence(self) -> Float[Tensor, "1 H W"]:
+        return self.confidence8.float() / 255
+
+    @property
+    def mask(self) -> Bool[Tensor, "1 H W"]:
+        """True where depth is usable."""
+        return self.depth > 0
+
+    @property
+    def width(self) -> int:
+        return self.cameras.width
+
+    @property
+    def height(self) -> int:
+        return self.cameras.height
+
+
+@dataclass(frozen=True, eq=False)
+class PointCloud:
+    """The global cloud as a viewer or exporter sees it. Rows are those of the geometric memory."""
+
+    points: Float[Tensor, "N 3"]
+    colors: Float[Tensor, "N 3"]
+    confidence: Float[Tensor, "N"]
+    step: Int[Tensor, "N"]
+    """Which step added the point; 0 from the user."""
+    normals: Float[Tensor, "N 3"]
+    """Unit length, or zeros where unknown."""
+    radii: Float[Tensor, "N"]
+    """Half the spacing of the samples on the surface, scene units; 0 where unknown."""
+    source: Int[Tensor, "N"] | None = None
+    """Index of the view that added the point, -1 where none did."""
+
+    def __len__(self) -> int:
+        return len(self.points)
+
+    @staticmethod
+    def of(
+        points: Float[Tensor, "N 3"],
+        colors: Float[Tensor, "N 3"] | None = None,
+        **rest: Tensor,
+    ) -> "PointCloud":
+        """A cloud with the missing columns filled: grey, confidence 1, step 0, no normals."""
+        n = len(points)
+        filled = {
+            "colors": torch.full((n, 3), 0.5) if colors is None else colors,
+            "confidence": torch.ones(n),
+            "step": torch.zeros(n, dtype=torch.int64),
+            "normals": torch.zeros(n, 3),
+            "radii": torch.zeros(n),
+        }
+        return PointCloud(points=points, **(filled | rest))
+
+
+@dataclass(frozen=True, eq=False)
+class Clip:
+    """The frames that one step made, with what is known about every pixel."""
+
+    color: Float[Tensor, "T 3 H W"]
+    depth: Float[Tensor, "T 1 H W"]
+    origin: UInt8[Tensor, "T 1 H W"]
+    """`Origin` of each pixel."""
+    confidence: Float[Tensor, "T 1 H W"]
+    trajectory: Trajectory
+    seed: int
+    prompt: str = ""
+    step: int = 0
+    generator: str = ""
+    registration: int = 0
+    """Registration revision the clip was made in."""
+
+    def __len__(self) -> int:
+        return len(self.color)
+
+
+@dataclass(frozen=True, eq=False)
+class Capture:
+    """What a reader made of a user's file, before any memory has seen it."""
+
+    name: str
+    kind: str
+    """"rgbd", "photos", "photo", "panorama" or "cloud"."""
+    views: tuple[View, ...] = ()
+    """As read; `depth` is 0 where nothing was measured."""
+    cloud: PointCloud | None = None
+    up: Float[Tensor, "3"] | None = None
+    """Direction of the sky where the file or its geometry says so."""
+    trajectory: Trajectory | None = None
+    """A camera path that came with the file."""
+    rough_depth: bool = False
+    """Depth is a layout estimate from one photo, to be labelled rough."""
+    prompt: str = ""
+    notices: tuple[str, ...] = ()
+    """One line each: what was thinned, converted or guessed."""
+
+
+@dataclass(frozen=True, eq=False)
+class Scene:
+    """Everything a reader may see of a world; never changes. The world publishes one per step."""
+
+    revision: int = 0
+    name: str = ""
+    views: tuple[View, ...] = ()
+    """All remembered views, given (step 0) and generated."""
+    cloud: PointCloud = field(default_factory=lambda: PointCloud.of(torch.zeros(0, 3)))
+    clips: tuple[Clip, ...] = ()
+    up: Float[Tensor, "3"] = field(default_factory=lambda: torch.tensor([0.0, -1.0, 0.0]))
+    rig: tuple[Bool[Tensor, "H W"], Float[Tensor, "3 H W"]] | None = None
+    """Mask and mean colour of what is fixed to the camera, if the capture shows such a thing."""
+    unit: float = 1.0
+    """u: the median measured depth of the given views, the scene's own unit of length."""
+    rough_depth: bool = False
+    notices: tuple[str, ...] = ()
+
+
+def to_bytes(values: Float[Tensor, "*S"]) -> UInt8[Tensor, "*S"]:
+    """Floats in [0, 1] to 8 bits, rounded."""
+    return (values.clamp(0, 1) * 255 + 0.5).to(torch.uint8)
