@@ -204,7 +204,9 @@ def _check_field(name: str, value: Tensor, tail: tuple[int, int]) -> None:
     if len(bad) > 0:
         matrix = value.reshape(-1, *tail)[bad[0]]
         entry = matrix[~torch.isfinite(matrix)][0]
-        raise ValueError(f"{name}[{bad[0]}]: holds {float(entry)}; only finite numbers are accepted.")
+        raise ValueError(
+            f"{name}[{bad[0]}]: holds {float(entry)}; only finite numbers are accepted."
+        )
 
 
 def _check_intrinsics(K: Float[Tensor, "n 3 3"]) -> None:

@@ -1,8 +1,8 @@
 """The frozen values that viewers and exporters read: `View`, `PointCloud`, `Clip`, `Capture`, `Scene`.
 
 Nothing here changes after it was built, and neither do the tensors inside: a step of the world
-builds new ones. Colours are channels first; a `View` keeps 8-bit colours and confidences, so that
-500 remembered views of 640x480 cost 1.4 GB and not 4 (2.8 MB each).
+builds new ones. Colours are channels first. Views and clips keep colours and confidences in 8 bits
+(500 views of 640x480 cost 1.4 GB and not 4); properties give them as floats in [0, 1].
 """
 
 from dataclasses import dataclass, field
@@ -180,13 +180,15 @@ class PointCloud:
 
 @dataclass(frozen=True, eq=False)
 class Clip:
-    """The frames that one step made, with what is known about every pixel."""
+    """The frames that one step made, with what is known about every pixel. Build it with `Clip.of`."""
 
-    color: Float[Tensor, "T 3 H W"]
+    color8: UInt8[Tensor, "T 3 H W"]
     depth: Float[Tensor, "T 1 H W"]
     origin: UInt8[Tensor, "T 1 H W"]
     """`Origin` of each pixel."""
-    confidence: Float[Tensor, "T 1 H W"]
+    confidence8: UInt8[Tensor, "T 1 H W"]
+    stereo8: UInt8[Tensor, "T 1 H W"]
+    """Share of the spatial-stereo memory in the blend of the two memories, in 1/255."""
     trajectory: Trajectory
     seed: int
     prompt: str = ""
@@ -194,9 +196,56 @@ class Clip:
     generator: str = ""
     registration: int = 0
     """Registration revision the clip was made in."""
+    references: tuple[tuple[int, ...], ...] = ()
+    """For each frame, the remembered views that served it, as indices into `Scene.views`."""
+
+    @staticmethod
+    def of(
+        color: Float[Tensor, "T 3 H W"],
+        depth: Float[Tensor, "T 1 H W"],
+        origin: UInt8[Tensor, "T 1 H W"],
+        confidence: Float[Tensor, "T 1 H W"],
+        trajectory: Trajectory,
+        *,
+        stereo_weight: Float[Tensor, "T 1 H W"] | None = None,
+        seed: int = 0,
+        prompt: str = "",
+        step: int = 0,
+        generator: str = "",
+        registration: int = 0,
+        references: tuple[tuple[int, ...], ...] = (),
+    ) -> "Clip":
+        """A clip from float colours, confidences and weights in [0, 1]."""
+        weight = torch.zeros_like(confidence) if stereo_weight is None else stereo_weight
+        return Clip(
+            color8=to_bytes(color),
+            depth=depth,
+            origin=origin,
+            confidence8=to_bytes(confidence),
+            stereo8=to_bytes(weight),
+            trajectory=trajectory,
+            seed=seed,
+            prompt=prompt,
+            step=step,
+            generator=generator,
+            registration=registration,
+            references=references,
+        )
 
     def __len__(self) -> int:
-        return len(self.color)
+        return len(self.color8)
+
+    @property
+    def color(self) -> Float[Tensor, "T 3 H W"]:
+        return self.color8.float() / 255
+
+    @property
+    def confidence(self) -> Float[Tensor, "T 1 H W"]:
+        return self.confidence8.float() / 255
+
+    @property
+    def stereo_weight(self) -> Float[Tensor, "T 1 H W"]:
+        return self.stereo8.float() / 255
 
 
 @dataclass(frozen=True, eq=False)
@@ -235,6 +284,8 @@ class Scene:
     """Mask and mean colour of what is fixed to the camera, if the capture shows such a thing."""
     unit: float = 1.0
     """u: the median measured depth of the given views, the scene's own unit of length."""
+    metres_per_unit: float | None = None
+    """Set by the person, from the file, or None: what one scene unit measures in metres."""
     rough_depth: bool = False
     notices: tuple[str, ...] = ()
 

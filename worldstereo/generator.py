@@ -1,0 +1,217 @@
+"""The `Generator` protocol, what it is asked and what it answers, and the weight-free `WarpGenerator`.
+
+A generator keeps no state between calls: everything a session remembers travels in the request.
+Frames come one by one; the caller folds each into the memories before it asks for the next.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from worldstereo.cameras import Cameras
+from worldstereo.control import Guide, GuideFrame
+from worldstereo.geometric_memory import GlobalGeometricMemory
+from worldstereo.intake import generated
+from worldstereo.scene import Origin, View
+from worldstereo.stereo_memory import SpatialStereoMemory
+from worldstereo.synthesis import synthesize
+from worldstereo.trajectory import Trajectory
+
+OnStep = Callable[[int, int, str], None]
+"""`(step, total, message)`: reports progress, and may raise `Cancelled` to stop the work there."""
+
+
+def ignore(step: int, total: int, message: str) -> None:
+    """An `OnStep` that does nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplerConfig:
+    """How a generator walks from noise to frames."""
+
+    steps: int = 4
+    """Denoising steps. A distilled model wants 4, a full one 30 to 50; the warp generator none."""
+
+    guidance: float = 5.0
+    """Classifier-free guidance scale; 1 switches it off and halves the time."""
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"sampler.steps must be at least 1, got {self.steps}.")
+        if not self.guidance >= 1:
+            raise ValueError(f"sampler.guidance must be at least 1, got {self.guidance}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneratorLimits:
+    """What a generator accepts; the app offers nothing else."""
+
+    name: str
+    min_frames: int = 1
+    max_frames: int = 1000
+    frame_step: int = 1
+    """Accepted frame counts are `min_frames + k * frame_step`."""
+    size_multiple: int = 1
+    """Width and height must be multiples of this many pixels."""
+    max_pixels: int = 1920 * 1088
+    prompt: bool = False
+    steps: tuple[int, int, int] | None = None
+    """(least, most, default) denoising steps; None where there are none."""
+    seconds_per_frame: float = 0.5
+    """A first guess for 640x480 on two cores; the app replaces it by what it measures."""
+
+    def check(self, trajectory: Trajectory) -> None:
+        """Raises `ValueError`, naming the way out, when this generator cannot make such a path."""
+        frames = len(trajectory)
+        width, height = trajectory.cameras.width, trajectory.cameras.height
+        over = (frames - self.min_frames) % self.frame_step
+        if not self.min_frames <= frames <= self.max_frames or over:
+            low = max(self.min_frames, min(self.max_frames, frames - over))
+            high = min(self.max_frames, low + self.frame_step)
+            raise ValueError(
+                f"frames must be {self.min_frames} + a multiple of {self.frame_step} and at most "
+                f"{self.max_frames} for the {self.name} generator, got {frames}. Use {low} or {high}."
+            )
+        if width % self.size_multiple or height % self.size_multiple:
+            raise ValueError(
+                f"width and height must be multiples of {self.size_multiple} for the {self.name} "
+                f"generator, got {width} x {height}."
+            )
+        if width * height > self.max_pixels:
+            raise ValueError(
+                f"{width} x {height} px is above the {self.max_pixels / 1e6:.1f} Mpx of the "
+                f"{self.name} generator. Choose a smaller size."
+            )
+
+
+class Frame(NamedTuple):
+    """One generated view, with what is known about every pixel."""
+
+    color: Float[Tensor, "3 H W"]
+    depth: Float[Tensor, "1 H W"]
+    origin: UInt8[Tensor, "1 H W"]
+    """`Origin`: global, stereo, invented or rig."""
+    confidence: Float[Tensor, "1 H W"]
+    """In [0, 1]; its ranking predicts the error."""
+    stereo_weight: Float[Tensor, "1 H W"]
+    references: tuple[int, ...]
+    """The remembered views that served it, as indices into the request's views."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class GenerationRequest:
+    """Everything a generator is given; what the person previewed is `guide`, and nothing else is."""
+
+    trajectory: Trajectory
+    guide: Guide
+    geometry: GlobalGeometricMemory
+    stereo: SpatialStereoMemory
+    views: tuple[View, ...]
+    start: Cameras | None = None
+    """The camera of the view that the path starts from."""
+    unit: float = 1.0
+    step: int = 1
+    prompt: str = ""
+    negative_prompt: str = ""
+    seed: int = 0
+    sampler: SamplerConfig = SamplerConfig()
+
+
+class Generator(Protocol):
+    """Makes the frames of a path from the guide and the two memories."""
+
+    limits: GeneratorLimits
+
+    def new_memories(self, max_points: int) -> tuple[GlobalGeometricMemory, SpatialStereoMemory]:
+        """Fresh memories for one world; they share the learned weights and nothing else."""
+        ...
+
+    def encode(self, color: Float[Tensor, "T 3 H W"]) -> Float[Tensor, "T D h w"]:
+        """Features of frames on a coarser grid, as the stereo memory stores them."""
+        ...
+
+    def __call__(self, request: GenerationRequest, on_step: OnStep = ignore) -> Iterator[Frame]:
+        """Yields one frame per camera of the path; `on_step` is asked at least once per frame."""
+        ...
+
+
+PATCH = 16
+"""Side in pixels of the patch that one entry of the weight-free feature bank describes."""
+
+
+def patch_features(color: Float[Tensor, "T 3 H W"]) -> Float[Tensor, "T 48 h w"]:
+    """Weight-free features: each 16x16 patch as its 4x4 mean colours, centred on 0.
+
+    Two patches of the same surface have a large dot product; that is all attention needs here.
+    """
+    cells = torch.nn.functional.adaptive_avg_pool2d(
+        color, (color.shape[-2] // PATCH * 4, color.shape[-1] // PATCH * 4)
+    )
+    return torch.nn.functional.pixel_unshuffle(cells - 0.5, 4)
+
+
+class WarpGenerator:
+    """Copies what was seen, through both memories; fills the rest smoothly and marks it invented.
+
+    Needs neither weights nor GPU. Every frame is the guide's frame: each pixel attends to the
+    remembered pixels that correspond to it in 3D (`synthesis`). Where nobody saw anything, what
+    earlier frames of the same path invented there is used again, so that neighbours agree. The
+    same request gives the same bits on the CPU; nothing random is drawn, whatever the seed.
+    """
+
+    limits = GeneratorLimits(name="warp", seconds_per_frame=0.5)
+
+    def new_memories(
+        self, max_points: int = 2_000_000
+    ) -> tuple[GlobalGeometricMemory, SpatialStereoMemory]:
+        geometry = GlobalGeometricMemory(
+            point_cloud_dim=16, feature_dim=48, num_neighbors=8, max_points=max_points
+        )
+        stereo = SpatialStereoMemory(
+            memory_size=65_536, feature_dim=48, correspondence_threshold=0.0
+        )
+        return geometry, stereo
+
+    def encode(self, color: Float[Tensor, "T 3 H W"]) -> Float[Tensor, "T 48 h w"]:
+        return patch_features(color)
+
+    def __call__(self, request: GenerationRequest, on_step: OnStep = ignore) -> Iterator[Frame]:
+        self.limits.check(request.trajectory)
+        total = len(request.trajectory)
+        made: list[View] = []
+        for t in range(total):
+            on_step(t, total, f"View {t + 1} of {total}, filling from memory")
+            known = request.guide[t]
+            frame = repeat_inventions(known, made, request.unit, request.seed)
+            made.append(
+                generated(
+                    frame.color,
+                    frame.depth,
+                    frame.origin,
+                    frame.confidence,
+                    known.camera,
+                    step=request.step,
+                    frame=t,
+                )
+            )
+            yield frame
+        on_step(total, total, f"{total} of {total} views made")
+
+
+def repeat_inventions(known: GuideFrame, made: list[View], unit: float, seed: int) -> Frame:
+    """The guide's frame, with what earlier frames of this path invented where nobody saw anything."""
+    color, depth = known.color, known.depth
+    unknown = known.origin == int(Origin.INVENTED)
+    if made and bool(unknown.any()):
+        nearest = made[-4:]
+        again = synthesize(known.camera, nearest, unit=unit, fill=False, seed=seed)
+        reuse = unknown & again.known
+        color = torch.where(reuse, again.color, color)
+        depth = torch.where(reuse, again.depth, depth)
+    return Frame(
+        color, depth, known.origin, known.confidence, known.stereo_weight, known.references
+    )
