@@ -1,0 +1,36 @@
+"""What a reader returns: a `Capture` with its views, and what was noticed on the way."""
+
+import posixpath
+
+import torch
+
+from worldstereo.inputs import poses
+from worldstereo.inputs.archive import Bundle
+from worldstereo.inputs.assemble import Assembled
+from worldstereo.inputs.limits import shown
+from worldstereo.scene import Capture, PointCloud
+
+
+def captured(
+    bundle: Bundle,
+    kind: str,
+    assembled: Assembled,
+    *,
+    cloud: PointCloud | None = None,
+    notices: tuple[str, ...] = (),
+) -> Capture:
+    """A capture of posed views; the sky is where most cameras have their upper edge."""
+    up = poses.up_of([view.given.c2w.double().numpy() for view in assembled.views])
+    return Capture(
+        name=title(bundle.name),
+        kind=kind,
+        views=assembled.views,
+        cloud=cloud,
+        up=None if up is None else torch.tensor(up, dtype=torch.float32),
+        notices=(*notices, *assembled.notices),
+    )
+
+
+def title(name: str) -> str:
+    """The name of a capture after the file or folder it came from."""
+    return shown(posixpath.splitext(posixpath.basename(name))[0] or name, 60)
