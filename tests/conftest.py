@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from worldstereo.cameras import Cameras, look_at
+from worldstereo.generator import Frame, GeneratorLimits, WarpGenerator, ignore, patch_features
+from worldstereo.scene import Capture, Origin, View
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
@@ -53,3 +55,46 @@ def room(cameras: Cameras) -> tuple[Tensor, Tensor]:
     points = origins + toward * depth[..., None]
     color = 0.5 + 0.4 * torch.sin(points * torch.tensor([2.1, 3.3, 1.7]) + points.roll(1, -1))
     return color.movedim(-1, -3), depth.unsqueeze(-3)
+
+
+def room_capture(n: int = 3, width: int = 80, height: int = 64) -> Capture:
+    """A capture of the two-wall room as a reader would return it, with exact depth."""
+    K = torch.tensor([[66.0, 0.0, 40.6], [0.0, 64.0, 31.2], [0.0, 0.0, 1.0]])
+    poses = [
+        look_at(
+            torch.tensor([0.25 * i - 0.3, 0.05 * i, -0.1 * i]),
+            torch.tensor([0.1, 0.1, 4.0]),
+            torch.tensor([0.0, -1.0, 0.0]),
+        )
+        for i in range(n)
+    ]
+    cameras = Cameras(K.expand(n, 3, 3).clone(), torch.stack(poses), width, height)
+    color, depth = room(cameras)
+    views = tuple(View.of(color[i], depth[i], cameras[i], frame=i) for i in range(n))
+    return Capture(name="room", kind="rgbd", views=views, up=torch.tensor([0.0, -1.0, 0.0]))
+
+
+class InstantGenerator:
+    """Finishes in milliseconds: frames of one colour, the guide never asked."""
+
+    limits = GeneratorLimits(name="instant")
+
+    def new_memories(self, max_points: int = 10_000):
+        return WarpGenerator().new_memories(max_points)
+
+    def encode(self, color: Tensor) -> Tensor:
+        return patch_features(color)
+
+    def __call__(self, request, on_step=ignore):
+        total = len(request.trajectory)
+        height, width = request.trajectory.cameras.height, request.trajectory.cameras.width
+        one = torch.ones(1, height, width)
+        for t in range(total):
+            on_step(t, total, f"View {t + 1} of {total}")
+            origin = one.to(torch.uint8) * int(Origin.INVENTED)
+            yield Frame(one.expand(3, -1, -1) * 0.5, 2 * one, origin, 0.5 * one, 0 * one, ())
+
+
+@pytest.fixture
+def instant() -> InstantGenerator:
+    return InstantGenerator()

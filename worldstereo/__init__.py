@@ -39,7 +39,7 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> object:
-    """Each name from its own module when first asked for (PEP 562), so that `--help` stays quick."""
+    """Each name from its own module when first asked for (PEP 562): `--help` stays quick."""
     if name not in _HOME:
         raise AttributeError(f"module 'worldstereo' has no attribute {name!r}")
     value = getattr(import_module(f"worldstereo.{_HOME[name]}"), name)

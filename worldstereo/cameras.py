@@ -30,8 +30,8 @@ class Cameras:
         _check_field("c2w", self.c2w, (4, 4))
         if self.K.shape[:-2] != self.c2w.shape[:-2]:
             raise ValueError(
-                f"K has batch shape {tuple(self.K.shape[:-2])} and c2w {tuple(self.c2w.shape[:-2])}; "
-                f"both must be the same."
+                f"K has batch shape {tuple(self.K.shape[:-2])} and c2w "
+                f"{tuple(self.c2w.shape[:-2])}; both must be the same."
             )
         for name, size in (("width", self.width), ("height", self.height)):
             if isinstance(size, bool) or not isinstance(size, int) or size <= 0:
@@ -129,7 +129,8 @@ class Cameras:
         """
         if downsample < 1 or downsample > min(self.width, self.height):
             raise ValueError(
-                f"downsample must be between 1 and {min(self.width, self.height)}, got {downsample}."
+                f"downsample must be between 1 and {min(self.width, self.height)}, "
+                f"got {downsample}."
             )
         return self._rays(self.height // downsample, self.width // downsample)
 
@@ -228,8 +229,8 @@ def _check_poses(c2w: Float[Tensor, "n 4 4"]) -> None:
     bad = torch.nonzero(~(drift <= TOLERANCE)).flatten()
     if len(bad) > 0:
         raise ValueError(
-            f"c2w[{bad[0]}]: R @ R.T is off the identity by {float(drift[bad[0]]):.2g}; at most 1e-3 "
-            f"is accepted. Remove the scale or shear from the pose before building Cameras."
+            f"c2w[{bad[0]}]: R @ R.T is off the identity by {float(drift[bad[0]]):.2g}; at most "
+            f"1e-3 is accepted. Remove the scale or shear from the pose before building Cameras."
         )
     det = torch.linalg.det(R)
     bad = torch.nonzero(~((det - 1).abs() <= 3 * TOLERANCE)).flatten()

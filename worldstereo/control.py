@@ -141,5 +141,5 @@ class Guide:
 
 
 def splat_cloud(scene: Scene, camera: Cameras, radius: int = 1) -> RenderResult:
-    """The published cloud at one camera: the draft of the guide, and what the scrubber shows first."""
+    """The published cloud at one camera: the draft of the guide, shown while scrubbing."""
     return render_points(scene.cloud.points, scene.cloud.colors, camera, radius=radius)

@@ -1,4 +1,4 @@
-"""What a user can meet. Each message is one line: what was given, what is wrong, what is accepted."""
+"""What a user can meet. Each message is one line: what was given, what is wrong, the way out."""
 
 
 class WorldStereoError(Exception):

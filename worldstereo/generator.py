@@ -1,4 +1,4 @@
-"""The `Generator` protocol, what it is asked and what it answers, and the weight-free `WarpGenerator`.
+"""The `Generator` protocol, its request and answer, and the weight-free `WarpGenerator`.
 
 A generator keeps no state between calls: everything a session remembers travels in the request.
 Frames come one by one; the caller folds each into the memories before it asks for the next.
@@ -74,12 +74,13 @@ class GeneratorLimits:
             high = min(self.max_frames, low + self.frame_step)
             raise ValueError(
                 f"frames must be {self.min_frames} + a multiple of {self.frame_step} and at most "
-                f"{self.max_frames} for the {self.name} generator, got {frames}. Use {low} or {high}."
+                f"{self.max_frames} for the {self.name} generator, got {frames}. "
+                f"Use {low} or {high}."
             )
         if width % self.size_multiple or height % self.size_multiple:
             raise ValueError(
-                f"width and height must be multiples of {self.size_multiple} for the {self.name} "
-                f"generator, got {width} x {height}."
+                f"width and height must be multiples of {self.size_multiple} for the "
+                f"{self.name} generator, got {width} x {height}."
             )
         if width * height > self.max_pixels:
             raise ValueError(
@@ -104,7 +105,7 @@ class Frame(NamedTuple):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class GenerationRequest:
-    """Everything a generator is given; what the person previewed is `guide`, and nothing else is."""
+    """Everything a generator is given; `guide` is what the person previewed."""
 
     trajectory: Trajectory
     guide: Guide
@@ -203,7 +204,7 @@ class WarpGenerator:
 
 
 def repeat_inventions(known: GuideFrame, made: list[View], unit: float, seed: int) -> Frame:
-    """The guide's frame, with what earlier frames of this path invented where nobody saw anything."""
+    """The guide's frame, with what earlier frames of this path invented in its unknown parts."""
     color, depth = known.color, known.depth
     unknown = known.origin == int(Origin.INVENTED)
     if made and bool(unknown.any()):

@@ -1,4 +1,4 @@
-"""The frozen values that viewers and exporters read: `View`, `PointCloud`, `Clip`, `Capture`, `Scene`.
+"""The frozen values that viewers and exporters read: views, point clouds, clips, scenes.
 
 Nothing here changes after it was built, and neither do the tensors inside: a step of the world
 builds new ones. Colours are channels first. Views and clips keep colours and confidences in 8 bits
@@ -55,7 +55,7 @@ class Origin(IntEnum):
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """One remembered frame. Build it with `View.of`, which takes floats and fills what is missing."""
+    """One remembered frame. Build it with `View.of`: floats in, gaps filled."""
 
     color8: UInt8[Tensor, "3 H W"]
     depth: Float[Tensor, "1 H W"]
@@ -180,7 +180,7 @@ class PointCloud:
 
 @dataclass(frozen=True, eq=False)
 class Clip:
-    """The frames that one step made, with what is known about every pixel. Build it with `Clip.of`."""
+    """The frames that one step made, and what is known of every pixel. Build it with `Clip.of`."""
 
     color8: UInt8[Tensor, "T 3 H W"]
     depth: Float[Tensor, "T 1 H W"]

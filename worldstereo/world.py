@@ -257,7 +257,7 @@ class World:
 
 
 def _without_cloud(state: Published) -> Published:
-    """For the undo list: the memory's snapshot gives the cloud back, a copy per step would not fit."""
+    """For the undo list: the memory's snapshot gives the cloud back; copies would not fit."""
     nothing = PointCloud.of(torch.zeros(0, 3))
     return replace(state, scene=replace(state.scene, cloud=nothing))
 

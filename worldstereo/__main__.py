@@ -1,0 +1,234 @@
+"""The command line: `python -m worldstereo explore | export | info`.
+
+Heavy imports live inside the commands, so that `--help` answers at once.
+"""
+
+import logging
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+if TYPE_CHECKING:
+    from worldstereo.generator import Generator
+    from worldstereo.scene import Scene
+    from worldstereo.trajectory import Trajectory
+    from worldstereo.world import World
+
+
+@dataclass(frozen=True)
+class Explore:
+    """Generate the views of a path through a capture, and write the grown world."""
+
+    input: Annotated[Path, tyro.conf.Positional]
+    """A capture (folder or zip), a photo, a mesh or point cloud, or a saved project."""
+
+    out: Path = Path("world")
+    """Folder for the results: frames, clip.mp4, the exports and the project."""
+
+    trajectory: str = "orbit"
+    """orbit, dolly, truck, crane, pan, tilt, spiral, zoom, look_around, or a JSON file."""
+
+    amount: float = 1.0
+    """Strength of the preset; 0.5 is half the way, -1 the other direction."""
+
+    frames: int = 25
+    """Frames of a preset path."""
+
+    width: int = 640
+    """Width of the frames in pixels."""
+
+    height: int = 480
+    """Height of the frames in pixels."""
+
+    seed: int = 0
+    """Same seed, same device, same bits."""
+
+    prompt: str = ""
+    """For generators that read text."""
+
+    guide: Literal["fused", "cloud"] = "fused"
+    """Both memories, or the global point cloud alone."""
+
+    generator: Literal["warp", "mini", "diffusion"] = "warp"
+    """warp needs neither weights nor GPU."""
+
+    model: Path | None = None
+    """Folder with the weights of the diffusion generator."""
+
+    register: bool = True
+    """Register the given views to each other first."""
+
+    export: tuple[str, ...] = ("ply", "mp4")
+    """Formats to write: ply, glb, colmap, transforms, mp4 and others that `export --help` lists."""
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write a saved project, or a capture as it enters the memories, in another format."""
+
+    input: Annotated[Path, tyro.conf.Positional]
+    """A saved project, or anything that `explore` accepts."""
+
+    format: tuple[str, ...] = ("ply",)
+    """ply, glb, colmap, colmap-text, transforms, mp4, images, trajectory."""
+
+    out: Path = Path("export")
+    """Folder for the files."""
+
+
+@dataclass(frozen=True)
+class Info:
+    """Say what a capture or a project holds."""
+
+    input: Annotated[Path, tyro.conf.Positional]
+    """A saved project, or anything that `explore` accepts."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What every command takes."""
+
+    command: Annotated[
+        Annotated[Explore, tyro.conf.subcommand("explore")]
+        | Annotated[Export, tyro.conf.subcommand("export")]
+        | Annotated[Info, tyro.conf.subcommand("info")],
+        tyro.conf.arg(name=""),
+    ]
+    verbose: bool = field(default=False)
+    """Log what happens."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; returns the exit code. A refusal is one line on standard error."""
+    options = tyro.cli(Options, prog="worldstereo", description=__doc__, args=arguments)
+    logging.basicConfig(level=logging.INFO if options.verbose else logging.WARNING)
+    from worldstereo.errors import WorldStereoError
+
+    run = {Explore: _explore, Export: _export, Info: _info}[type(options.command)]
+    try:
+        run(options.command)  # type: ignore[arg-type]
+    except (WorldStereoError, ValueError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("Stopped; nothing half-made was kept.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _explore(command: Explore) -> None:
+    from worldstereo.explore import explore
+
+    world = _open(command.input, _generator(command), command.register)
+    path = _path(command, world.scene)
+    explore(
+        world,
+        path,
+        seed=command.seed,
+        prompt=command.prompt,
+        guide=command.guide,
+        on_step=_progress,
+    )
+    _write_all(world, command.out, command.export)
+    from worldstereo.project import save_world
+
+    save_world(world, command.out / "project.world")
+    _print_facts(world.scene)
+
+
+def _export(command: Export) -> None:
+    from worldstereo.generator import WarpGenerator
+
+    _write_all(_open(command.input, WarpGenerator(), True), command.out, command.format)
+
+
+def _info(command: Info) -> None:
+    from worldstereo.generator import WarpGenerator
+
+    _print_facts(_open(command.input, WarpGenerator(), True).scene)
+
+
+def _open(path: Path, generator: "Generator", register: bool) -> "World":
+    from worldstereo.explore import start
+    from worldstereo.inputs import read
+    from worldstereo.project import is_project, load_world
+    from worldstereo.world import World
+
+    world = World(generator)
+    if is_project(path):
+        load_world(world, path)
+    else:
+        start(world, read(path), register=register, on_step=_progress)
+    return world
+
+
+def _generator(command: Explore) -> "Generator":
+    if command.generator == "warp":
+        from worldstereo.generator import WarpGenerator
+
+        return WarpGenerator()
+    if command.generator == "mini":
+        from worldstereo.mini import MiniGenerator
+
+        return MiniGenerator()
+    from worldstereo.diffusion import DiffusionGenerator
+    from worldstereo.errors import WeightsMissing
+
+    if command.model is None:
+        raise WeightsMissing("The diffusion generator needs --model FOLDER with its weights.")
+    return DiffusionGenerator.from_pretrained(command.model)
+
+
+def _path(command: Explore, scene: "Scene") -> "Trajectory":
+    from worldstereo.errors import InputRefused
+    from worldstereo.explore import default_view, pivot_distance
+    from worldstereo.trajectory import PRESETS, Trajectory
+
+    if command.trajectory in PRESETS:
+        start = default_view(scene)
+        path = Trajectory.preset(
+            command.trajectory,
+            start,
+            distance=pivot_distance(scene, start),
+            amount=command.amount,
+            frames=command.frames,
+            up=scene.up,
+        )
+        return path.scaled(command.width, command.height)
+    file = Path(command.trajectory)
+    if not file.is_file():
+        raise InputRefused(
+            f"{command.trajectory}: is neither a preset ({', '.join(PRESETS)}) nor a JSON file."
+        )
+    return Trajectory.from_json(file.read_text()).scaled(command.width, command.height)
+
+
+def _write_all(world: "World", folder: Path, formats: tuple[str, ...]) -> None:
+    from worldstereo.export import FORMATS, write
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in formats:
+        if name not in FORMATS:
+            raise ValueError(f"export must be one of {', '.join(FORMATS)}; got {name!r}.")
+        path = folder / f"{world.scene.name or 'world'}-{name}{FORMATS[name].suffix}"
+        write(world.scene, name, path)
+        print(path)
+
+
+def _print_facts(scene: "Scene") -> None:
+    given = sum(view.step == 0 for view in scene.views)
+    print(f"{scene.name}: {given} given views, {len(scene.views) - given} generated")
+    print(f"{len(scene.cloud):,} points; unit {scene.unit:.3g}; {len(scene.clips)} clips")
+    for notice in scene.notices:
+        print(notice)
+
+
+def _progress(step: int, total: int, message: str) -> None:
+    logging.getLogger(__name__).info("%s (%d/%d)", message, step, total)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
