@@ -1,0 +1,68 @@
+"""One photo: turned upright, scaled, a field of view from its tags, depth from an estimator."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from worldstereo.cameras import Cameras
+from worldstereo.depth import DEFAULT_FOV, DepthEstimator, best_estimator, default_camera
+from worldstereo.inputs import images
+from worldstereo.inputs.assemble import fitted, shrunk, with_depth
+from worldstereo.inputs.capture import title
+from worldstereo.inputs.limits import Limits, shown
+from worldstereo.scene import Capture, DepthKind, View, to_bytes
+
+ROUGH = "Depth was guessed from one photo: a rough layout, good for small camera moves."
+
+
+def read(
+    name: str, data: bytes, limits: Limits, estimator: DepthEstimator | None = None
+) -> Capture:
+    """A capture of one view; position, time and all other tags of the photo are dropped."""
+    photo = images.photo(name, data, limits)
+    height, width = photo.color.shape[:2]
+    notices = []
+    if max(height, width) > limits.view_side:
+        width, height = fitted(width, height, limits.view_side)
+        notices.append(f"The photo was scaled down to {width} x {height} px.")
+    pixels = shrunk(photo.color, width, height) if notices else photo.color
+    fov = DEFAULT_FOV
+    if photo.focal_35mm is not None:
+        fov = 2 * math.atan(18.0 / photo.focal_35mm)
+    else:
+        degrees = round(math.degrees(fov))
+        notices.append(f"The photo does not name its lens; {degrees} degrees of view were assumed.")
+    camera = default_camera(width, height, fov)
+    view = guessed(pixels, camera, name, estimator or best_estimator())
+    rough = view.kind.max() == DepthKind.COMPLETED
+    return Capture(
+        name=title(name),
+        kind="photo",
+        views=(view,),
+        up=torch.tensor([0.0, -1.0, 0.0]),
+        rough_depth=bool(rough),
+        notices=(*notices, *((ROUGH,) if rough else ())),
+    )
+
+
+def guessed(pixels: np.ndarray, camera: Cameras, name: str, estimator: DepthEstimator) -> View:
+    """A view whose depth an estimator made: completed (rough) or stereo-like (a real model)."""
+    color8 = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+    estimate = estimator(color8.float() / 255, camera)
+    view = View(
+        color8=color8,
+        depth=torch.zeros(1, camera.height, camera.width),
+        confidence8=torch.zeros(1, camera.height, camera.width, dtype=torch.uint8),
+        kind=torch.zeros(1, camera.height, camera.width, dtype=torch.uint8),
+        gain=torch.zeros(3),
+        cameras=camera,
+        given=camera,
+        step=0,
+        frame=0,
+        name=shown(name, 80),
+    )
+    kind = DepthKind.COMPLETED if estimate.rough else DepthKind.STEREO
+    view = with_depth(view, estimate.depth, kind, 1.0)
+    return replace(view, confidence8=to_bytes(estimate.confidence))
