@@ -1,0 +1,1 @@
+"""One file per format; `worldstereo.export` is the door."""
