@@ -169,7 +169,9 @@ def _border(c: Int[Tensor, "n"], size: int, radius: int, border: int) -> Int[Ten
         return c
     first, last = c + radius, c - radius  # last and first pixel that the square reaches
     whole = torch.zeros_like(c)
-    return torch.where(first < size - 1, first - border, torch.where(last > 0, last + border, whole))
+    return torch.where(
+        first < size - 1, first - border, torch.where(last > 0, last + border, whole)
+    )
 
 
 def _minimum_filter(words: Int[Tensor, "h w"], footprint: Footprint) -> Int[Tensor, "H W"]:

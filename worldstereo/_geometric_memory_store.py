@@ -1,0 +1,423 @@
+"""The book of a growing cloud: columns per point, merging, eviction, undo. No learned weights here.
+
+A point lives in a *slot*; slots are only ever appended, and a removed point leaves its slot dead
+until the store is compacted, so slot order is the order of adding. The *row* of a point, the number
+the outside sees, is its rank among the living slots. Cost per update follows the batch: columns
+grow geometrically, eviction takes the next of a queue sorted once per pass over the cloud, and
+compaction waits until a third of the slots is dead.
+
+Undo is a chain of differences (`Version`): each state that somebody still holds knows how to get to
+the next newer one, and restoring walks the chain and turns the differences around (Baker 1991,
+"Shallow binding makes functional arrays fast"). A state nobody holds costs nothing.
+"""
+
+import weakref
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from worldstereo.spatial_index import ScipyIndex
+
+Columns = dict[str, np.ndarray]
+
+WIDTHS = {"point": 3, "color": 3, "normal": 3}  # the others hold one number per point
+OPTIONAL = ("normal", "radius", "feature")  # only stored once given
+TYPES = {"count": np.int32, "seen": np.int32, "source": np.int32}
+DEFAULTS = {"color": 0.5, "confidence": 1.0, "count": 1, "source": -1}
+
+
+class Merged(NamedTuple):
+    added: int
+    merged: int
+
+
+@dataclass(eq=False)
+class Version:
+    """One remembered state: how to get here from the next newer state on the way to the present."""
+
+    newer: "Version | None" = None
+    difference: "Difference | Storage | None" = None
+    tick: int = 0
+
+
+@dataclass(eq=False)
+class Difference:
+    """What to write back to get from one state to its neighbour."""
+
+    slots: Int[np.ndarray, "n"]
+    values: Columns
+    """Of `slots`; a column the state did not store yet is absent."""
+    revived: Int[np.ndarray, "n"]
+    """Slots that are alive there and dead here."""
+    killed: Int[np.ndarray, "n"]
+    size: int
+    """Slots in use there."""
+    tail: Columns
+    """Columns of the slots there beyond the size here."""
+    names: tuple[str, ...]
+    """Columns stored there."""
+
+
+class Storage:
+    """Columns of one generation of slots, with the index over the living ones."""
+
+    def __init__(self, columns: Columns) -> None:
+        self.columns = columns
+        self.size = len(columns["point"])
+        self.alive = np.ones(self.size, np.bool_)
+        self.dead = 0
+
+    @property
+    def living(self) -> int:
+        return self.size - self.dead
+
+    def reserve(self, slots: int) -> None:
+        """Makes room for `slots` slots; doubles by half, so that a point is moved about twice."""
+        room = len(self.alive)
+        if slots <= room:
+            return
+        room = max(slots, room + room // 2, 1024)
+        self.alive = _grown(self.alive, room, self.size)
+        for name, column in self.columns.items():
+            self.columns[name] = _grown(column, room, self.size)
+
+    def add_column(self, name: str, width: int) -> None:
+        shape = (len(self.alive), width) if name in WIDTHS or name == "feature" else len(self.alive)
+        self.columns[name] = np.zeros(shape, TYPES.get(name, np.float32))
+
+    def all_columns(self) -> list[tuple[str, np.ndarray]]:
+        return [*self.columns.items(), ("alive", self.alive)]
+
+    def nbytes(self) -> int:
+        return self.alive.nbytes + sum(column.nbytes for column in self.columns.values())
+
+
+class PointStore:
+    """Columns of a growing cloud with exact merging, eviction of the oldest and undo."""
+
+    def __init__(self, max_points: int) -> None:
+        self.max_points = max_points
+        self.tick = 0
+        self.revision = 0
+        """Another number for another state; caches elsewhere compare it."""
+        self._storage = Storage(blank_columns(0))
+        self._here: weakref.ref[Version] | None = None
+        self._queue = np.zeros(0, np.int64)
+        self._queue_from = 0
+        self._queue_tick = -1
+        self._slots: np.ndarray | None = None
+        self._cache: Columns = {}
+        self._matcher: ScipyIndex | None = None
+
+    # ---- reading -----------------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        return self._storage.living
+
+    def has(self, name: str) -> bool:
+        return name in self._storage.columns
+
+    def slots(self) -> Int[np.ndarray, "N"] | None:
+        """Slot of each row; None while no slot is dead, when both are the same number."""
+        if self._storage.dead == 0:
+            return None
+        if self._slots is None:
+            self._slots = np.flatnonzero(self._storage.alive[: self._storage.size])
+        return self._slots
+
+    def column(self, name: str) -> np.ndarray:
+        """A column in row order: a copy that nobody writes again, shared until the next change."""
+        if name not in self._cache:
+            self._cache[name] = self.rows(name)
+        return self._cache[name]
+
+    def rows(self, name: str, rows: Int[np.ndarray, "n"] | None = None) -> np.ndarray:
+        """Values of some rows, or of all: always a copy."""
+        column, slots = self._storage.columns[name], self.slots()
+        if rows is not None:
+            return column[rows if slots is None else slots[rows]]
+        return column[: self._storage.size].copy() if slots is None else column[slots]
+
+    def memory_bytes(self) -> int:
+        return self._storage.nbytes() + sum(column.nbytes for column in self._cache.values())
+
+    # ---- changing ----------------------------------------------------------------------------
+
+    def replace(self, columns: Columns, tick: int = 0) -> None:
+        """A new cloud; missing columns are filled with their defaults."""
+        n = len(columns["point"])
+        storage = Storage(blank_columns(n) | columns)
+        self._note(self._storage)
+        self._storage, self.tick = storage, tick
+        self._queue_tick = -1
+        self._changed()
+
+    def update(self, batch: Columns, threshold: float) -> Merged:
+        """Merges a batch into the cloud or adds it; see `GlobalGeometricMemory.update`."""
+        m = len(batch["point"])
+        match = self._match(batch["point"], threshold)
+        fresh = np.flatnonzero(match < 0)
+        added = self._collapse({name: c[fresh] for name, c in batch.items()}, threshold)
+        hit = np.flatnonzero(match >= 0)
+        slots, target = np.unique(match[hit], return_inverse=True)
+        merged = self._blend(slots, target.reshape(-1), {name: c[hit] for name, c in batch.items()})
+        # Nothing was written so far: an error up to here leaves the store as it was.
+        storage, before, none = self._storage, self._storage.size, np.zeros(0, np.int64)
+        old = {name: column[slots] for name, column in storage.columns.items()}
+        n_added = len(added["point"])
+        storage.reserve(before + n_added)
+        for name in [name for name in batch if name not in storage.columns]:
+            storage.add_column(name, batch[name].shape[-1])
+        storage.size = before + n_added
+        storage.alive[before : storage.size] = True
+        for name, column in storage.columns.items():
+            if name in merged:
+                column[slots] = merged[name]
+            column[before : storage.size] = added.get(name, DEFAULTS.get(name, 0))
+        self.tick += 1
+        storage.columns["seen"][slots] = self.tick
+        storage.columns["seen"][before : storage.size] = self.tick
+        evicted = self._evict(max(0, storage.living - self.max_points))
+        revived = evicted[evicted < before]
+        self._note(Difference(slots, old, revived, none, before, {}, tuple(old)), self.tick - 1)
+        self._changed()
+        self._compact()
+        return Merged(n_added, m - n_added)
+
+    def prune(self, keep: Bool[np.ndarray, "N"]) -> int:
+        """Removes the rows that are not kept; returns how many."""
+        rows = np.flatnonzero(~keep)
+        if len(rows) == 0:
+            return 0
+        slots = self.slots()
+        gone = rows if slots is None else slots[rows]
+        self._kill(gone)
+        storage, none = self._storage, np.zeros(0, np.int64)
+        empty = {name: column[:0].copy() for name, column in storage.columns.items()}
+        names = tuple(storage.columns)
+        self._note(Difference(none, empty, gone, none, storage.size, {}, names), self.tick)
+        self._changed()
+        self._compact()
+        return len(gone)
+
+    def fill_column(self, name: str, values: np.ndarray) -> None:
+        """Stores a column that was not stored so far, one value per row."""
+        columns = {key: self.rows(key) for key in self._storage.columns} | {name: values}
+        self.replace(columns, self.tick)
+
+    # ---- undo --------------------------------------------------------------------------------
+
+    def snapshot(self) -> Version:
+        """A handle on the present state; while held, later changes keep what they overwrite."""
+        here = self._here() if self._here is not None else None
+        if here is None:
+            here = Version()
+            self._here = weakref.ref(here)
+        here.tick = self.tick
+        return here
+
+    def restore(self, version: Version) -> None:
+        """Back (or forth) to a state; costs what changed on the way.
+
+        Raises:
+            ValueError: the handle belongs to another store.
+        """
+        present = self.snapshot()
+        path = [version]
+        while path[-1].newer is not None:
+            path.append(path[-1].newer)
+        if path[-1] is not present:
+            raise ValueError(
+                "snapshot belongs to another memory; restore takes one of this memory."
+            )
+        for target in reversed(path[:-1]):
+            assert target.difference is not None and target.newer is not None
+            target.newer.difference = self._apply(target.difference)
+            target.newer.newer, target.newer = target, None
+            target.difference = None
+            self.tick = target.tick
+        self._here = weakref.ref(version)
+        self._queue_tick = -1
+        self._changed()
+
+    def _note(self, difference: "Difference | Storage", tick: int | None = None) -> None:
+        """Remembers how to get back to the state before a change, if somebody holds that state."""
+        here = self._here() if self._here is not None else None
+        if here is None:
+            return
+        newer = Version()
+        here.newer, here.difference = newer, difference
+        here.tick = self.tick if tick is None else tick
+        self._here = weakref.ref(newer)
+
+    def _apply(self, difference: "Difference | Storage") -> "Difference | Storage":
+        """Moves to the neighbouring state; returns the way back."""
+        storage = self._storage
+        if isinstance(difference, Storage):
+            self._storage = difference
+            return storage
+        low = min(storage.size, difference.size)
+        back = Difference(
+            slots=difference.slots,
+            values={name: column[difference.slots] for name, column in storage.columns.items()},
+            revived=difference.killed,
+            killed=difference.revived,
+            size=storage.size,
+            tail={
+                name: column[low : storage.size].copy() for name, column in storage.all_columns()
+            },
+            names=tuple(storage.columns),
+        )
+        storage.dead -= int(np.count_nonzero(~storage.alive[low : storage.size]))
+        storage.size = low
+        storage.reserve(difference.size)
+        for name in difference.names:
+            if name not in storage.columns:
+                storage.add_column(name, difference.values[name].shape[-1])
+        for name in [name for name in storage.columns if name not in difference.names]:
+            del storage.columns[name]
+        for name, values in difference.values.items():
+            storage.columns[name][difference.slots] = values
+        if difference.size > low:
+            storage.size = difference.size
+            for name, column in storage.all_columns():
+                column[low : storage.size] = difference.tail[name]
+            storage.dead += int(np.count_nonzero(~storage.alive[low : storage.size]))
+        storage.alive[difference.revived] = True
+        storage.dead -= len(difference.revived)
+        self._kill(difference.killed)
+        return back
+
+    # ---- inside ------------------------------------------------------------------------------
+
+    def _match(self, points: Float[np.ndarray, "M 3"], threshold: float) -> Int[np.ndarray, "M"]:
+        """Slot of the nearest stored point within the threshold, the lowest among equals, or -1."""
+        if len(self) == 0 or len(points) == 0:
+            return np.full(len(points), -1, np.int64)
+        if self._matcher is None:
+            self._matcher = ScipyIndex(self.column("point"))
+        distance, row = self._matcher.query(points, 1)
+        slots = self.slots()
+        slot = row[:, 0] if slots is None else slots[row[:, 0]]
+        return np.where(distance[:, 0] <= threshold, slot, -1)
+
+    def _collapse(self, fresh: Columns, threshold: float) -> Columns:
+        """New points that share a cell of the threshold's size, made one: their mean."""
+        points = fresh["point"]
+        cell = points.astype(np.float64) + 0.0
+        if threshold > 0:
+            cell = np.floor(cell / threshold)
+        _, first, group = np.unique(cell, axis=0, return_index=True, return_inverse=True)
+        order = np.argsort(first, kind="stable")  # groups in the order of their first point
+        rank = np.empty_like(order)
+        rank[order] = np.arange(len(order))
+        first, group = first[order], rank[group.reshape(-1)]
+        count = np.bincount(group, minlength=len(first))
+        if len(first) == len(points):
+            return fresh | {"count": count.astype(np.int32)}
+        added = {name: column[first] for name, column in fresh.items()}
+        many = count > 1
+        for name, column in fresh.items():
+            if name != "source":
+                mean = _sums(column, group, len(first)) / _like(count, column)
+                added[name] = np.where(_like(many, column), finished(name, mean), added[name])
+        # A mean may come near a stored point although none of its points did: keep the first then.
+        near = np.flatnonzero(many)
+        near = near[self._match(added["point"][near], threshold) >= 0]
+        added["point"][near] = points[first[near]]
+        return added | {"count": count.astype(np.int32)}
+
+    def _blend(self, slots: np.ndarray, target: np.ndarray, batch: Columns) -> Columns:
+        """Values of the slots after taking in the batch: means weighted by observations."""
+        columns = self._storage.columns
+        extra = np.bincount(target, minlength=len(slots))
+        before = columns["count"][slots]
+        blended: Columns = {"count": before + extra.astype(np.int32)}
+        for name, values in batch.items():
+            if name == "source":
+                continue
+            sums = _sums(values, target, len(slots))
+            weight = before
+            if name not in columns:
+                weight = np.zeros_like(before)
+                old = np.zeros_like(sums)
+            else:
+                old = columns[name][slots].astype(np.float64)
+            if name == "radius":  # 0: not known
+                weight = np.where(old > 0, before, 0)
+            mean = (old * _like(weight, old) + sums) / _like(weight + extra, old)
+            blended[name] = finished(name, mean)
+        return blended
+
+    def _kill(self, slots: np.ndarray) -> None:
+        self._storage.alive[slots] = False
+        self._storage.dead += len(slots)
+
+    def _evict(self, n: int) -> Int[np.ndarray, "n"]:
+        """Removes the `n` living slots that were observed longest ago, ties by slot."""
+        storage, gone = self._storage, [np.zeros(0, np.int64)]
+        seen = storage.columns["seen"]
+        while n > 0:
+            if self._queue_tick < 0 or self._queue_from == len(self._queue):
+                living = np.flatnonzero(storage.alive[: storage.size])
+                self._queue = living[np.argsort(seen[living], kind="stable")]
+                self._queue_from, self._queue_tick = 0, self.tick
+            head = self._queue[self._queue_from : self._queue_from + n]
+            self._queue_from += len(head)
+            # Entries observed since the queue was sorted come again, later, in the next queue.
+            gone.append(head[storage.alive[head] & (seen[head] <= self._queue_tick)])
+            self._kill(gone[-1])
+            n -= len(gone[-1])
+        return np.concatenate(gone)
+
+    def _compact(self) -> None:
+        """Gives dead slots back once they are a third of all."""
+        storage = self._storage
+        if storage.dead < 1024 or storage.dead * 3 < storage.size:
+            return
+        fresh = Storage({name: self.rows(name) for name in storage.columns})
+        self._note(storage, self.tick)
+        self._storage = fresh
+        self._queue_tick = -1
+        self._changed()
+
+    def _changed(self) -> None:
+        self.revision += 1
+        self._slots, self._cache, self._matcher = None, {}, None
+
+
+def blank_columns(n: int) -> Columns:
+    """The columns that are always stored, with their defaults."""
+    columns: Columns = {}
+    for name in ("point", "color", "confidence", "count", "seen", "source"):
+        shape = (n, WIDTHS[name]) if name in WIDTHS else n
+        columns[name] = np.full(shape, DEFAULTS.get(name, 0), TYPES.get(name, np.float32))
+    return columns
+
+
+def finished(name: str, mean: np.ndarray) -> np.ndarray:
+    """A mean formed in float64 as it is stored; normals are made unit length again, or zero."""
+    if name == "normal":
+        length = np.sqrt((mean * mean).sum(axis=-1, keepdims=True))
+        mean = np.divide(mean, length, out=np.zeros_like(mean), where=length > 0)
+    return mean.astype(np.float32)
+
+
+def _sums(values: np.ndarray, group: np.ndarray, groups: int) -> Float[np.ndarray, "*G"]:
+    """Float64 sums per group, added up in the order of the rows: no thread count changes a bit."""
+    if values.ndim == 1:
+        return np.bincount(group, weights=values, minlength=groups)
+    parts = [np.bincount(group, weights=column, minlength=groups) for column in values.T]
+    return np.stack(parts, axis=-1)
+
+
+def _like(per_row: np.ndarray, column: np.ndarray) -> np.ndarray:
+    return per_row[:, None] if column.ndim == 2 else per_row
+
+
+def _grown(column: np.ndarray, room: int, used: int) -> np.ndarray:
+    larger = np.zeros((room, *column.shape[1:]), column.dtype)
+    larger[:used] = column[:used]
+    return larger
