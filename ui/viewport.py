@@ -1,0 +1,586 @@
+"""The stage: owns one viser server, draws a scene in it, and turns clicks and flights into events.
+
+viser's own threads, gradio's handlers and the world's writer only put work into the inbox; the
+viewport's thread takes it out, touches every viser handle, and moves the camera. Methods return at
+once unless they say otherwise. Cameras and points given and returned are those of the world.
+"""
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import rich
+import torch
+import viser
+
+from ui.viewport_cloud import CloudDrawing, DrawMode
+from ui.viewport_colors import ColorMode
+from ui.viewport_events import (
+    CameraMoved,
+    Drawn,
+    Event,
+    FromPage,
+    KeyframesChanged,
+    Measured,
+    Pick,
+    Playing,
+    Point,
+    Recording,
+    Selected,
+    ViewClicked,
+)
+from ui.viewport_motion import Motion, Recorder, aim, aim_of, on_stage
+from ui.viewport_overlays import KeyframeGizmos, Marks, Match, PlanDrawing, ViewFrusta
+from ui.viewport_pick import Hit, pick, select
+from ui.viewport_stage import (
+    BACKGROUND,
+    COMFORT,
+    camera_of,
+    fitting_fov,
+    pose_matrix,
+    stage_scale,
+)
+from worldstereo.cameras import Cameras
+from worldstereo.explore import default_view
+from worldstereo.scene import Scene
+from worldstereo.trajectory import Trajectory
+
+log = logging.getLogger(__name__)
+
+SOFTWARE_POINTS = 500_000  # shown where the page renders in software: about two frames a second
+FLIGHT_SECONDS = 0.7
+EVENTS_KEPT = 1000
+CAMERA_EVENTS = 0.2  # seconds between two `CameraMoved`
+
+
+class Viewport:
+    """One visitor's stage.
+
+    Args:
+        on_event: called in the viewport's thread for every event, after it was queued.
+    """
+
+    def __init__(self, on_event: Callable[[Event], None] | None = None) -> None:
+        rich.get_console().quiet = True  # viser prints a banner whatever `verbose` says
+        self._server = viser.ViserServer(host="127.0.0.1", port=0, verbose=False)
+        # Any client may ask viser for a public tunnel; hiding the button would not stop it.
+        self._server.request_share_url = lambda verbose=True: None
+        self._server.gui.configure_theme(dark_mode=True, show_logo=False, show_share_button=False)
+        self._server.scene.set_background_image(np.full((2, 2, 3), BACKGROUND, np.uint8))
+        self._on_event = on_event
+        self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._events: queue.Queue[Event] = queue.Queue(EVENTS_KEPT)
+        self._listeners: list[Callable[[dict[str, Any]], None]] = []
+        self._closed = False
+        self._scene = Scene()
+        self._scale = 1.0
+        self._source: Callable[[], Scene] | None = None
+        self._unfollow: Callable[[], None] = lambda: None
+        self._woken = threading.Event()
+        self._cloud = CloudDrawing(self._server)
+        self._views = ViewFrusta(self._server, self._on_view_click)
+        self._plan_drawing = PlanDrawing(self._server)
+        self._marks = Marks(self._server)
+        self._gizmos = KeyframeGizmos(self._server, self._on_gizmo, self._on_keyframe_click)
+        self._plan: Trajectory | None = None
+        self._keyframes: tuple[Cameras, ...] = ()
+        self._motion = Motion(lambda frame: self.emit(Playing(frame)))
+        self._recorder = Recorder()
+        self._last_client = -1
+        self._framed = False
+        self._measuring: list[np.ndarray] | None = None
+        self._selecting = False
+        self._view_clicked_at = -1.0
+        self._camera_told_at = 0.0
+        self._recording_told_at = 0.0
+        self._server.on_client_connect(self._on_connect)
+        self._server.scene.on_click()(self._on_click)
+        self._thread = threading.Thread(target=self._run, name="viewport", daemon=True)
+        self._thread.start()
+
+    # ---- what the proxy needs --------------------------------------------------------------------
+
+    @property
+    def port(self) -> int:
+        """The loopback port of this viewport's viser server."""
+        return self._server.get_port()
+
+    def listen(self, listener: Callable[[dict[str, Any]], None]) -> Callable[[], None]:
+        """Be handed each event's JSON form, in the viewport's thread; returns the undoing."""
+        self._listeners.append(listener)
+
+        def stop() -> None:
+            if listener in self._listeners:
+                self._listeners.remove(listener)
+
+        return stop
+
+    def from_page(self, message: dict[str, Any]) -> None:
+        """A message from the page's event socket, passed on as an event."""
+        self._post(lambda: self.emit(FromPage(message)))
+
+    # ---- life ------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Stop the thread, then the server. Safe to call twice."""
+        if self._closed:
+            return
+        self._closed = True
+        self._unfollow()
+        self._inbox.put(None)
+        self._thread.join(timeout=10)
+        self._server.stop()
+
+    def settle(self, timeout: float = 30.0) -> bool:
+        """Wait until everything asked for so far is drawn. False when that took too long."""
+        done = threading.Event()
+        self._post(done.set)
+        return done.wait(timeout)
+
+    @property
+    def stats(self) -> dict[str, int]:
+        """Counts for the page and for tests: clients, nodes, points shown, bytes of points sent."""
+        return {
+            "clients": len(self._server.get_clients()),
+            "nodes": self._cloud.nodes,
+            "points": self._cloud.shown,
+            "bytes_sent": self._cloud.bytes_sent,
+            "revision": self._scene.revision,
+        }
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """What the stage does not show, one line each."""
+        return tuple(line for line in (self._cloud.notice,) if line)
+
+    def take_events(self) -> list[Event]:
+        """Events since the last call, oldest first; at most the last 1,000."""
+        taken = []
+        while True:
+            try:
+                taken.append(self._events.get_nowait())
+            except queue.Empty:
+                return taken
+
+    def emit(self, event: Event) -> None:
+        """Queue an event and tell the page. Also for the session's own events."""
+        while True:
+            try:
+                self._events.put_nowait(event)
+                break
+            except queue.Full:
+                self._events.get_nowait()
+        if self._on_event is not None:
+            self._on_event(event)
+        message = event.as_json()
+        for listener in list(self._listeners):
+            listener(message)
+
+    # ---- the scene -------------------------------------------------------------------------------
+
+    def follow(
+        self,
+        scene: Callable[[], Scene],
+        subscribe: Callable[[Callable[[], None]], Callable[[], None]],
+    ) -> None:
+        """Draw what `scene()` returns, now and after each wake; ten wakes may be one redraw."""
+        self._unfollow()
+        self._source = scene
+        self._unfollow = subscribe(self.wake)
+        self.wake()
+
+    def wake(self) -> None:
+        """Something was published: look soon. Only sets a flag; safe in the writer's thread."""
+        if not self._woken.is_set():
+            self._woken.set()
+            self._post(self._draw_followed)
+
+    def draw(self, scene: Scene) -> None:
+        """Show this scene; only what differs from the last one is sent."""
+        self._post(lambda: self._draw(scene))
+
+    def draw_as(self, mode: DrawMode) -> None:
+        """ "points": closed in software too; "surface": discs, for a page with a GPU."""
+        self._post(lambda: self._cloud.draw_as(mode))
+
+    def color_by(self, mode: ColorMode) -> None:
+        """ "photo", "step", "confidence", "age" or "source"."""
+        self._post(lambda: self._cloud.color_by(mode))
+
+    def renderer(self, software: bool) -> None:
+        """Whether the page renders without a GPU: then the stage shows fewer points."""
+        self._post(lambda: self._set_renderer(software))
+
+    def show_views(self, visible: bool) -> None:
+        self._post(lambda: self._views.show(visible))
+
+    def show_path(self, visible: bool) -> None:
+        self._post(lambda: self._plan_drawing.show(visible))
+
+    # ---- the path --------------------------------------------------------------------------------
+
+    def show_plan(
+        self, plan: Trajectory | None, keyframes: Sequence[Cameras] | None = None
+    ) -> None:
+        """Draw the planned path; `keyframes` None leaves the keyframes as they are."""
+        self._post(lambda: self._show_plan(plan, None if keyframes is None else tuple(keyframes)))
+
+    def mark_frame(self, frame: int) -> None:
+        """Draw this frame of the plan larger, -1 for none."""
+        self._post(lambda: self._plan_drawing.mark(frame))
+
+    @property
+    def keyframes(self) -> tuple[Cameras, ...]:
+        return self._keyframes
+
+    def add_keyframe(self, camera: Cameras | None = None) -> bool:
+        """Add a keyframe, by default where the visitor is. False when nobody is looking."""
+        camera = camera or self.camera()
+        if camera is None:
+            return False
+        self._keyframes = (*self._keyframes, camera)
+        self._post(lambda: self._keyframes_changed(len(self._keyframes) - 1))
+        return True
+
+    def remove_keyframe(self, index: int = -1) -> None:
+        """Remove one keyframe, by default the last; nothing happens where there is none."""
+        if -len(self._keyframes) <= index < len(self._keyframes):
+            kept = list(self._keyframes)
+            kept.pop(index)
+            self._keyframes = tuple(kept)
+            self._post(lambda: self._keyframes_changed(len(self._keyframes) - 1))
+
+    def clear_keyframes(self) -> None:
+        self._keyframes = ()
+        self._post(lambda: self._keyframes_changed(-1))
+
+    # ---- the camera ------------------------------------------------------------------------------
+
+    def camera(self, width: int = 640, height: int = 480) -> Cameras | None:
+        """Where the visitor looks from, as a camera of this size; None when nobody is looking."""
+        client = self._client()
+        if client is None:
+            return None
+        pose, fov = aim_of(client)
+        return camera_of(pose, fov, width, height, self._scale)
+
+    def fly_to(self, camera: Cameras, seconds: float = FLIGHT_SECONDS) -> None:
+        """Move the visitor to a single camera, on a straight line."""
+        self._post(lambda: self._fly_to(camera, seconds))
+
+    def play(self, trajectory: Trajectory) -> None:
+        """Fly a path at its own speed; `Playing` events tell the frame, -1 at the end."""
+        self._post(lambda: self._play(trajectory))
+
+    def stop(self) -> None:
+        """Leave the camera where it is."""
+        self._post(self._motion.stop)
+
+    @property
+    def playing(self) -> bool:
+        return self._motion.moving
+
+    def record(self, on: bool, *, fps: float = 24.0) -> Trajectory | None:
+        """Begin to record the visitor's flight, or end it and return it (None if nothing moved)."""
+        if on:
+            self._recorder.begin()
+            return None
+        return self._recorder.end(self._scale, fps)
+
+    @property
+    def recording(self) -> bool:
+        return self._recorder.on
+
+    # ---- measuring, selecting, matches -----------------------------------------------------------
+
+    def measure(self, on: bool) -> None:
+        """While on, two clicks give a length instead of a pick."""
+        self._post(lambda: self._set_measuring(on))
+
+    def select(self, on: bool) -> None:
+        """While on, dragging draws a box and selects the points in sight inside it."""
+        self._post(lambda: self._set_selecting(on))
+
+    def clear_selection(self) -> None:
+        self._post(lambda: self._marks.clear("selection"))
+
+    def show_matches(self, point: Point | None, matches: Sequence[Match] = ()) -> None:
+        """Mark a point and draw its lines to the views that were asked; None removes them."""
+        kept = tuple(matches)
+        self._post(lambda: self._show_matches(point, kept))
+
+    # ---- the thread ------------------------------------------------------------------------------
+
+    def _post(self, work: Callable[[], None]) -> None:
+        if not self._closed:
+            self._inbox.put(work)
+
+    def _run(self) -> None:
+        stepped = 0.0
+        while True:
+            try:
+                # While the camera moves, wake 60 times a second; else sleep until there is work.
+                work = self._inbox.get(timeout=1 / 60 if self._motion.moving else None)
+            except queue.Empty:
+                work = ignore
+            if work is None:
+                return
+            try:
+                work()
+                if self._motion.moving and time.monotonic() - stepped > 1 / 90:
+                    stepped = time.monotonic()
+                    self._motion.step(self._client())
+            except Exception:
+                if self._closed:
+                    return
+                log.exception("the viewport could not do what it was asked")
+
+    def _draw_followed(self) -> None:
+        self._woken.clear()
+        if self._source is not None:
+            self._draw(self._source())
+
+    def _draw(self, scene: Scene) -> None:
+        scale = stage_scale(scene.unit)
+        before, self._scene = self._scene, scene
+        if not torch.equal(scene.up, before.up) or not self._framed:
+            self._set_up(scene)
+        rescaled, self._scale = scale != self._scale, scale
+        self._cloud.draw(scene.cloud, scale)
+        self._views.draw(scene.views, scale)
+        if rescaled:
+            self._plan_drawing.draw(self._plan, scale)
+            self._gizmos.draw(self._keyframes, scale, self._gizmos.active)
+        if scene.revision != before.revision:
+            self._marks.clear()
+        new_place = not before.views or not scene.views or before.views[0] is not scene.views[0]
+        if (new_place and before.name != scene.name) or not self._framed:
+            self._frame_first_view()
+        self._hide_near()
+        self.emit(Drawn(scene.revision, self._cloud.shown, self._cloud.notice))
+
+    def _set_up(self, scene: Scene) -> None:
+        up = scene.up.detach().cpu().double().numpy()
+        self._server.scene.set_up_direction(up)
+        self._server.initial_camera.up = up
+        for client in self._server.get_clients().values():
+            client.camera.up_direction = up
+
+    def _frame_first_view(self) -> None:
+        camera = first_camera(self._scene)
+        if camera is None:
+            return
+        self._framed = True
+        pose, fov = on_stage(camera, self._scale), fitting_fov(camera, 1.6)
+        reach = self._pivot(pose)
+        initial = self._server.initial_camera
+        initial.position = pose[:3, 3]
+        initial.look_at = pose[:3, 3] + pose[:3, 2] * reach
+        initial.fov = fov
+        for client in self._server.get_clients().values():
+            aim(client, (pose, fov), reach)
+
+    def _set_renderer(self, software: bool) -> None:
+        from ui.viewport_cloud import PREVIEW_POINTS
+
+        self._cloud.set_limit(SOFTWARE_POINTS if software else PREVIEW_POINTS)
+        self.emit(Drawn(self._scene.revision, self._cloud.shown, self._cloud.notice))
+
+    def _show_plan(self, plan: Trajectory | None, keyframes: tuple[Cameras, ...] | None) -> None:
+        self._plan = plan
+        self._plan_drawing.draw(plan, self._scale)
+        if keyframes is not None and keyframes != self._keyframes:
+            self._keyframes = keyframes
+            self._gizmos.draw(keyframes, self._scale, len(keyframes) - 1)
+
+    def _keyframes_changed(self, active: int) -> None:
+        self._gizmos.draw(self._keyframes, self._scale, active)
+        self.emit(KeyframesChanged(self._keyframes))
+
+    # ---- the camera and what it looks at ---------------------------------------------------------
+
+    def _fly_to(self, camera: Cameras, seconds: float) -> None:
+        client = self._client()
+        if client is not None:
+            self._motion.fly(client, camera, self._scale, seconds)
+
+    def _play(self, trajectory: Trajectory) -> None:
+        client = self._client()
+        if client is not None:
+            self._motion.play(client, trajectory, self._scale)
+
+    def _pivot(self, pose: np.ndarray) -> float:
+        """How far ahead the surface is that the mouse should orbit, stage units."""
+        hit = self._pick(pose[:3, 3], pose[:3, 2])
+        return float(np.clip(hit.distance, 0.3, 8 * COMFORT)) if hit is not None else COMFORT
+
+    def _client(self) -> viser.ClientHandle | None:
+        """The client that moved last: with two tabs, the one in use."""
+        clients = self._server.get_clients()
+        return clients.get(self._last_client) or (clients[max(clients)] if clients else None)
+
+    def _pick(self, origin: np.ndarray, direction: np.ndarray) -> Hit | None:
+        """What a ray of the stage meets; the hit is in stage units."""
+        cloud = self._scene.cloud
+        if len(cloud) == 0:
+            return None
+        hit = pick(
+            cloud.points.numpy(),
+            np.asarray(origin) / self._scale,
+            direction,
+            radii=1.4 * cloud.radii.numpy(),
+        )
+        if hit is None:
+            return None
+        return Hit(hit.row, hit.point * self._scale, hit.distance * self._scale)
+
+    def _hide_near(self) -> None:
+        client = self._client()
+        if client is not None:
+            self._views.hide_near(aim_of(client)[0][:3, 3])
+
+    # ---- what viser tells, in viser's threads: into the inbox ------------------------------------
+
+    def _on_connect(self, client: viser.ClientHandle) -> None:
+        client.camera.on_update(
+            lambda camera: self._post(lambda: self._camera_moved(client, time.monotonic()))
+        )
+        self._post(lambda: self._camera_moved(client, time.monotonic()))
+
+    def _on_click(self, event: viser.SceneClickEvent) -> None:
+        self._post(lambda: self._clicked(event))
+
+    def _on_rect(self, event: viser.SceneRectSelectEvent) -> None:
+        self._post(lambda: self._boxed(event))
+
+    def _on_view_click(self, index: int) -> None:
+        self._post(lambda: self._view_clicked(index))
+
+    def _on_keyframe_click(self, index: int) -> None:
+        self._post(lambda: self._keyframe_clicked(index))
+
+    def _on_gizmo(self, index: int, quaternion: np.ndarray, at: np.ndarray, end: bool) -> None:
+        self._post(lambda: self._gizmo_moved(index, quaternion, at, end))
+
+    # ---- the same, in the viewport's thread ------------------------------------------------------
+
+    def _camera_moved(self, client: viser.ClientHandle, moment: float) -> None:
+        if client.client_id not in self._server.get_clients():
+            return
+        pose, fov = aim_of(client)
+        if not self._motion.moving:
+            self._last_client = client.client_id
+        if self._recorder.on and client is self._client():
+            seconds = self._recorder.add(moment, (pose, fov))
+            if moment - self._recording_told_at > 0.5:
+                self._recording_told_at = moment
+                self.emit(Recording(seconds))
+        self._views.hide_near(pose[:3, 3])
+        if moment - self._camera_told_at > CAMERA_EVENTS:
+            self._camera_told_at = moment
+            self.emit(CameraMoved(point_of(pose[:3, 3] / self._scale), point_of(pose[:3, 2]), fov))
+
+    def _clicked(self, event: viser.SceneClickEvent) -> None:
+        if time.monotonic() - self._view_clicked_at < 0.3:
+            return  # viser reports a click on a frustum as a click on the scene, too
+        hit = self._pick(np.array(event.ray_origin), np.array(event.ray_direction))
+        if hit is None:
+            return
+        if self._measuring is not None:
+            self._measure_point(hit.point)
+            return
+        self._marks.clear("matches")
+        self._marks.point(hit.point)
+        at = point_of(hit.point / self._scale)
+        self.emit(Pick(at, hit.row, self._scene.revision, event.screen_pos))
+
+    def _measure_point(self, at: np.ndarray) -> None:
+        assert self._measuring is not None
+        self._measuring = [at] if len(self._measuring) != 1 else [self._measuring[0], at]
+        if len(self._measuring) == 1:
+            self._marks.measured(at, None)
+            return
+        start, end = (point / self._scale for point in self._measuring)
+        per_unit = self._scene.metres_per_unit
+        length, unit = float(np.linalg.norm(end - start)) * (per_unit or 1.0), "m"
+        if per_unit is None:
+            unit = "units"
+        self._marks.measured(*self._measuring, text=f"{length:.3g} {unit}")
+        self.emit(Measured(point_of(start), point_of(end), length, unit))
+
+    def _set_measuring(self, on: bool) -> None:
+        self._measuring = [] if on else None
+        if not on:
+            self._marks.clear("measure")
+
+    def _set_selecting(self, on: bool) -> None:
+        if on == self._selecting:
+            return
+        self._selecting = on
+        if on:
+            self._server.scene.on_rect_select()(self._on_rect)
+        else:
+            self._server.scene.remove_rect_select_callback()
+            self._marks.clear("selection")
+
+    def _boxed(self, event: viser.SceneRectSelectEvent) -> None:
+        pose, fov = aim_of(event.client)
+        tall = float(np.tan(fov / 2))
+        pose[:3, 3] /= self._scale
+        points = self._scene.cloud.points.numpy()
+        rows = select(
+            points,
+            np.linalg.inv(pose),
+            (tall * event.client.camera.aspect, tall),
+            event.screen_min,
+            event.screen_max,
+        )
+        size = 2.2 * float(self._scene.cloud.radii.median()) * self._scale if len(points) else 0.0
+        self._marks.selected(points[rows] * np.float32(self._scale), max(size, 0.012))
+        self.emit(Selected(rows, self._scene.revision))
+
+    def _view_clicked(self, index: int) -> None:
+        self._view_clicked_at = time.monotonic()
+        if index < len(self._scene.views):
+            self._fly_to(self._scene.views[index].cameras, FLIGHT_SECONDS)
+            self.emit(ViewClicked(index))
+
+    def _keyframe_clicked(self, index: int) -> None:
+        self._view_clicked_at = time.monotonic()
+        self._gizmos.draw(self._keyframes, self._scale, index)
+
+    def _gizmo_moved(self, index: int, quaternion: np.ndarray, at: np.ndarray, end: bool) -> None:
+        if not 0 <= index < len(self._keyframes):
+            return
+        old = self._keyframes[index]
+        pose = pose_matrix(quaternion, at / self._scale)
+        moved = Cameras(old.K, torch.from_numpy(pose).to(old.c2w), old.width, old.height)
+        self._keyframes = (*self._keyframes[:index], moved, *self._keyframes[index + 1 :])
+        self._gizmos.follow(index, moved, self._scale)
+        self.emit(KeyframesChanged(self._keyframes, settled=end))
+
+    def _show_matches(self, point: Point | None, matches: tuple[Match, ...]) -> None:
+        if point is None:
+            self._marks.clear("matches")
+            self._marks.clear("pick")
+        else:
+            self._marks.matches(np.array(point) * self._scale, matches, self._scale)
+
+
+def first_camera(scene: Scene) -> Cameras | None:
+    """The first given view, else a camera that sees the whole cloud; None for an empty scene."""
+    if scene.views:
+        return scene.views[0].cameras
+    return default_view(scene) if len(scene.cloud) > 0 else None
+
+
+def ignore() -> None:
+    """Nothing to do but to move on."""
+
+
+def point_of(values: np.ndarray) -> Point:
+    return float(values[0]), float(values[1]), float(values[2])

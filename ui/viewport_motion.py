@@ -1,0 +1,152 @@
+"""Moves the visitor's camera: flights to a view, paths at their own speed, recordings.
+
+Everything here runs in the viewport's thread, except `Recorder.end`.
+"""
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+import viser
+
+from ui.viewport_stage import (
+    COMFORT,
+    blend_poses,
+    camera_of,
+    fitting_fov,
+    pose_matrix,
+    poses,
+)
+from worldstereo.cameras import Cameras
+from worldstereo.trajectory import Trajectory
+
+Aim = tuple[np.ndarray, float]
+"""Pose (4, 4) on the stage and vertical field of view in radians."""
+
+TELL_EVERY = 0.2  # seconds between two reports while a path is played
+
+
+class Motion:
+    """The move under way, if any. `step` is called about 60 times a second while there is one."""
+
+    def __init__(self, tell_frame: Callable[[int], None]) -> None:
+        self._tell_frame = tell_frame
+        self._path: Callable[[float], Aim | None] | None = None
+        self._began = 0.0
+
+    @property
+    def moving(self) -> bool:
+        return self._path is not None
+
+    def step(self, client: viser.ClientHandle | None) -> None:
+        if self._path is None:
+            return
+        now = None if client is None else self._path(time.monotonic() - self._began)
+        if client is None or now is None:
+            self._path = None
+        else:
+            aim(client, now, COMFORT)
+
+    def stop(self) -> None:
+        self._path = None
+
+    def fly(
+        self, client: viser.ClientHandle, camera: Cameras, scale: float, seconds: float
+    ) -> None:
+        """To a single camera, straight, slow at both ends."""
+        start, start_fov = aim_of(client)
+        goal, goal_fov = on_stage(camera, scale), fitting_fov(camera, client.camera.aspect)
+
+        def path(t: float) -> Aim | None:
+            if t > seconds + 0.03:
+                return None
+            s = min(1.0, t / seconds) if seconds > 0 else 1.0
+            s = s * s * (3 - 2 * s)
+            return blend_poses(start, goal, s), (1 - s) * start_fov + s * goal_fov
+
+        self._begin(path)
+
+    def play(self, client: viser.ClientHandle, trajectory: Trajectory, scale: float) -> None:
+        """A path at its own speed, smooth between its frames; tells the frame, -1 at the end."""
+        stage = [on_stage(camera, scale) for camera in trajectory]
+        fovs = [fitting_fov(camera, client.camera.aspect) for camera in trajectory]
+        clock = trajectory.seconds.numpy()
+        told = -1.0
+
+        def path(t: float) -> Aim | None:
+            nonlocal told
+            if t > clock[-1] + 0.05:
+                self._tell_frame(-1)
+                return None
+            frame = int(np.clip(np.searchsorted(clock, t, side="right") - 1, 0, len(clock) - 1))
+            after = min(frame + 1, len(clock) - 1)
+            span = clock[after] - clock[frame]
+            s = min(1.0, (t - clock[frame]) / span) if span > 0 else 0.0
+            if t - told > TELL_EVERY:
+                told = t
+                self._tell_frame(frame)
+            pose = blend_poses(stage[frame], stage[after], s)
+            return pose, (1 - s) * fovs[frame] + s * fovs[after]
+
+        self._begin(path)
+
+    def _begin(self, path: Callable[[float], Aim | None]) -> None:
+        self._path, self._began = path, time.monotonic()
+
+
+class Recorder:
+    """A flight, sample by sample, as the visitor's camera reports them."""
+
+    def __init__(self) -> None:
+        self._samples: list[tuple[float, np.ndarray, float]] | None = None
+
+    @property
+    def on(self) -> bool:
+        return self._samples is not None
+
+    def begin(self) -> None:
+        self._samples = []
+
+    def add(self, moment: float, now: Aim) -> float:
+        """Keep a sample; returns the seconds recorded so far."""
+        samples = self._samples
+        if samples is None:
+            return 0.0
+        samples.append((moment, *now))
+        return moment - samples[0][0]
+
+    def end(self, scale: float, fps: float) -> Trajectory | None:
+        """The flight; None when it has fewer than two moments."""
+        samples, self._samples = self._samples, None
+        if samples is None or len(samples) < 2:
+            return None
+        cameras = [camera_of(pose, fov, 640, 480, scale) for _, pose, fov in samples]
+        seconds = [moment - samples[0][0] for moment, _, _ in samples]
+        try:
+            return Trajectory.recorded(Cameras.stack(cameras), seconds, fps=fps)
+        except ValueError:  # all samples at one moment
+            return None
+
+
+def aim_of(client: viser.ClientHandle) -> Aim:
+    """Where a connected client looks."""
+    camera = client.camera
+    return pose_matrix(camera.wxyz, camera.position), float(camera.fov)
+
+
+def aim(client: viser.ClientHandle, now: Aim, reach: float) -> None:
+    """Point a client's camera; it then orbits about what lies `reach` ahead."""
+    pose, fov = now
+    camera = client.camera
+    with client.atomic():
+        camera.position = pose[:3, 3]
+        camera.look_at = pose[:3, 3] + pose[:3, 2] * reach
+        camera.fov = fov
+    client.flush()
+
+
+def on_stage(camera: Cameras, scale: float) -> np.ndarray:
+    """Pose (4, 4) of a single camera of the world, on the stage."""
+    pose = poses(camera)[0].copy()
+    pose[:3, 3] *= scale
+    return pose
