@@ -12,7 +12,7 @@ import worldstereo
 ROOT = Path(__file__).parent.parent
 
 RANKS = [
-    "errors _parallel",
+    "errors _parallel _atomic _compiled",
     "cameras",
     "trajectory depth spatial_index render attention",
     "scene geometric_memory",
@@ -43,6 +43,7 @@ DOORS = {
 }
 # Private siblings and packages belong to the module that they were split from.
 SIBLINGS = {
+    "exports": "export",
     "trajectory_presets": "trajectory",
     "trajectory_splines": "trajectory",
 }
