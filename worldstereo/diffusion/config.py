@@ -1,0 +1,336 @@
+"""What a checkpoint says about itself: variants, `config.json`, and the widths its weights prove.
+
+A variant is named by its folder, not by a field. Every width except the two head counts can be
+read off the weights; a config that disagrees with them is refused by name.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from worldstereo.errors import WeightsMissing
+
+LICENCE = "Apache-2.0"
+"""Licence of the public release and its base model, named before any download."""
+
+SIZES = ((480, 768), (512, 720), (576, 640), (608, 608), (640, 576), (720, 512), (768, 480))
+"""Built-in (height, width) list, used where the config's `scale_map` is null."""
+
+COND_MODES = ("full_vae", "first_frame_only")
+MAX_REFERENCES = 8
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One published checkpoint: its folder name, whether it takes references, how it samples."""
+
+    name: str
+    references: bool
+    """Takes reference views and pose vectors."""
+    distilled: bool
+    """Samples with a few Euler steps and without guidance."""
+
+
+VARIANTS = {
+    variant.name: variant
+    for variant in (
+        Variant("worldstereo-camera", references=False, distilled=False),
+        Variant("worldstereo-memory", references=True, distilled=False),
+        Variant("worldstereo-memory-dmd", references=True, distilled=True),
+    )
+}
+
+
+def variant_named(name: str) -> Variant:
+    """The variant of that name.
+
+    Raises:
+        ValueError: there is none; the message lists those there are.
+    """
+    if name not in VARIANTS:
+        raise ValueError(f"variant must be one of {', '.join(VARIANTS)}, got {name!r}.")
+    return VARIANTS[name]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ControlConfig:
+    """The control branch, `controlnet_cfg` in the file. Widths in channels."""
+
+    conv_out_dim: int
+    dim: int
+    num_heads: int
+    num_layers: int
+    ffn_dim: int
+    time_embed_dim: int
+    add_channels: int = 1
+    mid_channels: int = 64
+    mask_downsample: int = 4
+    interp: bool = False
+    update_ref: bool = True
+    ref_embedding: bool = False
+    main_camera_embedding: bool = False
+    camera_embedding_dim: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in _CONTROL_INTS:
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(
+                    f"controlnet_cfg.{name} must be a whole number >= 1, got {value!r}."
+                )
+        head = self.dim // self.num_heads
+        if self.dim % self.num_heads or head < 6 or head % 2:
+            raise ValueError(
+                f"controlnet_cfg.num_heads must divide dim {self.dim} into even parts of 6 or "
+                f"more, got {self.num_heads}."
+            )
+        if self.mid_channels % 8:
+            raise ValueError(
+                f"controlnet_cfg.mid_channels must be a multiple of 8, got {self.mid_channels}."
+            )
+        if self.main_camera_embedding and self.camera_embedding_dim is None:
+            raise ValueError(
+                "controlnet_cfg.camera_embedding_dim is required with main_camera_embedding; "
+                "the released checkpoints use 7."
+            )
+
+    @staticmethod
+    def of(entries: "Mapping[str, Any] | ControlConfig") -> "ControlConfig":
+        """From the mapping in the file; entries this project has no use for are ignored.
+
+        Raises:
+            ValueError: a required entry is missing or holds no usable value.
+        """
+        if isinstance(entries, ControlConfig):
+            return entries
+        missing = [name for name in _CONTROL_REQUIRED if name not in entries]
+        if missing:
+            raise ValueError(f"controlnet_cfg lacks {', '.join(missing)}.")
+        known = {field.name for field in fields(ControlConfig)}
+        # diffusers adds private entries when it stores a config; None means "use the default".
+        return ControlConfig(**{k: v for k, v in entries.items() if k in known and v is not None})
+
+    def as_dict(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+_CONTROL_REQUIRED = ("conv_out_dim", "dim", "num_heads", "num_layers", "ffn_dim", "time_embed_dim")
+_CONTROL_INTS = (*_CONTROL_REQUIRED, "add_channels", "mid_channels", "mask_downsample")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """`config.json` of one variant."""
+
+    variant: Variant
+    base_model: str
+    """Hub id or folder of the Wan 2.1 image-to-video base."""
+    control: ControlConfig
+    sizes: tuple[tuple[int, int], ...] = SIZES
+    """(height, width) pairs that pictures are stretched to."""
+    nframe: int = 21
+    """Keyframes of one clip."""
+    latent_cond_mode: str = "first_frame_only"
+    negative_prompt: str = ""
+    dmd_start: int = 250
+    dmd_end: int = 1000
+    dmd_shift: float = 1.0
+    dmd_steps: int = 4
+
+
+_REQUIRED = ("base_model", "controlnet_cfg", "scale_map", "nframe", "latent_cond_mode")
+_REQUIRED_DMD = ("dmd_start_steps", "dmd_end_steps", "gen_shift", "dmd_steps")
+
+
+def read_config(path: Path, variant: str) -> ModelConfig:
+    """`config.json` of a checkpoint folder, checked.
+
+    Raises:
+        WeightsMissing: the file is not there or is not a JSON object.
+        ValueError: an entry is missing or holds something else than what is accepted.
+    """
+    kind = variant_named(variant)
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise WeightsMissing(
+            f"{path} cannot be read ({error.strerror}); a folder of {variant} holds config.json "
+            f"and model.safetensors."
+        ) from error
+    except ValueError as error:
+        raise WeightsMissing(
+            f"{path} is not valid JSON ({error}); config.json expected."
+        ) from error
+    if not isinstance(entries, dict):
+        raise WeightsMissing(f"{path} must hold a JSON object, got {type(entries).__name__}.")
+    return parse_config(entries, kind, where=str(path))
+
+
+def parse_config(
+    entries: Mapping[str, Any], variant: Variant, where: str = "config"
+) -> ModelConfig:
+    """The entries of a `config.json` as a `ModelConfig`.
+
+    Raises:
+        ValueError: an entry is missing or holds something else than what is accepted.
+    """
+    missing = [
+        k for k in _REQUIRED + (_REQUIRED_DMD if variant.distilled else ()) if k not in entries
+    ]
+    if missing:
+        raise ValueError(f"{where} lacks {', '.join(missing)}; {variant.name} needs them.")
+    mode = entries["latent_cond_mode"]
+    if mode not in COND_MODES:
+        raise ValueError(
+            f"{where}: latent_cond_mode must be one of {', '.join(COND_MODES)}, got {mode!r}."
+        )
+    if not isinstance(entries["controlnet_cfg"], Mapping):
+        raise ValueError(f"{where}: controlnet_cfg must be an object.")
+    if not isinstance(entries["base_model"], str) or not entries["base_model"]:
+        raise ValueError(f"{where}: base_model must be a hub id or a folder.")
+    nframe = entries["nframe"]
+    if isinstance(nframe, bool) or not isinstance(nframe, int) or nframe < 1:
+        raise ValueError(f"{where}: nframe must be a whole number >= 1, got {nframe!r}.")
+    return ModelConfig(
+        variant=variant,
+        base_model=entries["base_model"],
+        control=ControlConfig.of(entries["controlnet_cfg"]),
+        sizes=_sizes(entries["scale_map"], where),
+        nframe=nframe,
+        latent_cond_mode=mode,
+        negative_prompt=str(entries.get("negative_prompt") or ""),
+        dmd_start=int(entries.get("dmd_start_steps", 250)),
+        dmd_end=int(entries.get("dmd_end_steps", 1000)),
+        dmd_shift=float(entries.get("gen_shift", 1.0)),
+        dmd_steps=int(entries.get("dmd_steps", 4)),
+    )
+
+
+def _sizes(value: Any, where: str) -> tuple[tuple[int, int], ...]:
+    if value is None:
+        return SIZES
+    try:
+        sizes = tuple((int(h), int(w)) for h, w in value)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{where}: scale_map must be a list of [height, width].") from error
+    bad = [size for size in sizes if size[0] % 16 or size[1] % 16 or min(size) < 16]
+    if bad or not sizes:
+        raise ValueError(
+            f"{where}: scale_map sizes must be multiples of 16, got {bad[:1] or sizes}."
+        )
+    return sizes
+
+
+def nearest_size(
+    height: int, width: int, sizes: tuple[tuple[int, int], ...] = SIZES
+) -> tuple[int, int]:
+    """The (height, width) whose ratio is nearest to that of a picture; the first of equals.
+
+    Source: the published model's size rule (absolute difference of height/width).
+    """
+    if height < 1 or width < 1:
+        raise ValueError(f"height and width must be at least 1, got {height} and {width}.")
+    return min(sizes, key=lambda size: abs(size[0] / size[1] - height / width))
+
+
+# ---- widths that the weights prove ------------------------------------------------------------
+
+
+def derive_control(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    """Fields of `ControlConfig` that the shapes of a checkpoint prove; all but the head count.
+
+    Raises:
+        WeightsMissing: a tensor that any such checkpoint has is absent.
+    """
+    first = _shape(shapes, "controlnet.controlnet_mask_embedding.mask_proj.0.weight")
+    patch = _shape(shapes, "controlnet.controlnet_patch_embedding.weight")
+    gate = _shape(shapes, "controlnet.controlnet_blocks.0.norm1.linear.weight")
+    found: dict[str, Any] = {
+        "conv_out_dim": patch[0],
+        "mid_channels": first[0],
+        "add_channels": first[1],
+        "mask_downsample": first[2],
+        "dim": gate[0] // 3,
+        "time_embed_dim": gate[1],
+        "ffn_dim": _shape(shapes, "controlnet.controlnet_blocks.0.ffn.0.weight")[0],
+        "num_layers": _count(shapes, "controlnet.controlnet_blocks."),
+        "ref_embedding": "ref_index_embedding.weight" in shapes,
+        "main_camera_embedding": "camera_embedding.0.weight" in shapes,
+    }
+    if found["main_camera_embedding"]:
+        found["camera_embedding_dim"] = _shape(shapes, "camera_embedding.0.weight")[1]
+    return found
+
+
+def derive_backbone(
+    shapes: Mapping[str, tuple[int, ...]], heads: int | None = None
+) -> dict[str, Any]:
+    """Arguments of the Wan transformer that a complete checkpoint proves.
+
+    The head count cannot be read off the weights: without `heads`, heads are 128 wide, as in every
+    Wan 2.1 model.
+
+    Raises:
+        WeightsMissing: a backbone tensor is absent, so the file is not complete.
+    """
+    patch = _shape(shapes, "patch_embedding.weight")
+    width = patch[0]
+    found: dict[str, Any] = {
+        "patch_size": tuple(patch[2:]),
+        "in_channels": patch[1],
+        "out_channels": _shape(shapes, "proj_out.weight")[0] // (patch[2] * patch[3] * patch[4]),
+        "text_dim": _shape(shapes, "condition_embedder.text_embedder.linear_1.weight")[1],
+        "freq_dim": _shape(shapes, "condition_embedder.time_embedder.linear_1.weight")[1],
+        "ffn_dim": _shape(shapes, "blocks.0.ffn.net.0.proj.weight")[0],
+        "num_layers": _count(shapes, "blocks."),
+        "image_dim": _shape(shapes, "condition_embedder.image_embedder.norm1.weight")[0],
+        "added_kv_proj_dim": _shape(shapes, "blocks.0.attn2.add_k_proj.weight")[1],
+        "cross_attn_norm": "blocks.0.norm2.weight" in shapes,
+        "eps": 1e-6,
+    }
+    if heads is None:
+        if width % 128:
+            raise WeightsMissing(
+                f"the backbone is {width} wide, no multiple of a 128 wide head: the base model's "
+                f"transformer/config.json is needed beside the checkpoint."
+            )
+        heads = width // 128
+    if width % heads:
+        raise ValueError(
+            f"num_attention_heads must divide the backbone width {width}, got {heads}."
+        )
+    return found | {"num_attention_heads": heads, "attention_head_dim": width // heads}
+
+
+def check_agreement(config: ModelConfig, shapes: Mapping[str, tuple[int, ...]], where: str) -> None:
+    """Refuses a config that says something else than the weights.
+
+    Raises:
+        ValueError: names the field, its value in the config and the value in the weights.
+    """
+    found = derive_control(shapes)
+    for name, value in found.items():
+        said = getattr(config.control, name)
+        if name == "ref_embedding" or said == value:  # the table is dead weight: never mind
+            continue
+        raise ValueError(f"{where}: controlnet_cfg.{name} is {said}, but the weights have {value}.")
+    if not config.variant.references and found["main_camera_embedding"]:
+        raise WeightsMissing(
+            f"{where}: holds camera_embedding.*, which worldstereo-camera does not have; load it "
+            f"as worldstereo-memory or worldstereo-memory-dmd."
+        )
+
+
+def _shape(shapes: Mapping[str, tuple[int, ...]], name: str) -> tuple[int, ...]:
+    if name not in shapes:
+        raise WeightsMissing(
+            f"the checkpoint has no tensor {name}: it is not a WorldStereo checkpoint."
+        )
+    return tuple(shapes[name])
+
+
+def _count(shapes: Mapping[str, Any], prefix: str) -> int:
+    numbers = {int(n.split(".")[prefix.count(".")]) for n in shapes if n.startswith(prefix)}
+    return max(numbers) + 1 if numbers else 0
