@@ -1,9 +1,9 @@
 """`GlobalGeometricMemory`: the growing cloud, its features, and their injection into latents.
 
 World space is right-handed, distances are in scene units. The points are kept once, on the CPU, by
-`_geometric_memory_store.PointStore`; on another device queries and renders read a mirror that is refreshed
-after a change. The learned parts are `_geometric_memory_features.PointFeatures`. A row is the position of a
-point in `points`: the order of `initialize`, then the order of adding.
+`PointStore`; on another device queries and renders read a mirror that is refreshed after a change.
+The learned parts are `PointFeatures`. A row is the position of a point in `points`: the order of
+`initialize`, then the order of adding.
 """
 
 import json

@@ -7,18 +7,22 @@ one-pixel z-buffer followed by a (2R+1)^2 minimum filter of the packed words `de
 index`, so the filter costs per pixel and never per point.
 
 The projection is written out elementwise (`_project`), so that the compiled kernels of
-`_splat_kernels.py` and the torch operators here round alike: their results are the same bits.
+`_render_kernels.py` and the torch operators here round alike: their results are the same bits.
 
 Source: Schuetz et al. 2021, "Rendering point clouds with compute shaders", arXiv:2104.07526.
 """
 
-from typing import NamedTuple
+import importlib.util
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from worldstereo.cameras import Cameras
+
+if TYPE_CHECKING:
+    from worldstereo._morton import MortonTree
 
 FAR = torch.iinfo(torch.int64).max
 CHUNK = 1 << 16  # points projected at once by the torch path: its temporaries stay in the cache
@@ -63,6 +67,7 @@ def render_points(
     cameras: Cameras,
     radius: int = 1,
     near: float = 0.0,
+    block_index: "MortonTree | None" = None,
 ) -> RenderResult:
     """Splats a cloud into one camera or into each camera of a batch (T,).
 
@@ -70,12 +75,23 @@ def render_points(
         colors: in [0, 1]; without them seen pixels are grey (0.5).
         radius: half width of the square footprint in pixels (0: one pixel, 1: 3x3).
         near: points at this depth or nearer are not drawn; a camera inside a point sees past it.
+        block_index: `_morton.MortonTree` of the same points, to skip what is out of view; without it
+            one is built when the number of frames makes that worthwhile.
 
     Raises:
-        ValueError: wrong shapes, another device than the points', a negative radius.
+        ValueError: wrong shapes, a negative radius.
     """
     check_render(points, colors, cameras, radius, near)
-    return render_torch(points, colors, cameras, radius, near)
+    if points.device.type != "cpu" or not has_compiler() or cameras.batch_shape == (0,):
+        return render_torch(points, colors, cameras, radius, near)
+    from worldstereo._render_compiled import render_compiled
+
+    return render_compiled(points.detach(), colors, cameras, radius, near, block_index)
+
+
+def has_compiler() -> bool:
+    """Whether numba is at hand; without it every function takes its torch or scipy path."""
+    return importlib.util.find_spec("numba") is not None
 
 
 def check_render(
@@ -131,11 +147,11 @@ def render_torch(
     columns = points.detach().unbind(dim=1)
     buffers = [_zbuffer(columns, row, footprint, near) for row in rows]
     if buffers:
-        words = torch.stack([_minimum_filter(buffer, footprint) for buffer in buffers])
+        words = torch.stack([minimum_filter(buffer, footprint) for buffer in buffers])
     else:
         size = (0, cameras.height, cameras.width)
         words = torch.empty(size, dtype=torch.int64, device=points.device)
-    return _unpack(words.reshape(*cameras.batch_shape, *words.shape[-2:]), colors)
+    return unpack(words.reshape(*cameras.batch_shape, *words.shape[-2:]), colors)
 
 
 def _zbuffer(
@@ -174,7 +190,7 @@ def _border(c: Int[Tensor, "n"], size: int, radius: int, border: int) -> Int[Ten
     )
 
 
-def _minimum_filter(words: Int[Tensor, "h w"], footprint: Footprint) -> Int[Tensor, "H W"]:
+def minimum_filter(words: Int[Tensor, "h w"], footprint: Footprint) -> Int[Tensor, "H W"]:
     """Smallest word of each window; windows double in width, so the cost grows with log(radius)."""
     for dim, border in ((0, footprint.y), (1, footprint.x)):
         window, reach = 2 * border + 1, 1
@@ -187,7 +203,7 @@ def _minimum_filter(words: Int[Tensor, "h w"], footprint: Footprint) -> Int[Tens
     return words
 
 
-def _unpack(words: Int[Tensor, "*T H W"], colors: Tensor | None) -> RenderResult:
+def unpack(words: Int[Tensor, "*T H W"], colors: Tensor | None) -> RenderResult:
     words = words.unsqueeze(-3)
     hole = words == FAR
     index = torch.where(hole, -1, words & 0xFFFFFFFF)

@@ -53,7 +53,7 @@ class ScipyIndex:
     """
 
     def __init__(self, points: Float[np.ndarray, "N 3"]) -> None:
-        from scipy.spatial import cKDTree
+        from scipy.spatial import cKDTree  # pyright: ignore[reportAttributeAccessIssue]
 
         self.n = len(points)
         self._first, self._members = distinct_positions(points)
