@@ -1,0 +1,726 @@
+"""Spatial-stereo memory: a bank of features, each tied to the 3D points it describes.
+
+A query looks only at entries that correspond to it in 3D; `_correspondence` states the rules
+(window, depth tolerance, occlusion). There are no learned weights: keys and values are the stored
+features, projections belong to the generator. World points in scene units, `Cameras` in OpenCV
+frame, pixels with the first centre at (0.5, 0.5).
+
+Entries fill slots 0 .. size-1. Removing one moves the last entry into its slot. Attending and
+retrieving count as use and change `importance` and `hit_rate`, nothing else.
+
+Source: the receptive field follows WorldStereo, arXiv:2603.02049.
+"""
+
+import json
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from enum import IntEnum
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from worldstereo import _stereo_recall as recall
+from worldstereo._correspondence import (
+    ACCEPTED,
+    Matches,
+    Search,
+    camera_frame,
+    camera_numbers,
+    to_pixels,
+)
+from worldstereo._correspondence import matches as find_matches
+from worldstereo._geometric_memory_checks import (
+    WrongType,
+    check_option,
+    check_range,
+    check_tensor,
+    check_whole,
+)
+from worldstereo._stereo_bank import Bank, Scalars, Version
+from worldstereo.attention import csr_attention, dense_attention
+from worldstereo.cameras import Cameras
+from worldstereo.render import RenderResult
+
+STRATEGIES = ("fifo", "lru", "importance_based")
+STORAGE = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+STORAGE["int8"] = torch.int8
+HALF_LIFE = 256
+"""Uses of the memory after which an entry that was not used itself counts half (recency)."""
+
+
+class Miss(IntEnum):
+    """Why a near entry was refused; the first test it failed, in this order."""
+
+    CONFIDENCE = 1
+    WINDOW = 2
+    DEPTH = 3
+    OCCLUDED = 4
+
+
+class MaskWithReasons(NamedTuple):
+    """What `correspondence_mask(..., reasons=True)` returns."""
+
+    indices: Tensor
+    """(3, P) int64: batch, query, slot of every accepted pair."""
+    misses: Tensor
+    """(3, R) int64: the same for entries within twice the window that were refused."""
+    codes: Tensor
+    """(R,) int64: `Miss` of each; of several correspondences the one that came furthest."""
+
+
+class RefineResult(NamedTuple):
+    num_blended: int
+    """Entries that were seen again and blended."""
+    num_pruned: int
+    """Entries removed because they kept disagreeing."""
+    matched: Tensor
+    """(N,) bool: observations that were blended into an entry; the others are new."""
+
+
+class SpatialStereoMemory(nn.Module):
+    """A bank of at most `memory_size` features with 3D correspondences.
+
+    Args:
+        memory_size: capacity in entries.
+        feature_dim: channels of an entry.
+        num_correspondences: 3D points kept per entry. Pad an entry that has fewer by repeating
+            one, or with confidence 0 (which a threshold of 0 would still accept).
+        attention_window: side of the square window in pixels of the current camera.
+        correspondence_threshold: correspondences of lower confidence are not used.
+        update_strategy: which entries are replaced when the bank is full: "fifo", "lru" or
+            "importance_based". Every tie goes against the oldest.
+        num_heads: heads of the attention; they split the channels.
+        storage_dtype: float32, float16, bfloat16 or "int8" for the stored features; outputs stay
+            within 1e-3, 1e-2 and 3e-2 of float32. Correspondences are never compressed.
+
+    Raises:
+        ValueError: an argument is out of range (`TypeError` for another type); one line.
+    """
+
+    def __init__(
+        self,
+        memory_size: int = 4096,
+        feature_dim: int = 768,
+        num_correspondences: int = 8,
+        attention_window: float = 32,
+        correspondence_threshold: float = 0.5,
+        update_strategy: str = "fifo",
+        num_heads: int = 1,
+        storage_dtype: torch.dtype | str = torch.float32,
+    ) -> None:
+        super().__init__()
+        self.memory_size = check_whole("memory_size", memory_size, 1)
+        self.feature_dim = check_whole("feature_dim", feature_dim, 1)
+        self.num_correspondences = check_whole("num_correspondences", num_correspondences, 1)
+        self.num_heads = check_whole("num_heads", num_heads, 1)
+        self.attention_window = _number("attention_window", attention_window, least=0.0)
+        if self.attention_window == 0:
+            raise ValueError("attention_window must be above 0 pixels, got 0.")
+        self.correspondence_threshold = _number(
+            "correspondence_threshold", correspondence_threshold, least=0.0, most=1.0
+        )
+        check_option("update_strategy", update_strategy, STRATEGIES)
+        self.update_strategy = update_strategy
+        if self.feature_dim % self.num_heads:
+            raise ValueError(
+                f"num_heads must divide feature_dim {self.feature_dim}, got {self.num_heads}."
+            )
+        storage = STORAGE.get(str(storage_dtype).removeprefix("torch."))
+        if storage is None:
+            raise ValueError(
+                f"storage_dtype must be one of {', '.join(STORAGE)}, got {storage_dtype}."
+            )
+        self.storage_dtype = storage
+        # In float32, as confidences are: 0.7 is accepted where the threshold is 0.7.
+        threshold = float(np.float32(self.correspondence_threshold))
+        self._bank = Bank(memory_size, feature_dim, num_correspondences, threshold, storage)
+
+    # ---- properties --------------------------------------------------------------------------
+
+    @property
+    def device(self) -> torch.device:
+        return self._bank.device
+
+    @property
+    def size(self) -> int:
+        """Entries stored now."""
+        return self._bank.size
+
+    @property
+    def capacity(self) -> int:
+        return self.memory_size
+
+    @property
+    def is_full(self) -> bool:
+        return self.size == self.memory_size
+
+    @property
+    def features(self) -> Tensor:
+        """(size, feature_dim) float32, decompressed."""
+        features = self._bank.features()
+        return features.clone() if self.storage_dtype == torch.float32 else features
+
+    @property
+    def correspondences(self) -> Tensor:
+        """(size, num_correspondences, 3) world points."""
+        return self._bank.column("points").clone()
+
+    @property
+    def confidence(self) -> Tensor:
+        """(size, num_correspondences) in [0, 1]."""
+        return self._bank.column("confidence").clone()
+
+    @property
+    def importance(self) -> Tensor:
+        """(size,): mean confidence x (1 + attention received) x recency.
+
+        Recency halves with every 256 uses of the memory that pass an entry by.
+        """
+        bank = self._bank
+        age = (bank.scalars.clock - bank.column("last_used")).float()
+        mean = bank.column("confidence").mean(dim=1)
+        return mean * (1 + bank.column("received")) * torch.exp2(-age / HALF_LIFE)
+
+    @property
+    def metadata(self) -> dict[str, Tensor]:
+        """What was given with each entry: -1 (camera, frame, level, seen_by) or 0 where nothing."""
+        names = ("camera", "frame", "pixel", "normal", "level", "seen_by")
+        return {name: self._bank.column(name).clone() for name in names}
+
+    @property
+    def hit_rate(self) -> float:
+        """Share of the attended and retrieved queries that found an entry; 0 before the first."""
+        scalars = self._bank.scalars
+        return scalars.found / scalars.asked if scalars.asked else 0.0
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes held for the entries, room for growth included."""
+        return self._bank.bytes()
+
+    # ---- writing -----------------------------------------------------------------------------
+
+    def add_to_memory(
+        self,
+        features: Tensor,
+        correspondences: Tensor,
+        confidence: Tensor,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> Tensor:
+        """Stores entries; when full, those that `update_strategy` names make room.
+
+        Args:
+            features: (N, feature_dim).
+            correspondences: (N, num_correspondences, 3) world points.
+            confidence: (N, num_correspondences) in [0, 1].
+            metadata: any of camera, frame, level: (N,) whole numbers; pixel (N, 2); normal (N, 3),
+                unit length or 0; seen_by (N, num_correspondences) whole numbers. Numbers and
+                single rows serve all entries.
+
+        Returns:
+            (N,) int64 slots. With N > memory_size the last memory_size stay and the others get -1.
+
+        Raises:
+            ValueError, TypeError: see the module; the memory is unchanged.
+        """
+        device, many = self.device, self.num_correspondences
+        features = check_tensor("features", features, ("N", self.feature_dim), device)
+        n = len(features)
+        points = check_tensor("correspondences", correspondences, (n, many, 3), device)
+        confidence = check_tensor("confidence", confidence, (n, many), device)
+        check_range("confidence", confidence, 0.0, 1.0)
+        extra = self._metadata_columns(metadata, n)
+        indices = torch.full((n,), -1, dtype=torch.int64, device=device)
+        if n == 0:
+            return indices
+        first = max(0, n - self.memory_size)
+        slots = self._places(n - first)
+        indices[first:] = slots
+        scalars = self._bank.scalars
+        clock, sequence = scalars.clock + 1, scalars.sequence
+        blank = torch.zeros(len(slots), device=device)
+        self._bank.write(
+            slots,
+            **self._bank.encode(features[first:]),
+            points=points[first:],
+            confidence=confidence[first:],
+            **{name: value[first:] for name, value in extra.items()},
+            order=torch.arange(sequence + first, sequence + n, device=device),
+            mass=confidence[first:].mean(dim=1),
+            doubt=blank,
+            received=blank,
+            last_used=torch.full_like(slots, clock),
+        )
+        size = max(scalars.size, int(slots.max()) + 1)
+        self._bank.set(size=size, clock=clock, sequence=sequence + n)
+        return indices
+
+    def refine(
+        self, features: Tensor, points: Tensor, camera_params: Cameras, confidence: Tensor
+    ) -> RefineResult:
+        """Entries that a new frame sees again follow it; entries that keep disagreeing go.
+
+        An observation meets the nearest entry within 1 % of its depth or one pixel. Where the
+        features agree (2 f.g / (|f|^2 + |g|^2) >= 0.5) the entry becomes the evidence-weighted
+        mean and its confidences rise; else they fall, as do those of entries that the frame looks
+        through. Disagreement sums up by the observation's confidence and is forgiven by agreement;
+        at 2 the entry is pruned.
+
+        Args:
+            features: (N, feature_dim).
+            points: (N, 3) world points that the frame observed.
+            camera_params: the frame's single camera.
+            confidence: (N,) in [0, 1].
+        """
+        device = self.device
+        features = check_tensor("features", features, ("N", self.feature_dim), device)
+        points = check_tensor("points", points, (len(features), 3), device)
+        confidence = check_tensor("confidence", confidence, (len(features),), device)
+        check_range("confidence", confidence, 0.0, 1.0)
+        self._check_cameras(camera_params, 1)
+        if len(features) == 0 or self.size == 0:
+            return RefineResult(0, 0, torch.zeros_like(confidence, dtype=torch.bool))
+        bank, size = self._bank, (camera_params.width, camera_params.height)
+        camera = camera_numbers(camera_params, None)
+        said = recall.compare(bank, features, points, confidence, camera, size)
+        sure = bank.columns["confidence"][said.slots]
+        bank.write(
+            said.slots,
+            **bank.encode(said.features),
+            confidence=sure + (1 - sure) * (recall.RISE * said.support)[:, None] * (sure > 0),
+            mass=said.mass,
+            doubt=torch.zeros_like(said.mass),
+        )
+        doubt = bank.columns["doubt"][said.doubted] + said.doubt
+        falling = bank.columns["confidence"][said.doubted]
+        bank.write(
+            said.doubted,
+            confidence=falling * (1 - recall.FALL * said.doubt)[:, None],
+            doubt=doubt,
+        )
+        pruned = said.doubted[doubt >= recall.PATIENCE]
+        self._remove(pruned)
+        return RefineResult(len(said.slots), len(pruned), said.matched)
+
+    def clear(self) -> None:
+        """Forgets all entries and statistics; capacity and options stay."""
+        self._bank.set(**Scalars()._asdict())
+
+    # ---- asking ------------------------------------------------------------------------------
+
+    def constrained_attention(
+        self,
+        query_features: Tensor,
+        query_positions: Tensor,
+        camera_params: Cameras,
+        use_correspondence_mask: bool = True,
+        return_weights: str = "dense",
+        occluder: RenderResult | None = None,
+    ) -> tuple[Tensor, Any]:
+        """Exact softmax attention over the entries that correspond to each query.
+
+        Args:
+            query_features: (B, N, feature_dim); gradients flow into them.
+            query_positions: (B, N, 3) world points of the queries' pixels.
+            camera_params: one camera for the whole batch, or (B,).
+            use_correspondence_mask: False attends every stored entry.
+            return_weights: "dense": (B, N, memory_size). "sparse": `(indices, values)` with int64
+                (3, P) indices (batch, query, slot) and (P,) values; nothing dense is built, and
+                time and memory follow the pairs. With several heads, the mean over heads.
+            occluder: the global memory's render for the same camera(s), (…, 1, h, w); a
+                correspondence behind it is refused. Without it only depth agreement decides.
+
+        Returns:
+            output (B, N, feature_dim) and weights; zeros where nothing corresponds.
+        """
+        check_option("return_weights", return_weights, ("dense", "sparse"))
+        _check_flag("use_correspondence_mask", use_correspondence_mask)
+        positions = check_tensor("query_positions", query_positions, ("B", "N", 3), self.device)
+        batch, n = positions.shape[:2]
+        wanted = (batch, n, self.feature_dim)
+        check_tensor("query_features", query_features, wanted, self.device)
+        hidden = self._check_view(camera_params, occluder, batch)
+        outputs, triples, values = [], [], []
+        found = 0
+        for b in range(batch):
+            q = query_features[b]
+            if use_correspondence_mask:
+                match = self._match(positions[b], camera_params, hidden, b)
+                offsets, column = match.offsets, match.column
+                keys, rows = self._keys(column)
+                output, weight = csr_attention(
+                    q, keys, keys, offsets, rows, num_heads=self.num_heads, checked=True
+                )
+                query = _rows_of(offsets)
+                found += int((offsets.diff() > 0).sum())
+            else:
+                keys = self._bank.features()
+                output, table = dense_attention(q, keys, keys, num_heads=self.num_heads)
+                weight = table.reshape(-1)
+                query = torch.arange(n, device=self.device).repeat_interleave(self.size)
+                column = torch.arange(self.size, device=self.device).repeat(n)
+                found += n if self.size else 0
+            outputs.append(output)
+            triples.append(torch.stack([torch.full_like(query, b), query, column]))
+            values.append(weight)
+        output = torch.stack(outputs) if outputs else query_features * 0
+        indices, value = _joined(triples, self.device), torch.cat(values or [output.new_zeros(0)])
+        self._use(indices[2], value.detach(), found, batch * n)
+        if return_weights == "sparse":
+            return output, (indices, value)
+        dense = output.new_zeros(batch, n, self.memory_size)
+        return output, dense.index_put(tuple(indices), value)
+
+    def correspondence_mask(
+        self,
+        query_positions: Tensor,
+        camera_params: Cameras,
+        occluder: RenderResult | None = None,
+        reasons: bool = False,
+    ) -> Any:
+        """Which entries each query may attend: (3, P) int64 rows batch, query, slot, in order.
+
+        With `reasons` a `MaskWithReasons`: also the near misses, each with its `Miss` code. For
+        inspection; does not count as use. Arguments as in `constrained_attention`.
+
+        The rules (window half width, depth tolerance, occlusion) are those of `_correspondence`:
+        for a correspondence of confidence 1 at level 0 without a normal, attention_window / 2
+        pixels each way, and 5 % of the query's depth.
+        """
+        positions = check_tensor("query_positions", query_positions, ("B", "N", 3), self.device)
+        _check_flag("reasons", reasons)
+        hidden = self._check_view(camera_params, occluder, len(positions))
+        triples, codes = [], []
+        for b in range(len(positions)):
+            match = self._match(positions[b], camera_params, hidden, b, misses=reasons)
+            query = _rows_of(match.offsets)
+            triples.append(torch.stack([torch.full_like(query, b), query, match.column]))
+            codes.append(match.codes)
+        indices = _joined(triples, self.device)
+        if not reasons:
+            return indices
+        code = torch.cat(codes).long() if codes else indices[0]
+        good = code == ACCEPTED
+        return MaskWithReasons(indices[:, good], indices[:, ~good], code[~good])
+
+    def retrieve(
+        self,
+        query_positions: Tensor,
+        camera_params: Cameras | None = None,
+        top_k: int = 8,
+        occluder: RenderResult | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """The entries nearest to each query by distance to an accepted correspondence.
+
+        With a camera, correspondences whose normal faces away and those that are hidden (by
+        `occluder`, or without it by other entries) rank last. Ties go to the lower slot.
+
+        Returns:
+            features (B, N, top_k, feature_dim) and slots (B, N, top_k); zeros and -1 where the
+            memory has fewer.
+        """
+        positions = check_tensor("query_positions", query_positions, ("B", "N", 3), self.device)
+        top_k = check_whole("top_k", top_k, 1)
+        batch, n = positions.shape[:2]
+        if camera_params is None:
+            if occluder is not None:
+                raise ValueError("occluder needs camera_params, got none.")
+            slots, _ = recall.nearest_entries(self._bank, positions.reshape(-1, 3), top_k, None)
+            slots = slots.reshape(batch, n, top_k)
+        else:
+            hidden = self._check_view(camera_params, occluder, batch)
+            size = (camera_params.width, camera_params.height)
+            each = []
+            for b in range(batch):
+                camera = camera_numbers(camera_params, _which(camera_params, b))
+                view = recall.Visible(camera, size, hidden[b])
+                each.append(recall.nearest_entries(self._bank, positions[b], top_k, view)[0])
+            none = torch.zeros(0, n, top_k, dtype=torch.int64, device=self.device)
+            slots = torch.stack(each) if each else none
+        features = positions.new_zeros(batch, n, top_k, self.feature_dim)
+        held = slots >= 0
+        features[held] = self._bank.features(slots[held])
+        self._use(slots[held], None, int(held[..., 0].sum()), batch * n)
+        return features, slots
+
+    # ---- undo and files ----------------------------------------------------------------------
+
+    def snapshot(self) -> Version:
+        """A handle on the present state. Later changes keep only the rows they overwrite.
+
+        Handles may be kept in any number and restored in any order; a dropped one costs nothing.
+        """
+        return self._bank.snapshot()
+
+    def restore(self, snapshot: Version) -> None:
+        """The memory as it was at `snapshot`, bit for bit; costs what changed in between.
+
+        Raises:
+            ValueError: the snapshot belongs to another memory.
+        """
+        if not isinstance(snapshot, Version):
+            raise WrongType(f"snapshot must come from snapshot(), got {type(snapshot).__name__}.")
+        self._bank.restore(snapshot)
+
+    def save(self, path: str | Path) -> None:
+        """Writes the stored memory to a safetensors file, which replaces an older one at once."""
+        from safetensors.torch import save
+
+        from worldstereo._atomic import write_atomic
+
+        state = {k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}
+        names = ("memory_size", "feature_dim", "num_correspondences")
+        header = json.dumps({name: getattr(self, name) for name in names})
+        write_atomic(Path(path), save(state, {"worldstereo": header}))
+
+    def load(self, path: str | Path) -> None:
+        """Becomes what `save` wrote; options (strategy, window, storage) stay those of this memory.
+
+        Raises:
+            ValueError: not such a file, other widths, or more entries than fit; nothing changes.
+        """
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            self.load_state_dict(load_file(str(path)))
+        except (RuntimeError, SafetensorError) as error:
+            reason = str(error).strip().splitlines()[-1].strip()
+            raise ValueError(f"{path} does not fit this memory: {reason}") from error
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        for name in self._bank.kinds:
+            destination[f"{prefix}memory.{name}"] = self._bank.column(name)
+        destination[f"{prefix}memory.scalars"] = torch.tensor(self._bank.scalars)
+
+    def _load_from_state_dict(
+        self,
+        state_dict: "OrderedDict[str, Tensor]",
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        start = f"{prefix}memory."
+        held = {key: state_dict[key] for key in list(state_dict) if key.startswith(start)}
+        others = OrderedDict((k, v) for k, v in state_dict.items() if k not in held)
+        super()._load_from_state_dict(
+            others, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+        given = {key.removeprefix(start): value for key, value in held.items()}
+        try:
+            self._bank.replace(given)
+        except KeyError as error:
+            missing_keys.append(f"{start}{error.args[0]}")
+        except ValueError as error:
+            error_msgs.append(f"{start}{error}")
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "SpatialStereoMemory":
+        """Devices are followed, dtypes are not: `storage_dtype` alone compresses features."""
+        super()._apply(fn, recurse)
+        self._bank.move_to(fn(torch.zeros(0, device=self.device)).device)
+        return self
+
+    # ---- inside ------------------------------------------------------------------------------
+
+    def _places(self, count: int) -> Tensor:
+        """Slots for `count` new entries: free ones first, then those the strategy gives up."""
+        bank, size = self._bank, self.size
+        free = min(count, self.memory_size - size)
+        slots = torch.arange(size, size + free, device=self.device)
+        if free == count:
+            return slots
+        order = bank.column("order")
+        if self.update_strategy == "fifo":
+            rank = order
+        elif self.update_strategy == "lru":
+            rank = bank.column("last_used")
+        else:
+            rank = self.importance
+        worst = rank.kthvalue(count - free).values
+        sure = (rank < worst).nonzero()[:, 0]
+        tied = (rank == worst).nonzero()[:, 0]
+        oldest = order[tied].topk(count - free - len(sure), largest=False).indices
+        victims = torch.cat([sure, tied[oldest]])
+        victims = victims[torch.argsort(order[victims])]
+        victims = victims[torch.argsort(rank[victims], stable=True)]
+        return torch.cat([slots, victims])
+
+    def _remove(self, slots: Tensor) -> None:
+        """Removes entries; the last ones move into the gaps."""
+        bank = self._bank
+        if len(slots) == 0:
+            return
+        left = self.size - len(slots)
+        gone = torch.zeros(self.size, dtype=torch.bool, device=self.device)
+        gone[slots] = True
+        gaps = gone[:left].nonzero()[:, 0]
+        movers = left + (~gone[left:]).nonzero()[:, 0]
+        bank.write(gaps, **{name: column[movers] for name, column in bank.columns.items()})
+        bank.set(size=left)
+
+    def _match(
+        self,
+        positions: Tensor,
+        cameras: Cameras,
+        hidden: list[Tensor],
+        b: int,
+        misses: bool = False,
+    ) -> Matches:
+        camera = camera_numbers(cameras, _which(cameras, b))
+        x, y, z = camera_frame(positions, camera)
+        u, v = to_pixels(x, y, z, camera)
+        search = Search(
+            pixels=torch.stack([u, v], dim=-1),
+            depth=z.contiguous(),
+            camera=camera,
+            size=(cameras.width, cameras.height),
+            occluder=hidden[b],
+            half=self.attention_window / 2,
+            threshold=self._bank.threshold,
+            misses=misses,
+        )
+        return find_matches(self._bank.entries(), search)
+
+    def _keys(self, column: Tensor) -> tuple[Tensor, Tensor]:
+        """Features to attend and the row of each pair; compressed rows are opened once each."""
+        bank = self._bank
+        if bank.storage == torch.float32:
+            return bank.features(), column
+        used = torch.zeros(self.size, dtype=torch.bool, device=self.device)
+        used[column] = True
+        slots = used.nonzero()[:, 0]
+        row = column.new_zeros(self.size)
+        row[slots] = torch.arange(len(slots), device=self.device)
+        return bank.features(slots), row[column]
+
+    def _use(self, slots: Tensor, attention: Tensor | None, found: int, asked: int) -> None:
+        """Counts a call: which entries were used, how strongly, and how many queries found one."""
+        bank, scalars = self._bank, self._bank.scalars
+        clock = scalars.clock + 1
+        used = torch.zeros(self.size, dtype=torch.bool, device=self.device)
+        used[slots] = True
+        touched = used.nonzero()[:, 0]
+        now = torch.full_like(touched, clock)
+        if attention is None:
+            bank.write(touched, last_used=now)
+        else:
+            received = torch.zeros(self.size, device=self.device).index_add(0, slots, attention)
+            total = bank.columns["received"][touched] + received[touched]
+            bank.write(touched, last_used=now, received=total)
+        bank.set(clock=clock, found=scalars.found + found, asked=scalars.asked + asked)
+
+    def _metadata_columns(self, metadata: Mapping[str, Any] | None, n: int) -> dict[str, Tensor]:
+        """Checked metadata, one row per entry; what is missing is filled."""
+        many, device = self.num_correspondences, self.device
+        shapes = {
+            "camera": (),
+            "frame": (),
+            "level": (),
+            "pixel": (2,),
+            "normal": (3,),
+            "seen_by": (many,),
+        }
+        if metadata is None:
+            metadata = {}
+        if not isinstance(metadata, Mapping):
+            raise WrongType(f"metadata must be a dict or None, got {type(metadata).__name__}.")
+        unknown = [key for key in metadata if key not in shapes]
+        if unknown:
+            raise ValueError(f"metadata[{unknown[0]!r}] is unknown; accepted: {', '.join(shapes)}.")
+        columns = {}
+        for name, shape in shapes.items():
+            real = name in ("pixel", "normal")
+            given = metadata.get(name)
+            if given is None:
+                given = 0.0 if real else -1
+            try:
+                value = torch.as_tensor(given, device=device)
+            except (TypeError, ValueError, RuntimeError):
+                raise WrongType(
+                    f"metadata[{name!r}] must hold numbers, got {type(given).__name__}."
+                ) from None
+            if not real and (value.is_floating_point() or value.is_complex()):
+                raise WrongType(f"metadata[{name!r}] must hold whole numbers, got {value.dtype}.")
+            if not real and value.numel() > 0 and int(value.abs().max()) >= 2**31:
+                raise ValueError(f"metadata[{name!r}] must be within 32 bits.")
+            if real and not bool(torch.isfinite(value).all()):
+                raise ValueError(f"metadata[{name!r}] must be finite.")
+            wanted = (n, *shape)
+            if value.ndim > len(wanted) or value.shape not in ((), shape, wanted):
+                raise ValueError(
+                    f"metadata[{name!r}] must have shape {wanted}, got {tuple(value.shape)}."
+                )
+            columns[name] = value.to(torch.float32 if real else torch.int32).expand(wanted)
+        return columns
+
+    def _check_cameras(self, cameras: object, batch: int) -> None:
+        if not isinstance(cameras, Cameras):
+            raise WrongType(f"camera_params must be Cameras, got {type(cameras).__name__}.")
+        if cameras.batch_shape not in ((), (1,), (batch,)):
+            raise ValueError(
+                f"camera_params must be one camera or a batch of {batch}, "
+                f"got batch shape {cameras.batch_shape}."
+            )
+        if cameras.c2w.device.type != self.device.type:
+            raise ValueError(
+                f"camera_params are on {cameras.c2w.device}, the memory on {self.device}; "
+                f"move one of them."
+            )
+
+    def _check_view(self, cameras: object, occluder: object, batch: int) -> list[Tensor]:
+        """Checks cameras and occluder; the occluder's depth per batch item, inf in holes."""
+        self._check_cameras(cameras, batch)
+        if occluder is None:
+            return [torch.zeros(0, 0, dtype=torch.float64, device=self.device)] * batch
+        depth, mask = getattr(occluder, "depth", None), getattr(occluder, "mask", None)
+        if not isinstance(depth, Tensor) or not isinstance(mask, Tensor):
+            raise WrongType(f"occluder must be a RenderResult, got {type(occluder).__name__}.")
+        fits = depth.ndim >= 3 and depth.shape[-3] == 1 and depth.shape == mask.shape
+        if not fits or tuple(depth.shape[:-3]) not in ((), (1,), (batch,)):
+            raise ValueError(
+                f"occluder.depth and .mask must have shape (1, h, w) or ({batch}, 1, h, w), "
+                f"got {tuple(depth.shape)} and {tuple(mask.shape)}."
+            )
+        if depth.device.type != self.device.type:
+            raise ValueError(
+                f"occluder is on {depth.device}, the memory on {self.device}; move one of them."
+            )
+        shown = torch.where((mask > 0) & (depth > 0), depth.double(), torch.inf)
+        shown = shown.reshape(-1, *depth.shape[-2:])
+        return [shown[b if len(shown) > 1 else 0] for b in range(batch)]
+
+
+def _which(cameras: Cameras, b: int) -> int | None:
+    """Index of the camera of batch item `b`; one camera serves all."""
+    return b if cameras.batch_shape and len(cameras) > 1 else None
+
+
+def _rows_of(offsets: Tensor) -> Tensor:
+    counts = offsets.diff()
+    return torch.arange(len(counts), device=offsets.device).repeat_interleave(counts)
+
+
+def _joined(triples: list[Tensor], device: torch.device) -> Tensor:
+    none = torch.zeros(3, 0, dtype=torch.int64, device=device)
+    return torch.cat(triples, dim=1) if triples else none
+
+
+def _check_flag(name: str, value: object) -> None:
+    if not isinstance(value, bool):
+        raise WrongType(f"{name} must be True or False, got {value!r}.")
+
+
+def _number(name: str, value: object, least: float, most: float = float("inf")) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise WrongType(f"{name} must be a number, got {value!r}.")
+    if not least <= value <= most or value == float("inf"):
+        limits = f"at least {least:g}" if most == float("inf") else f"within [{least:g}, {most:g}]"
+        raise ValueError(f"{name} must be {limits} and finite, got {value}.")
+    return value
