@@ -10,8 +10,14 @@ def nothing(point: str) -> None:
     """The fault point of every day: does nothing. Tests pass one that kills the process."""
 
 
-def write_atomic(path: Path, data: bytes, *, point: Callable[[str], None] = nothing) -> None:
+def write_atomic(
+    path: Path, data: bytes, *, point: Callable[[str], None] = nothing, sync: bool = True
+) -> None:
     """Write -> fsync -> replace -> fsync of the folder. A crash leaves the old file or the new one.
+
+    Args:
+        point: called with the name of each step, before the next.
+        sync: False leaves the last fsync to the caller, once for many files of one folder.
 
     Raises:
         OSError: as the system says; the old file is then untouched and no new one remains.
@@ -37,8 +43,9 @@ def write_atomic(path: Path, data: bytes, *, point: Callable[[str], None] = noth
             os.unlink(draft)
         raise
     point("replaced")
-    sync_folder(path.parent)
-    point("folder-synced")
+    if sync:
+        sync_folder(path.parent)
+        point("folder-synced")
 
 
 def sync_folder(folder: Path) -> None:

@@ -81,7 +81,7 @@ FORMATS: dict[str, Format] = {
         _colmap_binary,
         ("views", "points"),
     ),
-    "colmap_text": Format(
+    "colmap-text": Format(
         "COLMAP, text",
         ".zip",
         "The same model as readable text.",
@@ -96,7 +96,7 @@ FORMATS: dict[str, Format] = {
         ("views",),
     ),
     "mp4": Format("Video (MP4)", ".mp4", "The last clip as H.264 video.", write_mp4, ("clips",)),
-    "frames": Format(
+    "images": Format(
         "Pictures of a clip",
         ".zip",
         "Every frame with depth, where each pixel comes from, and the camera path.",
