@@ -17,7 +17,7 @@ import rich
 import torch
 import viser
 
-from ui.viewport_cloud import CloudDrawing, DrawMode
+from ui.viewport_cloud import PREVIEW_POINTS, CloudDrawing, DrawMode
 from ui.viewport_colors import ColorMode
 from ui.viewport_events import (
     CameraMoved,
@@ -62,6 +62,10 @@ class Viewport:
 
     Args:
         on_event: called in the viewport's thread for every event, after it was queued.
+
+    Attributes:
+        drawing, color_mode, views_shown, path_shown, measuring, selecting: what was last asked
+            for; read them, and change them by the methods of like names.
     """
 
     def __init__(self, on_event: Callable[[Event], None] | None = None) -> None:
@@ -71,6 +75,10 @@ class Viewport:
         self._server.request_share_url = lambda verbose=True: None
         self._server.gui.configure_theme(dark_mode=True, show_logo=False, show_share_button=False)
         self._server.scene.set_background_image(np.full((2, 2, 3), BACKGROUND, np.uint8))
+        self.drawing: DrawMode = "points"
+        self.color_mode: ColorMode = "photo"
+        self.views_shown = self.path_shown = True
+        self.measuring = self.selecting = False
         self._on_event = on_event
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._events: queue.Queue[Event] = queue.Queue(EVENTS_KEPT)
@@ -92,8 +100,8 @@ class Viewport:
         self._recorder = Recorder()
         self._last_client = -1
         self._framed = False
-        self._measuring: list[np.ndarray] | None = None
-        self._selecting = False
+        self._ends: list[np.ndarray] | None = None
+        self._boxing = False
         self._view_clicked_at = -1.0
         self._camera_told_at = 0.0
         self._recording_told_at = 0.0
@@ -216,9 +224,11 @@ class Viewport:
         self._post(lambda: self._set_renderer(software))
 
     def show_views(self, visible: bool) -> None:
+        self.views_shown = visible
         self._post(lambda: self._views.show(visible))
 
     def show_path(self, visible: bool) -> None:
+        self.path_shown = visible
         self._post(lambda: self._plan_drawing.show(visible))
 
     # ---- the path --------------------------------------------------------------------------------
@@ -299,10 +309,12 @@ class Viewport:
 
     def measure(self, on: bool) -> None:
         """While on, two clicks give a length instead of a pick."""
+        self.measuring = on
         self._post(lambda: self._set_measuring(on))
 
     def select(self, on: bool) -> None:
         """While on, dragging draws a box and selects the points in sight inside it."""
+        self.selecting = on
         self._post(lambda: self._set_selecting(on))
 
     def clear_selection(self) -> None:
@@ -385,8 +397,6 @@ class Viewport:
             aim(client, (pose, fov), reach)
 
     def _set_renderer(self, software: bool) -> None:
-        from ui.viewport_cloud import PREVIEW_POINTS
-
         self._cloud.set_limit(SOFTWARE_POINTS if software else PREVIEW_POINTS)
         self.emit(Drawn(self._scene.revision, self._cloud.shown, self._cloud.notice))
 
@@ -490,7 +500,7 @@ class Viewport:
         hit = self._pick(np.array(event.ray_origin), np.array(event.ray_direction))
         if hit is None:
             return
-        if self._measuring is not None:
+        if self._ends is not None:
             self._measure_point(hit.point)
             return
         self._marks.clear("matches")
@@ -499,28 +509,28 @@ class Viewport:
         self.emit(Pick(at, hit.row, self._scene.revision, event.screen_pos))
 
     def _measure_point(self, at: np.ndarray) -> None:
-        assert self._measuring is not None
-        self._measuring = [at] if len(self._measuring) != 1 else [self._measuring[0], at]
-        if len(self._measuring) == 1:
+        assert self._ends is not None
+        self._ends = [at] if len(self._ends) != 1 else [self._ends[0], at]
+        if len(self._ends) == 1:
             self._marks.measured(at, None)
             return
-        start, end = (point / self._scale for point in self._measuring)
+        start, end = (point / self._scale for point in self._ends)
         per_unit = self._scene.metres_per_unit
         length, unit = float(np.linalg.norm(end - start)) * (per_unit or 1.0), "m"
         if per_unit is None:
             unit = "units"
-        self._marks.measured(*self._measuring, text=f"{length:.3g} {unit}")
+        self._marks.measured(*self._ends, text=f"{length:.3g} {unit}")
         self.emit(Measured(point_of(start), point_of(end), length, unit))
 
     def _set_measuring(self, on: bool) -> None:
-        self._measuring = [] if on else None
+        self._ends = [] if on else None
         if not on:
             self._marks.clear("measure")
 
     def _set_selecting(self, on: bool) -> None:
-        if on == self._selecting:
+        if on == self._boxing:
             return
-        self._selecting = on
+        self._boxing = on
         if on:
             self._server.scene.on_rect_select()(self._on_rect)
         else:

@@ -6,7 +6,7 @@ centre. A point that was merged a little is left where it is drawn until it is o
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import viser
@@ -15,6 +15,7 @@ from ui.viewport_colors import ColorMode, color_points
 from worldstereo.scene import PointCloud
 
 DrawMode = Literal["points", "surface"]
+DRAW_MODES: tuple[DrawMode, ...] = get_args(DrawMode)
 
 MAX_NODES = 250  # measured: frame time grows from here on
 NODE_ROWS = 131_072  # a change re-sends one node, so nodes stay small
@@ -96,8 +97,6 @@ class CloudDrawing:
         self.notice = self._thinning_notice()
 
     def draw_as(self, mode: DrawMode) -> None:
-        if mode not in ("points", "surface"):
-            raise ValueError(f'draw_as takes "points" or "surface", got {mode!r}.')
         if mode != self.mode:
             self.mode = mode
             self.redraw()

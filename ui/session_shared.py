@@ -1,0 +1,87 @@
+"""What all sessions share: the worker, the generators, the import process, the folder of worlds."""
+
+import hashlib
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ui.session_config import Example, GeneratorChoice, SessionsConfig
+from ui.session_jobs import Worker
+from worldstereo.errors import Cancelled, InputRefused
+from worldstereo.generator import Generator
+from worldstereo.inputs import read
+from worldstereo.scene import Capture
+from worldstereo.world import World
+
+
+class Shared:
+    """Made once by `Sessions`; every session keeps a reference. Safe from any thread.
+
+    Attributes:
+        pace: seconds per pixel of a view as measured here, by generator.
+    """
+
+    def __init__(self, config: SessionsConfig) -> None:
+        self.config = config
+        self.worker = Worker(config.workers)
+        self.pace: dict[str, float] = {}
+        self.examples: tuple[Example, ...] = config.examples
+        self.generators: dict[str, GeneratorChoice] = {
+            choice.name: choice for choice in config.generators
+        }
+        self._made: dict[str, Generator] = {}
+        self._lock = threading.Lock()
+        self._reading = threading.Lock()
+        self._importer: Any = None
+
+    def new_world(self) -> World:
+        return World(self.generator(self.config.generator), max_points=self.config.max_points)
+
+    def generator(self, name: str) -> Generator:
+        """The generator of that name, made on first use: they keep no state between calls."""
+        with self._lock:
+            if name not in self._made:
+                self._made[name] = self.generators[name].make()
+            return self._made[name]
+
+    def measured(self, generator: str, seconds_per_pixel: float) -> None:
+        """Remember how fast a generator is here; later measurements weigh more."""
+        before = self.pace.get(generator, seconds_per_pixel)
+        self.pace[generator] = 0.7 * before + 0.3 * seconds_per_pixel
+
+    def read(self, path: Path, name: str, cancelled: Callable[[], bool]) -> Capture:
+        """A stranger's file, read in a process of its own. Raises `InputRefused`, `Cancelled`."""
+        if self.config.read is not None:
+            return self.config.read(path, name)
+        from worldstereo.inputs.worker import ImportWorker
+
+        while not self._reading.acquire(timeout=0.2):
+            if cancelled():
+                raise Cancelled("Cancelled. The world is unchanged.")
+        try:
+            if self._importer is None:
+                self._importer = ImportWorker(self.config.limits)
+            return self._importer.read(
+                path, name, timeout=self.config.import_seconds, cancelled=cancelled
+            )
+        finally:
+            self._reading.release()
+
+    def read_example(self, example: Example) -> Capture:
+        """A bundled capture: ours, so it is read in this process."""
+        if example.path is None:
+            raise InputRefused(f"{example.label}: has no files here.")
+        return read(example.path, example.label)
+
+    def project_of(self, token: str) -> Path | None:
+        """Where the world of a token is saved. The name tells nothing about the token."""
+        if self.config.projects is None:
+            return None
+        return self.config.projects / f"{hashlib.sha256(token.encode()).hexdigest()[:40]}.world"
+
+    def close(self) -> None:
+        """Stop the worker and the import process."""
+        self.worker.close()
+        if self._importer is not None:
+            self._importer.close()

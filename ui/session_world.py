@@ -1,0 +1,463 @@
+"""`Session`: one open world with its stage, its path and its job, under one token.
+
+Tabs attach to a session and leave it; what it does goes on without them. Slow work runs on the
+shared worker as a `Job`; everything here that is not a `Job` returns at once.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ui.session_config import Example, GeneratorChoice
+from ui.session_jobs import Job
+from ui.session_preview import Planned, Preview, draft, final
+from ui.session_shared import Shared
+from ui.viewport import Viewport
+from ui.viewport_events import Event, JobChanged, Selected
+from worldstereo import edits, export
+from worldstereo.cameras import Cameras
+from worldstereo.errors import WorldBusy, WorldStereoError
+from worldstereo.explore import explore, start
+from worldstereo.generator import Frame, SamplerConfig
+from worldstereo.project import Project, is_project, load_world, state_of
+from worldstereo.registration import Registration
+from worldstereo.scene import Capture, Clip, Scene
+from worldstereo.trajectory import Trajectory
+
+log = logging.getLogger(__name__)
+
+
+class Session:
+    """One open world. Made by `Sessions.create` or `Sessions.get`, never directly by the page."""
+
+    def __init__(self, token: str, shared: Shared) -> None:
+        self.token = token
+        self.world = shared.new_world()
+        self.viewport = Viewport(on_event=self._on_event)
+        self.job: Job | None = None
+        """The running or the last job."""
+        self.plan: Trajectory | None = None
+        self.flight: Trajectory | None = None
+        """The flight last recorded."""
+        self.generator = shared.config.generator
+        """Name of the generator last chosen."""
+        self.saved = "saved"
+        """"saved", "saving", or "not saved: why"."""
+        self.touched = time.monotonic()
+        self._shared = shared
+        self._lock = threading.Lock()
+        self._planned: Planned | None = None
+        self._selection: Selected | None = None
+        self._drawing_by_hand = False
+        self._notices: tuple[str, ...] = ()
+        self._closed = False
+        self._project: Project | None = None
+        self.viewport.follow(lambda: self.world.scene, self.world.subscribe)
+
+    # ---- reading -----------------------------------------------------------------------------
+
+    @property
+    def scene(self) -> Scene:
+        return self.world.scene
+
+    @property
+    def name(self) -> str:
+        return self.scene.name
+
+    @property
+    def generators(self) -> dict[str, GeneratorChoice]:
+        return self._shared.generators
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """What was thinned, guessed or not done, one line each."""
+        return (*self.scene.notices, *self.viewport.notices, *self._notices)
+
+    @property
+    def registration(self) -> Registration | None:
+        return self.world.registration
+
+    @property
+    def registered(self) -> bool:
+        return self.world.registration is not None
+
+    @property
+    def selected(self) -> int:
+        """Points boxed in the scene that is published now."""
+        return len(self._selected_rows())
+
+    @property
+    def can_undo(self) -> bool:
+        """False where undoing would leave nothing on the stage."""
+        return self.world.can_undo and len(self.world.history) > 1
+
+    @property
+    def busy(self) -> bool:
+        return self.job is not None and not self.job.over
+
+    def estimate(self, generator: str, frames: int, width: int, height: int) -> float | None:
+        """Seconds that so many views of this size take, as measured here; a guess before that."""
+        choice = self.generators.get(generator)
+        if choice is None or choice.limits is None:
+            return None
+        per_pixel = self._shared.pace.get(generator, choice.limits.seconds_per_frame / (640 * 480))
+        return per_pixel * frames * width * height
+
+    # ---- jobs ----------------------------------------------------------------------------------
+
+    def open(self, path: Path | str, name: str) -> Job:
+        """Read a person's file and make it the world; what was there can be undone back to.
+
+        Raises:
+            WorldBusy: another job of this session runs.
+        """
+        return self._start("open", lambda job: self._open(job, Path(path), name))
+
+    def example(self, key: str) -> Job:
+        """Open one of the bundled captures.
+
+        Raises:
+            WorldStereoError: there is no such example.
+            WorldBusy: another job of this session runs.
+        """
+        found = next((one for one in self._shared.examples if one.key == key), None)
+        if found is None:
+            names = ", ".join(one.key for one in self._shared.examples)
+            raise WorldStereoError(f"There is no example named {key[:40]!r}. There are: {names}.")
+        return self._start("open", lambda job: self._open_example(job, found))
+
+    def explore(
+        self,
+        trajectory: Trajectory,
+        *,
+        generator: str = "",
+        width: int | None = None,
+        height: int | None = None,
+        seed: int = 0,
+        prompt: str = "",
+        negative_prompt: str = "",
+        guide: str = "fused",
+        steps: int | None = None,
+        guidance: float | None = None,
+    ) -> Job:
+        """Generate the views of a path; they appear in `job.frames` as they are made.
+
+        Raises:
+            WorldStereoError: an unknown generator, or one that cannot run here.
+            ValueError: the generator cannot make such a path.
+            WorldBusy: another job of this session runs.
+        """
+        choice = self.generators.get(generator or self.generator)
+        if choice is None or choice.why_not:
+            why = choice.why_not if choice else f"There is no generator named {generator[:40]!r}."
+            raise WorldStereoError(why)
+        size = (width or trajectory.cameras.width, height or trajectory.cameras.height)
+        if size != (trajectory.cameras.width, trajectory.cameras.height):
+            trajectory = trajectory.scaled(*size)
+        if choice.limits is not None:
+            choice.limits.check(trajectory)
+        sampler = SamplerConfig()
+        if steps is not None:
+            sampler = replace(sampler, steps=steps)
+        if guidance is not None:
+            sampler = replace(sampler, guidance=guidance)
+
+        def work(job: Job) -> Clip:
+            return self._explore(
+                job,
+                choice,
+                trajectory,
+                seed=seed,
+                prompt=prompt,
+                negative_prompt=negative_prompt,
+                guide=guide,
+                sampler=sampler,
+            )
+
+        job = self._start("explore", work)
+        self.generator = choice.name
+        return job
+
+    def set_registration(self, on: bool) -> Job:
+        """Register the given views to each other, or put them back where they were given."""
+
+        def work(job: Job) -> Scene:
+            plan, before = self.plan, self.world.registration
+            scene = edits.set_registration(self.world, on, on_step=job.on_step)
+            after = self.world.registration
+            if plan is not None and after is not None:
+                revision = before.revision if before is not None else 0
+                moved = after.correct(plan.cameras, revision)
+                self.set_plan(replace(plan, cameras=moved, registration=after.revision))
+            self._save(job)
+            return scene
+
+        return self._start("registration", work)
+
+    def _start(self, kind: str, work: Callable[[Job], Any]) -> Job:
+        with self._lock:
+            if self._closed:
+                raise WorldStereoError("This world is closed. Reload the page to open a new one.")
+            if self.busy:
+                raise WorldBusy("This world is at work already. Wait for it, or cancel it first.")
+            job = Job(kind, work, changed=self._job_changed)
+            self.job = job
+            self._shared.worker.submit(self.token, job)
+        return job
+
+    def _open(self, job: Job, path: Path, name: str) -> Scene:
+        job.on_step(0, 0, f"Reading {name[:60]}")
+        if is_project(path):
+            plan, _ = load_world(self.world, path)
+            self.set_plan(plan, ())
+        else:
+            capture = self._shared.read(path, name, lambda: job.cancelled)
+            self._begin(capture, job)
+        self._save(job)
+        return self.scene
+
+    def _open_example(self, job: Job, example: Example) -> Scene:
+        job.on_step(0, 0, f"Opening {example.label}")
+        self._begin(self._shared.read_example(example), job)
+        self._save(job)
+        return self.scene
+
+    def _begin(self, capture: Capture, job: Job) -> None:
+        self.set_plan(None, ())
+        start(self.world, capture, on_step=job.on_step)
+
+    def _explore(
+        self, job: Job, choice: GeneratorChoice, trajectory: Trajectory, *, guide: str, **rest: Any
+    ) -> Clip:
+        generator = self._shared.generator(choice.name)
+        began = time.monotonic()
+
+        def on_frame(index: int, frame: Frame) -> None:
+            color = (frame.color.clamp(0, 1) * 255 + 0.5).byte().permute(1, 2, 0)
+            job.add_frame(np.ascontiguousarray(color.cpu().numpy()))
+            pixels = frame.color.shape[-1] * frame.color.shape[-2]
+            self._shared.measured(choice.name, (time.monotonic() - began) / (index + 1) / pixels)
+
+        planned = self._planned
+        kind: Any = guide
+        if planned is not None and planned.matches(self.scene, trajectory, guide, rest["seed"]):
+            kind = planned.guide  # the very frames that were previewed
+        clip = explore(
+            self.world,
+            trajectory,
+            guide=kind,
+            generator=generator,
+            on_step=job.on_step,
+            on_frame=on_frame,
+            **rest,
+        )
+        self._save(job)
+        return clip
+
+    def _job_changed(self, job: Job) -> None:
+        self.touched = time.monotonic()
+        self.viewport.emit(JobChanged(job.state))
+
+    # ---- quick steps ---------------------------------------------------------------------------
+
+    def undo(self) -> bool:
+        """Back to the scene before the last step. Raises `WorldBusy` while a step runs."""
+        return self.can_undo and self._quick(self.world.undo)
+
+    def redo(self) -> bool:
+        """Forward again to the step last undone. Raises `WorldBusy` while a step runs."""
+        return self.world.can_redo and self._quick(self.world.redo)
+
+    def delete_selection(self) -> int:
+        """Forget the boxed points; returns how many. Raises `WorldBusy` while a step runs."""
+        rows = self._selected_rows()
+        if len(rows) == 0:
+            return 0
+        selected = torch.zeros(len(self.scene.cloud), dtype=torch.bool)
+        selected[torch.from_numpy(rows)] = True
+        self._selection = None
+        return self._quick(lambda: edits.delete_points(self.world, selected))
+
+    def set_up(self, direction: Any) -> None:
+        """Say where the sky is: a direction (3,) of the world, or "camera" for the visitor's up.
+
+        Raises:
+            WorldStereoError: nobody is looking. ValueError: not a direction. WorldBusy.
+        """
+        if isinstance(direction, str):
+            camera = self.viewport.camera()
+            if direction != "camera" or camera is None:
+                raise WorldStereoError("The stage is not connected yet. Wait a moment, try again.")
+            direction = -camera.c2w[:3, 1]
+        up = torch.as_tensor(direction, dtype=torch.float32)
+        if up.shape != (3,):
+            raise ValueError(f"up must have 3 numbers, got shape {tuple(up.shape)}.")
+        self._quick(lambda: edits.set_up(self.world, up))
+
+    def rescale(self, factor: float) -> None:
+        """Correct the scale: what measured 1 m measures `factor` m from now on."""
+        metres = (self.scene.metres_per_unit or 1.0) * factor
+        self._quick(lambda: edits.set_scale(self.world, metres))
+
+    def _quick(self, step: Callable[[], Any]) -> Any:
+        done = step()
+        self.touched = time.monotonic()
+        self._save_soon()
+        return done
+
+    # ---- the path --------------------------------------------------------------------------------
+
+    def set_plan(
+        self, plan: Trajectory | None, keyframes: tuple[Cameras, ...] | None = None
+    ) -> None:
+        """Plan this path and draw it; `keyframes` None leaves the keyframes as they are."""
+        self.plan = plan
+        self.viewport.show_plan(plan, keyframes)
+
+    def record(self, on: bool) -> Trajectory | None:
+        """Begin to record the visitor's flight, or end it; `flight` keeps the last one."""
+        flight = self.viewport.record(on)
+        if flight is not None:
+            self.flight = flight
+        return flight
+
+    def preview(
+        self, frame: int, final: bool = False, guide: str = "fused", seed: int = 0
+    ) -> Preview:
+        """Frame number `frame` of the plan: a quick splat, or the guide's own picture.
+
+        Raises:
+            WorldStereoError: there is no plan, or no world yet.
+        """
+        plan, scene = self.plan, self.scene
+        if plan is None:
+            raise WorldStereoError("There is no path yet. Choose one under Path.")
+        frame = max(0, min(frame, len(plan) - 1))
+        planned = self._planned
+        if planned is None or not planned.matches(scene, plan, guide, seed):
+            planned = self._planned = Planned(scene, plan, guide, seed)
+        self.viewport.mark_frame(frame)
+        return make_preview(planned, frame, final)
+
+    # ---- the stage -------------------------------------------------------------------------------
+
+    def set_drawing(self, mode: str, by_hand: bool) -> None:
+        """Draw the cloud as "points" or "surface"; the page's own wish yields to a person's."""
+        if by_hand or not self._drawing_by_hand:
+            self._drawing_by_hand = by_hand
+            self.viewport.draw_as(mode)  # type: ignore[arg-type]
+
+    def _on_event(self, event: Event) -> None:
+        if isinstance(event, Selected):
+            self._selection = event
+
+    def _selected_rows(self) -> np.ndarray:
+        selection = self._selection
+        if selection is None or selection.revision != self.scene.revision:
+            return np.zeros(0, np.int64)
+        return selection.rows
+
+    # ---- taking home -----------------------------------------------------------------------------
+
+    def export(self, fmt: str, **options: Any) -> bytes:
+        """The published scene in a format of `export.FORMATS`. Raises `ExportError`."""
+        return export.export(self.scene, fmt, **options)
+
+    def export_name(self, fmt: str) -> str:
+        """A file name for it, made of the world's name."""
+        return export.file_name(self.scene, fmt)
+
+    # ---- saving ----------------------------------------------------------------------------------
+
+    @property
+    def project(self) -> Path | None:
+        """Where the world is saved after each step; None where saving is off."""
+        return self._shared.project_of(self.token)
+
+    def _save(self, job: Job) -> None:
+        """On the worker's thread, after a step: a failure to save is told, never lost work."""
+        path = self.project
+        if path is None:
+            return
+        self.saved = "saving"
+        try:
+            if self._project is None:
+                path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+                self._project = Project(path)  # held until the end: one writer per world
+            self._project.save(state_of(self.world, plan=self.plan))
+        except WorldBusy:
+            self._save_soon()
+        except (OSError, WorldStereoError) as error:
+            self.saved = f"not saved: {reason(error)}"
+            log.warning("a world could not be saved: %s", reason(error))
+        else:
+            self.saved = "saved"
+
+    def _save_soon(self) -> None:
+        if self.project is None or self._closed:
+            return
+        self.saved = "saving"
+        self._shared.worker.submit(self.token, Job("save", self._save, self._save_done))
+
+    def _save_done(self, job: Job) -> None:
+        if job.over:
+            self.viewport.emit(JobChanged(self.saved.split(":")[0]))
+
+    def recover(self) -> bool:
+        """Load the saved world of this token; False where there is none or it cannot be read."""
+        path = self.project
+        if path is None or not is_project(path):
+            return False
+        for previous in (False, True):
+            try:
+                plan, _ = load_world(self.world, path, previous=previous)
+            except (OSError, WorldStereoError) as error:
+                log.warning("a saved world could not be read: %s", reason(error))
+                self._notices = ("The saved world could not be read; this is a new one.",)
+                continue
+            self._notices = ("The last save was damaged; this is the one before.",) * previous
+            self.set_plan(plan, ())
+            return True
+        return False
+
+    # ---- the end ---------------------------------------------------------------------------------
+
+    def close(self, timeout: float = 10.0) -> None:
+        """Cancel the job, wait for it, stop the stage and its server. Safe to call twice."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+        job = self.job
+        if job is not None and not job.over:
+            job.cancel()
+            try:
+                job.result(timeout)
+            except TimeoutError:
+                log.warning("a job did not stop within %s s", timeout)
+            except Exception:
+                log.debug("a cancelled job ended with an error", exc_info=True)
+        self.viewport.close()
+        if self._project is not None:
+            self._project.close()
+
+
+def make_preview(planned: Planned, frame: int, wants_final: bool) -> Preview:
+    """The draft or the final picture of one frame, with the path's warnings."""
+    if wants_final:
+        return final(planned.guide[frame], planned.warnings)
+    return draft(planned.scene, planned.plan.cameras[frame], planned.warnings)
+
+
+def reason(error: BaseException) -> str:
+    """Why, in one line without a path of this machine."""
+    if isinstance(error, OSError):
+        return error.strerror or type(error).__name__
+    return str(error).splitlines()[0][:200] if str(error) else type(error).__name__
