@@ -1,6 +1,6 @@
 """Spatial-stereo memory: a bank of features, each tied to the 3D points it describes.
 
-A query looks only at entries that correspond to it in 3D; `_correspondence` states the rules
+A query looks only at entries that correspond to it in 3D; `_stereo_memory_matches` states the rules
 (window, depth tolerance, occlusion). There are no learned weights: keys and values are the stored
 features, projections belong to the generator. World points in scene units, `Cameras` in OpenCV
 frame, pixels with the first centre at (0.5, 0.5).
@@ -22,16 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from worldstereo import _stereo_recall as recall
-from worldstereo._correspondence import (
-    ACCEPTED,
-    Matches,
-    Search,
-    camera_frame,
-    camera_numbers,
-    to_pixels,
-)
-from worldstereo._correspondence import matches as find_matches
+from worldstereo import _stereo_memory_recall as recall
+from worldstereo import _stereo_memory_usage as usage
 from worldstereo._geometric_memory_checks import (
     WrongType,
     check_option,
@@ -39,16 +31,29 @@ from worldstereo._geometric_memory_checks import (
     check_tensor,
     check_whole,
 )
-from worldstereo._stereo_bank import Bank, Scalars, Version
+from worldstereo._stereo_memory_bank import Bank, Scalars, Version
+from worldstereo._stereo_memory_checks import (
+    check_cameras,
+    check_flag,
+    check_metadata,
+    check_number,
+    check_view,
+)
+from worldstereo._stereo_memory_matches import (
+    ACCEPTED,
+    Matches,
+    Search,
+    camera_frame,
+    camera_numbers,
+    to_pixels,
+)
+from worldstereo._stereo_memory_matches import matches as find_matches
 from worldstereo.attention import csr_attention, dense_attention
 from worldstereo.cameras import Cameras
 from worldstereo.render import RenderResult
 
-STRATEGIES = ("fifo", "lru", "importance_based")
 STORAGE = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 STORAGE["int8"] = torch.int8
-HALF_LIFE = 256
-"""Uses of the memory after which an entry that was not used itself counts half (recency)."""
 
 
 class Miss(IntEnum):
@@ -116,13 +121,13 @@ class SpatialStereoMemory(nn.Module):
         self.feature_dim = check_whole("feature_dim", feature_dim, 1)
         self.num_correspondences = check_whole("num_correspondences", num_correspondences, 1)
         self.num_heads = check_whole("num_heads", num_heads, 1)
-        self.attention_window = _number("attention_window", attention_window, least=0.0)
+        self.attention_window = check_number("attention_window", attention_window, least=0.0)
         if self.attention_window == 0:
             raise ValueError("attention_window must be above 0 pixels, got 0.")
-        self.correspondence_threshold = _number(
+        self.correspondence_threshold = check_number(
             "correspondence_threshold", correspondence_threshold, least=0.0, most=1.0
         )
-        check_option("update_strategy", update_strategy, STRATEGIES)
+        check_option("update_strategy", update_strategy, usage.STRATEGIES)
         self.update_strategy = update_strategy
         if self.feature_dim % self.num_heads:
             raise ValueError(
@@ -179,10 +184,7 @@ class SpatialStereoMemory(nn.Module):
 
         Recency halves with every 256 uses of the memory that pass an entry by.
         """
-        bank = self._bank
-        age = (bank.scalars.clock - bank.column("last_used")).float()
-        mean = bank.column("confidence").mean(dim=1)
-        return mean * (1 + bank.column("received")) * torch.exp2(-age / HALF_LIFE)
+        return usage.importance(self._bank)
 
     @property
     def metadata(self) -> dict[str, Tensor]:
@@ -232,12 +234,12 @@ class SpatialStereoMemory(nn.Module):
         points = check_tensor("correspondences", correspondences, (n, many, 3), device)
         confidence = check_tensor("confidence", confidence, (n, many), device)
         check_range("confidence", confidence, 0.0, 1.0)
-        extra = self._metadata_columns(metadata, n)
+        extra = check_metadata(metadata, n, many, device)
         indices = torch.full((n,), -1, dtype=torch.int64, device=device)
         if n == 0:
             return indices
         first = max(0, n - self.memory_size)
-        slots = self._places(n - first)
+        slots = usage.places(self._bank, n - first, self.update_strategy)
         indices[first:] = slots
         scalars = self._bank.scalars
         clock, sequence = scalars.clock + 1, scalars.sequence
@@ -280,11 +282,11 @@ class SpatialStereoMemory(nn.Module):
         points = check_tensor("points", points, (len(features), 3), device)
         confidence = check_tensor("confidence", confidence, (len(features),), device)
         check_range("confidence", confidence, 0.0, 1.0)
-        self._check_cameras(camera_params, 1)
+        check_cameras(camera_params, 1, device)
         if len(features) == 0 or self.size == 0:
             return RefineResult(0, 0, torch.zeros_like(confidence, dtype=torch.bool))
         bank, size = self._bank, (camera_params.width, camera_params.height)
-        camera = camera_numbers(camera_params, None)
+        camera = camera_numbers(camera_params, 0)
         said = recall.compare(bank, features, points, confidence, camera, size)
         sure = bank.columns["confidence"][said.slots]
         bank.write(
@@ -302,7 +304,7 @@ class SpatialStereoMemory(nn.Module):
             doubt=doubt,
         )
         pruned = said.doubted[doubt >= recall.PATIENCE]
-        self._remove(pruned)
+        usage.remove(bank, pruned)
         return RefineResult(len(said.slots), len(pruned), said.matched)
 
     def clear(self) -> None:
@@ -337,20 +339,20 @@ class SpatialStereoMemory(nn.Module):
             output (B, N, feature_dim) and weights; zeros where nothing corresponds.
         """
         check_option("return_weights", return_weights, ("dense", "sparse"))
-        _check_flag("use_correspondence_mask", use_correspondence_mask)
+        check_flag("use_correspondence_mask", use_correspondence_mask)
         positions = check_tensor("query_positions", query_positions, ("B", "N", 3), self.device)
         batch, n = positions.shape[:2]
         wanted = (batch, n, self.feature_dim)
         check_tensor("query_features", query_features, wanted, self.device)
-        hidden = self._check_view(camera_params, occluder, batch)
+        hidden = check_view(camera_params, occluder, batch, self.device)
         outputs, triples, values = [], [], []
         found = 0
         for b in range(batch):
             q = query_features[b]
             if use_correspondence_mask:
-                match = self._match(positions[b], camera_params, hidden, b)
+                match = self._match(positions[b], camera_params, hidden, b, False)
                 offsets, column = match.offsets, match.column
-                keys, rows = self._keys(column)
+                keys, rows = self._bank.opened(column)
                 output, weight = csr_attention(
                     q, keys, keys, offsets, rows, num_heads=self.num_heads, checked=True
                 )
@@ -368,7 +370,7 @@ class SpatialStereoMemory(nn.Module):
             values.append(weight)
         output = torch.stack(outputs) if outputs else query_features * 0
         indices, value = _joined(triples, self.device), torch.cat(values or [output.new_zeros(0)])
-        self._use(indices[2], value.detach(), found, batch * n)
+        usage.count_use(self._bank, indices[2], value.detach(), found, batch * n)
         if return_weights == "sparse":
             return output, (indices, value)
         dense = output.new_zeros(batch, n, self.memory_size)
@@ -386,16 +388,16 @@ class SpatialStereoMemory(nn.Module):
         With `reasons` a `MaskWithReasons`: also the near misses, each with its `Miss` code. For
         inspection; does not count as use. Arguments as in `constrained_attention`.
 
-        The rules (window half width, depth tolerance, occlusion) are those of `_correspondence`:
-        for a correspondence of confidence 1 at level 0 without a normal, attention_window / 2
-        pixels each way, and 5 % of the query's depth.
+        For a correspondence of confidence 1, at level 0 and without a normal, the window reaches
+        attention_window / 2 pixels each way and the depth tolerance is 5 % of the query's depth,
+        borders included; `_stereo_memory_matches` states how both adapt, and the occlusion test.
         """
         positions = check_tensor("query_positions", query_positions, ("B", "N", 3), self.device)
-        _check_flag("reasons", reasons)
-        hidden = self._check_view(camera_params, occluder, len(positions))
+        check_flag("reasons", reasons)
+        hidden = check_view(camera_params, occluder, len(positions), self.device)
         triples, codes = [], []
         for b in range(len(positions)):
-            match = self._match(positions[b], camera_params, hidden, b, misses=reasons)
+            match = self._match(positions[b], camera_params, hidden, b, reasons)
             query = _rows_of(match.offsets)
             triples.append(torch.stack([torch.full_like(query, b), query, match.column]))
             codes.append(match.codes)
@@ -431,11 +433,11 @@ class SpatialStereoMemory(nn.Module):
             slots, _ = recall.nearest_entries(self._bank, positions.reshape(-1, 3), top_k, None)
             slots = slots.reshape(batch, n, top_k)
         else:
-            hidden = self._check_view(camera_params, occluder, batch)
+            hidden = check_view(camera_params, occluder, batch, self.device)
             size = (camera_params.width, camera_params.height)
             each = []
             for b in range(batch):
-                camera = camera_numbers(camera_params, _which(camera_params, b))
+                camera = camera_numbers(camera_params, b)
                 view = recall.Visible(camera, size, hidden[b])
                 each.append(recall.nearest_entries(self._bank, positions[b], top_k, view)[0])
             none = torch.zeros(0, n, top_k, dtype=torch.int64, device=self.device)
@@ -443,7 +445,7 @@ class SpatialStereoMemory(nn.Module):
         features = positions.new_zeros(batch, n, top_k, self.feature_dim)
         held = slots >= 0
         features[held] = self._bank.features(slots[held])
-        self._use(slots[held], None, int(held[..., 0].sum()), batch * n)
+        usage.count_use(self._bank, slots[held], None, int(held[..., 0].sum()), batch * n)
         return features, slots
 
     # ---- undo and files ----------------------------------------------------------------------
@@ -527,53 +529,10 @@ class SpatialStereoMemory(nn.Module):
         self._bank.move_to(fn(torch.zeros(0, device=self.device)).device)
         return self
 
-    # ---- inside ------------------------------------------------------------------------------
-
-    def _places(self, count: int) -> Tensor:
-        """Slots for `count` new entries: free ones first, then those the strategy gives up."""
-        bank, size = self._bank, self.size
-        free = min(count, self.memory_size - size)
-        slots = torch.arange(size, size + free, device=self.device)
-        if free == count:
-            return slots
-        order = bank.column("order")
-        if self.update_strategy == "fifo":
-            rank = order
-        elif self.update_strategy == "lru":
-            rank = bank.column("last_used")
-        else:
-            rank = self.importance
-        worst = rank.kthvalue(count - free).values
-        sure = (rank < worst).nonzero()[:, 0]
-        tied = (rank == worst).nonzero()[:, 0]
-        oldest = order[tied].topk(count - free - len(sure), largest=False).indices
-        victims = torch.cat([sure, tied[oldest]])
-        victims = victims[torch.argsort(order[victims])]
-        victims = victims[torch.argsort(rank[victims], stable=True)]
-        return torch.cat([slots, victims])
-
-    def _remove(self, slots: Tensor) -> None:
-        """Removes entries; the last ones move into the gaps."""
-        bank = self._bank
-        if len(slots) == 0:
-            return
-        left = self.size - len(slots)
-        gone = torch.zeros(self.size, dtype=torch.bool, device=self.device)
-        gone[slots] = True
-        gaps = gone[:left].nonzero()[:, 0]
-        movers = left + (~gone[left:]).nonzero()[:, 0]
-        bank.write(gaps, **{name: column[movers] for name, column in bank.columns.items()})
-        bank.set(size=left)
-
     def _match(
-        self,
-        positions: Tensor,
-        cameras: Cameras,
-        hidden: list[Tensor],
-        b: int,
-        misses: bool = False,
+        self, positions: Tensor, cameras: Cameras, hidden: list[Tensor], b: int, misses: bool
     ) -> Matches:
-        camera = camera_numbers(cameras, _which(cameras, b))
+        camera = camera_numbers(cameras, b)
         x, y, z = camera_frame(positions, camera)
         u, v = to_pixels(x, y, z, camera)
         search = Search(
@@ -588,119 +547,6 @@ class SpatialStereoMemory(nn.Module):
         )
         return find_matches(self._bank.entries(), search)
 
-    def _keys(self, column: Tensor) -> tuple[Tensor, Tensor]:
-        """Features to attend and the row of each pair; compressed rows are opened once each."""
-        bank = self._bank
-        if bank.storage == torch.float32:
-            return bank.features(), column
-        used = torch.zeros(self.size, dtype=torch.bool, device=self.device)
-        used[column] = True
-        slots = used.nonzero()[:, 0]
-        row = column.new_zeros(self.size)
-        row[slots] = torch.arange(len(slots), device=self.device)
-        return bank.features(slots), row[column]
-
-    def _use(self, slots: Tensor, attention: Tensor | None, found: int, asked: int) -> None:
-        """Counts a call: which entries were used, how strongly, and how many queries found one."""
-        bank, scalars = self._bank, self._bank.scalars
-        clock = scalars.clock + 1
-        used = torch.zeros(self.size, dtype=torch.bool, device=self.device)
-        used[slots] = True
-        touched = used.nonzero()[:, 0]
-        now = torch.full_like(touched, clock)
-        if attention is None:
-            bank.write(touched, last_used=now)
-        else:
-            received = torch.zeros(self.size, device=self.device).index_add(0, slots, attention)
-            total = bank.columns["received"][touched] + received[touched]
-            bank.write(touched, last_used=now, received=total)
-        bank.set(clock=clock, found=scalars.found + found, asked=scalars.asked + asked)
-
-    def _metadata_columns(self, metadata: Mapping[str, Any] | None, n: int) -> dict[str, Tensor]:
-        """Checked metadata, one row per entry; what is missing is filled."""
-        many, device = self.num_correspondences, self.device
-        shapes = {
-            "camera": (),
-            "frame": (),
-            "level": (),
-            "pixel": (2,),
-            "normal": (3,),
-            "seen_by": (many,),
-        }
-        if metadata is None:
-            metadata = {}
-        if not isinstance(metadata, Mapping):
-            raise WrongType(f"metadata must be a dict or None, got {type(metadata).__name__}.")
-        unknown = [key for key in metadata if key not in shapes]
-        if unknown:
-            raise ValueError(f"metadata[{unknown[0]!r}] is unknown; accepted: {', '.join(shapes)}.")
-        columns = {}
-        for name, shape in shapes.items():
-            real = name in ("pixel", "normal")
-            given = metadata.get(name)
-            if given is None:
-                given = 0.0 if real else -1
-            try:
-                value = torch.as_tensor(given, device=device)
-            except (TypeError, ValueError, RuntimeError):
-                raise WrongType(
-                    f"metadata[{name!r}] must hold numbers, got {type(given).__name__}."
-                ) from None
-            if not real and (value.is_floating_point() or value.is_complex()):
-                raise WrongType(f"metadata[{name!r}] must hold whole numbers, got {value.dtype}.")
-            if not real and value.numel() > 0 and int(value.abs().max()) >= 2**31:
-                raise ValueError(f"metadata[{name!r}] must be within 32 bits.")
-            if real and not bool(torch.isfinite(value).all()):
-                raise ValueError(f"metadata[{name!r}] must be finite.")
-            wanted = (n, *shape)
-            if value.ndim > len(wanted) or value.shape not in ((), shape, wanted):
-                raise ValueError(
-                    f"metadata[{name!r}] must have shape {wanted}, got {tuple(value.shape)}."
-                )
-            columns[name] = value.to(torch.float32 if real else torch.int32).expand(wanted)
-        return columns
-
-    def _check_cameras(self, cameras: object, batch: int) -> None:
-        if not isinstance(cameras, Cameras):
-            raise WrongType(f"camera_params must be Cameras, got {type(cameras).__name__}.")
-        if cameras.batch_shape not in ((), (1,), (batch,)):
-            raise ValueError(
-                f"camera_params must be one camera or a batch of {batch}, "
-                f"got batch shape {cameras.batch_shape}."
-            )
-        if cameras.c2w.device.type != self.device.type:
-            raise ValueError(
-                f"camera_params are on {cameras.c2w.device}, the memory on {self.device}; "
-                f"move one of them."
-            )
-
-    def _check_view(self, cameras: object, occluder: object, batch: int) -> list[Tensor]:
-        """Checks cameras and occluder; the occluder's depth per batch item, inf in holes."""
-        self._check_cameras(cameras, batch)
-        if occluder is None:
-            return [torch.zeros(0, 0, dtype=torch.float64, device=self.device)] * batch
-        depth, mask = getattr(occluder, "depth", None), getattr(occluder, "mask", None)
-        if not isinstance(depth, Tensor) or not isinstance(mask, Tensor):
-            raise WrongType(f"occluder must be a RenderResult, got {type(occluder).__name__}.")
-        fits = depth.ndim >= 3 and depth.shape[-3] == 1 and depth.shape == mask.shape
-        if not fits or tuple(depth.shape[:-3]) not in ((), (1,), (batch,)):
-            raise ValueError(
-                f"occluder.depth and .mask must have shape (1, h, w) or ({batch}, 1, h, w), "
-                f"got {tuple(depth.shape)} and {tuple(mask.shape)}."
-            )
-        if depth.device.type != self.device.type:
-            raise ValueError(
-                f"occluder is on {depth.device}, the memory on {self.device}; move one of them."
-            )
-        shown = torch.where((mask > 0) & (depth > 0), depth.double(), torch.inf)
-        shown = shown.reshape(-1, *depth.shape[-2:])
-        return [shown[b if len(shown) > 1 else 0] for b in range(batch)]
-
-
-def _which(cameras: Cameras, b: int) -> int | None:
-    """Index of the camera of batch item `b`; one camera serves all."""
-    return b if cameras.batch_shape and len(cameras) > 1 else None
-
 
 def _rows_of(offsets: Tensor) -> Tensor:
     counts = offsets.diff()
@@ -710,17 +556,3 @@ def _rows_of(offsets: Tensor) -> Tensor:
 def _joined(triples: list[Tensor], device: torch.device) -> Tensor:
     none = torch.zeros(3, 0, dtype=torch.int64, device=device)
     return torch.cat(triples, dim=1) if triples else none
-
-
-def _check_flag(name: str, value: object) -> None:
-    if not isinstance(value, bool):
-        raise WrongType(f"{name} must be True or False, got {value!r}.")
-
-
-def _number(name: str, value: object, least: float, most: float = float("inf")) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise WrongType(f"{name} must be a number, got {value!r}.")
-    if not least <= value <= most or value == float("inf"):
-        limits = f"at least {least:g}" if most == float("inf") else f"within [{least:g}, {most:g}]"
-        raise ValueError(f"{name} must be {limits} and finite, got {value}.")
-    return value

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from worldstereo._correspondence import BLOCK, Entries, refresh_boxes
+from worldstereo._stereo_memory_matches import BLOCK, Entries, refresh_boxes
 
 GROUP = 64  # channels that share one scale in compressed storage
 SMALLEST_ROOM = 256
@@ -233,6 +233,17 @@ class Bank:
         if scale.shape[1] == 0:
             return codes
         return codes * scale.repeat_interleave(GROUP, dim=1)[:, : self.width]
+
+    def opened(self, column: Tensor) -> tuple[Tensor, Tensor]:
+        """Features to attend and the row of each pair; compressed rows are opened once each."""
+        if self.storage == FLOAT:
+            return self.features(), column
+        used = torch.zeros(self.size, dtype=torch.bool, device=self.device)
+        used[column] = True
+        slots = used.nonzero()[:, 0]
+        row = column.new_zeros(self.size)
+        row[slots] = torch.arange(len(slots), device=self.device)
+        return self.features(slots), row[column]
 
     # ---- undo --------------------------------------------------------------------------------
 

@@ -80,10 +80,11 @@ class Matches(NamedTuple):
     """(P,) int8: 5 accepted, 1 to 4 the reason of a near miss; empty unless asked for."""
 
 
-def camera_numbers(cameras: Cameras, index: int | None) -> Tensor:
-    """The 17 numbers of camera `index` (None: the single one) in double precision."""
+def camera_numbers(cameras: Cameras, index: int) -> Tensor:
+    """The 17 numbers of camera `index` in double precision; a single camera serves every index."""
     pose, K = cameras.c2w.reshape(-1, 4, 4), cameras.K.reshape(-1, 3, 3)
-    pose, K = pose[index or 0].double(), K[index or 0].double()
+    index = index if len(pose) > 1 else 0
+    pose, K = pose[index].double(), K[index].double()
     intrinsics = torch.stack([K[0, 0], K[0, 1], K[0, 2], K[1, 1], K[1, 2]])
     return torch.cat([pose[:3, :3].reshape(-1), pose[:3, 3], intrinsics])
 
@@ -203,7 +204,7 @@ def refresh_boxes(entries: Entries, threshold: float, block: Tensor) -> None:
     """Writes the bounds of the given blocks' accepted correspondences into `entries.boxes`."""
     if not has_numba():
         return  # only the compiled search looks at them
-    from worldstereo import _correspondence_kernels as kernels
+    from worldstereo import _stereo_memory_kernels as kernels
 
     points, confidence = entries.points.numpy(), entries.confidence.numpy()
     boxes: Any = entries.boxes.numpy()
@@ -221,7 +222,7 @@ def matches(entries: Entries, s: Search) -> Matches:
 
 def compiled_matches(entries: Entries, s: Search) -> Matches:
     """The search on the CPU; blocks of entries run on the library's threads."""
-    from worldstereo import _correspondence_kernels as kernels
+    from worldstereo import _stereo_memory_kernels as kernels
     from worldstereo._parallel import parallel_for, spans
 
     n = len(s.pixels)
