@@ -41,7 +41,7 @@ def example(steps: int = 1, points: int = 40_009) -> ProjectState:
     ]
     seeded = torch.Generator().manual_seed(9)
     xyz = torch.randn(points + 500 * steps, 3, generator=seeded)
-    cloud = PointCloud.of(xyz, source=torch.arange(len(xyz)) % n)
+    cloud = PointCloud.of(xyz, source=torch.arange(len(xyz)) % 3)
     clip = Clip.of(
         color,
         depth,
@@ -154,7 +154,7 @@ def test_saving_twice_gives_the_same_bytes_and_writes_nothing(state, tmp_path):
 
 
 def test_a_step_costs_what_it_changed(tmp_path):
-    """One more view and some rows at the end of the cloud: old views and chunks stay as they are."""
+    """One more view and rows at the end of the cloud: old views and chunks stay as they are."""
     small, large = example(1, 400_000), example(2, 400_000)
     with Project(tmp_path / "a.world") as project:
         whole = project.save(small)

@@ -291,7 +291,8 @@ def _read(
                 raise Unsound(f"{place}: member {member[:12]} is damaged (wrong checksum)")
             return content
 
-        reader = Reader(fetch, small, most_bytes)
+        # chunks that repeat (zeros, say) are stored once; but a small file must not fill the memory
+        reader = Reader(fetch, small, min(most_bytes, max(10**9, 20 * sum(sizes.values()))))
         values = {key: reader.value(skeleton[key], key) for key in STATE}
         state = ProjectState(**values)
         _check_state(state, name)

@@ -29,7 +29,7 @@ CLASSES: dict[str, Any] = {
 }
 PIXELS = ("color8", "depth", "confidence8", "kind")
 SMALL = 1 << 16  # bytes; below this a tensor goes into the shared member
-CHUNK = 1 << 22  # bytes of a chunk, at most
+CHUNK = 1 << 20  # bytes of a chunk, at most
 HEADER = 10_000_000  # bytes of a safetensors header, at most
 TYPES = {
     str(dtype).removeprefix("torch."): dtype
@@ -145,7 +145,7 @@ class Writer:
         names = [self._known.get(tensor) for tensor in tensors.values()]
         first = names[0]
         if first is None or any(n != first for n in names) or not self._found(first):
-            first = [self._member({k: _plain(t) for k, t in tensors.items()})]
+            first = [self._member({k: _alone(t) for k, t in tensors.items()})]
             for tensor in tensors.values():
                 self._known.put(tensor, first)
         return {name: _reference(t, first, name) for name, t in tensors.items()}
@@ -155,7 +155,7 @@ class Writer:
             raise TypeError(f"A tensor of {tensor.dtype} cannot be saved in a project.")
         if tensor.nbytes < SMALL or tensor.ndim == 0:
             key = f"t{len(self._small)}"
-            self._small[key] = _plain(tensor)
+            self._small[key] = _alone(tensor)
             return _reference(tensor, ["small"], key)
         names = self._known.get(tensor)
         if names is None or not self._found(names):
@@ -183,6 +183,11 @@ class Writer:
 
 def _plain(tensor: Tensor) -> Tensor:
     return tensor.detach().cpu().contiguous()
+
+
+def _alone(tensor: Tensor) -> Tensor:
+    """A copy with memory of its own: safetensors refuses tensors that share theirs."""
+    return _plain(tensor).clone()
 
 
 def _reference(tensor: Tensor, names: list[str], key: str) -> dict[str, Any]:
@@ -240,7 +245,7 @@ class Reader:
     def _tensor(self, fields_: dict[str, Any], place: str) -> Tensor:
         kind, shape, names, key = (fields_.get(k) for k in ("type", "shape", "in", "key"))
         sound = isinstance(kind, str) and kind in TYPES and isinstance(shape, list)
-        if not sound or not isinstance(names, list) or not 0 < len(names) <= 1_000_000:
+        if not sound or not isinstance(names, list) or not 0 < len(names) <= 100_000:
             raise Unsound(f"{place}: the tensor is not described")
         kind, key = str(kind), str(key)
         parts = [self._member(name, place).get(key) for name in names]
@@ -306,8 +311,8 @@ def fits(value: Any, hint: Any) -> bool:
     origin, inner = get_origin(hint), get_args(hint)
     if origin in (Union, UnionType):
         return any(fits(value, part) for part in inner)
-    if hint is None:
-        return value is None
+    if hint is None or hint is Any:
+        return value is None or hint is Any
     if origin is tuple:
         if not isinstance(value, tuple):
             return False
