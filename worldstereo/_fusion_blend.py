@@ -8,14 +8,15 @@ it, so that what the inspector shows is what was used. Conventions as in `_fusio
 import math
 
 import numpy as np
-from numba import njit
+
+from worldstereo._compiled import kernel
 
 FLAGS = {"cache": True, "fastmath": True, "nogil": True, "error_model": "numpy"}
 
 CONFIRMS, OUTSIDE, UNKNOWN, LOOKED_THROUGH, BEHIND = 0, 1, 2, 3, 4
 
 
-@njit(inline="always", **FLAGS)
+@kernel(inline="always", **FLAGS)
 def attend(X, Y, Z, view, color, depth, rim, trust, K, T, centre, agree, feather, near):
     """One point of the target seen by one view.
 
@@ -88,7 +89,7 @@ def attend(X, Y, Z, view, color, depth, rim, trust, K, T, centre, agree, feather
     )  # fmt: skip
 
 
-@njit(**FLAGS)
+@kernel(**FLAGS)
 def accumulate(
     target, Kt, view, color, depth, rim, trust, K, T, centre, gain, agree, feather, near,
     weighted, detail_low, detail_high, y0, y1, total, weights, energy, mass, best,
@@ -144,7 +145,7 @@ def accumulate(
                 best[y, x] = facing
 
 
-@njit(**FLAGS)
+@kernel(**FLAGS)
 def weigh(target, Kt, view, color, depth, rim, trust, K, T, centre, agree, feather, near, out):
     """Weight of one view at every pixel of the target, before normalisation."""
     H, W = target.shape
@@ -162,13 +163,13 @@ def weigh(target, Kt, view, color, depth, rim, trust, K, T, centre, agree, feath
                 out[y, x] = matching * border * rimmed * facing
 
 
-@njit(**FLAGS)
+@kernel(**FLAGS)
 def probe(X, Y, Z, view, color, depth, rim, trust, K, T, centre, agree, feather, near):
     """`attend` for one point, callable from Python."""
     return attend(X, Y, Z, view, color, depth, rim, trust, K, T, centre, agree, feather, near)
 
 
-@njit(**FLAGS)
+@kernel(**FLAGS)
 def fetch(target, Kt, view, color, depth, rim, trust, K, T, centre, agree, feather, near,
           y0, y1, out, agreement, angle):  # fmt: skip
     """One view fetched at the depth of another: colours 0..255, agreement in [0, 1], angle."""
@@ -193,7 +194,7 @@ def fetch(target, Kt, view, color, depth, rim, trust, K, T, centre, agree, feath
             angle[y, x] = 1.0 / math.sqrt(facing) - 0.03
 
 
-@njit(**FLAGS)
+@kernel(**FLAGS)
 def halve(color, depth, rim, trust, agree, color_out, depth_out, rim_out, trust_out):
     """The next smaller level of a view: 2x2 blocks, averaged over what agrees with their front."""
     H, W = depth_out.shape

@@ -9,13 +9,14 @@ unknown), `T` a 3x4 rigid transform, lengths are in units of u. The twins in pla
 import math
 
 import numpy as np
-from numba import njit
+
+from worldstereo._compiled import kernel
 
 FLAGS = {"cache": True, "fastmath": True, "nogil": True, "error_model": "numpy"}
 EMPTY = np.float32(1e30)
 
 
-@njit(**FLAGS)
+@kernel(**FLAGS)
 def disparity_gradients(d, cut, y0, y1, gx, gy, edge):
     """One-sided, edge-aware gradients of disparity (planes are linear in 1/z), and an edge flag."""
     H, W = d.shape
@@ -57,7 +58,7 @@ def disparity_gradients(d, cut, y0, y1, gx, gy, edge):
                     gy[y, x] = best
 
 
-@njit(**FLAGS)
+@kernel(**FLAGS)
 def surfel_warp(d, gx, gy, Kr, Kt, T, half, max_stretch, min_area, near, out):
     """z-buffer of planar patches, one a pixel of the reference; `out` holds EMPTY where nothing fell.
 
@@ -118,7 +119,7 @@ def surfel_warp(d, gx, gy, Kr, Kt, T, half, max_stretch, min_area, near, out):
                         out[yy, xx] = z
 
 
-@njit(**FLAGS)
+@kernel(**FLAGS)
 def fuse_depth(Z, weight, vote, lowest, offset, size, Kr, back, Kt, tau, free, near, y0, y1, out):
     """Front-most hypothesis that is supported and not seen through: mean of its supporters.
 
@@ -202,7 +203,7 @@ def fuse_depth(Z, weight, vote, lowest, offset, size, Kr, back, Kt, tau, free, n
             out[y, x] = best
 
 
-@njit(**FLAGS)
+@kernel(**FLAGS)
 def fill_gaps(d, agree, radius, least, y0, y1, out):
     """Interpolate small gaps by a regularised local plane, where the samples around agree."""
     H, W = d.shape
@@ -252,7 +253,7 @@ def fill_gaps(d, agree, radius, least, y0, y1, out):
             out[y, x] = min(max(v, low), high)
 
 
-@njit(**FLAGS)
+@kernel(**FLAGS)
 def drop_lonely(d, radius, agree, least, y0, y1, out):
     """Drop samples that fewer than `least` of the window (itself included) agree with."""
     H, W = d.shape
@@ -271,7 +272,7 @@ def drop_lonely(d, radius, agree, least, y0, y1, out):
                 out[y, x] = 0
 
 
-@njit(**FLAGS)
+@kernel(**FLAGS)
 def relax(values, unknown, red, trust, sweeps, omega):
     """Red-black over-relaxation of the membrane at the unknown pixels only.
 

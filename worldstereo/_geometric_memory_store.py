@@ -407,6 +407,8 @@ def finished(name: str, mean: np.ndarray) -> np.ndarray:
 
 def _sums(values: np.ndarray, group: np.ndarray, groups: int) -> Float[np.ndarray, "*G"]:
     """Float64 sums per group, added up in the order of the rows: no thread count changes a bit."""
+    if groups == 0:  # bincount would answer in integers
+        return np.zeros((0, *values.shape[1:]))
     if values.ndim == 1:
         return np.bincount(group, weights=values, minlength=groups)
     parts = [np.bincount(group, weights=column, minlength=groups) for column in values.T]

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from worldstereo.cameras import Cameras
 from worldstereo.render import RenderResult, render_points
-from worldstereo.scene import Scene
+from worldstereo.scene import Origin, Scene
 from worldstereo.synthesis import ViewIndex, synthesize
 from worldstereo.trajectory import Trajectory
 
@@ -133,7 +133,7 @@ class Guide:
             depth=result.depth,
             mask=result.known,
             index=splat.index,
-            origin=result.origin,
+            origin=_still_invented(result.origin, splat.index, scene),
             confidence=result.confidence,
             stereo_weight=result.stereo_weight,
             references=chosen,
@@ -143,3 +143,14 @@ class Guide:
 def splat_cloud(scene: Scene, camera: Cameras, radius: int = 1) -> RenderResult:
     """The published cloud at one camera: the draft of the guide, shown while scrubbing."""
     return render_points(scene.cloud.points, scene.cloud.colors, camera, radius=radius)
+
+
+def _still_invented(
+    origin: UInt8[Tensor, "1 H W"], index: Int[Tensor, "1 H W"], scene: Scene
+) -> UInt8[Tensor, "1 H W"]:
+    """A point that an earlier step invented stays invented, however often it is seen again."""
+    if len(scene.cloud) == 0:
+        return origin
+    from_cloud = (origin == int(Origin.GLOBAL)) & (index >= 0)
+    made = scene.cloud.step[index.clamp_min(0)] > 0
+    return torch.where(from_cloud & made, int(Origin.INVENTED), origin).to(torch.uint8)

@@ -6,7 +6,7 @@ Frames come one by one; the caller folds each into the memories before it asks f
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, UInt8
@@ -122,6 +122,7 @@ class GenerationRequest:
     sampler: SamplerConfig = SamplerConfig()
 
 
+@runtime_checkable
 class Generator(Protocol):
     """Makes the frames of a path from the guide and the two memories."""
 

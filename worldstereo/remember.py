@@ -4,6 +4,8 @@ Called inside a step of the world, with its draft. A view's points join the glob
 patches join the feature bank, each with the 3D points it corresponds to.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 

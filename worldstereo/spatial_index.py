@@ -6,7 +6,7 @@ every index gives the same answer as a slow loop. Kinds: "kd_tree" and "ball_tre
 """
 
 import logging
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 KINDS = ("kd_tree", "ball_tree", "cuda_knn", "auto")
 
 
+@runtime_checkable
 class SpatialIndex(Protocol):
     """What every index offers. `n` is the number of indexed points."""
 
