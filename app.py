@@ -1,0 +1,139 @@
+"""The app: parses `AppConfig`, builds the sessions, launches the panel. No logic of its own.
+
+python app.py            then open http://127.0.0.1:7860
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from ui.session_config import GeneratorChoice, SessionsConfig
+
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # nothing of ours asks anybody outside
+
+HERE = Path(__file__).resolve().parent
+NO_WEIGHTS = "No weights found. Start the app with --model FOLDER; the README says which."
+
+
+@dataclass(frozen=True, kw_only=True)
+class AppConfig:
+    """Explore a capture or a photo as a growing 3D world, in the browser."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on. Anything but a loopback address lets strangers in: your choice."""
+
+    port: int = 7860
+    """Port of page, viewport and events alike."""
+
+    examples: Path = HERE / "assets" / "examples"
+    """Folder with one example capture per subfolder; the first is open at the first visit."""
+
+    projects: Path = Path("projects")
+    """Folder where every world is saved after each step."""
+
+    max_points: int = 2_000_000
+    """Capacity of the global memory's cloud; beyond it the oldest points go."""
+
+    model: Path | None = None
+    """Folder with the weights of the diffusion generator; without it the app runs weight-free."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the generator runs; auto takes a GPU where there is one."""
+
+    threads: int | None = None
+    """CPU threads of the kernels; all cores where not given."""
+
+    max_sessions: int = 24
+    """Worlds open at once; the next visitor is asked to wait."""
+
+    idle_minutes: float = 60.0
+    """A world without visitors is closed after this long; it is saved, and its file stays."""
+
+    max_upload: str = "500mb"
+    """Largest file that the page accepts."""
+
+    verbose: bool = False
+    """Log what the app does."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port <= 65_535:
+            raise ValueError(f"port must be between 0 and 65535, got {self.port}.")
+        if self.max_points < 1:
+            raise ValueError(f"max-points must be at least 1, got {self.max_points}.")
+        if self.max_sessions < 1:
+            raise ValueError(f"max-sessions must be at least 1, got {self.max_sessions}.")
+        if not self.idle_minutes > 0:
+            raise ValueError(f"idle-minutes must be above 0, got {self.idle_minutes}.")
+
+
+def sessions_config(config: AppConfig) -> "SessionsConfig":
+    """What the sessions share, from what the command line says."""
+    from ui.session_config import SessionsConfig, bundled_examples, warp_choice
+
+    return SessionsConfig(
+        max_sessions=config.max_sessions,
+        idle_seconds=60 * config.idle_minutes,
+        max_points=config.max_points,
+        projects=config.projects,
+        generators=(warp_choice(), diffusion_choice(config)),
+        examples=bundled_examples(config.examples),
+    )
+
+
+def diffusion_choice(config: AppConfig) -> "GeneratorChoice":
+    """The published model, or why it is off."""
+    from ui.session_config import GeneratorChoice
+    from worldstereo.errors import WeightsMissing
+
+    def make() -> Any:
+        if config.model is None:
+            raise WeightsMissing(NO_WEIGHTS)
+        from worldstereo.diffusion import DiffusionGenerator
+
+        return DiffusionGenerator.from_pretrained(config.model)
+
+    why = ""
+    if config.model is None:
+        why = NO_WEIGHTS
+    elif not config.model.is_dir():
+        why = f"{config.model.name} is not a folder here. Start the app with --model FOLDER."
+    limits = None
+    if not why:
+        from worldstereo.diffusion import DiffusionGenerator
+
+        limits = DiffusionGenerator.limits
+    about = "The published video model, steered by both memories. Wants a GPU."
+    return GeneratorChoice("diffusion", "WorldStereo 2.0", about, limits, make, why)
+
+
+def main(config: AppConfig) -> None:
+    """Serves until it is interrupted."""
+    import logging
+
+    logging.basicConfig(
+        level=logging.INFO if config.verbose else logging.WARNING,
+        format="%(asctime)s %(name)s %(levelname)s %(message)s",
+    )
+    from ui.panel import launch
+    from ui.session import Sessions
+
+    sessions = Sessions(sessions_config(config))
+    demo, url, stop = launch(sessions, config)
+    print(f"WorldStereo is open at {url}", flush=True)
+    try:
+        demo.block_thread()
+    finally:
+        stop()
+
+
+if __name__ == "__main__":
+    import tyro
+
+    # Hosted spaces and containers say where to listen through the environment.
+    default = AppConfig(
+        host=os.environ.get("GRADIO_SERVER_NAME", AppConfig.host),
+        port=int(os.environ.get("PORT", os.environ.get("GRADIO_SERVER_PORT", AppConfig.port))),
+    )
+    main(tyro.cli(AppConfig, default=default))

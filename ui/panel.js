@@ -1,0 +1,134 @@
+// What the page does without asking Python: theme, keys, the hint, the address, and the two ways
+// events come in: elements that carry data-send, and the viewport's events socket.
+() => {
+  const page = (window.worldstereo ??= {});
+  const $ = (selector) => document.querySelector(selector);
+  const frame = () => $('#viewport iframe');
+  const stored = (key) => { try { return localStorage.getItem('worldstereo.' + key); } catch { return null; } };
+  const store = (key, value) => { try { localStorage.setItem('worldstereo.' + key, value); } catch { /* private window */ } };
+  const send = (kind, data = {}) => page[kind]?.('input', data);
+
+  // ---- theme
+  const system = matchMedia('(prefers-color-scheme: dark)');
+  const paint = () => document.body.classList.toggle('dark', (stored('theme') ?? (system.matches ? 'dark' : 'light')) === 'dark');
+  paint();
+  system.addEventListener('change', paint);
+
+  // ---- clicks: local ones here, the others to the handler of their kind
+  const local = {
+    theme: () => { store('theme', document.body.classList.contains('dark') ? 'light' : 'dark'); paint(); },
+    keys: () => { const box = $('#keys'); if (box.open) box.close(); else box.showModal(); },
+  };
+  const act = (element, event) => {
+    const data = { ...element.dataset };
+    if (element.matches('.pixels') && event?.clientX !== undefined) {
+      const box = element.getBoundingClientRect();
+      data.x = (event.clientX - box.left) / box.width;
+      data.y = (event.clientY - box.top) / box.height;
+    }
+    if (local[data.send]) local[data.send](); else send(data.send, data);
+  };
+  document.addEventListener('click', (event) => {
+    const hit = event.target.closest('[data-send], [data-hint], [data-close], [data-dialog-close]');
+    if (!hit || hit.disabled) return;
+    if (hit.dataset.send) act(hit, event);
+    else if ('hint' in hit.dataset) { store('hint', 'closed'); $('#hint').style.display = 'none'; }
+    else if ('close' in hit.dataset) hit.closest('.error').remove();
+    else hit.closest('dialog').close();
+  });
+  let focused = '';
+  document.addEventListener('focusin', (event) => { focused = event.target.id || ''; });
+
+  // ---- keys: also inside the viewport, which takes the focus while flying
+  const press = (selector) => { const button = $(selector); if (button && !button.disabled && button.offsetParent) button.click(); };
+  const keys = {
+    g: () => press('#generate'), Escape: () => press('#cancel'),
+    p: () => press('#act-play'), k: () => press('#act-keyframe'), r: () => press('#act-record'),
+    m: () => press('#act-measure'), b: () => press('#act-select'), h: () => press('#act-home'),
+    z: () => press('#act-undo'), Z: () => press('#act-redo'), c: () => press('#act-shot'),
+    t: () => local.theme(), '?': () => local.keys(),
+    '[': () => send('scrub', { by: -1 }), ']': () => send('scrub', { by: 1 }),
+  };
+  const arrows = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
+  const typed = (element) => element?.closest?.('textarea, select, [contenteditable=true], input:not([type=range], [type=radio], [type=checkbox])');
+  const onKey = (event) => {
+    const target = event.target;
+    if (typed(target) || event.altKey || event.defaultPrevented) return;
+    if (target?.matches?.('.pixels') && (arrows[event.key] || event.key === 'Enter')) {
+      const [dx, dy] = arrows[event.key] ?? [0, 0], step = event.shiftKey ? 0.05 : 0.01;
+      send('pixel', { ...target.dataset, x: +(target.dataset.px ?? 0.5) + dx * step, y: +(target.dataset.py ?? 0.5) + dy * step });
+      return event.preventDefault();
+    }
+    if (event.ctrlKey || event.metaKey) {
+      if (event.key.toLowerCase() === 'z') { press(event.shiftKey ? '#act-redo' : '#act-undo'); event.preventDefault(); }
+      return;
+    }
+    if ($('#keys')?.open && event.key !== '?') return;
+    const tab = '12345'.indexOf(event.key);
+    if (tab >= 0 && event.key.length === 1) document.querySelectorAll('#tabs .tab-container[role=tablist] button')[tab]?.click();
+    else keys[event.key]?.();
+  };
+  document.addEventListener('keydown', onKey);
+
+  // ---- the viewport: its token is the page's address, its socket brings picks and changes
+  let socket = null, wait = 1000, known = '';
+  const listen = (source) => {
+    if (socket && socket.readyState <= 1) return;
+    const url = new URL('events', new URL(source.split('?')[0], document.baseURI));
+    url.protocol = url.protocol === 'https:' ? 'wss:' : 'ws:';
+    socket = new WebSocket(url);
+    socket.onopen = () => { wait = 1000; };
+    socket.onmessage = (message) => {
+      const event = JSON.parse(message.data);
+      if (event.kind === 'job' && event.state === 'running') setTimeout(() => { if (!$('#cancel')?.offsetParent) send('follow'); }, 2000);
+      else send('stage', event);
+    };
+    socket.onclose = () => { socket = null; wait = Math.min(2 * wait, 15000); };
+  };
+  const renderer = () => {
+    const gl = document.createElement('canvas').getContext('webgl');
+    const info = gl?.getExtension('WEBGL_debug_renderer_info');
+    const name = gl ? gl.getParameter(info ? info.UNMASKED_RENDERER_WEBGL : gl.RENDERER) : 'none';
+    gl?.getExtension('WEBGL_lose_context')?.loseContext();
+    return name;
+  };
+  const tend = () => {
+    const source = frame()?.getAttribute('src');
+    if (source) {
+      const token = source.match(/viewport\/([^/]+)\//)?.[1];
+      const view = frame().contentWindow;
+      if (view && !view.worldstereoKeys) { view.worldstereoKeys = true; view.addEventListener('keydown', onKey); }
+      if (token && token !== known && page.renderer) {
+        known = token;
+        const url = new URL(location.href);
+        url.searchParams.set('world', token);
+        history.replaceState(null, '', url);
+        send('renderer', { name: renderer() });
+      }
+      listen(source);
+    }
+    setTimeout(tend, socket?.readyState <= 1 ? 500 : Math.max(500, wait));
+  };
+  tend();
+
+  // ---- small things that Gradio's components do not say about themselves
+  const labels = { '#generate': 'Generate along the path (G)', '#cancel': 'Cancel (Esc)' };
+  const explain = () => {
+    if (stored('hint') === 'closed' && $('#hint')) $('#hint').style.display = 'none';
+    let why = {};
+    try { why = JSON.parse($('[data-why]')?.dataset.why || '{}'); } catch { /* half rendered */ }
+    for (const element of document.querySelectorAll('[data-told]')) if (!(element.dataset.told in why)) {
+      element.removeAttribute('title'); element.querySelectorAll('input').forEach((input) => { input.disabled = false; }); delete element.dataset.told;
+    }
+    for (const [selector, reason] of Object.entries({ ...labels, ...why })) for (const element of document.querySelectorAll(selector)) {
+      if (element.title !== reason) element.title = reason;
+      if (selector in why) { element.dataset.told = selector; if (element.matches('label')) element.querySelectorAll('input').forEach((input) => { input.disabled = true; }); }
+    }
+    const file = $('[data-download]'); // an export is ready: take it home without a second click
+    if (file && !file.dataset.taken) { file.dataset.taken = '1'; setTimeout(() => ($('a#download, #download a') ?? $('#download'))?.click(), 200); }
+    if (focused && document.activeElement === document.body) document.getElementById(focused)?.focus({ preventScroll: true });
+  };
+  let due = 0;
+  new MutationObserver(() => { clearTimeout(due); due = setTimeout(explain, 60); }).observe(document.body, { childList: true, subtree: true });
+  explain();
+}

@@ -1,0 +1,243 @@
+"""The Generate tab: which generator, how many views of which size, and the views as they arrive."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import gradio as gr
+import numpy as np
+
+from ui import panel_html as piece
+from ui.panel_core import Updates
+from ui.panel_plan import accepted_frames, chosen_size, number, sizes, whole
+from ui.session import Session
+from worldstereo.errors import WorldStereoError
+
+if TYPE_CHECKING:
+    from ui.panel import Panel
+
+FRAMES, MOST_FRAMES = 25, 97
+GUIDES = {"fused": "Both memories", "cloud": "Cloud only"}
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What the tab asks of `Session.explore`, checked."""
+
+    generator: str
+    size: str
+    options: dict[str, Any]
+
+
+class GenerateTab:
+    def __init__(self, panel: "Panel") -> None:
+        self.panel = panel
+
+    def build(self) -> None:
+        shown, choices = self.panel.shown, self.panel.sessions.generators
+        usable = [key for key, choice in choices.items() if not choice.why_not]
+        first = choices[usable[0]]
+        gr.Markdown("#### Generator")
+        self.name = shown(
+            gr.Radio(
+                [(choice.label, key) for key, choice in choices.items()],
+                value=usable[0],
+                label="Generator",
+                show_label=False,
+                container=False,
+                elem_classes="segmented",
+                elem_id="generator",
+            )
+        )
+        self.about = shown(gr.HTML(self._about(usable[0])))
+        gr.Markdown("#### Clip", elem_classes="gap-top")
+        limits = first.limits
+        self.frames = shown(
+            gr.Slider(
+                limits.min_frames if limits else 1,
+                min(limits.max_frames, MOST_FRAMES) if limits else MOST_FRAMES,
+                FRAMES,
+                step=limits.frame_step if limits else 1,
+                label="Views along the path",
+                elem_id="frames",
+            )
+        )
+        self.size = shown(
+            gr.Radio(
+                [("320 × 240", "320x240"), ("640 × 480", "640x480")],
+                value="640x480",
+                label="Size, pixels",
+                container=True,
+                elem_classes="segmented",
+                elem_id="size",
+            )
+        )
+        self.seed = gr.Number(7, label="Seed", precision=0, minimum=0, elem_id="seed")
+        prompt = bool(limits and limits.prompt)
+        self.prompt = shown(
+            gr.Textbox(
+                label="Prompt",
+                lines=2,
+                max_lines=4,
+                visible=prompt,
+                elem_id="prompt",
+                placeholder="What is to be seen where nobody has looked yet",
+            )  # fmt: skip
+        )
+        with gr.Accordion("More", open=False):
+            self.guide = gr.Radio(
+                [(label, key) for key, label in GUIDES.items()],
+                value="fused",
+                label="The generator sees",
+                container=True,
+                elem_classes="segmented",
+                elem_id="guide",
+            )
+            steps = limits.steps if limits else None
+            self.steps = shown(
+                gr.Slider(**steps_slider(steps), label="Denoising steps", elem_id="steps")
+            )
+            self.guidance = shown(
+                gr.Slider(
+                    1,
+                    12,
+                    5,
+                    step=0.5,
+                    label="Guidance",
+                    visible=steps is not None,
+                    elem_id="guidance",
+                )
+            )
+        gr.Markdown("#### Views as they are made", elem_classes="gap-top")
+        self.latest = shown(
+            gr.HTML('<div class="empty-state">Nothing generated yet. Press G.</div>')
+        )
+
+    @property
+    def inputs(self) -> list[Any]:
+        """What `wish` takes, in its order."""
+        return [self.name, self.size, self.seed, self.prompt, self.guide, self.steps, self.guidance]
+
+    def wire(self) -> None:
+        on, path = self.panel.on, self.panel.path
+        on(self.name.input, self.on_generator, lambda: path.inputs)
+        on(self.frames.release, self.on_clip, lambda: path.inputs)
+        on(self.size.input, self.on_clip, lambda: path.inputs)
+
+    def refresh(self, session: Session) -> Updates:
+        scene, choice = session.world.scene, session.generators.get(session.generator)
+        limits = choice.limits if choice else None
+        offered = sizes(scene, limits)
+        updates: Updates = {self.name: session.generator}
+        if offered:
+            plan = session.plan
+            now = f"{plan.cameras.width}x{plan.cameras.height}" if plan else ""
+            width, height = chosen_size(now, scene, limits)
+            updates[self.size] = gr.update(choices=offered, value=f"{width}x{height}")
+        clips = scene.clips
+        if clips and (session.job is None or session.job.over):
+            clip = clips[-1]
+            few = sorted({round(i) for i in np.linspace(0, len(clip) - 1, 6)})
+            pictures = [clip.color8[i].permute(1, 2, 0).cpu().numpy() for i in few]
+            updates[self.latest] = self._pictures(pictures, [i + 1 for i in few])
+        elif not clips:
+            updates[self.latest] = '<div class="empty-state">Nothing generated yet. Press G.</div>'
+        return updates
+
+    def why_not(self, session: Session) -> dict[str, str]:
+        return {
+            f"#generator label:nth-child({i + 1})": choice.why_not
+            for i, choice in enumerate(session.generators.values())
+            if choice.why_not
+        }
+
+    def wish(self, session: Session, values: Sequence[Any]) -> Wish:
+        """The values of `inputs`, checked: they may come from anybody."""
+        name, size, seed, prompt, guide, steps, guidance = values
+        choice = session.generators.get(str(name))
+        if choice is None:
+            raise WorldStereoError(f"There is no generator named {str(name)[:40]!r}.")
+        if choice.why_not:
+            raise WorldStereoError(choice.why_not)
+        if guide not in GUIDES:
+            raise WorldStereoError(f"The generator sees one of {', '.join(GUIDES)}.")
+        limits = choice.limits
+        options: dict[str, Any] = {
+            "generator": str(name),
+            "seed": whole(0 if seed is None else seed, "seed", 0, 2**31 - 1),
+            "guide": guide,
+        }
+        if limits is not None and limits.prompt:
+            options["prompt"] = str(prompt or "")[:2000]
+        if limits is not None and limits.steps is not None:
+            low, high, _ = limits.steps
+            options["steps"] = whole(steps, "denoising steps", low, high)
+            options["guidance"] = number(guidance, "guidance", 1, 30)
+        return Wish(str(name), str(size), options)
+
+    # ---- handlers ----------------------------------------------------------------------------
+
+    def on_generator(self, session: Session, *values: Any) -> Iterator[Updates]:
+        """Another generator: what it accepts decides what the tab offers."""
+        name = str(values[-1])
+        choice = session.generators.get(name)
+        if choice is None or choice.why_not:
+            why = choice.why_not if choice else f"There is no generator named {name[:40]!r}."
+            yield {self.name: session.generator}
+            raise WorldStereoError(why)
+        session.generator = name
+        limits = choice.limits
+        updates: Updates = {self.about: self._about(name)}
+        if limits is not None:
+            frames = min(MOST_FRAMES, accepted_frames(whole(values[3], "views", 1, 1000), limits))
+            updates |= {
+                self.frames: gr.update(
+                    minimum=limits.min_frames,
+                    maximum=accepted_frames(min(limits.max_frames, MOST_FRAMES), limits),
+                    step=limits.frame_step,
+                    value=frames,
+                ),
+                self.prompt: gr.update(visible=limits.prompt),
+                self.steps: gr.update(**steps_slider(limits.steps)),
+                self.guidance: gr.update(visible=limits.steps is not None),
+            }
+        yield updates
+        yield from self.panel.path.on_plan(session, *values)
+        yield self.refresh(session)
+
+    def on_clip(self, session: Session, *values: Any) -> Iterator[Updates]:
+        yield from self.panel.path.on_plan(session, *values)
+
+    def arriving(self, frames: Sequence[np.ndarray]) -> Updates:
+        """The newest views of the running job, newest first."""
+        newest = list(frames[-6:])
+        numbers = list(range(len(frames) - len(newest) + 1, len(frames) + 1))
+        return {self.latest: self._pictures(newest[::-1], numbers[::-1])}
+
+    # ---- pieces ------------------------------------------------------------------------------
+
+    def _pictures(self, pictures: Sequence[np.ndarray], numbers: Sequence[int]) -> str:
+        if not pictures:
+            return '<div class="empty-state">The first view is on its way.</div>'
+        tiles = "".join(
+            f'<div class="tile"><img src="{piece.picture(p, 240, 80)}" alt="New view {n}">'
+            f'<span class="num">view {n}</span></div>'
+            for p, n in zip(pictures, numbers, strict=True)
+        )
+        return f'<div class="tiles">{tiles}</div>'
+
+    def _about(self, name: str) -> str:
+        choices = self.panel.sessions.generators
+        lines = [f'<p class="muted" style="margin:0">{piece.esc(choices[name].description)}</p>']
+        for choice in choices.values():
+            if choice.why_not:
+                text = f"{choice.label} is off: {choice.why_not}"
+                lines.append(f'<p class="muted" style="margin:6px 0 0">{piece.esc(text)}</p>')
+        return "".join(lines)
+
+
+def steps_slider(steps: tuple[int, int, int] | None) -> dict[str, Any]:
+    if steps is None:
+        return {"minimum": 1, "maximum": 50, "value": 4, "step": 1, "visible": False}
+    low, high, default = steps
+    return {"minimum": low, "maximum": high, "value": default, "step": 1, "visible": True}

@@ -1,0 +1,315 @@
+"""The Memory tab: where a pixel comes from, who remembers it, and how much each view says."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import gradio as gr
+
+from ui import inspector
+from ui import panel_html as piece
+from ui.inspector import Inspection, Target
+from ui.panel_core import Updates
+from ui.panel_drawing import matches_svg
+from ui.panel_plan import number, whole
+from ui.panel_world import scale_of, unit_of
+from ui.session import Session
+from ui.viewport_overlays import Match as Line
+from worldstereo.errors import WorldStereoError
+from worldstereo.scene import Origin, Scene
+
+if TYPE_CHECKING:
+    from ui.panel import Panel
+
+MODES = ("Pixel", "References", "Sources")
+EMPTY = (
+    '<div class="empty-state">Click a pixel in this picture, or a point in the stage, to see '
+    "where it comes from.</div>"
+)
+
+
+class MemoryTab:
+    def __init__(self, panel: "Panel") -> None:
+        self.panel = panel
+
+    def build(self) -> None:
+        shown = self.panel.shown
+        self.mode = shown(
+            gr.Radio(
+                list(MODES),
+                value="Pixel",
+                label="Show",
+                show_label=False,
+                container=False,
+                elem_classes="segmented",
+                elem_id="mode",
+            )  # fmt: skip
+        )
+        self.view = shown(gr.Slider(1, 2, 1, step=1, label="View", elem_id="memory-view"))
+        self.card = shown(gr.HTML(EMPTY, elem_id="card"))
+        with gr.Row():
+            self.u = shown(
+                gr.Number(
+                    0,
+                    label="Pixel from the left",
+                    precision=0,
+                    minimum=0,
+                    min_width=100,
+                    elem_id="u",
+                )
+            )
+            self.v = shown(
+                gr.Number(
+                    0,
+                    label="Pixel from the top",
+                    precision=0,
+                    minimum=0,
+                    min_width=100,
+                    elem_id="v",
+                )
+            )
+        self.problem = shown(gr.HTML(""))
+
+    def wire(self) -> None:
+        on, where = self.panel.on, [self.view, self.u, self.v, self.mode]
+        on(self.mode.input, self.on_mode, where, says=self.problem)
+        on(self.view.release, self.on_view, where, says=self.problem)
+        on(self.u.submit, self.on_inspect, where, says=self.problem)
+        on(self.v.submit, self.on_inspect, where, says=self.problem)
+        self.panel.bridge("pixel", self.on_pixel, [self.view, self.mode], says=self.problem)
+
+    def refresh(self, session: Session) -> Updates:
+        count = len(session.world.scene.views)
+        updates: Updates = {self.view: gr.update(maximum=max(2, count))}
+        if not count:
+            updates[self.card] = (
+                '<div class="empty-state">No views yet. Open an example first.</div>'
+            )
+        return updates
+
+    def why_not(self, session: Session) -> dict[str, str]:
+        return {}
+
+    # ---- handlers ----------------------------------------------------------------------------
+
+    def on_mode(self, session: Session, *where: Any) -> Updates:
+        return self._show(session, *self._checked(session, where))
+
+    def on_view(self, session: Session, *where: Any) -> Updates:
+        view, _, mode = self._checked(session, where)
+        return self._show(session, view, None, mode)
+
+    def on_inspect(self, session: Session, *where: Any) -> Updates:
+        view, pixel, mode = self._checked(session, where)
+        return self._show(session, view, pixel, mode)
+
+    def on_pixel(self, session: Session, data: dict[str, Any], view: Any, mode: Any) -> Updates:
+        """A click in a picture: the event carries the view and the place as shares of its sides."""
+        scene = session.world.scene
+        index = whole(data.get("view", int(view) - 1), "view", 0, max(0, len(scene.views) - 1))
+        camera = scene.views[index].cameras
+        x = number(data.get("x"), "the place in the picture", -1, 2)
+        y = number(data.get("y"), "the place in the picture", -1, 2)
+        pixel = (
+            min(max(x * camera.width, 0.5), camera.width - 0.5),
+            min(max(y * camera.height, 0.5), camera.height - 0.5),
+        )
+        return self._show(session, index, pixel, "Pixel")
+
+    def at_point(self, session: Session, point: Any, mode: str) -> Updates:
+        """A click in the stage: the view that shows the point best."""
+        if not isinstance(point, Sequence) or len(point) != 3:
+            raise WorldStereoError("The click hit nothing.")
+        place = [number(value, "a coordinate") for value in point]
+        camera = session.viewport.camera()
+        found = inspector.locate(session.world.scene, place, camera)
+        if found is None:
+            raise WorldStereoError("No remembered view shows that point; only the cloud knows it.")
+        return self._show(session, *found, "Pixel") | {
+            self.panel.tabs: gr.update(selected="memory")
+        }
+
+    def choose(self, session: Session, view: int) -> Updates:
+        """Another view, without a pixel yet; the tab in front stays where it is."""
+        return self._show(session, view, None, "Pixel")
+
+    def newest(self, session: Session) -> Updates:
+        """After a generation: the last of the new views is ready to be clicked."""
+        views = session.world.scene.views
+        made = [i for i, view in enumerate(views) if view.step > 0]
+        if not made:
+            return self.refresh(session)
+        newest = max(views[i].step for i in made)
+        first = min(i for i in made if views[i].step == newest)
+        last = max(i for i in made if views[i].step == newest)
+        return self.refresh(session) | self._show(session, (first + last) // 2, None, "Pixel")
+
+    def _checked(
+        self, session: Session, where: Sequence[Any]
+    ) -> tuple[int, tuple[float, float] | None, str]:
+        view, u, v, mode = where
+        count = len(session.world.scene.views)
+        if not count:
+            raise WorldStereoError("There is no view to inspect yet. Open an example first.")
+        if mode not in MODES:
+            raise WorldStereoError(f"Memory shows one of {', '.join(MODES)}.")
+        index = min(count, whole(view, "view", 1, 100_000)) - 1
+        x, y = number(u or 0, "pixel", 0, 1e5), number(v or 0, "pixel", 0, 1e5)
+        return index, (None if x == 0 and y == 0 else (int(x) + 0.5, int(y) + 0.5)), str(mode)
+
+    # ---- what is shown -----------------------------------------------------------------------
+
+    def _show(
+        self, session: Session, view: int, pixel: tuple[float, float] | None, mode: str
+    ) -> Updates:
+        scene = session.world.scene
+        updates: Updates = {
+            self.view: gr.update(value=view + 1, maximum=max(2, len(scene.views))),
+            self.mode: mode,
+            self.problem: "",
+            self.u: int(pixel[0]) if pixel else 0,
+            self.v: int(pixel[1]) if pixel else 0,
+        }
+        if mode == "Pixel" and pixel is not None:
+            found = inspector.inspect(scene, view, pixel)
+            self._draw(session, found)
+            updates[self.card] = self._pixel(found, scene)
+            updates[self.panel.stage.hud] = piece.legend()
+            return updates
+        session.viewport.show_matches(None)
+        target = inspector.target_of(scene, view)
+        if mode == "References":
+            updates[self.card] = self._references(target, scene)
+        elif mode == "Sources":
+            updates[self.card] = self._sources(target, scene)
+        else:
+            updates[self.card] = self._clickable(target, scene) + EMPTY
+        return updates
+
+    def _draw(self, session: Session, found: Inspection) -> None:
+        """The matches as lines in the stage."""
+        views = session.world.scene.views
+        lines = []
+        for match in found.matches:
+            x, y, z = (float(value) for value in views[match.view].cameras.position)
+            lines.append(Line((x, y, z), match.weight, match.reason is None))
+        session.viewport.show_matches(found.point, lines)
+
+    def _pixel(self, found: Inspection, scene: Scene) -> str:
+        target, views = found.target, scene.views
+        drawing = matches_svg(found, views, self.panel.thumbnails)
+        away = piece.length(found.distance * scale_of(scene), unit_of(scene))
+        place = f"{caption(target, scene)}, pixel {int(found.pixel[0])}, {int(found.pixel[1])}"
+        right = f"{away} away" if found.point else "no depth here"
+        head = f'<div class="cap2"><span>{place}</span><span class="num">{right}</span></div>'
+        parts = [drawing, head, self._origin(found)]
+        if found.matches:
+            rows = [
+                (f"view {m.view + 1}", m.weight, "var(--stereo)", f"{100 * m.weight:.0f} %")
+                for m in found.accepted
+            ]
+            parts.append('<h4 style="margin:14px 0 8px !important">Attention on each view</h4>')
+            none = '<p class="muted" style="margin:0">No remembered view confirms this pixel.</p>'
+            parts.append(f'<div id="attention">{piece.bars(rows) if rows else none}</div>')
+        for match in found.refused:
+            text = f"view {match.view + 1} refused: {match.reason}"
+            dot = piece.dot("refused")
+            parts.append(f'<p class="muted" style="margin:6px 0 0">{dot}{piece.esc(text)}</p>')
+        if found.point:
+            x, y, z = (value * scale_of(scene) for value in found.point)
+            parts.append(
+                f'<p class="muted num" style="margin:10px 0 0">3D point {x:.3f}, {y:.3f}, {z:.3f} '
+                f"{unit_of(scene)}</p>"
+            )
+        return "".join(parts)
+
+    def _origin(self, found: Inspection) -> str:
+        if found.origin is None:
+            return '<p class="muted" style="margin:10px 0 0">A given view: this pixel was seen.</p>'
+        names = {
+            Origin.GLOBAL: ("global", "from the global memory: only the cloud knows it"),
+            Origin.STEREO: ("stereo", "from the stereo memory: remembered pixels confirm it"),
+            Origin.INVENTED: ("invented", "invented: no memory knows it"),
+            Origin.RIG: ("refused", "fixed to the camera"),
+        }
+        kind, text = names[found.origin]
+        sure = found.confidence or 0.0
+        bar = piece.bars([("confidence", sure, f"var(--{kind})", f"{100 * sure:.0f} %")])
+        style = "margin:10px 0 6px;font-size:12px"
+        return f'<p style="{style}" id="origin">{piece.dot(kind)}{text}</p>{bar}'
+
+    def _references(self, target: Target, scene: Scene) -> str:
+        """Who served the frame, how much of it, and where in it."""
+        scored = inspector.references(scene, target.view)
+        if not scored:
+            text = (
+                "No other view sees this one."
+                if not target.generated
+                else "Made from the cloud alone."
+            )
+            return self._clickable(target, scene) + f'<div class="empty-state">{text}</div>'
+        maps = inspector.weight_maps(scene, target)
+        rows, tiles = [], []
+        for reference in scored:
+            name, share = f"view {reference.view + 1}", f"{100 * reference.share:.0f} %"
+            rows.append((name, reference.share, "var(--stereo)", share))
+            weights = maps[target.references.index(reference.view)]
+            image = piece.picture(inspector.heat_picture(target, weights), 240, 82)
+            covered = f"{100 * reference.covered:.0f} % of the frame"
+            marks = piece.attributes(
+                type="button",
+                class_="tile",
+                data_send="fly",
+                data_view=reference.view,
+                title=f"Where {name} has a say, {covered}. Click to fly there",
+            )
+            tiles.append(
+                f'<button{marks}><img src="{image}" alt="">'
+                f'<span class="num">{name}, {share}</span></button>'
+            )
+        return (
+            self._clickable(target, scene)
+            + '<h4 style="margin:14px 0 8px !important">Retrieved references</h4>'
+            + piece.bars(rows)
+            + '<h4 style="margin:14px 0 8px !important">Where each has a say</h4>'
+            + f'<div class="tiles">{"".join(tiles)}</div>'
+        )
+
+    def _sources(self, target: Target, scene: Scene) -> str:
+        """The frame by origin, and how sure it is."""
+        if not target.generated:
+            text = "A given view: every pixel of it was seen. Choose a generated one."
+            return self._clickable(target, scene) + f'<div class="empty-state">{text}</div>'
+        part = inspector.shares(target)
+        rows = [
+            (name, part[name], f"var(--{name})", f"{100 * part[name]:.0f} %")
+            for name in ("stereo", "global", "invented")
+        ]
+        marks = self._marks(target)
+        origin = piece.picture(inspector.origin_picture(target), 680)
+        sure = piece.picture(inspector.confidence_picture(target), 680)
+        mean = float(target.confidence.mean()) if target.confidence is not None else 1.0
+        return (
+            piece.captioned(origin, f"{caption(target, scene)}, by source", **marks)
+            + f'<div style="margin:10px 0 12px">{piece.bars(rows)}</div>'
+            + piece.captioned(sure, "Confidence: black 0, white 1", f"mean {100 * mean:.0f} %")
+        )
+
+    def _clickable(self, target: Target, scene: Scene) -> str:
+        image = piece.picture(inspector.pixels_of(target.color8), 960)
+        return piece.captioned(image, caption(target, scene), **self._marks(target))
+
+    def _marks(self, target: Target) -> dict[str, object]:
+        return {
+            "id": "pixels",
+            "class_": "pixels",
+            "alt": f"View {target.view + 1}: click a pixel",
+            "tabindex": "0",
+            "data_send": "pixel",
+            "data_view": target.view,
+        }
+
+
+def caption(target: Target, scene: Scene) -> str:
+    view = scene.views[target.view]
+    kind = "given" if view.step == 0 else f"step {view.step}, frame {view.frame + 1}"
+    return f"View {target.view + 1}, {kind}"

@@ -1,0 +1,315 @@
+"""The Path tab: presets, keyframes, flights, and a preview of what the generator will see."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import gradio as gr
+
+from ui import panel_html as piece
+from ui.inspector import tinted
+from ui.panel_core import Updates
+from ui.panel_plan import FIRST_PRESET, FLIGHT, KEYFRAMES, STARTS, Settings, parameter, plan, whole
+from ui.session import Session
+from worldstereo.errors import WorldStereoError
+from worldstereo.trajectory import PRESETS
+
+if TYPE_CHECKING:
+    from ui.panel import Panel
+
+UNITS = {"deg": "degrees", "%": "% of the distance", "x": "times"}
+
+
+class PathTab:
+    def __init__(self, panel: "Panel") -> None:
+        self.panel = panel
+
+    def build(self) -> None:
+        shown = self.panel.shown
+        gr.Markdown("#### Path")
+        tiles = [(name.replace("_", " ").capitalize(), name) for name in PRESETS]
+        tiles += [("Keyframes", KEYFRAMES), ("My flight", FLIGHT)]
+        self.preset = shown(
+            gr.Radio(
+                tiles,
+                value=FIRST_PRESET,
+                label="Path",
+                show_label=False,
+                container=False,
+                elem_classes="presets",
+            )
+        )
+        self.about = shown(gr.HTML(self._about(FIRST_PRESET)))
+        self.value = shown(gr.Slider(**slider_of(FIRST_PRESET), elem_id="amount"))
+        self.start = shown(
+            gr.Radio(
+                [(label, key) for key, label in STARTS.items()],
+                value="first",
+                label="From",
+                container=True,
+                elem_classes="segmented",
+                elem_id="start",
+            )
+        )
+        with gr.Row():
+            icons = piece.ICONS
+            self.add = gr.Button(
+                "Keyframe here",
+                size="sm",
+                icon=str(icons / "plus.svg"),
+                elem_classes="tint",
+                elem_id="add-keyframe",
+            )
+            self.clear = gr.Button(
+                "Clear",
+                size="sm",
+                icon=str(icons / "eraser.svg"),
+                elem_classes="tint",
+                elem_id="clear-keyframes",
+            )
+            self.record = shown(
+                gr.Button(
+                    "Record",
+                    size="sm",
+                    icon=str(icons / "circle-dot.svg"),
+                    elem_classes="tint",
+                    elem_id="record",
+                )
+            )
+        self.keys = shown(gr.HTML(""))
+        gr.Markdown("#### Preview")
+        self.preview = shown(
+            gr.HTML(
+                '<div class="empty-state">The preview appears with the path.</div>',
+                elem_id="preview",
+            )
+        )
+        self.frame = shown(gr.Slider(1, 25, 1, step=1, label="Frame", elem_id="frame"))
+        self.problem = shown(gr.HTML(""))
+
+    @property
+    def inputs(self) -> list[Any]:
+        """What `Settings.of` takes, in its order."""
+        generate = self.panel.generate
+        return [self.preset, self.value, self.start, generate.frames, generate.size, generate.name]
+
+    def wire(self) -> None:
+        on, panel = self.panel.on, self.panel
+        on(self.preset.input, self.on_preset, lambda: self.inputs, says=self.problem)
+        on(self.start.input, self.on_plan, lambda: self.inputs, says=self.problem)
+        on(self.value.input, self.on_drag, lambda: self.inputs, says=self.problem, latest=True)
+        on(self.value.release, self.on_plan, lambda: self.inputs, says=self.problem)
+        on(self.frame.input, self.on_scrub, [self.frame], says=self.problem, latest=True)
+        on(self.frame.release, self.on_rest, [self.frame], says=self.problem)
+        on(self.add.click, self.on_keyframe, lambda: self.inputs, says=self.problem)
+        on(self.clear.click, self.on_clear, lambda: self.inputs, says=self.problem)
+        on(self.record.click, self.on_record, lambda: self.inputs, says=self.problem)
+        panel.bridge("keyframe", self.on_key_keyframe, says=self.problem)
+        panel.bridge("record", self.on_key_record, says=self.problem)
+        panel.bridge("scrub", self.on_step, [self.frame], says=self.problem)
+
+    def refresh(self, session: Session) -> Updates:
+        frames = len(session.plan) if session.plan else 25
+        return {
+            self.frame: gr.update(maximum=max(2, frames)),
+            self.keys: self._keyframes(session),
+            self.record: gr.update(value="Stop" if session.viewport.recording else "Record"),
+        }
+
+    def why_not(self, session: Session) -> dict[str, str]:
+        why = {}
+        if not session.viewport.keyframes:
+            why["#clear-keyframes"] = "There are no keyframes yet."
+        if session.plan is None:
+            why["#frame"] = "Plan a path first."
+        return why
+
+    # ---- planning ----------------------------------------------------------------------------
+
+    def first_plan(self, session: Session) -> Iterator[Updates]:
+        """A sensible path for a world that has just been opened."""
+        scene = session.world.scene
+        if not scene.views and not len(scene.cloud):
+            return
+        default = parameter(FIRST_PRESET)
+        assert default is not None
+        settings = Settings(FIRST_PRESET, default.default, "first", 25, "", session.generator)
+        with contextlib.suppress(WorldStereoError):
+            session.set_plan(plan(session, settings))
+        yield {
+            self.preset: FIRST_PRESET,
+            self.start: "first",
+            self.value: gr.update(**slider_of(FIRST_PRESET)),
+            self.about: self._about(FIRST_PRESET),
+            self.frame: gr.update(maximum=25, value=1),
+            self.problem: "",
+        } | self.panel.refresh(session)
+        if session.plan is not None:
+            yield self.show_preview(session, 0)
+
+    def on_preset(self, session: Session, *values: Any) -> Iterator[Updates]:
+        """A tile: its own slider at its default, and the path at once."""
+        preset = str(values[0])
+        slider = parameter(preset)
+        looks: Updates = {
+            self.value: gr.update(**slider_of(preset)),
+            self.start: gr.update(visible=slider is not None),
+            self.about: self._about(preset),
+            self.problem: "",
+        }
+        yield looks
+        value = slider.default if slider else 0.0
+        yield from self.on_plan(session, preset, value, *values[2:])
+
+    def on_plan(self, session: Session, *values: Any) -> Iterator[Updates]:
+        """Something settled: the path, its cost, and the final preview of its first frame."""
+        settings = Settings.of(*values)
+        session.set_plan(plan(session, settings))
+        yield self._planned(session)
+        yield self.show_preview(session, 0)
+
+    def on_drag(self, session: Session, *values: Any) -> Updates:
+        """A slider being dragged: path and a draft of its last frame, where most changes."""
+        session.set_plan(plan(session, Settings.of(*values)))
+        assert session.plan is not None
+        return self._planned(session) | self.show_preview(
+            session, len(session.plan) - 1, final=False
+        )
+
+    def _planned(self, session: Session) -> Updates:
+        assert session.plan is not None
+        return {
+            self.frame: gr.update(maximum=max(2, len(session.plan)), value=1),
+            self.keys: self._keyframes(session),
+            self.problem: "",
+        } | self.panel.action(session)
+
+    # ---- preview -----------------------------------------------------------------------------
+
+    def on_scrub(self, session: Session, frame: Any) -> Updates:
+        return self.show_preview(session, self._frame(session, frame), final=False)
+
+    def on_rest(self, session: Session, frame: Any) -> Updates:
+        return self.show_preview(session, self._frame(session, frame))
+
+    def on_step(self, session: Session, data: dict[str, Any], frame: Any) -> Updates:
+        """The keys [ and ]."""
+        last = len(session.plan) if session.plan else 1
+        by = 1 if data.get("by", 1) in (1, "1") else -1
+        wanted = max(1, min(last, whole(frame, "frame", 1, 100_000) + by))
+        return {self.frame: wanted} | self.show_preview(session, wanted - 1, final=True)
+
+    def show_preview(self, session: Session, frame: int, *, final: bool = True) -> Updates:
+        """One frame of the path: a draft while something moves, what the generator gets at rest."""
+        if session.plan is None:
+            raise WorldStereoError("Plan a path first.")
+        shown = session.preview(frame, final=final)
+        kind = "as the generator will see it" if final else "draft"
+        unknown = f"{piece.dot('invented')}{100 * shown.unknown:.0f} % unknown"
+        card = piece.captioned(
+            piece.picture(tinted(shown.color, shown.known), 680),
+            f"Frame {frame + 1} of {len(session.plan)}, {kind}",
+            unknown,
+            alt=f"Preview of frame {frame + 1}",
+            data_final=str(final).lower(),
+        )
+        return {self.preview: card + piece.warnings(shown.warnings)}
+
+    def _frame(self, session: Session, value: Any) -> int:
+        if session.plan is None:
+            raise WorldStereoError("Plan a path first.")
+        return min(len(session.plan), whole(value, "frame", 1, 100_000)) - 1
+
+    # ---- keyframes and flights ---------------------------------------------------------------
+
+    def on_keyframe(self, session: Session, *values: Any) -> Iterator[Updates]:
+        session.viewport.add_keyframe()
+        yield {self.preset: KEYFRAMES, self.keys: self._keyframes(session)} | self._looks(KEYFRAMES)
+        if len(session.viewport.keyframes) >= 2:
+            yield from self.on_plan(session, KEYFRAMES, 0, *values[2:])
+
+    def on_clear(self, session: Session, *values: Any) -> Updates:
+        session.viewport.clear_keyframes()
+        return {self.keys: self._keyframes(session)} | self.panel.action(session)
+
+    def on_record(self, session: Session, *values: Any) -> Iterator[Updates]:
+        """Start recording, or stop and plan along what was flown."""
+        if not session.viewport.recording:
+            session.record(True)
+            yield self.refresh(session) | self.panel.stage.refresh(session)
+            return
+        flight = session.record(False)
+        yield self.refresh(session) | self.panel.stage.refresh(session)
+        if flight is None:
+            raise WorldStereoError("The camera did not move, so nothing was recorded. Try again.")
+        yield {self.preset: FLIGHT} | self._looks(FLIGHT)
+        yield from self.on_plan(session, FLIGHT, 0, *values[2:])
+
+    def on_key_keyframe(self, session: Session, data: dict[str, Any]) -> Updates:
+        session.viewport.add_keyframe()
+        return self.keyframes_changed(session) | {self.preset: KEYFRAMES} | self._looks(KEYFRAMES)
+
+    def on_key_record(self, session: Session, data: dict[str, Any]) -> Updates:
+        starts = not session.viewport.recording
+        flight = session.record(starts)
+        updates = self.refresh(session) | self.panel.stage.refresh(session)
+        if flight is not None:
+            session.set_plan(plan(session, self._like_now(session, FLIGHT)))
+            updates |= {self.preset: FLIGHT} | self._looks(FLIGHT) | self._planned(session)
+        return updates
+
+    def keyframes_changed(self, session: Session) -> Updates:
+        """A keyframe came, went or was moved by its gizmo: the path through them follows."""
+        if len(session.viewport.keyframes) >= 2:
+            session.set_plan(plan(session, self._like_now(session, KEYFRAMES)))
+            return self._planned(session)
+        return {self.keys: self._keyframes(session)} | self.panel.action(session)
+
+    def _like_now(self, session: Session, preset: str) -> Settings:
+        """Frames and size of the present plan, for events that bring no settings with them."""
+        now = session.plan
+        frames = len(now) if now else 25
+        size = f"{now.cameras.width}x{now.cameras.height}" if now else ""
+        return Settings(preset, 0.0, "first", frames, size, session.generator)
+
+    # ---- pieces ------------------------------------------------------------------------------
+
+    def _looks(self, preset: str) -> Updates:
+        return {
+            self.value: gr.update(**slider_of(preset)),
+            self.start: gr.update(visible=parameter(preset) is not None),
+            self.about: self._about(preset),
+        }
+
+    def _about(self, preset: str) -> str:
+        texts = {
+            KEYFRAMES: "A smooth path through the cameras you place with K.",
+            FLIGHT: "Press R, fly through the stage, press R again.",
+        }
+        text = texts[preset] if preset in texts else PRESETS[preset].description
+        return f'<p class="muted" style="margin:0">{piece.esc(text)}</p>'
+
+    def _keyframes(self, session: Session) -> str:
+        count = len(session.viewport.keyframes)
+        if not count:
+            return ""
+        return (
+            f'<p class="muted num" style="margin:0">{count} {piece.plural("keyframe", count)}</p>'
+        )
+
+
+def slider_of(preset: str) -> dict[str, Any]:
+    """Arguments of the slider that belongs to a preset; hidden where it has none."""
+    slider = parameter(preset)
+    if slider is None:
+        return {"visible": False}
+    unit = UNITS.get(slider.unit, slider.unit)
+    fine = 0.05 if slider.unit == "x" else 1
+    return {
+        "minimum": slider.min,
+        "maximum": slider.max,
+        "value": slider.default,
+        "step": fine,
+        "label": f"{slider.label}, {unit}",
+        "visible": True,
+    }

@@ -1,0 +1,153 @@
+"""The stage: the viewport edge to edge, and what floats on it."""
+
+from typing import TYPE_CHECKING, Any
+
+import gradio as gr
+
+from ui import panel_html as piece
+from ui.panel_core import Updates
+from ui.session import Session
+from worldstereo.errors import WorldStereoError
+
+if TYPE_CHECKING:
+    from ui.panel import Panel
+
+SOFTWARE = ("swiftshader", "llvmpipe", "softpipe", "software", "basic render", "none")
+EMPTY = '<div class="empty-state">The stage opens with the page.</div>'
+
+
+class Stage:
+    def __init__(self, panel: "Panel") -> None:
+        self.panel = panel
+
+    def build(self) -> None:
+        shown = self.panel.shown
+        with gr.Column(elem_id="stage"):
+            self.viewport = shown(gr.HTML(EMPTY, elem_id="viewport"))
+            gr.HTML(piece.HINT, elem_id="hint")
+            self.hud = shown(gr.HTML("", elem_id="hud"))
+            self.tools = shown(gr.HTML(self._tools(), elem_id="tools"))
+
+    def wire(self) -> None:
+        panel = self.panel
+        panel.bridge("fly", self.on_fly)
+        panel.bridge("home", self.on_home)
+        panel.bridge("renderer", self.on_renderer)
+        panel.bridge("stage", self.on_stage, [panel.memory.mode])
+        panel.bridge("play", self.on_play)
+        panel.bridge("measure", self.on_measure)
+        panel.bridge("select", self.on_select)
+
+    def open(self, session: Session) -> Updates:
+        """The frame of the viewport. Set once a page: writing it again would reload the stage."""
+        source = f"viewport/{session.token}/?darkMode"
+        frame = f'<iframe src="{source}" allow="fullscreen" title="3D viewport"></iframe>'
+        return {self.viewport: frame}
+
+    def refresh(self, session: Session) -> Updates:
+        return {self.hud: self._hud(session), self.tools: self._tools(session)}
+
+    # ---- handlers ----------------------------------------------------------------------------
+
+    def on_renderer(self, session: Session, data: dict[str, Any]) -> Updates:
+        """The page says what draws it: discs in the surface want a real GPU."""
+        name = str(data.get("name", ""))[:200].lower()
+        software = any(word in name for word in SOFTWARE)
+        session.viewport.renderer(software)
+        session.set_drawing("points" if software else "surface", by_hand=False)
+        return self.refresh(session) | self.panel.world.refresh(session)
+
+    def on_fly(self, session: Session, data: dict[str, Any]) -> Updates:
+        """A picture in the strip: go there, and have Memory ready on it."""
+        views = session.world.scene.views
+        index = _index(data.get("view"), len(views))
+        session.viewport.fly_to(views[index].cameras)
+        return self.panel.memory.choose(session, index)
+
+    def on_home(self, session: Session, data: dict[str, Any]) -> Updates:
+        views = session.world.scene.views
+        if not views:
+            raise WorldStereoError("There is no view to go back to yet.")
+        session.viewport.fly_to(views[0].cameras)
+        return {self.hud: self._hud(session)}
+
+    def on_stage(self, session: Session, data: dict[str, Any], mode: str) -> Updates:
+        """What happened in the viewport, as its events socket told the page."""
+        kind = data.get("kind")
+        if kind == "pick":
+            return self.panel.memory.at_point(session, data.get("point"), mode)
+        if kind == "view":
+            views = session.world.scene.views
+            return self.panel.memory.choose(session, _index(data.get("index"), len(views)))
+        if kind == "keyframes":
+            return self.panel.path.keyframes_changed(session)
+        if kind == "selection":
+            return self.panel.world.selected(session)
+        if kind == "measure":
+            return self.panel.world.measured(session, data) | {self.tools: self._tools(session)}
+        if kind == "job":
+            return self.panel.refresh(session)
+        return {self.hud: self._hud(session), self.tools: self._tools(session)}
+
+    def on_play(self, session: Session, data: dict[str, Any]) -> Updates:
+        viewport = session.viewport
+        if viewport.playing:
+            viewport.stop()
+        elif session.plan is None:
+            raise WorldStereoError("Plan a path first, under Path.")
+        else:
+            viewport.play(session.plan)
+        return {self.tools: self._tools(session)}
+
+    def on_measure(self, session: Session, data: dict[str, Any]) -> Updates:
+        session.viewport.measure(not session.viewport.measuring)
+        return {self.tools: self._tools(session), self.hud: self._hud(session)}
+
+    def on_select(self, session: Session, data: dict[str, Any]) -> Updates:
+        session.viewport.select(not session.viewport.selecting)
+        return {self.tools: self._tools(session), self.hud: self._hud(session)}
+
+    # ---- pieces ------------------------------------------------------------------------------
+
+    def _tools(self, session: Session | None = None) -> str:
+        if session is None:
+            why = dict.fromkeys(
+                ("play", "record", "keyframe", "measure", "select", "home"), "No world yet."
+            )
+            return piece.tools(
+                playing=False, recording=False, measuring=False, selecting=False, why=why
+            )
+        viewport, scene = session.viewport, session.world.scene
+        why = {} if session.plan else {"play": "Plan a path first, under Path."}
+        if not len(scene.cloud):
+            why |= dict.fromkeys(("measure", "select", "record", "keyframe"), "No world yet.")
+        if not scene.views:
+            why["home"] = "There is no view to go back to yet."
+        return piece.tools(
+            playing=viewport.playing,
+            recording=viewport.recording,
+            measuring=viewport.measuring,
+            selecting=viewport.selecting,
+            why=why,
+        )
+
+    def _hud(self, session: Session) -> str:
+        viewport = session.viewport
+        if viewport.measuring:
+            return piece.hud(measure="click two points")
+        if viewport.selecting:
+            return piece.hud(select="draw a box; Delete is under World")
+        if viewport.recording:
+            return piece.hud(recording="fly; R stops")
+        return piece.hud(colour=viewport.color_mode, drawing=viewport.drawing)
+
+
+def _index(value: Any, count: int) -> int:
+    """An index that the page sent, checked."""
+    try:
+        index = int(value)
+    except (TypeError, ValueError):
+        raise WorldStereoError("That picture is not known here; reload the page.") from None
+    if not 0 <= index < count:
+        raise WorldStereoError(f"View {index + 1} is gone; there are {count}.")
+    return index
