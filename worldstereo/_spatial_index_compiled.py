@@ -3,7 +3,6 @@
 import numpy as np
 from jaxtyping import Float, Int
 
-from worldstereo import _parallel
 from worldstereo import _spatial_index_kernels as kernels
 from worldstereo._morton import (
     MOST,
@@ -104,7 +103,7 @@ class Grid:
 
     @staticmethod
     def of(points: Float[np.ndarray, "N 3"]) -> "Grid | None":
-        """A grid with cells fit for the local density; None where no grid fits (all in one place)."""
+        """A grid with cells fit for the local density; None where none does (one place)."""
         low, high = bulk_bounds(points)
         extent = np.maximum(high.astype(np.float64) - low, 0)
         if not extent.max() > 0:

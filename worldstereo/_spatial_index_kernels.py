@@ -115,7 +115,7 @@ def grid_search(
                     if ex * ex + ey * ey > best[k - 1]:
                         continue
                     line = (i * ny + j) * nz
-                    if i == x0 or i == x1 or j == y0 or j == y1 or s == 0:
+                    if abs(i - cx) == s or abs(j - cy) == s:
                         a, b = starts[line + z0], starts[line + z1 + 1]
                         looked += b - a
                         if looked > budget:
@@ -189,16 +189,20 @@ def tree_search(
         waiting = 1
         while waiting > 0:
             waiting -= 1
-            at, l = node[waiting], depth[waiting]
+            at, rank = node[waiting], depth[waiting]
             if far[waiting] > best[k - 1]:
                 continue
-            if l <= top and far[waiting] == best[k - 1] and lowest[level[l] + at] > who[k - 1]:
+            if (
+                rank <= top
+                and far[waiting] == best[k - 1]
+                and lowest[level[rank] + at] > who[k - 1]
+            ):
                 continue
-            if l == 0:
+            if rank == 0:
                 scan(px, py, pz, order, at * LEAF, at * LEAF + LEAF, x, y, z, k, best, who)
                 continue
-            l -= 1
-            first = level[l] + at * FAN
+            rank -= 1
+            first = level[rank] + at * FAN
             for j in range(FAN):
                 c = first + j
                 dx = max(max(np.float64(box[0, c]) - x, x - np.float64(box[3, c])), 0.0)
@@ -214,7 +218,8 @@ def tree_search(
                     p = waiting
                     low = lowest[first + j]
                     while p > base and (
-                        far[p - 1] < d or (far[p - 1] == d and lowest[level[l] + node[p - 1]] < low)
+                        far[p - 1] < d
+                        or (far[p - 1] == d and lowest[level[rank] + node[p - 1]] < low)
                     ):
                         far[p] = far[p - 1]
                         node[p] = node[p - 1]
@@ -223,7 +228,7 @@ def tree_search(
                     node[p] = at * FAN + j
                     waiting += 1
             for p in range(base, waiting):
-                depth[p] = l
+                depth[p] = rank
         if who[k - 1] != NOBODY:
             have = True
             last, lx, ly, lz = best[k - 1], x, y, z
