@@ -7,6 +7,7 @@ path are exactly the first and last key.
 
 import json
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,7 @@ from worldstereo.trajectory_splines import sample, turns
 __all__ = ["MAX_FRAMES", "PRESETS", "Parameter", "Preset", "Trajectory"]
 
 MAX_FRAMES = 10_000
+MAX_SIDE = 100_000  # pixels
 MAX_TEXT = 64_000_000  # characters of JSON
 FORMAT, VERSION = "worldstereo-trajectory", 1
 KEYS = ("format", "version", "name", "fps", "registration", "width", "height", "times", "K", "c2w")
@@ -133,7 +135,7 @@ class Trajectory:
         keyframes: Sequence[Cameras],
         frames: int,
         *,
-        times: Sequence[float] | Float[Tensor, "n"] | None = None,
+        times: Sequence[float | int] | Float[Tensor, "n"] | None = None,
         closed: bool = False,
         fps: float = 24.0,
         name: str = "keyframes",
@@ -174,7 +176,7 @@ class Trajectory:
     @staticmethod
     def recorded(
         cameras: Cameras,
-        seconds: Sequence[float] | Float[Tensor, "n"],
+        seconds: Sequence[float | int] | Float[Tensor, "n"],
         frames: int | None = None,
         *,
         fps: float = 24.0,
@@ -283,7 +285,8 @@ class Trajectory:
         try:
             return _from_fields(fields)
         except (ValueError, TypeError, OverflowError, RuntimeError) as error:
-            reason = str(error).splitlines()[0].replace("c2w[", "frame [").replace("K[", "K of [")
+            reason = re.sub(r"c2w\[(\d+)\]", r"frame \1", str(error).splitlines()[0])
+            reason = re.sub(r"K\[(\d+)\]", r"K of frame \1", reason)
             raise InputRefused(f"{source}: {reason[:200]}") from None
 
 
@@ -304,6 +307,8 @@ def _from_fields(fields: Any) -> Trajectory:
     for name in ("width", "height", "registration"):
         if not isinstance(fields[name], int) or isinstance(fields[name], bool):
             raise ValueError(f'"{name}" must be a whole number.')
+        if abs(fields[name]) > MAX_SIDE:
+            raise ValueError(f'"{name}" is too large; at most {MAX_SIDE} is accepted.')
     if not isinstance(fields["name"], str) or len(fields["name"]) > 200:
         raise ValueError('"name" must be a text of at most 200 characters.')
     count = len(fields["c2w"]) if isinstance(fields["c2w"], list) else 0
@@ -316,7 +321,11 @@ def _from_fields(fields: Any) -> Trajectory:
         fields["width"],
         fields["height"],
     )
-    clock = None if times is None else torch.tensor(_numbers(times, "times", count)).double()
+    clock = (
+        None
+        if times is None
+        else torch.tensor(_numbers(times, "times", count), dtype=torch.float64)
+    )
     fps = _numbers([fields["fps"]], "fps", 1)[0]
     return Trajectory(cameras, fields["name"], fps, clock, fields["registration"])
 
