@@ -5,6 +5,10 @@ every index gives the same answer as a slow loop. Kinds: "kd_tree" and "ball_tre
 "cuda_knn" (KeOps candidates, re-ranked in float64) and "auto".
 """
 
+import contextlib
+import functools
+import importlib.util
+import io
 import logging
 from typing import Protocol, runtime_checkable
 
