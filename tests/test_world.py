@@ -133,7 +133,9 @@ def test_any_history_of_steps_keeps_views_cloud_and_history_in_step(moves):
             model.append(model[-1])
             ahead.clear()
         elif move == "delete":
-            delete_points(world, torch.zeros(len(world.scene.cloud), dtype=torch.bool))
+            first = torch.arange(len(world.scene.cloud)) < 2
+            assert delete_points(world, first) == 2
+            assert delete_points(world, torch.zeros(len(world.scene.cloud)) > 1) == 0
             model.append(model[-1])
             ahead.clear()
         elif move == "undo" and len(model) > 1:

@@ -49,9 +49,9 @@ class Difference:
     slots: Int[np.ndarray, "n"]
     values: Columns
     """Of `slots`; a column the state did not store yet is absent."""
-    revived: Int[np.ndarray, "n"]
+    revived: Int[np.ndarray, "r"]
     """Slots that are alive there and dead here."""
-    killed: Int[np.ndarray, "n"]
+    killed: Int[np.ndarray, "d"]
     size: int
     """Slots in use there."""
     tail: Columns

@@ -56,7 +56,7 @@ class ViewIndex:
         likely = self._likely(points)
         if len(likely) == 0:
             return ()
-        value = np.stack([self._value(i, points, depth, pose) for i in likely])
+        value = np.stack([self._value(int(i), points, depth, pose) for i in likely])
         given = self._given[likely]
         chosen = _greedy(value, np.where(given, 1.0, 0.05), limit)
         return tuple(sorted(int(likely[k]) for k in chosen))

@@ -9,7 +9,7 @@ published scene, so the frame that a person sees in the preview is the frame a m
 from collections import OrderedDict
 from collections.abc import Iterator
 from threading import Lock
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
@@ -20,8 +20,6 @@ from worldstereo.render import RenderResult, render_points
 from worldstereo.scene import Origin, Scene
 from worldstereo.synthesis import ViewIndex, synthesize
 from worldstereo.trajectory import Trajectory
-
-GuideKind = Literal["fused", "cloud"]
 
 
 class GuideFrame(NamedTuple):
@@ -72,7 +70,7 @@ class Guide:
         self,
         scene: Scene,
         trajectory: Trajectory,
-        kind: GuideKind = "fused",
+        kind: str = "fused",
         *,
         stereo: bool = True,
         geometry: bool = True,

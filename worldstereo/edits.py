@@ -29,6 +29,8 @@ def delete_points(world: World, selected: Bool[Tensor, "N"]) -> int:
     cloud = world.scene.cloud
     if selected.shape != (len(cloud),):
         raise ValueError(f"selected must have shape ({len(cloud)},), got {tuple(selected.shape)}.")
+    if not bool(selected.any()):
+        return 0  # nothing to undo later
     with world.step("delete points") as draft:
         gone = cloud.points[selected]
         removed = draft.geometry.prune(keep=~selected)

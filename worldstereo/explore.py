@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from worldstereo.cameras import Cameras, look_at
-from worldstereo.control import Guide, GuideKind, splat_cloud
+from worldstereo.control import Guide, splat_cloud
 from worldstereo.errors import InputRefused, WorldStereoError
 from worldstereo.generator import (
     Frame,
@@ -78,7 +78,7 @@ def explore(
     seed: int = 0,
     prompt: str = "",
     negative_prompt: str = "",
-    guide: GuideKind | Guide = "fused",
+    guide: str | Guide = "fused",
     sampler: SamplerConfig | None = None,
     generator: Generator | None = None,
     on_step: OnStep = ignore,
