@@ -218,7 +218,7 @@ class Bank:
         top = 127.0 if self.storage == torch.int8 else 1.0
         # A subnormal scale would lose the digits that it should keep.
         scale = torch.where(peak > 1e-30, peak / top, torch.ones_like(peak))
-        codes = (grouped / scale[..., None]).reshape(len(features), -1)[:, : self.width]
+        codes = (grouped / scale[..., None]).flatten(1)[:, : self.width]
         if self.storage == torch.int8:
             codes = codes.round().clamp(-127, 127)
         return {"codes": codes.to(self.storage), "scale": scale}
