@@ -16,7 +16,7 @@ FLAGS = {"cache": True, "fastmath": True, "nogil": True, "error_model": "numpy"}
 CONFIRMS, OUTSIDE, UNKNOWN, LOOKED_THROUGH, BEHIND = 0, 1, 2, 3, 4
 
 
-@kernel(inline="always", **FLAGS)
+@kernel(**FLAGS)
 def attend(X, Y, Z, view, color, depth, rim, trust, K, T, centre, agree, feather, near):
     """One point of the target seen by one view.
 

@@ -60,7 +60,7 @@ def disparity_gradients(d, cut, y0, y1, gx, gy, edge):
 
 @kernel(**FLAGS)
 def surfel_warp(d, gx, gy, Kr, Kt, T, half, max_stretch, min_area, near, out):
-    """z-buffer of planar patches, one a pixel of the reference; `out` holds EMPTY where nothing fell.
+    """z-buffer of planar patches, one a pixel of the reference; `out` stays EMPTY where none fell.
 
     Stretch and area are measured against a patch that faces both cameras, so that distance alone
     never drops a surface.

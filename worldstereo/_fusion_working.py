@@ -22,7 +22,7 @@ AGREE = 0.03  # relative depth within which two samples show the same surface
 
 @dataclass(eq=False)
 class Pose:
-    """One camera in the kernels' terms: index intrinsics (fx, fy, cx, cy) and `c2w` in units of u."""
+    """One camera for the kernels: index intrinsics (fx, fy, cx, cy) and `c2w` in units of u."""
 
     K: np.ndarray
     c2w: np.ndarray
@@ -99,8 +99,7 @@ class Working:
         from worldstereo import _fusion_blend as blend
 
         if not self._levels:
-            rims = self.rim
-            self._levels.append(Level(self.color, self.depth, rims, self.confidence, 0))
+            self._levels.append(Level(self.color, self.depth, self.rim, self.confidence, 0))
         while len(self._levels) <= k:
             last = self._levels[-1]
             h, w = last.depth.shape[0] // 2, last.depth.shape[1] // 2
@@ -108,7 +107,9 @@ class Working:
                 break
             smaller = Level(
                 np.empty((h, w, 3), np.uint8),
-                *(np.empty((h, w), np.float32) for _ in range(3)),
+                np.empty((h, w), np.float32),
+                np.empty((h, w), np.float32),
+                np.empty((h, w), np.float32),
                 last.power + 1,
             )
             blend.halve(
@@ -186,7 +187,7 @@ def make_working(view: View, unit: float = 1.0) -> Working:
 
 
 class WorkingCache:
-    """Working forms of the views used last, up to a number of bytes. Safe to use from any thread."""
+    """Working forms of the views used last, up to a number of bytes; safe from any thread."""
 
     def __init__(self, limit: int = CACHE_BYTES) -> None:
         self.limit = limit

@@ -16,6 +16,7 @@ MOST_VIEWS = 16
 MOTION = 5.0  # pixels that the scene must have moved
 CHANGE = 0.06  # mean colour difference below which the image did not change
 PAIRS = 0.6  # share of the compared pairs that must say so
+GROW = 0.4  # share down to which a region that holds such pixels continues (noise, sparkle)
 
 
 def find_rig(views: Sequence[Working]) -> tuple[np.ndarray, np.ndarray] | None:
@@ -39,9 +40,7 @@ def find_rig(views: Sequence[Working]) -> tuple[np.ndarray, np.ndarray] | None:
             said += _still(chosen[a], chosen[b], images[a], images[b], depth)
             compared += 1
     stack = np.stack(images)
-    mask = (said > PAIRS * compared).astype(np.uint8)
-    mask = cv2.morphologyEx(mask, cv2.MORPH_OPEN, np.ones((5, 5), np.uint8))
-    mask = _at_the_border(mask, stack)
+    mask = _at_the_border(_grown(cv2.GaussianBlur(said / compared, (0, 0), 3)), stack)
     if not mask.any():
         return None
     mask = cv2.morphologyEx(
@@ -74,6 +73,18 @@ def _still(
     inside = (u >= 0) & (v >= 0) & (u <= w - 1) & (v <= h - 1)
     differs = cv2.GaussianBlur(np.abs(image - moved).mean(2), (0, 0), 2) >= CHANGE
     return (must_move & same & (differs | ~inside)).astype(np.float32)
+
+
+def _grown(share: np.ndarray) -> np.ndarray:
+    """Regions above `GROW` that hold pixels above `PAIRS` (hysteresis), uint8."""
+    import cv2
+
+    weak = cv2.morphologyEx(
+        (share > GROW).astype(np.uint8), cv2.MORPH_OPEN, np.ones((5, 5), np.uint8)
+    )
+    _, label = cv2.connectedComponents(weak)
+    firm = np.unique(label[(share > PAIRS) & (weak > 0)])
+    return (np.isin(label, firm) & (weak > 0)).astype(np.uint8)
 
 
 def _at_the_border(mask: np.ndarray, stack: np.ndarray) -> np.ndarray:

@@ -120,7 +120,7 @@ def _flow_both_ways(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarra
     """Flow from a to b and how far the way back misses, in pixels."""
     import cv2
 
-    flow = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
+    flow = cv2.DISOpticalFlow_create(1)  # pyright: ignore[reportAttributeAccessIssue]  (FAST)
     forth = flow.calc(a, b, None)  # pyright: ignore[reportCallIssue, reportArgumentType]
     back = flow.calc(b, a, None)  # pyright: ignore[reportCallIssue, reportArgumentType]
     y, x = np.mgrid[: a.shape[0], : a.shape[1]].astype(np.float32)

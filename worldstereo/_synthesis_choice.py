@@ -1,4 +1,4 @@
-"""Which remembered views serve a target: an index over their positions, directions and coarse depth."""
+"""Which remembered views serve a target: an index over positions, directions and coarse depth."""
 
 from collections.abc import Sequence
 
@@ -12,13 +12,12 @@ from worldstereo.scene import PointCloud, View
 
 LIMIT = 8
 GRID = (30, 40)  # rows and columns of the target's pixels that are asked
-COARSE = 12  # one depth of a view is kept per so many pixels of its longer side / 40
 CANDIDATES = 48  # views looked at closely
 OCCLUDED = 0.1  # a view does not see a point that lies so much behind what it shows, relatively
 
 
 class ViewIndex:
-    """Positions, directions and coarse depth of remembered views: 5 KB each, whatever their size."""
+    """Positions, directions and coarse depth of remembered views: about 15 KB each."""
 
     def __init__(self, views: Sequence[View]) -> None:
         self.views = tuple(views)
@@ -157,7 +156,7 @@ def _greedy(value: np.ndarray, factor: np.ndarray, limit: int) -> list[int]:
 
 
 def _coarse(view: View) -> np.ndarray:
-    """About 40x30 depths of a view: the farthest of each block, so that no thin bar hides a wall."""
+    """About 64x48 depths of a view: the farthest of each block: no thin bar hides a wall."""
     depth = view.depth[0].detach().cpu().numpy()
     h, w = depth.shape
     step = max(1, round(max(h, w) / 64))

@@ -326,6 +326,7 @@ def nearest_fill(image: np.ndarray, known: np.ndarray) -> np.ndarray:
     _, label = cv2.distanceTransformWithLabels(
         (~known).astype(np.uint8), cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL
     )
+    label = np.asarray(label, np.int64)
     source = np.zeros(int(label.max()) + 1, np.int64)
     source[label[known]] = np.flatnonzero(known)
     return image.reshape(-1, image.shape[-1])[source[label]]

@@ -17,6 +17,7 @@ from torch import Tensor
 from worldstereo import _intake_depth as stages
 from worldstereo._intake_exposure import exposure_gains
 from worldstereo._intake_rig import find_rig
+from worldstereo._intake_stereo import fill_by_stereo, measure_photos, rescaled
 from worldstereo.cameras import Cameras
 from worldstereo.fusion import Pose, Working, make_working, parallel_for, pose_distance
 from worldstereo.registration import Registration, median_depth, register_workings
@@ -74,6 +75,7 @@ def enter(
     *,
     register: bool = True,
     previous: Intake | None = None,
+    seed: int = 0,
     on_step: OnStep = ignore,
     options: IntakeOptions = IntakeOptions(),  # noqa: B008  (frozen)
 ) -> Intake:
@@ -98,12 +100,20 @@ def enter(
     unit = previous.unit if previous is not None else median_depth(measured)
     work: list[Working] = [make_working(view, unit) for view in measured]
     notices: list[str] = []
+    photos = len(work) > 1 and not any((w.depth > 0).any() for w in work)
+    if photos and options.stereo:
+        work, _ = measure_photos(work, seed=seed, on_step=on_step)
+        known = [w.depth[w.depth > 0] for w in work if (w.depth > 0).any()]
+        if known:
+            factor = float(np.median(np.concatenate(known)[::13]))
+            unit *= factor
+            work = [rescaled(w, factor) for w in work]
     rig = find_rig(work) if options.rig else None
     everything = list(range(len(work)))
     if rig is not None:
         work = [replace(w, rig=rig[0]) for w in work]
         work = stages.apply(lambda w: stages.mask_rig(w, rig[0]), work, everything)
-    if options.clean:
+    if options.clean and not photos:
         on_step(1, total, "Cleaning depth")
         work = stages.apply(stages.clean, work, everything)
     registration = None
@@ -131,16 +141,16 @@ def enter(
         on_step(4, total, "Comparing exposure")
         pairs = sorted({(min(i, j), max(i, j)) for i in everything for j in near[i]})
         gains, _ = exposure_gains(work, pairs)
-    before = work
     if options.complete:
         on_step(5, total, "Completing depth")
         work = _compared(stages.completed, work, near)
+    if options.complete and options.stereo:
+        work = fill_by_stereo(work, gains, seed=seed, on_step=on_step)
     on_step(total, total, "Views are ready")
     done = [
         _finished(view, w, gains[i], registration, i, rig, unit)
         for i, (view, w) in enumerate(zip(measured, work, strict=True))
     ]
-    del before
     layer = None
     if rig is not None:
         layer = (torch.from_numpy(rig[0]), torch.from_numpy(rig[1]).permute(2, 0, 1).contiguous())

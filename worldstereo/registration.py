@@ -1,7 +1,7 @@
 """Registers remembered views to each other, and moves cameras of other frames along.
 
-Pairs of overlapping views are matched by optical flow on what depth and poses predict; a pair enters
-the solution only if a rigid motion explains matches that were held out; then all poses are solved
+Pairs of overlapping views are matched by optical flow on what depth and poses predict; a pair
+enters the solution only if a rigid motion explains matches that were held out; then all poses are solved
 for together, the first view fixed. A view that agrees with nobody keeps its pose and is named.
 
 Sources: Triggs et al. 2000 (bundle adjustment), Huber 1964 (robust weights), Kroeger et al. 2016
@@ -19,7 +19,7 @@ from torch import Tensor
 from worldstereo._registration_field import CorrectionField, exp6, log6
 from worldstereo._registration_matches import Match, chosen_pairs, match, project
 from worldstereo.cameras import Cameras
-from worldstereo.fusion import METRES, Working, make_working, parallel_for, relative
+from worldstereo.fusion import METRES, Working, make_working, parallel_for
 from worldstereo.scene import View
 
 HUBER = 1.0  # pixels
@@ -29,6 +29,7 @@ PRIOR_LENGTH = PRIOR * METRES**2  # px^2 per u^2
 FALL = 0.8  # the held-out residual must fall to this share of what it was
 AGREED = 0.5  # pixels; below this a pair agrees already and has nothing to fall
 NEIGHBOURS = 8
+ROUNDS = 2  # of matching; each starts from the poses of the one before
 
 OnStep = Callable[[int, int, str], None]
 
@@ -108,8 +109,6 @@ def register(
         previous: the registration of the first views of `views`.
         unit: u in scene units; the median depth of the views without it.
     """
-    from worldstereo.fusion import METRES as _  # noqa: F401  (constants are per metre there)
-
     u = unit or median_depth(views)
     workings = [make_working(view, u) for view in views]
     return register_workings(
@@ -173,7 +172,7 @@ def median_depth(views: Sequence[View]) -> float:
 def _solve(
     views: Sequence[Working], start: np.ndarray, old: int, on_step: OnStep
 ) -> tuple[np.ndarray, list[bool], list[str]]:
-    """Poses of all views (the first `old` stay, and the very first), who agrees, and what to say."""
+    """Poses of all views (the first `old` and view 0 stay), who agrees, and what to say."""
     n = len(views)
     if n < 2:
         return start, [True] * n, []
@@ -181,7 +180,7 @@ def _solve(
     poses = start.copy()
     free = np.array([i >= max(old, 1) for i in range(n)])
     accepted: list[Match] = []
-    rounds = 2
+    rounds = ROUNDS
     for turn in range(rounds):
         placed = [v.moved(_with_c2w(v, poses[i])) for i, v in enumerate(views)]
         if turn == 0:
@@ -189,7 +188,7 @@ def _solve(
         else:
             pairs = [(m.i, m.j) for m in accepted]
         found = _all_matches(placed, pairs, on_step, turn, rounds)
-        accepted = [m for m in found if _explained(m, placed)]
+        accepted = [m for m in found if _explained(m, views, start)]
         accepted = _solve_poses(views, start, poses, accepted, free)
         if not accepted:
             break
@@ -221,11 +220,10 @@ def _all_matches(
     return [m for m in found if m is not None]
 
 
-def _explained(m: Match, placed: Sequence[Working]) -> bool:
+def _explained(m: Match, views: Sequence[Working], start: np.ndarray) -> bool:
     """True if one rigid motion of the pair explains matches that had no say in it."""
-    T = np.eye(4)
-    T[:3] = relative(placed[m.i].pose, placed[m.j].pose)
-    K = placed[m.j].pose.K
+    T = np.linalg.inv(start[m.j]) @ start[m.i]
+    K = views[m.j].pose.K
     before = _residual(m, T, K, m.held)
     if before < AGREED:
         return True
@@ -300,7 +298,7 @@ def _solve_poses(
         poses[:] = first
         for _ in range(6):
             _gauss_newton_step(views, start, poses, matches, free)
-        worse = [m for m in matches if not _fits(m, views, first, poses)]
+        worse = [m for m in matches if not _fits(m, views, start, poses)]
         if not worse:
             break
         matches = [m for m in matches if not any(m is w for w in worse)]
@@ -356,10 +354,9 @@ def _notices(agrees: list[bool], new: list[int]) -> list[str]:
             "share no surface. The given poses are kept."
         ]
     names = ", ".join(str(i + 1) for i in alone[:12]) + (" ..." if len(alone) > 12 else "")
-    return [
-        f"{'Views' if len(alone) > 1 else 'View'} {names} of {len(agrees)} agree{'' if len(alone) > 1 else 's'} "
-        f"with no other view; {'their' if len(alone) > 1 else 'its'} given pose is kept."
-    ]
+    if len(alone) == 1:
+        return [f"View {names} of {len(agrees)} agrees with no other; its given pose is kept."]
+    return [f"Views {names} of {len(agrees)} agree with no other; their given poses are kept."]
 
 
 def _with_c2w(view: Working, c2w: np.ndarray):  # noqa: ANN202

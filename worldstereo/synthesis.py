@@ -188,7 +188,8 @@ def explain(
     x, y = int(np.floor(pixel[0])), int(np.floor(pixel[1]))
     if not (0 <= x < target.width and 0 <= y < target.height):
         raise ValueError(
-            f"pixel ({pixel[0]:g}, {pixel[1]:g}) lies outside the {target.width}x{target.height} target."
+            f"pixel ({pixel[0]:g}, {pixel[1]:g}) lies outside the "
+            f"{target.width}x{target.height} target."
         )
     Z = float(depth[0, y, x]) / unit
     pose = pose_of(target, unit)
@@ -200,7 +201,7 @@ def explain(
     fetched = Fetched(served, pose, options.agree)
     rows = []
     for i in range(len(served)):
-        level = _level(_detail(fetched, i, X, Y, Z), served[i])
+        level = _level(float(_detail(fetched, i, X, Y, Z)), served[i])
         result = kernels.probe(X, Y, Z, *fetched.arguments(i, level), *fetched.limits(i, level))
         scale = 2.0 ** served[i].level(level).power
         uv = ((result[1] + 0.5) * scale, (result[2] + 0.5) * scale)
