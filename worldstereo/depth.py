@@ -8,7 +8,7 @@ import logging
 import math
 import os
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
@@ -37,6 +37,7 @@ class DepthEstimate(NamedTuple):
     """The single camera that was given, or the one that was assumed."""
 
 
+@runtime_checkable
 class DepthEstimator(Protocol):
     """Depth of one picture, deterministic."""
 

@@ -654,7 +654,7 @@ def _without_specks(kept: np.ndarray, depth: np.ndarray, least: int) -> np.ndarr
     )
     large = np.zeros(count, dtype=bool)
     large[1:] = stats[1:, cv2.CC_STAT_AREA] >= least
-    inside = large[label].astype(np.uint8)
+    inside = large[np.asarray(label, dtype=np.int64)].astype(np.uint8)
     return kept & (cv2.dilate(inside, np.ones((3, 3), np.uint8)) > 0)
 
 

@@ -110,7 +110,7 @@ def _view(
         if raw.shape != (height, width):
             raise refusal(
                 source,
-                f"{shot.where}: depth {shown(shot.depth, 32)} is {raw.shape[1]} x {raw.shape[0]} px, "
+                f"{shot.where}: depth {shown(shot.depth, 32)} is {raw.shape[1]} x {raw.shape[0]}, "
                 f"its picture {width} x {height}",
                 "One depth value a pixel is accepted",
             )
@@ -132,7 +132,7 @@ def _view(
 def view_of(
     pixels: np.ndarray, depth: np.ndarray, K: np.ndarray, c2w: np.ndarray, *, frame: int, name: str
 ) -> View:
-    """A view from (H, W, 3) uint8 pixels and (H, W) depth in scene units; measured where above 0."""
+    """A view from (H, W, 3) uint8 pixels and (H, W) depth, scene units; measured where above 0."""
     height, width = depth.shape
     cameras = Cameras(
         torch.tensor(K, dtype=torch.float32), torch.tensor(c2w, dtype=torch.float32), width, height

@@ -3,6 +3,7 @@
 Only pixels leave this module: position, time and every other tag of a photo are dropped.
 """
 
+import contextlib
 import io
 import threading
 import warnings
@@ -43,10 +44,8 @@ def photo(name: str, data: bytes, limits: Limits) -> Photo:
     with _open(name, data, limits, ("JPEG", "PNG", "WEBP")) as picture:
         picture = _loaded(name, picture)
         focal = _focal_35mm(picture)
-        try:
+        with contextlib.suppress(Exception):  # the tags are damaged, the pixels are not
             picture = ImageOps.exif_transpose(picture) or picture
-        except Exception:  # the tags are damaged, the pixels are not: show it as stored
-            pass
         return Photo(_rgb(picture), focal)
 
 

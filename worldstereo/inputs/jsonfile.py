@@ -1,4 +1,4 @@
-"""Strict JSON: no NaN, no infinity, no key twice, bounded size and nesting; typed access by path."""
+"""Strict JSON: no NaN, no infinity, no key twice, bounded size and nesting; typed access."""
 
 import json
 import math

@@ -152,7 +152,7 @@ def _soup(corners: np.ndarray) -> Surface:
 def read_off(name: str, data: bytes, limits: Limits) -> Surface:
     """OFF and COFF: counts, vertices, polygons, any white space between them."""
     text = re.sub(r"#[^\n]*", " ", text_of(name, data))
-    head = re.match(r"\s*(ST|C|N|4|n)*OFF\b", text)
+    head = re.match(r"\s*(ST|C|N|4|n)*OFF(?![A-Za-z])", text)
     if head is None:
         raise refusal(name, 'does not begin with "OFF"', "An OFF file is accepted")
     kind = head.group(0).strip()
@@ -195,7 +195,7 @@ def read_off(name: str, data: bytes, limits: Limits) -> Surface:
 
 
 def _face_lines(text: str, n: int, m: int) -> list[list[int]]:
-    """Faces one a line (colours may follow them), or nothing when the file has other line breaks."""
+    """Faces one a line (colours may follow them), or nothing when it has other line breaks."""
     lines = [line.split() for line in text.splitlines() if line.strip()]
     if len(lines) != 1 + n + m:
         return []

@@ -4,13 +4,15 @@ The header is believed only as far as the bytes behind it go: counts are compare
 anything is allocated.
 """
 
+import posixpath
 import re
 from dataclasses import dataclass
 
 import numpy as np
 
+from worldstereo.inputs.archive import Bundle
 from worldstereo.inputs.limits import Limits, refusal, shown
-from worldstereo.inputs.surface import Surface
+from worldstereo.inputs.surface import Surface, checked
 
 _TYPES = {
     "char": "i1", "int8": "i1", "uchar": "u1", "uint8": "u1", "short": "i2", "int16": "i2",
@@ -74,6 +76,15 @@ def read(name: str, data: bytes, limits: Limits) -> Surface:
         else:
             columns[element.name] = body.rows(element)
     return _surface(columns["vertex"], faces)
+
+
+def points_of(bundle: Bundle, member: str) -> tuple[np.ndarray, np.ndarray]:
+    """Sparse points beside a capture: (N, 3) float64 and (N, 3) uint8 colours, grey without."""
+    name = posixpath.basename(member)
+    surface = checked(name, read(name, bundle.read(member), bundle.limits))
+    points = surface.vertices
+    colors = np.full(points.shape, 0.5) if surface.colors is None else surface.colors
+    return points, np.clip(colors * 255 + 0.5, 0, 255).astype(np.uint8)
 
 
 def _header(name: str, data: bytes) -> tuple[str, list[_Element], int]:
@@ -204,13 +215,13 @@ class _Binary:
     def _lists(self, element: _Element) -> _Columns:
         """Row by row: lists of any length. Values of lists are object columns of arrays."""
         out: dict[str, list] = {p.name: [] for p in element.properties}
-        plan = [(p, np.dtype(self.order + p.kind), p.count and np.dtype(self.order + p.count))
+        plan = [(p, np.dtype(self.order + p.kind), None if p.count is None else np.dtype(self.order + p.count))
                 for p in element.properties]  # fmt: skip
         at, data = self.at, self.data
         for row in range(element.rows):
             for p, kind, count in plan:
                 n = 1
-                if count:
+                if count is not None:
                     if at + count.itemsize > len(data):
                         raise self._cut(element, row)
                     n = int(np.frombuffer(data, count, 1, at)[0])
@@ -219,7 +230,7 @@ class _Binary:
                     raise self._cut(element, row)
                 values = np.frombuffer(data, kind, n, at)
                 at += n * kind.itemsize
-                out[p.name].append(values if count else values[0])
+                out[p.name].append(values[0] if count is None else values)
         self.at = at
         return _columns(element, out)
 

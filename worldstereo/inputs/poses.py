@@ -1,4 +1,4 @@
-"""Foreign matrices to cameras: checked one by one, so that a refusal names file, frame and value."""
+"""Foreign matrices to cameras: checked, so that a refusal names file, frame and value."""
 
 import numpy as np
 
@@ -81,7 +81,7 @@ def inverse(matrix: np.ndarray) -> np.ndarray:
 def intrinsics(
     name: str, where: str, fx: float, fy: float, cx: float, cy: float, width: int, height: int
 ) -> np.ndarray:
-    """K in pixels (first pixel's centre at 0.5), checked to be a lens that could take the picture."""
+    """K in pixels (first pixel's centre at 0.5), checked to be a possible lens."""
     at = f"{where}: " if where else ""
     values = np.array([fx, fy, cx, cy], dtype=np.float64)
     if not np.isfinite(values).all():

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from worldstereo.errors import InputRefused
-from worldstereo.inputs import images, jsonfile, poses
+from worldstereo.inputs import colmap, images, jsonfile, ply, poses
 from worldstereo.inputs.archive import Bundle, natural
-from worldstereo.inputs.assemble import Shot, assemble
+from worldstereo.inputs.assemble import Shot, assemble, cloud_of
 from worldstereo.inputs.capture import captured
 from worldstereo.inputs.lens import MODELS, Lens
 from worldstereo.inputs.limits import refusal, shown
@@ -49,7 +49,16 @@ def read_frames(bundle: Bundle, member: str) -> Capture:
             raise root.refuse('"camera" is missing', "Width, height, fx, fy, cx and cy are needed")
         shots.append(Shot(node.place, image, c2w, lens, depth, unit))
     kind = "rgbd" if any(shot.depth for shot in shots) else "photos"
-    return captured(bundle, kind, assemble(name, bundle, shots))
+    assembled, cloud = assemble(name, bundle, shots), None
+    if root.has("points"):
+        given = root.at("points").text()
+        points = bundle.inside(base, given, name, "points")
+        if points not in bundle:
+            raise refusal(name, f"{shown(given, 40)} is missing", "Put the file there")
+        cloud = cloud_of(*ply.points_of(bundle, points), assembled.origin)
+    elif (sparse := colmap.points_beside(bundle, base)) is not None:
+        cloud = cloud_of(*sparse, assembled.origin)
+    return captured(bundle, kind, assembled, cloud=cloud)
 
 
 def _lens(node: jsonfile.Node, half: float) -> Lens:
@@ -361,7 +370,7 @@ def _counted(name: str, pairs: list[_Pair], n: int) -> list[_Pair]:
 def _calibration(
     bundle: Bundle, base: str, member: str, form: str, width: int, height: int
 ) -> tuple[Lens, bool, tuple[str, ...]]:
-    """Intrinsics from the files beside the poses; those of a Kinect-like camera when there are none."""
+    """Intrinsics from the files beside the poses; those of a Kinect when there are none."""
     found = _calibration_values(bundle, base, member, form)
     notices: tuple[str, ...] = ()
     if found is None:

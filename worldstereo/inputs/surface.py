@@ -45,13 +45,13 @@ def checked(name: str, surface: Surface, what: str = "vertex") -> Surface:
     vertices, faces = surface.vertices, surface.faces
     if len(vertices) == 0:
         raise refusal(name, "holds 0 points", "At least 1 point or face is accepted")
-    good = np.isfinite(vertices).all(axis=1)
+    good = np.asarray(np.isfinite(vertices).all(axis=1))
     if not good.all():
         row = int(np.argmin(good))
         value = vertices[row][~np.isfinite(vertices[row])][0]
         raise refusal(
             name,
-            f"{what} {row} holds {value} ({int((~good).sum())} of {len(good)} do so)",
+            f"{what} {row} holds {value} ({int((~good).sum())} of {len(vertices)} do so)",
             "Only finite coordinates are accepted. Remove such points",
         )
     if np.abs(vertices).max() > LARGEST:
@@ -79,21 +79,21 @@ def checked(name: str, surface: Surface, what: str = "vertex") -> Surface:
 
 
 def cloud_of(name: str, surface: Surface, limits: Limits) -> tuple[PointCloud, tuple[str, ...]]:
-    """Coloured points: the vertices of a cloud, or samples of a mesh; thinned evenly to capacity."""
+    """Coloured points: the vertices of a cloud, or samples of a mesh; thinned evenly."""
     surface = checked(name, surface)
     notices = list(surface.notices)
     if len(surface.faces):
         points, colors, normals, radius = _sampled(name, surface, min(SAMPLES, limits.kept_points))
         notices.append(
-            f"A mesh of {len(surface.vertices)} vertices and {len(surface.faces)} faces was sampled "
-            f"to {len(points)} points."
+            f"A mesh of {len(surface.vertices)} vertices and {len(surface.faces)} faces was "
+            f"sampled to {len(points)} points."
         )
         radii = np.full(len(points), radius)
     else:
         keep = evenly(len(surface.vertices), limits.kept_points)
         if len(keep) < len(surface.vertices):
             notices.append(
-                f"{len(surface.vertices)} points are more than {limits.kept_points}; thinned evenly."
+                f"{len(surface.vertices)} points were thinned evenly to {limits.kept_points}."
             )
         points = surface.vertices[keep]
         colors = None if surface.colors is None else surface.colors[keep]

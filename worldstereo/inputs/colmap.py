@@ -1,0 +1,291 @@
+"""COLMAP models, text and binary: cameras, poses of the pictures, sparse points.
+
+Sizes are compared with the bytes that are there before they are believed; names of pictures must
+lie inside the capture. Pixels count from the corner of the first pixel, as ours do.
+
+Source: https://colmap.github.io/format.html
+"""
+
+import posixpath
+import struct
+from typing import NamedTuple
+
+import numpy as np
+
+from worldstereo.errors import InputRefused
+from worldstereo.inputs import poses
+from worldstereo.inputs.archive import Bundle
+from worldstereo.inputs.assemble import Shot, assemble, cloud_of
+from worldstereo.inputs.capture import captured
+from worldstereo.inputs.lens import MODELS, Lens
+from worldstereo.inputs.limits import refusal, shown
+from worldstereo.scene import Capture
+
+_BINARY = ("SIMPLE_PINHOLE", "PINHOLE", "SIMPLE_RADIAL", "RADIAL", "OPENCV", "OPENCV_FISHEYE",
+           "FULL_OPENCV")  # fmt: skip
+_AGAIN = "Export the model again"
+
+
+class _Picture(NamedTuple):
+    where: str
+    quaternion: np.ndarray
+    translation: np.ndarray
+    camera: int
+    name: str
+
+
+def read(bundle: Bundle, folder: str, suffix: str) -> Capture:
+    """The model in a folder of the bundle; `suffix` is "bin" or "txt"."""
+    form = _Binary(bundle, folder) if suffix == "bin" else _Text(bundle, folder)
+    cameras = form.cameras()
+    pictures = form.pictures()
+    source = f"images.{suffix}"
+    if not pictures:
+        raise refusal(source, "holds 0 pictures", "A model with at least 1 is accepted")
+    if len(pictures) > bundle.limits.images:
+        raise refusal(
+            source, f"{len(pictures)} pictures", f"At most {bundle.limits.images} are accepted"
+        )
+    shots, names = [], set()
+    for p in pictures:
+        if p.camera not in cameras:
+            raise refusal(source, f"{p.where} names camera {p.camera}, which is not there", _AGAIN)
+        if p.name in names:
+            raise refusal(source, f"{shown(p.name, 40)} is there twice", _AGAIN)
+        names.add(p.name)
+        where = f"{p.where} ({shown(p.name, 32)})"
+        if not np.isfinite(p.translation).all() or not np.isfinite(p.quaternion).all():
+            raise refusal(source, f"{where}: the pose is not finite", "Finite numbers are accepted")
+        R = poses.quaternion(source, where, p.quaternion)
+        c2w = poses.pose(source, where, poses.inverse(poses.rigid(R, p.translation)))
+        shots.append(Shot(where, _located(bundle, folder, p, source), c2w, cameras[p.camera]))
+    shots.sort(key=lambda shot: shot.image)
+    points, colors = form.points()
+    assembled = assemble(source, bundle, shots)
+    return captured(bundle, "photos", assembled, cloud=cloud_of(points, colors, assembled.origin))
+
+
+def points_beside(bundle: Bundle, base: str) -> tuple[np.ndarray, np.ndarray] | None:
+    """The sparse points of a model below `base`, for poses that come from elsewhere."""
+    for inner in ("sparse/0", "sparse", ""):
+        folder = posixpath.join(base, inner).rstrip("/")
+        if posixpath.join(folder, "points3D.bin") in bundle:
+            return _Binary(bundle, folder).points()
+        if posixpath.join(folder, "points3D.txt") in bundle:
+            return _Text(bundle, folder).points()
+    return None
+
+
+def _located(bundle: Bundle, folder: str, picture: _Picture, source: str) -> str:
+    """The member of a picture: in `images/` beside the model or above it."""
+    bases = [folder]
+    while bases[-1]:
+        bases.append(posixpath.dirname(bases[-1]))
+    top = bundle.inside("", picture.name, source, picture.where)
+    for base in bases:
+        for inner in ("images", "", "image"):
+            candidate = posixpath.join(base, inner, top) if base or inner else top
+            if candidate in bundle:
+                return candidate
+    return posixpath.join(bases[-1], "images", top)  # `assemble` says that it is missing
+
+
+def _lens(source: str, where: str, model: str, w: int, h: int, values: np.ndarray) -> Lens:
+    names = MODELS[model].split()
+    if not np.isfinite(values).all():
+        raise refusal(source, f"{where} holds {values[~np.isfinite(values)][0]}",
+                      "Only finite numbers are accepted")  # fmt: skip
+    given = dict(zip(names, values.tolist(), strict=True))
+    if not (1 <= w <= 1 << 20 and 1 <= h <= 1 << 20):
+        raise refusal(source, f"{where} is {w} x {h} px", "A size above 0 is accepted")
+    fx, fy = given.get("fx", given.get("f", 0.0)), given.get("fy", given.get("f", 0.0))
+    K = poses.intrinsics(source, where, fx, fy, given["cx"], given["cy"], w, h)
+    fisheye = model == "OPENCV_FISHEYE"
+    k = tuple(given.get(f"k{i}", 0.0) for i in range(1, 5 if fisheye else 7))
+    if max((abs(v) for v in k), default=0) > 100:
+        raise refusal(
+            source, f"{where} has distortion {max(k, key=abs):.3g}", "Up to 100 is accepted"
+        )
+    return Lens(K, w, h, k, (given.get("p1", 0.0), given.get("p2", 0.0)), fisheye)
+
+
+class _Text:
+    def __init__(self, bundle: Bundle, folder: str) -> None:
+        self.bundle, self.folder = bundle, folder
+
+    def _lines(self, name: str) -> list[tuple[int, str]]:
+        """Numbered lines without comments; blank ones stay, for they may be an empty list."""
+        data = self.bundle.read(posixpath.join(self.folder, name))
+        text = data.decode("utf-8", errors="replace")
+        return [(i, s) for i, s in enumerate(text.splitlines(), 1) if not s.startswith("#")]
+
+    def cameras(self) -> dict[int, Lens]:
+        source, out = "cameras.txt", {}
+        for line, text in self._lines(source):
+            words = text.split()
+            if not words:
+                continue
+            if len(words) < 5 or words[1] not in MODELS:
+                model = shown(words[1], 24) if len(words) > 1 else "none"
+                raise refusal(source, f"line {line}: camera model {model}",
+                              f"{', '.join(MODELS)} are accepted")  # fmt: skip
+            want = len(MODELS[words[1]].split())
+            values = _floats(source, line, [words[0], *words[2:]])
+            if len(values) != 3 + want:
+                raise refusal(source, f"line {line}: {len(values) - 3} parameters",
+                              f"{words[1]} has {want}")  # fmt: skip
+            ids = _ints(source, line, values[:3])
+            if ids[0] in out:
+                raise refusal(source, f"camera {ids[0]} is there twice", _AGAIN)
+            out[ids[0]] = _lens(source, f"camera {ids[0]}", words[1], ids[1], ids[2], values[3:])
+        return out
+
+    def pictures(self) -> list[_Picture]:
+        source, out = "images.txt", []
+        lines = self._lines(source)
+        while lines and not lines[-1][1].strip():
+            lines.pop()
+        while lines and not lines[0][1].strip():
+            lines.pop(0)
+        for line, text in lines[::2]:
+            words = text.split(maxsplit=9)
+            if len(words) != 10:
+                raise refusal(source, f"line {line} holds {len(words)} entries",
+                              "id, quaternion, translation, camera and name are expected")  # fmt: skip
+            values = _floats(source, line, words[:9])
+            ids = _ints(source, line, values[[0, 8]])
+            where = f"picture {ids[0]}"
+            out.append(_Picture(where, values[1:5], values[5:8], ids[1], words[9].strip()))
+        return out
+
+    def points(self) -> tuple[np.ndarray, np.ndarray]:
+        source = "points3D.txt"
+        if posixpath.join(self.folder, source) not in self.bundle:
+            return np.zeros((0, 3)), np.zeros((0, 3), np.uint8)
+        rows = []
+        for line, text in self._lines(source):
+            words = text.split(maxsplit=8)
+            if not words:
+                continue
+            if len(words) < 8:
+                raise refusal(source, f"line {line} holds {len(words)} entries",
+                              "id, x y z, r g b and error are expected")  # fmt: skip
+            rows.append(_floats(source, line, words[1:7]))
+        return _points(source, np.array(rows).reshape(-1, 6))
+
+
+class _Binary:
+    def __init__(self, bundle: Bundle, folder: str) -> None:
+        self.bundle, self.folder = bundle, folder
+
+    def _open(self, name: str) -> "_Bytes":
+        return _Bytes(name, self.bundle.read(posixpath.join(self.folder, name)))
+
+    def cameras(self) -> dict[int, Lens]:
+        file, out = self._open("cameras.bin"), {}
+        for _ in range(file.count("cameras", 24)):
+            key, model, w, h = file.take("<iiQQ")
+            if not 0 <= model < len(_BINARY):
+                raise refusal(file.name, f"camera {key} has model number {model}",
+                              f"{', '.join(MODELS)} are accepted")  # fmt: skip
+            name = _BINARY[model]
+            values = np.array(file.take(f"<{len(MODELS[name].split())}d"))
+            if key in out:
+                raise refusal(file.name, f"camera {key} is there twice", _AGAIN)
+            out[key] = _lens(file.name, f"camera {key}", name, w, h, values)
+        file.end()
+        return out
+
+    def pictures(self) -> list[_Picture]:
+        file, out = self._open("images.bin"), []
+        for _ in range(file.count("pictures", 73)):
+            values = file.take("<i7di")
+            name = file.text()
+            (marks,) = file.take("<Q")
+            file.skip(24 * marks, f"{marks} pixels of {shown(name, 24)}")
+            out.append(
+                _Picture(f"picture {values[0]}", np.array(values[1:5]), np.array(values[5:8]),
+                         values[8], name)
+            )  # fmt: skip
+        file.end()
+        return out
+
+    def points(self) -> tuple[np.ndarray, np.ndarray]:
+        if posixpath.join(self.folder, "points3D.bin") not in self.bundle:
+            return np.zeros((0, 3)), np.zeros((0, 3), np.uint8)
+        file = self._open("points3D.bin")
+        n = file.count("points", 51)
+        rows = np.empty((n, 6))
+        for i in range(n):
+            values = file.take("<Q3d3Bd")
+            rows[i] = values[1:7]
+            (track,) = file.take("<Q")
+            file.skip(8 * track, f"{track} sightings of point {i}")
+        file.end()
+        return _points(file.name, rows)
+
+
+class _Bytes:
+    """A cursor over a binary file that never believes a count it has no bytes for."""
+
+    def __init__(self, name: str, data: bytes) -> None:
+        self.name, self.data, self.at = name, data, 0
+
+    def take(self, form: str) -> tuple:
+        size = struct.calcsize(form)
+        if self.at + size > len(self.data):
+            raise self._cut()
+        self.at += size
+        return struct.unpack_from(form, self.data, self.at - size)
+
+    def count(self, what: str, least: int) -> int:
+        (n,) = self.take("<Q")
+        room = (len(self.data) - self.at) // least
+        if n > room:
+            raise refusal(self.name, f"declares {n} {what}, the file has room for {room}", _AGAIN)
+        return n
+
+    def skip(self, size: int, what: str) -> None:
+        if size > len(self.data) - self.at:
+            raise refusal(self.name, f"declares {what}, which run past the end", _AGAIN)
+        self.at += size
+
+    def text(self) -> str:
+        end = self.data.find(b"\0", self.at, self.at + 1024)
+        if end < 0:
+            raise refusal(self.name, f"a name at byte {self.at} has no end", _AGAIN)
+        name = self.data[self.at : end].decode("utf-8", errors="replace")
+        self.at = end + 1
+        return name
+
+    def end(self) -> None:
+        if self.at != len(self.data):
+            raise refusal(self.name, f"{len(self.data) - self.at} bytes are left over", _AGAIN)
+
+    def _cut(self) -> InputRefused:
+        return refusal(
+            self.name, f"ends after {len(self.data)} bytes, in the middle of a record", _AGAIN
+        )
+
+
+def _points(source: str, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    bad = ~np.isfinite(rows).all(axis=1)
+    if bad.any():
+        raise refusal(source, f"point {int(bad.argmax())} is not finite ({int(bad.sum())} are)",
+                      "Only finite coordinates are accepted")  # fmt: skip
+    return rows[:, :3], np.clip(rows[:, 3:], 0, 255).astype(np.uint8)
+
+
+def _floats(source: str, line: int, words: list[str]) -> np.ndarray:
+    try:
+        return np.array([float(w) for w in words])
+    except ValueError:
+        raise refusal(
+            source, f'line {line}: "{shown(" ".join(words), 32)}" is not numbers', _AGAIN
+        ) from None
+
+
+def _ints(source: str, line: int, values: np.ndarray) -> list[int]:
+    if not np.isfinite(values).all() or (values != np.round(values)).any():
+        raise refusal(source, f"line {line}: an id or size is not a whole number", _AGAIN)
+    return [int(v) for v in np.clip(values, -(2.0**53), 2.0**53)]
