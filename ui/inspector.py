@@ -22,6 +22,9 @@ from worldstereo.scene import Clip, Origin, Scene, View
 COARSE = 160
 """Pixels across at which shares over a whole frame are measured; more would change no figure."""
 
+REFUSED = 0.02
+"""A reference with less of a say than this is drawn as refused."""
+
 REASONS = {
     "looked through": "that view looks through this point",
     "behind": "hidden behind a nearer surface",
@@ -68,9 +71,13 @@ class Match:
     weight: float
     """Share of the blend in [0, 1]; all matches together 1, or 0 where none confirms."""
     reason: str | None
-    """Why it was refused, in plain words; None where it counts."""
+    """Why it weighs little or nothing, in plain words; None where it counts in full."""
     inside: bool
     """False: the pixel lies outside the reference's picture."""
+
+    @property
+    def refused(self) -> bool:
+        return self.weight < REFUSED
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,11 +97,11 @@ class Inspection:
 
     @property
     def accepted(self) -> tuple[Match, ...]:
-        return tuple(match for match in self.matches if match.reason is None)
+        return tuple(match for match in self.matches if not match.refused)
 
     @property
     def refused(self) -> tuple[Match, ...]:
-        return tuple(match for match in self.matches if match.reason is not None)
+        return tuple(match for match in self.matches if match.refused)
 
 
 @dataclass(frozen=True)
@@ -196,7 +203,7 @@ def inspect(scene: Scene, view: int, pixel: tuple[float, float]) -> Inspection:
     views = [scene.views[i] for i in target.references]
     told = synthesis.explain(target.camera, views, target.depth, pixel, unit=scene.unit)
     matches = [_match(contribution, target.references, scene.views) for contribution in told]
-    matches.sort(key=lambda match: (match.reason is not None, -match.weight, match.view))
+    matches.sort(key=lambda match: (match.refused, -match.weight, match.view))
     return Inspection(
         target=target,
         pixel=(u, v),
@@ -216,8 +223,8 @@ def _match(
     view = views[index]
     inside = math.isfinite(u) and math.isfinite(v) and 0 <= u < view.width and 0 <= v < view.height
     reason = None if told.reason is None else REASONS.get(told.reason, told.reason)
-    if told.weight <= 0 and reason is None:
-        reason = "too little weight"
+    if told.weight < REFUSED and reason is None:
+        reason = "others say far more"
     return Match(index, (u, v), told.weight, reason, inside)
 
 

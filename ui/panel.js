@@ -113,6 +113,8 @@
 
   // ---- small things that Gradio's components do not say about themselves
   const labels = { '#generate': 'Generate along the path (G)', '#cancel': 'Cancel (Esc)' };
+  let strip = null, newest = '', scrolled = 0;
+  document.addEventListener('scroll', (event) => { if (event.target === strip && strip.isConnected) scrolled = strip.scrollLeft; }, true);
   const explain = () => {
     if (stored('hint') === 'closed' && $('#hint')) $('#hint').style.display = 'none';
     let why = {};
@@ -126,6 +128,12 @@
     }
     const file = $('[data-download]'); // an export is ready: take it home without a second click
     if (file && !file.dataset.taken) { file.dataset.taken = '1'; setTimeout(() => ($('a#download, #download a') ?? $('#download'))?.click(), 200); }
+    const film = $('.film'); // the newest view comes into sight; otherwise the strip stays where it was
+    if (film && film !== strip) {
+      const fresh = strip && film.dataset.newest !== newest && !film.dataset.newest.startsWith('0.0.0');
+      film.scrollLeft = fresh ? film.scrollWidth : scrolled;
+      [strip, newest] = [film, film.dataset.newest];
+    }
     if (focused && document.activeElement === document.body) document.getElementById(focused)?.focus({ preventScroll: true });
   };
   let due = 0;

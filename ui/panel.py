@@ -16,7 +16,7 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before gradio is imported: i
 import gradio as gr
 
 from ui import panel_html as piece
-from ui.panel_core import EXPIRED, Core, Updates
+from ui.panel_core import BUG, EXPIRED, Core, Updates, html
 from ui.panel_export import ExportTab
 from ui.panel_generate import GenerateTab
 from ui.panel_memory import MemoryTab
@@ -67,17 +67,15 @@ class Panel(Core):
         ) as demo:
             self.token = gr.State("")
             with gr.Column(elem_id="shell"):
-                self.header = self.shown(
-                    gr.HTML(piece.header("", 0, 0, 0, "", "", ""), elem_id="bar")
-                )
+                self.header = self.shown(html(piece.header("", 0, 0, 0, "", "", ""), elem_id="bar"))
                 self.stage.build()
                 with gr.Column(elem_id="strip"):
-                    self.film = self.shown(gr.HTML(piece.film((), self.thumbnails)))
+                    self.film = self.shown(html(piece.film((), self.thumbnails)))
                 with gr.Column(elem_id="side"):
                     self._build_tabs()
                     self._build_action()
-            gr.HTML(piece.key_map())
-            self.why = self.shown(gr.HTML(piece.reasons({})))
+            html(piece.key_map())
+            self.why = self.shown(html(piece.reasons({})))
             self._wire(demo)
         demo.queue(max_size=64, default_concurrency_limit=16)
         return demo
@@ -92,8 +90,8 @@ class Panel(Core):
 
     def _build_action(self) -> None:
         with gr.Column(elem_id="action"):
-            self.message = self.shown(gr.HTML("", elem_id="message"))
-            self.status = self.shown(gr.HTML(piece.said("Opening …"), elem_id="status"))
+            self.message = self.shown(html("", elem_id="message", elem_classes="line"))
+            self.status = self.shown(html(piece.said("Opening …"), elem_id="status"))
             self.go = self.shown(
                 gr.Button(
                     "Generate along the path",
@@ -184,7 +182,8 @@ class Panel(Core):
         name = plan_generator(session)
         width, height = plan.cameras.width, plan.cameras.height
         seconds = session.estimate(name, len(plan), width, height)
-        return piece.cost(len(plan), width, height, session.generators[name].label, seconds)
+        label, measured = session.generators[name].label, name in self.sessions.pace
+        return piece.cost(len(plan), width, height, label, seconds, measured)
 
     def _why_not(self, session: Session) -> dict[str, str]:
         """Controls that cannot work now, and why."""
@@ -226,10 +225,8 @@ class Panel(Core):
         yield first | self.refresh(session)
         if running(session):
             yield from self.follow(session)
-        if session.plan is None:
-            yield from self.path.first_plan(session)
-        elif not running(session):
-            yield self.path.show_preview(session, 0)
+        else:
+            yield from self.settle(session)
 
     def on_generate(self, session: Session, *values: Any) -> Iterator[Updates]:
         """The one button: start the step and follow it. The job outlives this page."""
@@ -301,14 +298,21 @@ class Panel(Core):
             }
         except WorldStereoError as error:  # written for this reader; any other error is a bug
             yield self.refresh(session) | {self.message: piece.failed(str(error))}
+        except Exception:  # the job has logged it with its place
+            yield self.refresh(session) | {self.message: piece.failed(BUG)}
         else:
             yield self.refresh(session) | {self.message: ""}
-            if job.kind in ("open", "registration"):
-                yield from self.path.first_plan(session)
-            else:
+            if job.kind == "explore":
                 yield self.memory.newest(session)
-                with contextlib.suppress(WorldStereoError):
-                    yield self.path.show_preview(session, 0)
+        yield from self.settle(session)
+
+    def settle(self, session: Session) -> Iterator[Updates]:
+        """Once nothing runs: a path if there is none, its preview, a picture under Memory."""
+        if session.plan is None:
+            yield from self.path.first_plan(session)
+        elif not running(session):
+            with contextlib.suppress(WorldStereoError):
+                yield self.path.show_preview(session, 0)
 
     def _travel(self, session: Session) -> Updates:
         scene = session.world.scene

@@ -25,6 +25,16 @@ EXPIRED = "This world was closed after a time without visitors. Reload the page 
 BUG = "Something failed inside; the world is as it was. What happened is in the app's log."
 
 
+def html(value: str = "", **options: Any) -> gr.HTML:
+    """A piece of the page that is ours from the first pixel: without Gradio's styles for prose."""
+    return gr.HTML(value, apply_default_css=False, **options)
+
+
+def line() -> gr.HTML:
+    """Room for one line where something happens; takes none while it is empty."""
+    return html("", elem_classes="line")
+
+
 class Core:
     """The parts that every tab uses: the token, the message line, binding of events."""
 
@@ -76,7 +86,7 @@ class Core:
     ) -> None:
         """Lets the script send events of a kind: `handler(session, data, *inputs)`."""
         script = f"(window.worldstereo ??= {{}})[{kind!r}] = trigger;"
-        component = gr.HTML(visible="hidden", js_on_load=script)
+        component = html(visible="hidden", js_on_load=script)
         self.on(component.input, _wants_data(handler), inputs, **options)
 
     def bind_all(self) -> None:

@@ -68,7 +68,7 @@ def _reference(
 ) -> str:
     """One reference, dimmed, with a glow where its attention lies."""
     x, y, width, height = box
-    refused = match.reason is not None
+    refused = match.refused
     shade = 0.62 if refused else 0.45
     radius = width * (0.1 + 0.22 * match.weight)
     glow = (
@@ -91,11 +91,12 @@ def _reference(
 
 
 def _line(match: Match, a: tuple[float, float], b: tuple[float, float]) -> str:
-    refused = match.reason is not None
+    refused = match.refused
     color = "#D55E00" if refused else "#E69F00"
     width = 1.5 if refused else 2 + 4 * match.weight
     dash = ' stroke-dasharray="6 5"' if refused else ""
-    title = f"view {match.view + 1}: " + (match.reason or f"{100 * match.weight:.0f} %")
+    said = f"{100 * match.weight:.0f} %" if not refused else match.reason
+    title = f"view {match.view + 1}: {said}"
     kind = "refused" if refused else "accepted"
     return (
         f'<line class="match {kind}" x1="{a[0]:.1f}" y1="{a[1]:.1f}" '

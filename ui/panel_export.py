@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from ui import panel_html as piece
-from ui.panel_core import Updates
+from ui.panel_core import Updates, html
 from ui.session import Session
 from worldstereo.errors import ExportError
 from worldstereo.export import FORMATS, why_not
@@ -31,8 +31,8 @@ class ExportTab:
         self.generated = gr.Checkbox(
             True, label="Include generated views and points", elem_id="include-generated"
         )
-        self.list = shown(gr.HTML("", elem_id="formats"))
-        self.said = shown(gr.HTML("", elem_id="exported"))
+        self.list = shown(html("", elem_id="formats"))
+        self.said = shown(html("", elem_id="exported"))
         self.file = shown(
             gr.DownloadButton("Download again", visible=False, size="sm", elem_id="download")
         )

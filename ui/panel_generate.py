@@ -8,7 +8,7 @@ import gradio as gr
 import numpy as np
 
 from ui import panel_html as piece
-from ui.panel_core import Updates
+from ui.panel_core import Updates, html
 from ui.panel_plan import accepted_frames, chosen_size, number, sizes, whole
 from ui.session import Session
 from worldstereo.errors import WorldStereoError
@@ -49,7 +49,7 @@ class GenerateTab:
                 elem_id="generator",
             )
         )
-        self.about = shown(gr.HTML(self._about(usable[0])))
+        self.about = shown(html(self._about(usable[0])))
         gr.Markdown("#### Clip", elem_classes="gap-top")
         limits = first.limits
         self.frames = shown(
@@ -109,9 +109,7 @@ class GenerateTab:
                 )
             )
         gr.Markdown("#### Views as they are made", elem_classes="gap-top")
-        self.latest = shown(
-            gr.HTML('<div class="empty-state">Nothing generated yet. Press G.</div>')
-        )
+        self.latest = shown(html('<div class="empty-state">Nothing generated yet. Press G.</div>'))
 
     @property
     def inputs(self) -> list[Any]:

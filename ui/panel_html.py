@@ -148,7 +148,8 @@ def film(
         parts.append(f'<div class="todo">making {len(making) + 1} of {total}</div>')
     elif planned:
         parts.append(f'<div class="todo">{planned} planned</div>')
-    return f'<div class="film">{"".join(parts)}</div>'
+    newest = f"{newest_step}.{len(making)}.{len(made)}"
+    return f'<div class="film" data-newest="{newest}">{"".join(parts)}</div>'
 
 
 def _frame(index: int, view: View, thumbnails: Thumbnails, newest_step: int) -> str:
@@ -166,12 +167,19 @@ def _frame(index: int, view: View, thumbnails: Thumbnails, newest_step: int) -> 
     )
 
 
-def cost(frames: int, width: int, height: int, generator: str, seconds: float | None) -> str:
-    """What the button will make, and how long that took before on this machine."""
-    time = "time not measured yet" if seconds is None else f"about {duration(seconds)}"
+def cost(
+    frames: int, width: int, height: int, generator: str, seconds: float | None, measured: bool
+) -> str:
+    """What the button will make, and how long that takes: measured on this machine, or a guess."""
+    time, why = "", ""
+    if seconds is not None and measured:
+        time, why = f"about {duration(seconds)}", "As long as such views took here before"
+    elif seconds is not None:
+        time, why = f"roughly {duration(seconds)}", "A guess: no view was made here yet"
     return (
         f'<div class="split"><span class="num">{frames} {plural("view", frames)}, '
-        f'{width} × {height}, {esc(generator)}</span><span class="num muted">{time}</span></div>'
+        f"{width} × {height}, {esc(generator)}</span>"
+        f'<span class="num muted" title="{why}">{time}</span></div>'
     )
 
 

@@ -8,7 +8,7 @@ import gradio as gr
 from ui import inspector
 from ui import panel_html as piece
 from ui.inspector import Inspection, Target
-from ui.panel_core import Updates
+from ui.panel_core import Updates, html, line
 from ui.panel_drawing import matches_svg
 from ui.panel_plan import number, whole
 from ui.panel_world import scale_of, unit_of
@@ -45,7 +45,7 @@ class MemoryTab:
             )  # fmt: skip
         )
         self.view = shown(gr.Slider(1, 2, 1, step=1, label="View", elem_id="memory-view"))
-        self.card = shown(gr.HTML(EMPTY, elem_id="card"))
+        self.card = shown(html(EMPTY, elem_id="card"))
         with gr.Row():
             self.u = shown(
                 gr.Number(
@@ -67,7 +67,7 @@ class MemoryTab:
                     elem_id="v",
                 )
             )
-        self.problem = shown(gr.HTML(""))
+        self.problem = shown(line())
 
     def wire(self) -> None:
         on, where = self.panel.on, [self.view, self.u, self.v, self.mode]
@@ -191,7 +191,7 @@ class MemoryTab:
         lines = []
         for match in found.matches:
             x, y, z = (float(value) for value in views[match.view].cameras.position)
-            lines.append(Line((x, y, z), match.weight, match.reason is None))
+            lines.append(Line((x, y, z), match.weight, not match.refused))
         session.viewport.show_matches(found.point, lines)
 
     def _pixel(self, found: Inspection, scene: Scene) -> str:
@@ -226,8 +226,8 @@ class MemoryTab:
         if found.origin is None:
             return '<p class="muted" style="margin:10px 0 0">A given view: this pixel was seen.</p>'
         names = {
-            Origin.GLOBAL: ("global", "from the global memory: only the cloud knows it"),
-            Origin.STEREO: ("stereo", "from the stereo memory: remembered pixels confirm it"),
+            Origin.GLOBAL: ("global", "global memory: only the cloud knows it"),
+            Origin.STEREO: ("stereo", "stereo memory: remembered pixels confirm it"),
             Origin.INVENTED: ("invented", "invented: no memory knows it"),
             Origin.RIG: ("refused", "fixed to the camera"),
         }

@@ -8,7 +8,7 @@ import gradio as gr
 
 from ui import panel_html as piece
 from ui.inspector import tinted
-from ui.panel_core import Updates
+from ui.panel_core import Updates, html, line
 from ui.panel_plan import FIRST_PRESET, FLIGHT, KEYFRAMES, STARTS, Settings, parameter, plan, whole
 from ui.session import Session
 from worldstereo.errors import WorldStereoError
@@ -39,7 +39,7 @@ class PathTab:
                 elem_classes="presets",
             )
         )
-        self.about = shown(gr.HTML(self._about(FIRST_PRESET)))
+        self.about = shown(html(self._about(FIRST_PRESET)))
         self.value = shown(gr.Slider(**slider_of(FIRST_PRESET), elem_id="amount"))
         self.start = shown(
             gr.Radio(
@@ -51,7 +51,7 @@ class PathTab:
                 elem_id="start",
             )
         )
-        with gr.Row():
+        with gr.Row(visible=False) as tools:
             icons = piece.ICONS
             self.add = gr.Button(
                 "Keyframe here",
@@ -59,6 +59,7 @@ class PathTab:
                 icon=str(icons / "plus.svg"),
                 elem_classes="tint",
                 elem_id="add-keyframe",
+                min_width=120,
             )
             self.clear = gr.Button(
                 "Clear",
@@ -66,6 +67,7 @@ class PathTab:
                 icon=str(icons / "eraser.svg"),
                 elem_classes="tint",
                 elem_id="clear-keyframes",
+                min_width=80,
             )
             self.record = shown(
                 gr.Button(
@@ -74,18 +76,20 @@ class PathTab:
                     icon=str(icons / "circle-dot.svg"),
                     elem_classes="tint",
                     elem_id="record",
+                    min_width=80,
                 )
             )
-        self.keys = shown(gr.HTML(""))
+        self.tools = shown(tools)
+        self.keys = shown(line())
         gr.Markdown("#### Preview")
         self.preview = shown(
-            gr.HTML(
+            html(
                 '<div class="empty-state">The preview appears with the path.</div>',
                 elem_id="preview",
             )
         )
         self.frame = shown(gr.Slider(1, 25, 1, step=1, label="Frame", elem_id="frame"))
-        self.problem = shown(gr.HTML(""))
+        self.problem = shown(line())
 
     @property
     def inputs(self) -> list[Any]:
@@ -138,12 +142,15 @@ class PathTab:
             session.set_plan(plan(session, settings))
         yield {
             self.preset: FIRST_PRESET,
-            self.start: "first",
+            self.start: gr.update(value="first", visible=True),
+            self.tools: gr.update(visible=False),
             self.value: gr.update(**slider_of(FIRST_PRESET)),
             self.about: self._about(FIRST_PRESET),
             self.frame: gr.update(maximum=25, value=1),
             self.problem: "",
         } | self.panel.refresh(session)
+        if scene.views:
+            yield self.panel.memory.choose(session, 0)
         if session.plan is not None:
             yield self.show_preview(session, 0)
 
@@ -154,6 +161,7 @@ class PathTab:
         looks: Updates = {
             self.value: gr.update(**slider_of(preset)),
             self.start: gr.update(visible=slider is not None),
+            self.tools: gr.update(visible=slider is None),
             self.about: self._about(preset),
             self.problem: "",
         }
@@ -278,6 +286,7 @@ class PathTab:
         return {
             self.value: gr.update(**slider_of(preset)),
             self.start: gr.update(visible=parameter(preset) is not None),
+            self.tools: gr.update(visible=parameter(preset) is None),
             self.about: self._about(preset),
         }
 

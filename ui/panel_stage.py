@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from ui import panel_html as piece
-from ui.panel_core import Updates
+from ui.panel_core import Updates, html
 from ui.session import Session
 from worldstereo.errors import WorldStereoError
 
@@ -23,10 +23,10 @@ class Stage:
     def build(self) -> None:
         shown = self.panel.shown
         with gr.Column(elem_id="stage"):
-            self.viewport = shown(gr.HTML(EMPTY, elem_id="viewport"))
-            gr.HTML(piece.HINT, elem_id="hint")
-            self.hud = shown(gr.HTML("", elem_id="hud"))
-            self.tools = shown(gr.HTML(self._tools(), elem_id="tools"))
+            self.viewport = shown(html(EMPTY, elem_id="viewport"))
+            html(piece.HINT, elem_id="hint")
+            self.hud = shown(html("", elem_id="hud"))
+            self.tools = shown(html(self._tools(), elem_id="tools"))
 
     def wire(self) -> None:
         panel = self.panel

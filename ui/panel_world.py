@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from ui import panel_html as piece
-from ui.panel_core import Updates
+from ui.panel_core import Updates, html, line
 from ui.panel_plan import number
 from ui.session import Session
 from worldstereo.errors import WorldStereoError
@@ -33,7 +33,7 @@ class WorldTab:
     def build(self) -> None:
         shown, icons = self.panel.shown, piece.ICONS
         gr.Markdown("#### Start from")
-        gr.HTML(self._examples())
+        html(self._examples())
         self.upload = gr.UploadButton(
             "Your photo, RGB-D capture, mesh or cloud",
             file_types=ACCEPTED,
@@ -42,7 +42,7 @@ class WorldTab:
             elem_classes="tint",
             elem_id="upload",
         )
-        self.problem = shown(gr.HTML(""))
+        self.problem = shown(line())
         gr.Markdown("#### Show", elem_classes="gap-top")
         self.drawing = shown(
             gr.Radio(
@@ -70,12 +70,12 @@ class WorldTab:
             self.views = gr.Checkbox(True, label="Remembered views", min_width=100)
             self.path = gr.Checkbox(True, label="Planned path", min_width=100)
         gr.Markdown("#### This world", elem_classes="gap-top")
-        self.facts = shown(gr.HTML(""))
+        self.facts = shown(line())
         gr.Markdown("#### How the views agree", elem_classes="gap-top")
         self.registered = shown(
             gr.Checkbox(True, label="Register the given views to each other", elem_id="registered")
         )
-        self.table = shown(gr.HTML(""))
+        self.table = shown(line())
         gr.Markdown("#### Scale and sky", elem_classes="gap-top")
         with gr.Row():
             self.scale = shown(
@@ -101,7 +101,7 @@ class WorldTab:
                 elem_id="set-up",
                 min_width=110,
             )
-        self.measured_text = shown(gr.HTML(""))
+        self.measured_text = shown(line())
         gr.Markdown("#### Points", elem_classes="gap-top")
         with gr.Row():
             self.select = gr.Button(
@@ -353,14 +353,17 @@ def memory_bytes(scene: Scene) -> int:
 
 
 def extent(scene: Scene) -> str:
-    """Width, height and depth of the middle 98 % of the cloud along the axes of its frame."""
+    """Sides of the box around the middle 96 % of what was measured, along the world's axes."""
     import numpy as np
 
-    points = scene.cloud.points
+    cloud = scene.cloud
+    points = cloud.points[cloud.confidence >= 0.25]  # what was completed may lie anywhere
+    if not len(points):
+        points = cloud.points
     if not len(points):
         return "empty"
     step = max(1, len(points) // 50_000)
-    low, high = np.percentile(points[::step].cpu().numpy(), [1, 99], axis=0)
+    low, high = np.percentile(points[::step].cpu().numpy(), [2, 98], axis=0)
     sides = (high - low) * scale_of(scene)
     return " × ".join(f"{side:.2g}" if side < 10 else f"{side:.0f}" for side in sides) + (
         f" {unit_of(scene)}"
