@@ -1,8 +1,9 @@
 """Registers remembered views to each other, and moves cameras of other frames along.
 
 Pairs of overlapping views are matched by optical flow on what depth and poses predict; a pair
-enters the solution only if a rigid motion explains matches that were held out; then all poses are solved
-for together, the first view fixed. A view that agrees with nobody keeps its pose and is named.
+enters the solution only if a rigid motion explains matches that were held out; then all poses are
+solved for together, the first view fixed. A view that agrees with nobody keeps its pose and is
+named.
 
 Sources: Triggs et al. 2000 (bundle adjustment), Huber 1964 (robust weights), Kroeger et al. 2016
 (DIS optical flow).

@@ -57,6 +57,9 @@ class SynthesisOptions:
     """Relative depth within which a remembered pixel confirms a point."""
 
 
+SEEN = 1e-6  # weight from which on a pixel counts as confirmed
+
+
 class Synthesis(NamedTuple):
     """A target's picture with what is known about every pixel."""
 
@@ -122,17 +125,20 @@ def synthesize(
         views = [views[i] for i in choose_views(views, target, splat)]
     pose = pose_of(target, unit)
     served = [fusion.working(view, unit) for view in views] if stereo else []
+    given, made = [w for w in served if w.vote > 0], [w for w in served if w.vote == 0]
     cloud_depth, cloud_color = _cloud(splat if geometry else None, pose, unit)
-    depth = fusion.fused_depth(
-        served, pose, agree=options.agree, free=fusion.FREE if options.free_space else 0.0
-    )
-    depth = np.where(depth > 0, depth, cloud_depth)
-    got = depth > 0
-    depth, by_background = _complete(depth, got, options.background and fill)
+    free = fusion.FREE if options.free_space else 0.0
+    depth = fusion.fused_depth(given, pose, agree=options.agree, free=free)
+    # What was generated before never moves what given views show: it only continues it.
+    for more in (fusion.fused_depth(made, pose, agree=options.agree, free=free), cloud_depth):
+        depth = np.where(depth > 0, depth, more)
+    depth = _complete(depth, depth > 0, options.background and fill)
     blend = _Blend(pose.shape)
-    if served:
-        blend.add_all(served, pose, depth, options)
-    seen = blend.weights > 1e-6
+    for part in (given, made):
+        if part:
+            unseen = blend.weights <= SEEN
+            blend.add_all(part, pose, np.where(unseen, depth, 0), options)
+    seen = blend.weights > SEEN
     color = blend.color()
     from_cloud = ~seen & (cloud_depth > 0)
     color[from_cloud] = cloud_color[from_cloud]
@@ -144,7 +150,6 @@ def synthesize(
     else:
         color[~known] = 0
         depth = np.where(known, depth, 0)
-    del by_background
     origin = np.full(pose.shape, int(Origin.INVENTED), np.uint8)
     origin[from_cloud], origin[seen] = int(Origin.GLOBAL), int(Origin.STEREO)
     confidence = blend.confidence(seen)
@@ -356,15 +361,13 @@ def _cloud(splat: RenderResult | None, pose: Pose, unit: float) -> tuple[np.ndar
     return depth, splat.color.detach().cpu().permute(1, 2, 0).numpy().astype(np.float32)
 
 
-def _complete(
-    depth: np.ndarray, got: np.ndarray, background: bool
-) -> tuple[np.ndarray, np.ndarray]:
-    """Depth with its holes continued from the background side, and where that was done."""
+def _complete(depth: np.ndarray, got: np.ndarray, background: bool) -> np.ndarray:
+    """Depth with its holes continued from the background side."""
     if not background or got.all() or not got.any():
-        return depth, np.zeros_like(got)
+        return depth
     d = invert(depth)
     film = fusion.membrane(d, got, trust=fusion.background_trust(d, got))
-    return np.where(got, depth, invert(film)), ~got
+    return np.where(got, depth, invert(film))
 
 
 def _antialias(color: np.ndarray, depth: np.ndarray, known: np.ndarray) -> np.ndarray:

@@ -1,0 +1,372 @@
+"""Held-out views predicted from remembered ones: every figure, rung and switch of synthesis.
+
+    python -m bench.views [--root FOLDER] [--sets a,b] [--quick] [--sheets FOLDER] [--rungs]
+
+FOLDER holds captures as the readers take them (default: rgbd/* and photos-posed/* below the folder
+named by WORLDSTEREO_DATA). Without `--rungs` only the full pipeline, baselines, memory switches,
+consistency, growth and times are measured; `--quick` takes two targets of each set.
+"""
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+
+from bench.views_sets import (
+    Job,
+    jobs,
+    load,
+    mean_of,
+    picture,
+    psnr,
+    scores,
+    seen_mask,
+    sparsification,
+    splat_and_nearest,
+    ssim,
+    workings,
+)
+from worldstereo import intake, synthesis
+from worldstereo.fusion import fetch, make_working, pose_distance
+from worldstereo.intake import Intake, IntakeOptions
+from worldstereo.render import RenderResult, render_points
+from worldstereo.scene import Origin, PointCloud, View
+from worldstereo.synthesis import SynthesisOptions
+
+WHOLE, ENTIRE = SynthesisOptions(), IntakeOptions()
+SETS = ("livingroom1", "apc-shelf", "icl-nuim-5")
+OFF_INTAKE = IntakeOptions(
+    rig=False, clean=False, contradict=False, by_others=False, exposure=False, complete=False,
+    stereo=False,
+)  # fmt: skip
+OFF_SYNTHESIS = SynthesisOptions(
+    weighted=False, free_space=False, exposure=False, antialias=False, background=False
+)
+RUNGS: list[tuple[str, dict, dict]] = [
+    ("fused depth, plain mean", {}, {}),
+    ("weights", {}, {"weighted": True}),
+    ("free-space test", {}, {"free_space": True}),
+    ("rig layer", {"rig": True}, {}),
+    ("small gaps, despeckle", {"clean": True}, {}),
+    ("registration", {"register": True}, {}),
+    ("contradiction, depth by others", {"contradict": True, "by_others": True}, {}),
+    ("completion", {"complete": True}, {}),
+    ("exposure", {"exposure": True}, {"exposure": True}),
+    ("PatchMatch", {"stereo": True}, {}),
+    ("edge antialiasing", {}, {"antialias": True}),
+    ("background fill", {}, {"background": True}),
+]
+
+
+class Remembered:
+    """A job's views after intake, ready to be asked for targets."""
+
+    def __init__(self, job: Job, options: IntakeOptions, register: bool) -> None:
+        start, used = time.perf_counter(), time.process_time()
+        self.job = job
+        self.intake: Intake = intake.enter(job.kept, options=options, register=register)
+        self.seconds = (time.perf_counter() - start) / len(job.kept)
+        self.cpu = (time.process_time() - used) / len(job.kept)
+        self.views: list[View] = list(self.intake.views)
+        self.index = synthesis.ViewIndex(self.views)
+        self.cloud: PointCloud | None = None
+
+    def camera(self, target: View):  # noqa: ANN201
+        registration = self.intake.registration
+        return registration.correct(target.given) if registration else target.given
+
+    def splat(self, target: View) -> RenderResult:
+        if self.cloud is None:
+            parts = [intake.cloud_from(view) for view in self.views]
+            self.cloud = PointCloud.of(
+                torch.cat([p.points for p in parts]), torch.cat([p.colors for p in parts])
+            )
+        return render_points(self.cloud.points, self.cloud.colors, self.camera(target), radius=1)
+
+    def __call__(
+        self, target: View, options: SynthesisOptions = WHOLE, **switches: object
+    ) -> synthesis.Synthesis:
+        chosen = self.index.choose(self.camera(target), switches.get("splat"))
+        return synthesis.synthesize(
+            self.camera(target), [self.views[i] for i in chosen], rig=self.intake.rig,
+            unit=self.intake.unit, options=options, **switches,
+        )  # fmt: skip
+
+
+class Bench:
+    """One capture: its jobs, truths and masks."""
+
+    def __init__(self, name: str, folder: Path, fixtures: Path | None, quick: bool) -> None:
+        self.name, self.rows = name, []
+        self.jobs = jobs(name, load(folder), fixtures)
+        if quick:
+            self.jobs = [replace(job, targets=job.targets[:2]) for job in self.jobs[:1]]
+        self.kept = [workings(job.kept) for job in self.jobs]
+        self.targets = [
+            (k, target, picture(target), self._seen(k, target))
+            for k, job in enumerate(self.jobs)
+            for target in job.targets
+        ]
+
+    def _seen(self, k: int, target: View) -> np.ndarray:
+        return seen_mask(self.kept[k], make_working(target), self.jobs[k].rig)
+
+    def remember(self, options: IntakeOptions = ENTIRE, register: bool = True):  # noqa: ANN201
+        return [Remembered(job, options, register) for job in self.jobs]
+
+    def score(self, label: str, predict, **extra: float) -> dict[str, float]:  # noqa: ANN001
+        rows, seconds, cpu = [], [], []
+        for k, target, truth, seen in self.targets:
+            start, used = time.perf_counter(), time.process_time()
+            image = predict(k, target)
+            seconds.append(time.perf_counter() - start)
+            cpu.append(time.process_time() - used)
+            rows.append(scores(image, truth, seen))
+        row = (
+            mean_of(rows)
+            | {"s_target": float(np.median(seconds)), "cpu_target": float(np.median(cpu))}
+            | extra
+        )
+        self.rows.append({"set": self.name, "what": label} | row)
+        print(f"{self.name:12s} {label:34s} " + _figures(row), flush=True)
+        return row
+
+
+def _figures(row: dict[str, float]) -> str:
+    return " ".join(f"{k} {v:.3f}" if abs(v) < 5 else f"{k} {v:.2f}" for k, v in row.items())
+
+
+def image_of(result: synthesis.Synthesis) -> np.ndarray:
+    return np.ascontiguousarray(result.color.permute(1, 2, 0).numpy())
+
+
+def baselines(bench: Bench) -> None:
+    bench.score(
+        "splat, nearest fill", lambda k, t: splat_and_nearest(bench.kept[k], make_working(t))
+    )
+
+    def nearest(k: int, target: View) -> np.ndarray:
+        pose = make_working(target).pose
+        best = min(
+            range(len(bench.kept[k])), key=lambda i: pose_distance(bench.kept[k][i].pose, pose)
+        )
+        one = Remembered(replace(bench.jobs[k], kept=[bench.jobs[k].kept[best]]), OFF_INTAKE, False)
+        return image_of(one(target, OFF_SYNTHESIS))
+
+    bench.score("nearest view, warped", nearest)
+
+
+def full(bench: Bench) -> list[Remembered]:
+    """The whole pipeline with its times, memory switches, confidence and honesty of the origin."""
+    memory = bench.remember()
+    entry = {"s_entry": np.mean([m.seconds for m in memory])}
+    entry["cpu_entry"] = np.mean([m.cpu for m in memory])
+    bench.score("all rungs", lambda k, t: image_of(memory[k](t)), **entry)
+    bench.score(
+        "with the cloud's splat", lambda k, t: image_of(memory[k](t, splat=memory[k].splat(t)))
+    )
+    bench.score(
+        "stereo off", lambda k, t: image_of(memory[k](t, splat=memory[k].splat(t), stereo=False))
+    )
+    bench.score("geometry off", lambda k, t: image_of(memory[k](t, geometry=False)))
+    honesty = []
+    for k, target, truth, seen in bench.targets:
+        result = memory[k](target)
+        error = np.abs(image_of(result) - truth).mean(2)
+        origin = result.origin[0].numpy()
+        honesty.append(
+            {
+                "invented_though_seen": float(((origin == Origin.INVENTED) & seen).mean()),
+                "invented": float((origin == Origin.INVENTED).mean()),
+                "wrong_stereo": float(((origin == Origin.STEREO) & (error > 20 / 255)).mean()),
+                "sparsification": sparsification(error, result.confidence[0].numpy()),
+            }
+        )
+    row = {k: float(np.mean([h[k] for h in honesty])) for k in honesty[0]}
+    bench.rows.append({"set": bench.name, "what": "honesty"} | row)
+    print(f"{bench.name:12s} {'honesty':34s} " + _figures(row), flush=True)
+    return memory
+
+
+def rungs(bench: Bench) -> None:
+    """Every rung on top of those before it, then every one left out of the whole."""
+    entered, made, register = OFF_INTAKE, OFF_SYNTHESIS, False
+    memory = bench.remember(entered, register)
+    for label, enter, make in RUNGS:
+        if enter:
+            register = enter.get("register", register)
+            entered = replace(entered, **{k: v for k, v in enter.items() if k != "register"})
+            memory = bench.remember(entered, register)
+        made = replace(made, **make)
+        entry = float(np.mean([m.seconds for m in memory]))
+        bench.score("+ " + label, lambda k, t: image_of(memory[k](t, made)), s_entry=entry)  # noqa: B023
+    for label, enter, make in RUNGS[1:]:
+        options = IntakeOptions(**{k: False for k in enter if k != "register"})
+        memory = bench.remember(options, "register" not in enter)
+        made = SynthesisOptions(**dict.fromkeys(make, False))
+        bench.score("- " + label, lambda k, t: image_of(memory[k](t, made)))  # noqa: B023
+
+
+def consistency(bench: Bench, memory: Sequence[Remembered]) -> None:
+    """Consecutive predictions: one fetched at the other's depth against the other."""
+    generated, invented, truths = [], [], []
+    for (k, a, truth_a, _), (k2, b, truth_b, _) in zip(
+        bench.targets, bench.targets[1:], strict=False
+    ):
+        if k != k2:
+            continue
+        m = memory[k]
+        first, second = m(a), m(b)
+        rig = np.zeros(truth_a.shape[:2], bool) if m.intake.rig is None else m.intake.rig[0].numpy()
+        unit = m.intake.unit
+        there = View.of(first.color, first.depth, m.camera(a))
+        here = make_working(View.of(second.color, second.depth, m.camera(b)), unit)
+        made = (first.origin == Origin.INVENTED)[0].numpy() | (second.origin == Origin.INVENTED)[
+            0
+        ].numpy()
+        for image, other, out in (
+            (there, image_of(second), generated),
+            (View.of(a.color, first.depth, m.camera(a)), truth_b, truths),
+        ):
+            color, agreement, _ = fetch(here.depth, here.pose, make_working(image, unit), 0.02)
+            difference = np.abs(color - other).mean(2)
+            both = (agreement > 0) & ~rig
+            if (both & ~made).any():
+                out.append(float(np.median(difference[both & ~made])))
+            if out is generated and (both & made).any():
+                invented.append(float(np.median(difference[both & made])))
+    row = {
+        "generated": float(np.mean(generated)) if generated else float("nan"),
+        "invented": float(np.mean(invented)) if invented else float("nan"),
+        "truth": float(np.mean(truths)) if truths else float("nan"),
+    }
+    bench.rows.append({"set": bench.name, "what": "consistency"} | row)
+    print(f"{bench.name:12s} {'consistency (median difference)':34s} " + _figures(row), flush=True)
+
+
+def growth(bench: Bench, memory: Sequence[Remembered]) -> None:
+    """The path is made, remembered, and made again: how far the second differs in PSNR."""
+    changes = []
+    for k, job in enumerate(bench.jobs):
+        m = memory[k]
+        views, before = list(m.views), []
+        for t, target in enumerate(job.targets):
+            camera = m.camera(target)
+            chosen = [views[i] for i in synthesis.choose_views(views, camera)]
+            result = synthesis.synthesize(camera, chosen, rig=m.intake.rig, unit=m.intake.unit)
+            before.append(psnr(image_of(result), picture(target)))
+            views.append(
+                intake.generated(
+                    result.color,
+                    result.depth,
+                    result.origin,
+                    result.confidence,
+                    camera,
+                    step=1,
+                    frame=t,
+                )  # fmt: skip
+            )
+        for target, was in zip(job.targets, before, strict=True):
+            camera = m.camera(target)
+            chosen = [views[i] for i in synthesis.choose_views(views, camera)]
+            again = synthesis.synthesize(camera, chosen, rig=m.intake.rig, unit=m.intake.unit)
+            changes.append(psnr(image_of(again), picture(target)) - was)
+    row = {"mean_change": float(np.mean(changes)), "worst_change": float(np.min(changes))}
+    bench.rows.append({"set": bench.name, "what": "growth"} | row)
+    print(f"{bench.name:12s} {'growth (dB)':34s} " + _figures(row), flush=True)
+
+
+def sheet(bench: Bench, memory: Sequence[Remembered], folder: Path) -> None:
+    """Truth, splat, ours, error x3 and origin (grey: stereo, blue: global, red: invented)."""
+    pick = np.unique(np.linspace(0, len(bench.targets) - 1, 5).astype(int))
+    colors = np.array([[0.3, 0.4, 0.9], [0.6, 0.6, 0.6], [0.9, 0.3, 0.2], [0.2, 0.2, 0.2]])
+    rows = []
+    for i in pick:
+        k, target, truth, _ = bench.targets[i]
+        result = memory[k](target, splat=memory[k].splat(target))
+        image = image_of(result)
+        plain = splat_and_nearest(bench.kept[k], make_working(target))
+        origin = colors[result.origin[0].numpy()].astype(np.float32)
+        tiles = [truth, plain, image, np.clip(3 * np.abs(image - truth), 0, 1), origin]
+        labels = [
+            f"truth {target.name}",
+            f"splat {psnr(plain, truth):.1f} dB",
+            f"ours {psnr(image, truth):.1f} dB {ssim(image, truth).mean():.3f}",
+            "error x3",
+            "origin",
+        ]
+        rows.append(np.hstack([_labelled(a, b) for a, b in zip(tiles, labels, strict=True)]))
+    folder.mkdir(parents=True, exist_ok=True)
+    cv2.imwrite(str(folder / f"{bench.name}.png"), np.vstack(rows)[:, :, ::-1])
+
+
+def _labelled(image: np.ndarray, text: str) -> np.ndarray:
+    h = round(image.shape[0] * 400 / image.shape[1])
+    tile = cv2.resize(
+        np.ascontiguousarray(image, np.float32), (400, h), interpolation=cv2.INTER_AREA
+    )
+    tile = np.ascontiguousarray((tile.clip(0, 1) * 255).astype(np.uint8))
+    cv2.putText(tile, text, (5, 16), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (0, 0, 0), 3, cv2.LINE_AA)
+    cv2.putText(tile, text, (5, 16), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (255, 255, 255), 1, cv2.LINE_AA)
+    return tile
+
+
+def measure(
+    folders: dict[str, Path], *, fixtures: Path | None, quick: bool, all_rungs: bool,
+    sheets: Path | None,
+) -> list[dict]:  # fmt: skip
+    """Every figure of some captures, printed as it comes and returned as rows."""
+    rows: list[dict] = []
+    for name, folder in folders.items():
+        bench = Bench(name, folder, fixtures, quick)
+        baselines(bench)
+        memory = full(bench)
+        consistency(bench, memory)
+        growth(bench, memory)
+        if sheets is not None:
+            sheet(bench, memory, sheets)
+        if all_rungs:
+            rungs(bench)
+        rows += bench.rows
+    return rows
+
+
+def found_folders(root: Path, names: Sequence[str]) -> dict[str, Path]:
+    """Captures below a folder by name, directly or one folder down."""
+    out = {}
+    for name in names:
+        for candidate in (root / name, *sorted(root.glob(f"*/{name}"))):
+            if candidate.is_dir():
+                out[name] = candidate
+                break
+    return out
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.views", description=__doc__)
+    parser.add_argument("--root", type=Path, default=Path(os.environ.get("WORLDSTEREO_DATA", ".")))
+    parser.add_argument("--sets", default=",".join(SETS))
+    parser.add_argument("--fixtures", type=Path, default=None)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--rungs", action="store_true")
+    parser.add_argument("--sheets", type=Path, default=None)
+    parser.add_argument("--out", type=Path, default=None)
+    chosen = parser.parse_args()
+    fixtures = chosen.fixtures or chosen.root.parent / "fixtures"
+    rows = measure(
+        found_folders(chosen.root, chosen.sets.split(",")), fixtures=fixtures, quick=chosen.quick,
+        all_rungs=chosen.rungs, sheets=chosen.sheets,
+    )  # fmt: skip
+    if chosen.out is not None:
+        chosen.out.write_text(json.dumps(rows, indent=1))
+
+
+if __name__ == "__main__":
+    main()
