@@ -7,6 +7,7 @@ large things are: `LayoutDepth` assumes a camera 1.5 units above the ground.
 import logging
 import math
 import os
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -181,7 +182,11 @@ class TransformersDepth:
 
 def best_estimator() -> DepthEstimator:
     """The model in the folder named by WORLDSTEREO_DEPTH_MODEL, else the weight-free layout."""
-    folder = os.environ.get(MODEL_FOLDER, "")
+    return _estimator_of(os.environ.get(MODEL_FOLDER, ""))
+
+
+@lru_cache(maxsize=1)  # a model is loaded once; both estimators keep no state between calls
+def _estimator_of(folder: str) -> DepthEstimator:
     if not folder:
         return LayoutDepth()
     try:

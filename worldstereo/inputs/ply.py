@@ -215,7 +215,7 @@ class _Binary:
     def _lists(self, element: _Element) -> _Columns:
         """Row by row: lists of any length. Values of lists are object columns of arrays."""
         out: dict[str, list] = {p.name: [] for p in element.properties}
-        plan = [(p, np.dtype(self.order + p.kind), None if p.count is None else np.dtype(self.order + p.count))
+        plan = [(p, np.dtype(self.order + p.kind), p.count and np.dtype(self.order + p.count))
                 for p in element.properties]  # fmt: skip
         at, data = self.at, self.data
         for row in range(element.rows):

@@ -1,0 +1,100 @@
+"""A capture as two files, `capture.safetensors` and `capture.json`, between two processes.
+
+Nothing is pickled: tensors travel as safetensors, the rest as JSON; both are checked on arrival.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from worldstereo.cameras import Cameras
+from worldstereo.scene import Capture, PointCloud, View
+from worldstereo.trajectory import Trajectory
+
+TENSORS, TEXT = "capture.safetensors", "capture.json"
+_PLAIN = ("name", "kind", "rough_depth", "prompt", "notices")
+_CLOUD = ("points", "colors", "confidence", "step", "normals", "radii", "source")
+
+
+def write(capture: Capture, folder: Path) -> None:
+    """Both files into a folder; maps that are all zero are left out."""
+    tensors: dict[str, Tensor] = {}
+    views = []
+    for i, view in enumerate(capture.views):
+        for key in ("color8", "depth", "confidence8", "kind"):
+            value = getattr(view, key)
+            if key == "color8" or bool(value.any()):
+                tensors[f"view.{i}.{key}"] = value.contiguous()
+        tensors[f"view.{i}.K"], tensors[f"view.{i}.c2w"] = view.cameras.K, view.cameras.c2w
+        size = {"width": view.width, "height": view.height}
+        views.append({"frame": view.frame, "name": view.name, **size})
+    if capture.cloud is not None:
+        for key in _CLOUD:
+            value = getattr(capture.cloud, key)
+            if value is not None:
+                tensors[f"cloud.{key}"] = value.contiguous()
+    if capture.up is not None:
+        tensors["up"] = capture.up
+    text: dict[str, Any] = {key: getattr(capture, key) for key in _PLAIN} | {"views": views}
+    if capture.trajectory is not None:
+        text["trajectory"] = capture.trajectory.to_json()
+    save_file({k: v.clone() for k, v in tensors.items()}, folder / TENSORS)
+    (folder / TEXT).write_text(json.dumps(text), encoding="utf-8")
+
+
+def read(folder: Path) -> Capture:
+    """The capture back; a `ValueError`, `KeyError` or `TypeError` when the files do not fit."""
+    text = json.loads((folder / TEXT).read_text(encoding="utf-8"))
+    tensors = {k: v.clone() for k, v in load_file(folder / TENSORS).items()}
+    views = tuple(_view(tensors, i, entry) for i, entry in enumerate(text["views"]))
+    cloud = None
+    if "cloud.points" in tensors:
+        columns = {k: tensors[f"cloud.{k}"] for k in _CLOUD if f"cloud.{k}" in tensors}
+        n = len(columns["points"])
+        for key, value in columns.items():
+            if len(value) != n:
+                raise ValueError(f"cloud.{key} has {len(value)} rows, the points {n}.")
+        cloud = PointCloud(**columns)
+    path = text.get("trajectory")
+    return Capture(
+        name=str(text["name"]),
+        kind=str(text["kind"]),
+        views=views,
+        cloud=cloud,
+        up=tensors.get("up"),
+        trajectory=None if path is None else Trajectory.from_json(path),
+        rough_depth=bool(text["rough_depth"]),
+        prompt=str(text["prompt"]),
+        notices=tuple(str(n) for n in text["notices"]),
+    )
+
+
+def _view(tensors: dict[str, Tensor], i: int, entry: dict[str, Any]) -> View:
+    width, height = int(entry["width"]), int(entry["height"])
+    cameras = Cameras(tensors[f"view.{i}.K"], tensors[f"view.{i}.c2w"], width, height)
+
+    def pixels(key: str, channels: int, dtype: torch.dtype) -> Tensor:
+        shape = (channels, height, width)
+        value = tensors.get(f"view.{i}.{key}")
+        if value is None and key != "color8":
+            return torch.zeros(shape, dtype=dtype)
+        if value is None or tuple(value.shape) != shape or value.dtype != dtype:
+            raise ValueError(f"view {i}: {key} is not {shape} of {dtype}.")
+        return value
+
+    return View(
+        color8=pixels("color8", 3, torch.uint8),
+        depth=pixels("depth", 1, torch.float32),
+        confidence8=pixels("confidence8", 1, torch.uint8),
+        kind=pixels("kind", 1, torch.uint8),
+        gain=torch.zeros(3),
+        cameras=cameras,
+        given=cameras,
+        step=0,
+        frame=int(entry["frame"]),
+        name=str(entry["name"]),
+    )
