@@ -13,12 +13,15 @@ the next newer one, and restoring walks the chain and turns the differences arou
 
 import weakref
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from worldstereo.spatial_index import ScipyIndex
+from worldstereo.spatial_index import SpatialIndex, exact_index, has_compiler
+
+if TYPE_CHECKING:
+    from worldstereo._geometric_memory_hash import BrickHash
 
 Columns = dict[str, np.ndarray]
 
@@ -68,6 +71,7 @@ class Storage:
         self.size = len(columns["point"])
         self.alive = np.ones(self.size, np.bool_)
         self.dead = 0
+        self.hash: BrickHash | None = None
 
     @property
     def living(self) -> int:
@@ -91,7 +95,8 @@ class Storage:
         return [*self.columns.items(), ("alive", self.alive)]
 
     def nbytes(self) -> int:
-        return self.alive.nbytes + sum(column.nbytes for column in self.columns.values())
+        links = self.hash.nbytes() if self.hash is not None else 0
+        return links + self.alive.nbytes + sum(column.nbytes for column in self.columns.values())
 
 
 class PointStore:
@@ -109,7 +114,11 @@ class PointStore:
         self._queue_tick = -1
         self._slots: np.ndarray | None = None
         self._cache: Columns = {}
-        self._matcher: ScipyIndex | None = None
+        self._matcher: SpatialIndex | None = None
+        self.generation = 0
+        """Another number when slots were renumbered."""
+        self._touched: list[np.ndarray] | None = None
+        self._reach = 0.0
 
     # ---- reading -----------------------------------------------------------------------------
 
@@ -143,6 +152,49 @@ class PointStore:
     def memory_bytes(self) -> int:
         return self._storage.nbytes() + sum(column.nbytes for column in self._cache.values())
 
+    # ---- for an index over the slots, which outlives changes ---------------------------------
+
+    @property
+    def size(self) -> int:
+        return self._storage.size
+
+    def positions(self) -> Float[np.ndarray, "S 3"]:
+        """Positions of all slots, the dead ones too; written by the next change."""
+        return self._storage.columns["point"]
+
+    def living(self, slots: Int[np.ndarray, "n"]) -> Bool[np.ndarray, "n"]:
+        inside = slots < self._storage.size
+        return inside & self._storage.alive[np.where(inside, slots, 0)]
+
+    def dead(self) -> Int[np.ndarray, "n"]:
+        return np.flatnonzero(~self._storage.alive[: self._storage.size])
+
+    def rows_of(self, slots: Int[np.ndarray, "*S"]) -> Int[np.ndarray, "*S"]:
+        """Rows of living slots."""
+        if self._storage.dead == 0:
+            return slots
+        if "row" not in self._cache:
+            alive = self._storage.alive[: self._storage.size]
+            self._cache["row"] = np.cumsum(alive, dtype=np.int32) - np.int32(1)
+        return self._cache["row"][slots].astype(np.int64)
+
+    def take_touched(self) -> Int[np.ndarray, "n"] | None:
+        """Slots written, added or removed since the last call; None at the first call."""
+        touched, self._touched = self._touched, []
+        if touched is None:
+            return None
+        return np.unique(np.concatenate([np.zeros(0, np.int64), *touched]))
+
+    def reach(self) -> float:
+        """A bound on the size of all coordinates so far."""
+        if self._reach == np.inf:
+            self._reach = _extent(self.column("point"))
+        return self._reach
+
+    def _touch(self, *slots: Int[np.ndarray, "n"]) -> None:
+        if self._touched is not None:
+            self._touched.extend(slots)
+
     # ---- changing ----------------------------------------------------------------------------
 
     def replace(self, columns: Columns, tick: int = 0) -> None:
@@ -152,6 +204,8 @@ class PointStore:
         self._note(self._storage)
         self._storage, self.tick = storage, tick
         self._queue_tick = -1
+        self.generation += 1
+        self._reach = _extent(columns["point"])
         self._changed()
 
     def update(self, batch: Columns, threshold: float) -> Merged:
@@ -161,11 +215,12 @@ class PointStore:
         fresh = np.flatnonzero(match < 0)
         added = self._collapse({name: c[fresh] for name, c in batch.items()}, threshold)
         hit = np.flatnonzero(match >= 0)
-        slots, target = np.unique(match[hit], return_inverse=True)
-        merged = self._blend(slots, target.reshape(-1), {name: c[hit] for name, c in batch.items()})
+        first, target = _groups(np.repeat(match[hit, None], 3, axis=1).astype(np.float64))
+        slots = match[hit][first]
+        old = {name: column[slots] for name, column in self._storage.columns.items()}
+        merged = self._blend(old, target, {name: c[hit] for name, c in batch.items()})
         # Nothing was written so far: an error up to here leaves the store as it was.
         storage, before, none = self._storage, self._storage.size, np.zeros(0, np.int64)
-        old = {name: column[slots] for name, column in storage.columns.items()}
         n_added = len(added["point"])
         storage.reserve(before + n_added)
         for name in [name for name in batch if name not in storage.columns]:
@@ -176,9 +231,14 @@ class PointStore:
             if name in merged:
                 column[slots] = merged[name]
             column[before : storage.size] = added.get(name, DEFAULTS.get(name, 0))
+        if storage.hash is not None:
+            storage.hash.move(storage.columns["point"], slots, old["point"])
+            storage.hash.add(storage.columns["point"], np.arange(before, storage.size))
         self.tick += 1
         storage.columns["seen"][slots] = self.tick
         storage.columns["seen"][before : storage.size] = self.tick
+        self._reach = max(self._reach, _extent(batch["point"]))
+        self._touch(slots, np.arange(before, storage.size))
         evicted = self._evict(max(0, storage.living - self.max_points))
         revived = evicted[evicted < before]
         self._note(Difference(slots, old, revived, none, before, {}, tuple(old)), self.tick - 1)
@@ -257,6 +317,8 @@ class PointStore:
         storage = self._storage
         if isinstance(difference, Storage):
             self._storage = difference
+            self.generation += 1
+            self._reach = np.inf  # not known without a pass over the cloud
             return storage
         low = min(storage.size, difference.size)
         back = Difference(
@@ -270,6 +332,8 @@ class PointStore:
             },
             names=tuple(storage.columns),
         )
+        if storage.hash is not None:
+            storage.hash.remove(np.flatnonzero(storage.alive[low : storage.size]) + low)
         storage.dead -= int(np.count_nonzero(~storage.alive[low : storage.size]))
         storage.size = low
         storage.reserve(difference.size)
@@ -285,6 +349,14 @@ class PointStore:
             for name, column in storage.all_columns():
                 column[low : storage.size] = difference.tail[name]
             storage.dead += int(np.count_nonzero(~storage.alive[low : storage.size]))
+        if storage.hash is not None:
+            points, slots = storage.columns["point"], difference.slots
+            linked = storage.alive[slots]  # the revived are not linked yet
+            storage.hash.move(points, slots[linked], back.values["point"][linked])
+            storage.hash.add(points, difference.revived)
+            storage.hash.add(points, np.flatnonzero(storage.alive[low : storage.size]) + low)
+        self._touch(difference.slots, difference.revived)
+        self._touch(np.arange(low, max(back.size, difference.size)))
         storage.alive[difference.revived] = True
         storage.dead -= len(difference.revived)
         self._kill(difference.killed)
@@ -296,8 +368,19 @@ class PointStore:
         """Slot of the nearest stored point within the threshold, the lowest among equals, or -1."""
         if len(self) == 0 or len(points) == 0:
             return np.full(len(points), -1, np.int64)
+        if not has_compiler():
+            return self._match_rows(points, threshold)
+        stored = self._storage.columns["point"]
+        found = self._hash(threshold).nearest(points, stored, threshold)
+        crowded = np.flatnonzero(found < -1)
+        if len(crowded) > 0:  # more points within the threshold than a chain can hold
+            found[crowded] = self._match_rows(points[crowded], threshold)
+        return found
+
+    def _match_rows(self, points: Float[np.ndarray, "M 3"], threshold: float) -> np.ndarray:
+        """`_match` with an index built for the purpose: costs a pass over the cloud."""
         if self._matcher is None:
-            self._matcher = ScipyIndex(self.column("point"))
+            self._matcher = exact_index(self.column("point"))
         distance, row = self._matcher.query(points, 1)
         slots = self.slots()
         slot = row[:, 0] if slots is None else slots[row[:, 0]]
@@ -309,11 +392,7 @@ class PointStore:
         cell = points.astype(np.float64) + 0.0
         if threshold > 0:
             cell = np.floor(cell / threshold)
-        _, first, group = np.unique(cell, axis=0, return_index=True, return_inverse=True)
-        order = np.argsort(first, kind="stable")  # groups in the order of their first point
-        rank = np.empty_like(order)
-        rank[order] = np.arange(len(order))
-        first, group = first[order], rank[group.reshape(-1)]
+        first, group = _groups(cell)
         count = np.bincount(group, minlength=len(first))
         if len(first) == len(points):
             return fresh | {"count": count.astype(np.int32)}
@@ -329,29 +408,37 @@ class PointStore:
         added["point"][near] = points[first[near]]
         return added | {"count": count.astype(np.int32)}
 
-    def _blend(self, slots: np.ndarray, target: np.ndarray, batch: Columns) -> Columns:
-        """Values of the slots after taking in the batch: means weighted by observations."""
-        columns = self._storage.columns
-        extra = np.bincount(target, minlength=len(slots))
-        before = columns["count"][slots]
+    def _blend(self, old: Columns, target: np.ndarray, batch: Columns) -> Columns:
+        """`old` values of some slots after taking in the batch: means weighted by observations."""
+        before = old["count"]
+        extra = np.bincount(target, minlength=len(before))
         blended: Columns = {"count": before + extra.astype(np.int32)}
         for name, values in batch.items():
             if name == "source":
                 continue
-            sums = _sums(values, target, len(slots))
-            weight = before
-            if name not in columns:
-                weight = np.zeros_like(before)
-                old = np.zeros_like(sums)
-            else:
-                old = columns[name][slots].astype(np.float64)
-            if name == "radius":  # 0: not known
-                weight = np.where(old > 0, before, 0)
-            mean = (old * _like(weight, old) + sums) / _like(weight + extra, old)
-            blended[name] = finished(name, mean)
+            mean = _sums(values, target, len(before))
+            weight = before if name in old else np.zeros_like(before)
+            if name == "radius" and name in old:  # 0: not known
+                weight = np.where(old[name] > 0, before, 0)
+            if name in old:
+                mean += old[name].astype(np.float64) * _like(weight, mean)
+            blended[name] = finished(name, mean / _like(weight + extra, mean))
         return blended
 
+    def _hash(self, threshold: float) -> "BrickHash":
+        from worldstereo._geometric_memory_hash import build_hash
+
+        storage = self._storage
+        if storage.hash is None or not storage.hash.suits(threshold):
+            storage.hash = build_hash(
+                storage.columns["point"], self.slots(), storage.size, threshold
+            )
+        return storage.hash
+
     def _kill(self, slots: np.ndarray) -> None:
+        if self._storage.hash is not None:
+            self._storage.hash.remove(slots)
+        self._touch(slots)
         self._storage.alive[slots] = False
         self._storage.dead += len(slots)
 
@@ -378,9 +465,14 @@ class PointStore:
         if storage.dead < 1024 or storage.dead * 3 < storage.size:
             return
         fresh = Storage({name: self.rows(name) for name in storage.columns})
+        if storage.hash is not None and storage.hash.suits(0.0):
+            slots = self.slots()
+            assert slots is not None
+            fresh.hash = storage.hash.renumbered(slots)
         self._note(storage, self.tick)
         self._storage = fresh
         self._queue_tick = -1
+        self.generation += 1
         self._changed()
 
     def _changed(self) -> None:
@@ -413,6 +505,24 @@ def _sums(values: np.ndarray, group: np.ndarray, groups: int) -> Float[np.ndarra
         return np.bincount(group, weights=values, minlength=groups)
     parts = [np.bincount(group, weights=column, minlength=groups) for column in values.T]
     return np.stack(parts, axis=-1)
+
+
+def _groups(keys: Float[np.ndarray, "M 3"]) -> tuple[np.ndarray, np.ndarray]:
+    """First row of each group of equal rows, in the order of those, and the group of each row."""
+    if has_compiler():
+        from worldstereo._geometric_memory_hash import group_rows
+
+        group, first = group_rows(keys)
+        return first, group
+    _, first, group = np.unique(keys, axis=0, return_index=True, return_inverse=True)
+    order = np.argsort(first, kind="stable")
+    rank = np.empty_like(order)
+    rank[order] = np.arange(len(order))
+    return first[order], rank[group.reshape(-1)]
+
+
+def _extent(points: Float[np.ndarray, "n 3"]) -> float:
+    return float(np.abs(points).max()) if len(points) > 0 else 0.0
 
 
 def _like(per_row: np.ndarray, column: np.ndarray) -> np.ndarray:

@@ -40,6 +40,7 @@ class MortonTree:
         if not reach(points) < REACH:
             raise ValueError(f"coordinates must be below {REACH:g}, got {reach(points):g}.")
         self.order = morton_order(points)
+        self._where: np.ndarray | None = None
         room = -(-max(self.n, 1) // BLOCK) * BLOCK
         self.x, self.y, self.z = (np.full(room, GONE) for _ in range(3))
         for_pieces(self.n, lambda a, b: gather(points, self.order, self.x, self.y, self.z, a, b))
@@ -64,9 +65,22 @@ class MortonTree:
             below, here = int(self.level[i - 1]), int(self.level[i])
             inner_boxes(self.box, self.lowest, below, padded[i - 1], here, widths[i])
 
+    def remove(self, rows: Int[np.ndarray, "n"]) -> None:
+        """Points that nobody finds any more; boxes stay as they are."""
+        if self._where is None:
+            self._where = places(self.order)
+        self.x[self._where[rows]] = GONE
+
     def nbytes(self) -> int:
         arrays = (self.order, self.x, self.y, self.z, self.box, self.lowest)
         return sum(array.nbytes for array in arrays)
+
+
+def places(order: Int[np.ndarray, "N"]) -> Int[np.ndarray, "N"]:
+    """Where each row is in an order."""
+    where = np.empty(len(order), np.int32)
+    where[order] = np.arange(len(order), dtype=np.int32)
+    return where
 
 
 def reach(points: Float[np.ndarray, "N 3"]) -> float:

@@ -5,6 +5,7 @@ from jaxtyping import Float, Int
 
 from worldstereo import _spatial_index_kernels as kernels
 from worldstereo._morton import (
+    GONE,
     MOST,
     REACH,
     MortonTree,
@@ -12,6 +13,7 @@ from worldstereo._morton import (
     for_pieces,
     gather,
     morton_keys,
+    places,
     reach,
 )
 from worldstereo.spatial_index import ScipyIndex
@@ -29,52 +31,63 @@ class CompiledIndex:
     which is built when the first query needs it. Removed points stay and are stepped over.
     """
 
-    def __init__(self, points: Float[np.ndarray, "N 3"], tree: MortonTree | None = None) -> None:
+    def __init__(self, points: Float[np.ndarray, "N 3"]) -> None:
         self.n = len(points)
         self._points = points
-        self._tree = tree
-        self._grid: Grid | None = None
-        self.removed = 0
-        if self.n > SMALL:
-            self._grid = Grid.of(points)
-
-    @property
-    def tree(self) -> MortonTree:
-        if self._tree is None:
-            self._tree = MortonTree(self._points)
-        return self._tree
+        self._tree: MortonTree | None = None
+        self._grid = Grid.of(points) if self.n > SMALL else None
+        self._gone: list[np.ndarray] = []
 
     def query(
         self, queries: Float[np.ndarray, "Q 3"], k: int
     ) -> tuple[Float[np.ndarray, "Q m"], Int[np.ndarray, "Q m"]]:
-        """The `m = min(k, n)` nearest rows per query: float64 distances ascending, and rows.
-
-        Where removed points leave fewer, distances are infinite and rows a huge number.
-        """
-        m, Q = min(k, self.n), len(queries)
-        distance, rows = np.empty((Q, m)), np.empty((Q, m), np.int64)
-        if m == 0 or Q == 0:
-            return distance, rows
-        queries = np.ascontiguousarray(queries, np.float32)
+        """The `m = min(k, n)` nearest rows per query: float64 distances ascending, and rows."""
         if not reach(queries) < REACH:
             return ScipyIndex(self._points).query(queries, k)
+        square, rows = self.search(np.ascontiguousarray(queries, np.float32), k)
+        return np.sqrt(square, out=square), rows
+
+    def search(
+        self, queries: Float[np.ndarray, "Q 3"], k: int
+    ) -> tuple[Float[np.ndarray, "Q m"], Int[np.ndarray, "Q m"]]:
+        """`query` with squared distances, for coordinates below `REACH`.
+
+        Where removed points leave fewer than `m`, rows are `_spatial_index_kernels.NOBODY`.
+        """
+        m, Q = min(k, self.n), len(queries)
+        square, rows = np.empty((Q, m)), np.empty((Q, m), np.int64)
+        if m == 0 or Q == 0:
+            return square, rows
         turn = query_order(queries)
         if self._grid is not None:
             open_ = np.empty(Q, np.bool_)
-            self._grid.search(queries, turn, m, distance, rows, open_)
+            self._grid.search(queries, turn, m, square, rows, open_)
             turn = turn[open_[turn]]
         if len(turn) > 0:
             tree = self.tree
             columns = (tree.x, tree.y, tree.z, tree.order, tree.box, tree.lowest, tree.level)
             for_pieces(
                 len(turn),
-                lambda a, b: kernels.tree_search(queries, turn, *columns, m, distance, rows, a, b),
+                lambda a, b: kernels.tree_search(queries, turn, *columns, m, square, rows, a, b),
                 PIECE,
             )
-        np.sqrt(distance, out=distance)
-        if self.removed:
-            distance[rows == kernels.NOBODY] = np.inf
-        return distance, rows
+        return square, rows
+
+    @property
+    def tree(self) -> MortonTree:
+        if self._tree is None:
+            self._tree = MortonTree(self._points)
+            for rows in self._gone:
+                self._tree.remove(rows)
+        return self._tree
+
+    def remove(self, rows: Int[np.ndarray, "n"]) -> None:
+        """Rows that no search finds any more; costs nothing per remaining point after the first."""
+        self._gone.append(rows)
+        if self._grid is not None:
+            self._grid.remove(rows)
+        if self._tree is not None:
+            self._tree.remove(rows)
 
     def nbytes(self) -> int:
         grid = self._grid.nbytes() if self._grid is not None else 0
@@ -98,6 +111,7 @@ class Grid:
         self.starts = np.empty(shape[0] * shape[1] * shape[2] + 1, np.int32)
         kernels.cell_starts(key, self.starts)
         self.order = (key & np.uint64(MOST - 1)).astype(np.int32)
+        self._where: np.ndarray | None = None
         self.x, self.y, self.z = (np.empty(n, np.float32) for _ in range(3))
         for_pieces(n, lambda a, b: gather(points, self.order, self.x, self.y, self.z, a, b))
 
@@ -127,6 +141,11 @@ class Grid:
             ),
             PIECE,
         )
+
+    def remove(self, rows: Int[np.ndarray, "n"]) -> None:
+        if self._where is None:
+            self._where = places(self.order)
+        self.x[self._where[rows]] = GONE
 
     def nbytes(self) -> int:
         return sum(a.nbytes for a in (self.starts, self.order, self.x, self.y, self.z))

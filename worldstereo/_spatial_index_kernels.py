@@ -232,3 +232,24 @@ def tree_search(
         if who[k - 1] != NOBODY:
             have = True
             last, lx, ly, lz = best[k - 1], x, y, z
+
+
+@kernel
+def merge_lists(square, rows, names, other, other_rows, other_names, out, out_rows):
+    """The best of two sorted lists per query; rows are looked up in `names` of their list first."""
+    k = out.shape[1]
+    for q in range(out.shape[0]):
+        i = j = 0
+        for p in range(k):
+            a, b = FAR, FAR
+            ra, rb = NOBODY, NOBODY
+            if i < square.shape[1] and rows[q, i] != NOBODY:
+                a, ra = square[q, i], np.int64(names[rows[q, i]])
+            if j < other.shape[1] and other_rows[q, j] != NOBODY:
+                b, rb = other[q, j], np.int64(other_names[other_rows[q, j]])
+            if a < b or (a == b and ra <= rb):
+                out[q, p], out_rows[q, p] = a, ra
+                i += 1
+            else:
+                out[q, p], out_rows[q, p] = b, rb
+                j += 1

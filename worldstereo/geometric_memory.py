@@ -25,10 +25,11 @@ from worldstereo._geometric_memory_checks import (
     check_whole,
 )
 from worldstereo._geometric_memory_features import AGGREGATIONS, INJECTIONS, PointFeatures
+from worldstereo._geometric_memory_index import GrowingIndex
 from worldstereo._geometric_memory_store import Columns, PointStore, Version
 from worldstereo.cameras import Cameras
 from worldstereo.render import RenderResult, check_render, render_points
-from worldstereo.spatial_index import KINDS, SpatialIndex, build_index
+from worldstereo.spatial_index import KINDS
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +95,7 @@ class GlobalGeometricMemory(nn.Module):
         self.latent_channels = check_whole("latent_channels", latent_channels, 1)
         self.learned = PointFeatures(point_cloud_dim, feature_dim, latent_channels)
         self._store = PointStore(max_points)
-        self._index: tuple[int, SpatialIndex] | None = None
+        self._index = GrowingIndex(self._store, spatial_index)
         self._mirror: tuple[int, dict[str, Tensor]] = (-1, {})
         self._mirror_device = torch.device("cpu")
 
@@ -256,7 +257,7 @@ class GlobalGeometricMemory(nn.Module):
         points = check_tensor("query_points", query_points, ("B", "Q", 3), self.device)
         k = self.num_neighbors if k is None else check_whole("k", k, 1)
         flat = points.reshape(-1, 3).cpu().numpy()
-        distance, index = self._built_index().query(flat, k)
+        distance, index = self._index.query(flat, k)
         shape = (*points.shape[:2], min(k, self.num_points))
         return (
             torch.from_numpy(distance.astype(np.float32)).reshape(shape).to(self.device),
@@ -407,7 +408,7 @@ class GlobalGeometricMemory(nn.Module):
     @property
     def memory_bytes(self) -> int:
         """Bytes held for the cloud and its indexes; learned weights are not counted."""
-        return self._store.memory_bytes()
+        return self._store.memory_bytes() + self._index.nbytes()
 
     # ---- files -------------------------------------------------------------------------------
 
@@ -546,12 +547,6 @@ class GlobalGeometricMemory(nn.Module):
                 f"got {cameras.batch_shape}."
             )
         return cameras.position.float().reshape(-1, 1, 3).to(self.device)
-
-    def _built_index(self) -> SpatialIndex:
-        revision = self._store.revision
-        if self._index is None or self._index[0] != revision:
-            self._index = (revision, build_index(self._store.column("point"), self.spatial_index))
-        return self._index[1]
 
     def _device_column(self, name: str) -> Tensor:
         """A column in row order on the memory's device, made once per revision."""

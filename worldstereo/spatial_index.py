@@ -10,7 +10,7 @@ import functools
 import importlib.util
 import io
 import logging
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -74,7 +74,7 @@ def has_compiler() -> bool:
 def keops_works() -> bool:
     """Whether KeOps can be imported and finds a compiler; says once why it cannot."""
     try:
-        index = KeopsIndex(torch.zeros(2, 3))
+        index = KeopsIndex(torch.zeros(40, 3))
         index.query(np.zeros((1, 3), np.float32), 1)
     except Exception as error:  # a missing package, compiler or header: whatever it raises
         reason = str(error).strip().splitlines()
