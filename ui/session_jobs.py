@@ -139,6 +139,12 @@ class Job:
             self._step, self._total, self._message, self._stepped = step, total, message, now
             self._tell()
 
+    def note(self, message: str) -> None:
+        """Say what it does now, where it is too late to stop."""
+        with self._news:
+            self._message = message
+            self._tell()
+
     def add_frame(self, frame: np.ndarray) -> None:
         """Offer a finished frame to whoever follows."""
         with self._news:

@@ -387,6 +387,7 @@ class Session:
         if path is None:
             return
         self.saved = "saving"
+        job.note("Saving")
         try:
             if self._project is None:
                 path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -397,6 +398,9 @@ class Session:
         except (OSError, WorldStereoError) as error:
             self.saved = f"not saved: {reason(error)}"
             log.warning("a world could not be saved: %s", reason(error))
+        except Exception:  # the step is done and published: it must not fail for its copy on disk
+            self.saved = "not saved: it failed inside, see the app's log"
+            log.exception("a world could not be saved")
         else:
             self.saved = "saved"
 
@@ -418,7 +422,7 @@ class Session:
         for previous in (False, True):
             try:
                 plan, _ = load_world(self.world, path, previous=previous)
-            except (OSError, WorldStereoError) as error:
+            except Exception as error:  # whatever is in the file, the page must open
                 log.warning("a saved world could not be read: %s", reason(error))
                 self._notices = ("The saved world could not be read; this is a new one.",)
                 continue

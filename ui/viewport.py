@@ -25,23 +25,21 @@ from ui.viewport_events import (
     Event,
     FromPage,
     KeyframesChanged,
-    Measured,
-    Pick,
     Playing,
     Point,
     Recording,
-    Selected,
     ViewClicked,
 )
-from ui.viewport_motion import Motion, Recorder, aim, aim_of, on_stage
+from ui.viewport_motion import Framing, Motion, Recorder, aim_of, on_stage
 from ui.viewport_overlays import KeyframeGizmos, Marks, Match, PlanDrawing, ViewFrusta
-from ui.viewport_pick import Hit, pick, select
+from ui.viewport_pointer import Pointer, point_of
 from ui.viewport_stage import (
     BACKGROUND,
     COMFORT,
     camera_of,
     fitting_fov,
     pose_matrix,
+    poses,
     stage_scale,
 )
 from worldstereo.cameras import Cameras
@@ -100,8 +98,8 @@ class Viewport:
         self._recorder = Recorder()
         self._last_client = -1
         self._framed = False
-        self._ends: list[np.ndarray] | None = None
-        self._boxing = False
+        self._pointer = Pointer(self._server, self._marks, self.emit)
+        self._framing = Framing()
         self._view_clicked_at = -1.0
         self._camera_told_at = 0.0
         self._recording_told_at = 0.0
@@ -249,7 +247,7 @@ class Viewport:
 
     def add_keyframe(self, camera: Cameras | None = None) -> bool:
         """Add a keyframe, by default where the visitor is. False when nobody is looking."""
-        camera = camera or self.camera()
+        camera = self.camera() if camera is None else camera
         if camera is None:
             return False
         self._keyframes = (*self._keyframes, camera)
@@ -310,12 +308,12 @@ class Viewport:
     def measure(self, on: bool) -> None:
         """While on, two clicks give a length instead of a pick."""
         self.measuring = on
-        self._post(lambda: self._set_measuring(on))
+        self._post(lambda: self._pointer.measure(on))
 
     def select(self, on: bool) -> None:
         """While on, dragging draws a box and selects the points in sight inside it."""
         self.selecting = on
-        self._post(lambda: self._set_selecting(on))
+        self._post(lambda: self._pointer.select(on, self._on_rect))
 
     def clear_selection(self) -> None:
         self._post(lambda: self._marks.clear("selection"))
@@ -336,7 +334,7 @@ class Viewport:
         while True:
             try:
                 # While the camera moves, wake 60 times a second; else sleep until there is work.
-                work = self._inbox.get(timeout=1 / 60 if self._motion.moving else None)
+                work = self._inbox.get(timeout=self._pause())
             except queue.Empty:
                 work = ignore
             if work is None:
@@ -346,10 +344,18 @@ class Viewport:
                 if self._motion.moving and time.monotonic() - stepped > 1 / 90:
                     stepped = time.monotonic()
                     self._motion.step(self._client())
+                if self._framing.active:
+                    self._framing.step(self._server.get_clients())
             except Exception:
                 if self._closed:
                     return
                 log.exception("the viewport could not do what it was asked")
+
+    def _pause(self) -> float | None:
+        """How long to sleep without work: not at all long while something moves."""
+        if self._motion.moving:
+            return 1 / 60
+        return 0.1 if self._framing.active else None
 
     def _draw_followed(self) -> None:
         self._woken.clear()
@@ -362,8 +368,10 @@ class Viewport:
         if not torch.equal(scene.up, before.up) or not self._framed:
             self._set_up(scene)
         rescaled, self._scale = scale != self._scale, scale
-        self._cloud.draw(scene.cloud, scale)
+        eyes = [poses(view.cameras)[0, :3, 3] for view in scene.views]
+        self._cloud.draw(scene.cloud, scale, np.array(eyes, np.float32).reshape(-1, 3))
         self._views.draw(scene.views, scale)
+        self._pointer.draw(scene, scale)
         if rescaled:
             self._plan_drawing.draw(self._plan, scale)
             self._gizmos.draw(self._keyframes, scale, self._gizmos.active)
@@ -393,8 +401,8 @@ class Viewport:
         initial.position = pose[:3, 3]
         initial.look_at = pose[:3, 3] + pose[:3, 2] * reach
         initial.fov = fov
-        for client in self._server.get_clients().values():
-            aim(client, (pose, fov), reach)
+        self._framing.begin((pose, fov), self._scene.up.cpu().double().numpy(), reach)
+        self._framing.step(self._server.get_clients())
 
     def _set_renderer(self, software: bool) -> None:
         self._cloud.set_limit(SOFTWARE_POINTS if software else PREVIEW_POINTS)
@@ -414,39 +422,26 @@ class Viewport:
     # ---- the camera and what it looks at ---------------------------------------------------------
 
     def _fly_to(self, camera: Cameras, seconds: float) -> None:
+        self._framing.stop()
         client = self._client()
         if client is not None:
             self._motion.fly(client, camera, self._scale, seconds)
 
     def _play(self, trajectory: Trajectory) -> None:
+        self._framing.stop()
         client = self._client()
         if client is not None:
             self._motion.play(client, trajectory, self._scale)
 
     def _pivot(self, pose: np.ndarray) -> float:
         """How far ahead the surface is that the mouse should orbit, stage units."""
-        hit = self._pick(pose[:3, 3], pose[:3, 2])
+        hit = self._pointer.hit(pose[:3, 3], pose[:3, 2])
         return float(np.clip(hit.distance, 0.3, 8 * COMFORT)) if hit is not None else COMFORT
 
     def _client(self) -> viser.ClientHandle | None:
         """The client that moved last: with two tabs, the one in use."""
         clients = self._server.get_clients()
         return clients.get(self._last_client) or (clients[max(clients)] if clients else None)
-
-    def _pick(self, origin: np.ndarray, direction: np.ndarray) -> Hit | None:
-        """What a ray of the stage meets; the hit is in stage units."""
-        cloud = self._scene.cloud
-        if len(cloud) == 0:
-            return None
-        hit = pick(
-            cloud.points.numpy(),
-            np.asarray(origin) / self._scale,
-            direction,
-            radii=1.4 * cloud.radii.numpy(),
-        )
-        if hit is None:
-            return None
-        return Hit(hit.row, hit.point * self._scale, hit.distance * self._scale)
 
     def _hide_near(self) -> None:
         client = self._client()
@@ -465,7 +460,7 @@ class Viewport:
         self._post(lambda: self._clicked(event))
 
     def _on_rect(self, event: viser.SceneRectSelectEvent) -> None:
-        self._post(lambda: self._boxed(event))
+        self._post(lambda: self._pointer.box(event))
 
     def _on_view_click(self, index: int) -> None:
         self._post(lambda: self._view_clicked(index))
@@ -495,63 +490,9 @@ class Viewport:
             self.emit(CameraMoved(point_of(pose[:3, 3] / self._scale), point_of(pose[:3, 2]), fov))
 
     def _clicked(self, event: viser.SceneClickEvent) -> None:
-        if time.monotonic() - self._view_clicked_at < 0.3:
-            return  # viser reports a click on a frustum as a click on the scene, too
-        hit = self._pick(np.array(event.ray_origin), np.array(event.ray_direction))
-        if hit is None:
-            return
-        if self._ends is not None:
-            self._measure_point(hit.point)
-            return
-        self._marks.clear("matches")
-        self._marks.point(hit.point)
-        at = point_of(hit.point / self._scale)
-        self.emit(Pick(at, hit.row, self._scene.revision, event.screen_pos))
-
-    def _measure_point(self, at: np.ndarray) -> None:
-        assert self._ends is not None
-        self._ends = [at] if len(self._ends) != 1 else [self._ends[0], at]
-        if len(self._ends) == 1:
-            self._marks.measured(at, None)
-            return
-        start, end = (point / self._scale for point in self._ends)
-        per_unit = self._scene.metres_per_unit
-        length, unit = float(np.linalg.norm(end - start)) * (per_unit or 1.0), "m"
-        if per_unit is None:
-            unit = "units"
-        self._marks.measured(*self._ends, text=f"{length:.3g} {unit}")
-        self.emit(Measured(point_of(start), point_of(end), length, unit))
-
-    def _set_measuring(self, on: bool) -> None:
-        self._ends = [] if on else None
-        if not on:
-            self._marks.clear("measure")
-
-    def _set_selecting(self, on: bool) -> None:
-        if on == self._boxing:
-            return
-        self._boxing = on
-        if on:
-            self._server.scene.on_rect_select()(self._on_rect)
-        else:
-            self._server.scene.remove_rect_select_callback()
-            self._marks.clear("selection")
-
-    def _boxed(self, event: viser.SceneRectSelectEvent) -> None:
-        pose, fov = aim_of(event.client)
-        tall = float(np.tan(fov / 2))
-        pose[:3, 3] /= self._scale
-        points = self._scene.cloud.points.numpy()
-        rows = select(
-            points,
-            np.linalg.inv(pose),
-            (tall * event.client.camera.aspect, tall),
-            event.screen_min,
-            event.screen_max,
-        )
-        size = 2.2 * float(self._scene.cloud.radii.median()) * self._scale if len(points) else 0.0
-        self._marks.selected(points[rows] * np.float32(self._scale), max(size, 0.012))
-        self.emit(Selected(rows, self._scene.revision))
+        # viser reports a click on a frustum as a click on the scene, too
+        if time.monotonic() - self._view_clicked_at > 0.3:
+            self._pointer.click(event)
 
     def _view_clicked(self, index: int) -> None:
         self._view_clicked_at = time.monotonic()
@@ -590,7 +531,3 @@ def first_camera(scene: Scene) -> Cameras | None:
 
 def ignore() -> None:
     """Nothing to do but to move on."""
-
-
-def point_of(values: np.ndarray) -> Point:
-    return float(values[0]), float(values[1]), float(values[2])

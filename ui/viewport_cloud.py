@@ -2,7 +2,8 @@
 
 viser cannot append to a node, so new points become new nodes: one per step and size class (viser
 has one point size a node), or one per step as discs. Coordinates are float16 around the node's own
-centre. A point that was merged a little is left where it is drawn until it is off by half its size.
+centre. A point that was merged a little stays where it is drawn until it is off by half its width;
+a few that moved farther are drawn again, and their old places go when enough have gathered.
 """
 
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ DRAW_MODES: tuple[DrawMode, ...] = get_args(DrawMode)
 MAX_NODES = 250  # measured: frame time grows from here on
 NODE_ROWS = 131_072  # a change re-sends one node, so nodes stay small
 PREVIEW_POINTS = 2_000_000  # common viewers hold this many at 60 Hz on a laptop's GPU
+MOST_STALE = 0.02  # share of a node's points that may be left at an old place, drawn again nearby
+WIDEST = 1.7  # of the width of a sample on a surface that faces the view
 POINT_SCALE = 1.35  # of the pixel's width on the surface: closes the gaps
 DISC_SIGMA = 0.7  # of the sample spacing, in the surface
 DISC_THICKNESS = 0.05  # of the sample spacing, across the surface
@@ -35,6 +38,8 @@ class Node:
     rows: np.ndarray
     size: float
     """Width of a point on the stage; 0 for discs."""
+    stale: np.ndarray
+    """True for rows that have moved since and are drawn again by another node."""
 
 
 class CloudDrawing:
@@ -50,6 +55,7 @@ class CloudDrawing:
         self._nodes: dict[str, Node] = {}
         self._serial = 0
         self._scale = 1.0
+        self._eyes: np.ndarray | None = None
         self._cloud: PointCloud | None = None
         self._drawn = np.zeros((0, 3), np.float32)  # stage positions as drawn, per row
         self._chance = np.zeros(0, np.float32)  # a row is shown while its chance is below `share`
@@ -68,23 +74,29 @@ class CloudDrawing:
 
     @property
     def shown(self) -> int:
-        return sum(len(node.rows) for node in self._nodes.values())
+        """Points on the stage."""
+        return sum(int((~node.stale).sum()) for node in self._nodes.values())
 
     # ---- what the viewport asks for ----------------------------------------------------------
 
-    def draw(self, cloud: PointCloud, scale: float) -> None:
-        """Show this cloud: keeps the nodes whose points are where they were, sends the rest."""
+    def draw(self, cloud: PointCloud, scale: float, eyes: np.ndarray | None = None) -> None:
+        """Show this cloud: keeps the nodes whose points are where they were, sends the rest.
+
+        Args:
+            eyes: (V, 3) camera positions of the views that `cloud.source` names.
+        """
+        self._eyes = eyes
         stage = as_array(cloud.points) * np.float32(scale)
-        widths = spacing(cloud) * np.float32(scale)
+        widths = spacing(cloud, eyes) * np.float32(scale)
         if self._cloud is None or share_shown(len(cloud), self.limit) != self._share:
             match, moved = np.full(len(self._drawn), -1), np.zeros(len(self._drawn), bool)
         else:
             steps = as_array(self._cloud.step), as_array(cloud.step)
             match, moved = match_rows(self._drawn, stage, *steps, tolerance=widths / 2)
-        fresh = np.ones(len(stage), bool)
-        fresh[match[match >= 0]] = False
-        drawn, chance = stage.copy(), self._random.random(len(stage), dtype=np.float32)
         still = (match >= 0) & ~moved
+        fresh = np.ones(len(stage), bool)
+        fresh[match[still]] = False
+        drawn, chance = stage.copy(), self._random.random(len(stage), dtype=np.float32)
         drawn[match[still]] = self._drawn[still]
         chance[match[match >= 0]] = self._chance[match >= 0]
         self._share = share_shown(len(cloud), self.limit)
@@ -122,10 +134,10 @@ class CloudDrawing:
 
     def redraw(self) -> None:
         """Send everything again."""
-        cloud, scale = self._cloud, self._scale
+        cloud, scale, eyes = self._cloud, self._scale, self._eyes
         self.clear()
         if cloud is not None:
-            self.draw(cloud, scale)
+            self.draw(cloud, scale, eyes)
 
     def clear(self) -> None:
         with self._server.atomic():
@@ -141,11 +153,11 @@ class CloudDrawing:
 
     def _carry_nodes(self, match: np.ndarray, moved: np.ndarray) -> None:
         for name, node in list(self._nodes.items()):
-            rows = match[node.rows]
-            if (rows >= 0).all() and not moved[node.rows].any():
-                node.rows = rows  # same points, perhaps at other rows
+            rows, stale = match[node.rows], node.stale | moved[node.rows]
+            if (rows >= 0).all() and stale.mean() <= MOST_STALE:
+                node.rows, node.stale = rows, stale  # perhaps at other rows, but still there
                 continue
-            rows = np.sort(rows[rows >= 0])
+            rows = np.sort(rows[(rows >= 0) & ~stale])
             if len(rows) == 0:
                 node.handle.remove()
                 del self._nodes[name]
@@ -194,7 +206,7 @@ class CloudDrawing:
                 position=position,
             )
             self.bytes_sent += BYTES["float32" if coarse else "points"] * len(rows)
-        self._nodes[name] = Node(handle, rows, size)
+        self._nodes[name] = Node(handle, rows, size, np.zeros(len(rows), bool))
 
     def _put_discs(
         self,
@@ -237,9 +249,10 @@ class CloudDrawing:
                     taken.append(names.pop(0))
                 if len(taken) == 1:
                     break  # the rest are larger still
-                rows = np.sort(np.concatenate([self._nodes[name].rows for name in taken]))
-                for name in taken:
-                    self._nodes.pop(name).handle.remove()
+                joined = [self._nodes.pop(name) for name in taken]
+                rows = np.sort(np.concatenate([node.rows[~node.stale] for node in joined]))
+                for node in joined:
+                    node.handle.remove()
                 self._put(taken[0], rows, size)
 
     def _colors(self, rows: np.ndarray) -> np.ndarray:
@@ -267,14 +280,32 @@ def share_shown(count: int, limit: int) -> float:
     return float(0.8 ** np.ceil(np.log(limit / count) / np.log(0.8) - 1e-9))
 
 
-def spacing(cloud: PointCloud) -> np.ndarray:
-    """Width of a sample on the surface, scene units, (N,) float32; estimated where unknown."""
+def spacing(cloud: PointCloud, eyes: np.ndarray | None = None) -> np.ndarray:
+    """Width of a sample as drawn, scene units, (N,) float32; estimated where unknown.
+
+    Samples at the edges of things and on surfaces seen from the side are far apart along the line
+    of sight. Drawn so wide they would stick out as blobs, so a width is at most `WIDEST` times
+    that of a surface which faces the view at this distance.
+    """
     width = 2 * as_array(cloud.radii).astype(np.float32)
+    points = as_array(cloud.points)
     unknown = ~(width > 0)
     if unknown.any():
-        points = as_array(cloud.points)
         width[unknown] = typical_spacing(points[unknown])
-    return width
+    known = ~unknown
+    if not known.any():
+        return width
+    if cloud.source is None or eyes is None or len(eyes) == 0:
+        width[known] = np.minimum(width[known], 2 * WIDEST * np.median(width[known]))
+        return width
+    source = as_array(cloud.source)
+    seen = known & (source >= 0) & (source < len(eyes))
+    distance = np.linalg.norm(points - eyes[np.where(seen, source, 0)], axis=1)
+    slope = width / np.maximum(distance, 1e-9)
+    facing = (
+        np.quantile(slope[seen][:: max(1, int(seen.sum()) // 20_000)], 0.15) if seen.any() else 0
+    )
+    return np.where(seen, np.minimum(width, WIDEST * facing * distance), width).astype(np.float32)
 
 
 def typical_spacing(points: np.ndarray) -> float:
@@ -295,8 +326,8 @@ def size_classes(width: np.ndarray) -> list[tuple[float, np.ndarray]]:
     label = np.round(np.log2(width) * 2).astype(int)
     names, counts = np.unique(label, return_counts=True)
     enough = counts >= max(64, 0.01 * len(width))
-    if enough.any() and not enough.all():
-        kept = names[enough]
+    if not enough.all():
+        kept = names[enough] if enough.any() else names[[counts.argmax()]]
         nearest = kept[np.abs(names[:, None] - kept[None]).argmin(axis=1)]
         label = nearest[np.searchsorted(names, label)]
         names = kept

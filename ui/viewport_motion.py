@@ -94,6 +94,58 @@ class Motion:
         self._path, self._began = path, time.monotonic()
 
 
+class Framing:
+    """Brings every tab to a first camera, and looks after it until it has arrived.
+
+    A turn of the stage's up axis and a move of the camera reach a page in no fixed order, and a
+    page that is just connecting hears neither: so ask again until it reports the right pose.
+    """
+
+    PATIENCE = 6.0  # seconds
+    AGAIN = 0.3
+
+    def __init__(self) -> None:
+        self._goal: Aim | None = None
+        self._up = np.array([0.0, 0.0, 1.0])
+        self._reach, self._until = COMFORT, 0.0
+        self._asked: dict[int, float] = {}
+        self._arrived: set[int] = set()
+
+    def begin(self, goal: Aim, up: np.ndarray, reach: float) -> None:
+        self._goal, self._up, self._reach = goal, up, reach
+        self._until = time.monotonic() + self.PATIENCE
+        self._asked, self._arrived = {}, set()
+
+    @property
+    def active(self) -> bool:
+        return self._goal is not None
+
+    def stop(self) -> None:
+        self._goal = None
+
+    def step(self, clients: dict[int, viser.ClientHandle]) -> None:
+        now = time.monotonic()
+        if self._goal is None or now > self._until:
+            self._goal = None
+            return
+        for key, client in clients.items():
+            if key in self._arrived:
+                continue
+            if key in self._asked and self._close(client):
+                self._arrived.add(key)
+            elif now - self._asked.get(key, 0.0) > self.AGAIN:
+                self._asked[key] = now
+                client.camera.up_direction = self._up
+                aim(client, self._goal, self._reach)
+
+    def _close(self, client: viser.ClientHandle) -> bool:
+        assert self._goal is not None
+        pose, _ = aim_of(client)
+        goal = self._goal[0]
+        off = float(np.abs(pose[:3, 3] - goal[:3, 3]).max())
+        return off < 0.02 and float(pose[:3, 2] @ goal[:3, 2]) > 0.999
+
+
 class Recorder:
     """A flight, sample by sample, as the visitor's camera reports them."""
 
