@@ -25,6 +25,7 @@ import importlib
 from typing import Any
 
 _HOMES = {
+    "attention_rows": ("AttentionRow", "TokenGrid", "attention_row", "attention_rows"),
     "attention": ("AttentionProbe", "ReferenceConstraint", "StitchedAttnProcessor"),
     "camera_conditions": (
         "camera_rays",
@@ -38,8 +39,12 @@ _HOMES = {
     ),
     "config": ("ControlConfig", "ModelConfig", "VARIANTS", "nearest_size", "read_config"),
     "control_branch": ("ControlBlock", "ControlBranch", "MaskEmbedding"),
+    "constraint": ("constraint_of", "correspondence_pairs"),
     "embeddings": ("StitchedRotary",),
+    "generator": ("DEFAULT_PROMPT", "DiffusionGenerator", "Published"),
     "lifting": ("contract_depth", "depth_edges", "lift_depth"),
+    "loading": ("LoadReport", "find_variant", "load_transformer"),
+    "memory_modes": ("MODES", "Card", "ClipSize", "Fit", "ModelSize", "preflight"),
     "memory_transformer": ("ReferenceBlock", "WorldStereoRefSModel"),
     "pipeline": ("SampleInputs", "SampleResult", "latent_frames", "sample", "to_signed"),
     "retrieval": (

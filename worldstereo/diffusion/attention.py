@@ -62,8 +62,12 @@ class AttentionProbe:
     key: Tensor | None = field(default=None, init=False)
     """(B, references + targets, heads, d) after norm and rotation, references first."""
     references: int = field(default=0, init=False)
+    once: bool = False
+    """Keep the first forward pass only (the conditional one, where guidance makes two)."""
 
     def take(self, query: Tensor, key: Tensor, references: int) -> None:
+        if self.once and self.query is not None:
+            return
         index = torch.tensor(self.tokens, device=query.device) + references
         if int(index.max()) >= query.shape[1]:
             raise ValueError(

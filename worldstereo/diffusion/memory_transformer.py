@@ -175,11 +175,12 @@ class WorldStereoRefSModel(WorldStereoModel):
         first = self.placed(self.embed(reference_latent.to(hidden_states.dtype)), camera_qt_ref)
         tokens, first = self.token_entry(tokens, first)
         reference = first
-        for i, block in enumerate(self.blocks):
+        for block in self.blocks:
             tokens, updated = block(tokens, reference, state.context, state.modulation, rotary)
             reference = updated if self.control_config.update_ref else first
-            if i < len(residuals):
-                tokens = tokens + residuals[i].type_as(tokens)
+            residual = next(residuals, None)
+            if residual is not None:
+                tokens = tokens + residual.type_as(tokens)
         return self.finish(tokens, state.temb, hidden_states, return_dict)
 
     def placed(self, tokens: Tensor, pose_vectors: Tensor | None) -> Tensor:

@@ -4,7 +4,7 @@ Built on diffusers' `WanTransformer3DModel`; the state dict has the names of the
 checkpoints, so base weights and WorldStereo weights load as they are.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -158,10 +158,11 @@ class WorldStereoModel(WanTransformer3DModel):
         residuals = self.control(hidden_states, render_latent, render_mask, camera_embedding, state)
         rotary = self.rope(hidden_states)
         tokens, _ = self.token_entry(self.embed(hidden_states), None)
-        for i, block in enumerate(self.blocks):
+        for block in self.blocks:
             tokens = block(tokens, state.context, state.modulation, rotary)
-            if i < len(residuals):
-                tokens = tokens + residuals[i].type_as(tokens)
+            residual = next(residuals, None)
+            if residual is not None:
+                tokens = tokens + residual.type_as(tokens)
         return self.finish(tokens, state.temb, hidden_states, return_dict)
 
     # ---- steps that both classes share ---------------------------------------------------------
@@ -199,8 +200,8 @@ class WorldStereoModel(WanTransformer3DModel):
         render_mask: Tensor | None,
         camera_embedding: Tensor | None,
         state: "Conditioning",
-    ) -> list[Tensor]:
-        """Residuals of the control branch, one per control block."""
+    ) -> Iterator[Tensor]:
+        """Residuals of the control branch, one per control block, each when asked for."""
         if render_latent is None or render_mask is None:
             raise ValueError("render_latent and render_mask are required: the guide and its holes.")
         if render_latent.shape[2:] != latents.shape[2:]:
@@ -225,7 +226,7 @@ class WorldStereoModel(WanTransformer3DModel):
                 f"got {tuple(add_inputs.shape[2:])}."
             )
         seen = torch.cat([latents[:, :NOISE_AND_MASK], render_latent.to(latents.dtype)], dim=1)
-        return self.controlnet(seen, add_inputs, state.temb)
+        return self.controlnet.stream(seen, add_inputs, state.temb)
 
     def finish(
         self, tokens: Tensor, temb: Tensor, latents: Tensor, return_dict: bool

@@ -1,0 +1,395 @@
+"""`from_pretrained`: one variant of the published model from a folder or the hub, or nothing.
+
+Everything that can be refused is refused from headers and configs, before memory is taken. Then
+tensors stream to their place one by one. Licence of the public weights: Apache-2.0 (named in the
+log before a download).
+"""
+
+import json
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from worldstereo.diffusion.checkpoint import Weights, component_files
+from worldstereo.diffusion.config import (
+    LICENCE,
+    VARIANTS,
+    ModelConfig,
+    check_agreement,
+    derive_backbone,
+    read_config,
+    variant_named,
+)
+from worldstereo.diffusion.memory_transformer import WorldStereoRefSModel
+from worldstereo.diffusion.transformer import WorldStereoModel
+from worldstereo.errors import WeightsMissing
+
+log = logging.getLogger(__name__)
+
+OnStep = Callable[[int, int, str], None]
+Place = Callable[[str, Tensor], Tensor]
+"""(name, tensor as in the file) -> the tensor at its destination, in its destination's type."""
+
+_KEEP_FLOAT32 = {"rope", "time_embedder", "scale_shift_table", "norm1", "norm2", "norm3"}
+_OPTIONAL = ("ref_index_embedding.",)
+"""Tensors that the forward pass never reads."""
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What loading found."""
+
+    variant: str
+    folder: str
+    tensors: int
+    bytes: int
+    """Bytes placed."""
+    missing: tuple[str, ...]
+    """Absent from the checkpoint; filled from the base model (or dead weight left at zero)."""
+    unexpected: tuple[str, ...]
+    """In the checkpoint but unknown to the model; ignored."""
+    seconds: float
+    licence: str = LICENCE
+
+    def __str__(self) -> str:
+        return (
+            f"{self.variant}: {self.tensors} tensors, {self.bytes / 2**30:.2f} GiB in "
+            f"{self.seconds:.1f} s; {len(self.missing)} from the base model, "
+            f"{len(self.unexpected)} unexpected; licence {self.licence}"
+        )
+
+
+def half_type(device: torch.device | str) -> torch.dtype:
+    """bf16 where the device computes in it, else fp16 from compute capability 7, else float32."""
+    device = torch.device(device)
+    if device.type == "cuda" and torch.cuda.is_available():
+        if torch.cuda.is_bf16_supported():
+            return torch.bfloat16
+        if torch.cuda.get_device_capability(device)[0] >= 7:
+            return torch.float16
+    return torch.float32
+
+
+def find_variant(repo_or_folder: str | Path, variant: str, *, offline: bool = False) -> Path:
+    """The folder with `config.json` and `model.safetensors` of a variant.
+
+    A local folder may be the variant's own or the one that holds it. Anything else is a hub id:
+    the two files are downloaded (interrupted downloads resume), or taken from the cache when
+    `offline` or the environment's `HF_HUB_OFFLINE` says so.
+
+    Raises:
+        ValueError: there is no such variant.
+        WeightsMissing: neither a folder with them nor a repository that could be read.
+    """
+    variant_named(variant)
+    root = Path(repo_or_folder).expanduser()
+    if root.is_dir():
+        for folder in (root / variant, root):
+            if (folder / "config.json").is_file() or (folder / "model.safetensors").is_file():
+                if folder == root and _is_another_variant(root.name, variant):
+                    raise WeightsMissing(f"{root} holds {root.name}, but {variant} was asked for.")
+                return folder
+        raise WeightsMissing(
+            f"{root} holds no {variant}: {variant}/config.json and {variant}/model.safetensors "
+            f"are expected in it."
+        )
+    patterns = [f"{variant}/config.json", f"{variant}/model.safetensors"]
+    folder = fetch(str(repo_or_folder), patterns, offline=offline) / variant
+    if not (folder / "config.json").is_file():
+        raise WeightsMissing(f"{repo_or_folder} has no {variant}/config.json.")
+    return folder
+
+
+def pick_variant(repo_or_folder: str | Path, variant: str | None) -> str:
+    """The variant asked for, or of those in a local folder the quickest.
+
+    Raises:
+        ValueError: there is no such variant.
+        WeightsMissing: none was asked for and the folder holds none.
+    """
+    if variant is not None:
+        return variant_named(variant).name
+    root = Path(repo_or_folder).expanduser()
+    if root.name in VARIANTS:
+        return root.name
+    held = [name for name in reversed(VARIANTS) if (root / name / "config.json").is_file()]
+    if root.is_dir() and not held:
+        raise WeightsMissing(f"{root} holds none of {', '.join(VARIANTS)}.")
+    return held[0] if held else "worldstereo-memory-dmd"
+
+
+def _is_another_variant(name: str, variant: str) -> bool:
+    return name.startswith("worldstereo-") and name != variant
+
+
+def fetch(repo: str, patterns: list[str], *, offline: bool = False) -> Path:
+    """Files of a hub repository, downloaded or from the cache.
+
+    Raises:
+        WeightsMissing: the name is no repository id, or its files cannot be had.
+    """
+    import os
+
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    if repo.count("/") != 1 or repo.startswith(("/", ".", "~")):
+        raise WeightsMissing(f"{repo} is neither a folder here nor a hub id like owner/name.")
+    offline = offline or os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+    if not offline:
+        log.info("%s: published under %s; fetching %s", repo, LICENCE, ", ".join(patterns))
+    try:
+        return Path(snapshot_download(repo, allow_patterns=patterns, local_files_only=offline))
+    except HFValidationError as error:
+        raise WeightsMissing(f"{repo} is neither a folder here nor a valid hub id.") from error
+    except LocalEntryNotFoundError as error:
+        how = "offline, and not in the cache" if offline else "not reachable, and not in the cache"
+        raise WeightsMissing(
+            f"{repo} is {how}; give a folder that holds {patterns[0]} (--model PATH)."
+        ) from error
+    except (HfHubHTTPError, OSError) as error:
+        raise WeightsMissing(
+            f"{repo} could not be downloaded ({type(error).__name__}); try again to resume, or "
+            f"give a folder (--model PATH)."
+        ) from error
+
+
+def find_base(config: ModelConfig, folder: Path, base: str | Path | None) -> Path | str:
+    """The base model: `base`, else the config's `base_model` as a folder near the checkpoint."""
+    if base is not None:
+        root = Path(base).expanduser()
+        if not root.is_dir() and str(base).count("/") != 1:
+            raise WeightsMissing(f"base {base} is neither a folder here nor a hub id.")
+        return root if root.is_dir() else str(base)
+    for root in (folder, folder.parent):
+        candidate = (root / config.base_model).resolve()
+        if candidate.is_dir():
+            return candidate
+    return config.base_model
+
+
+def base_part(base: Path | str, part: str, *, offline: bool = False, weights: bool = True) -> Path:
+    """The folder of one component of the base model, fetched if it is not local."""
+    if isinstance(base, Path):
+        return base / part
+    patterns = [f"{part}/*.json"]
+    if weights:
+        patterns += [f"{part}/*.safetensors", f"{part}/*.model", f"{part}/*.txt"]
+    return fetch(base, patterns, offline=offline) / part
+
+
+def load_transformer(
+    repo_or_folder: str | Path,
+    variant: str,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    control_dtype: torch.dtype = torch.float32,
+    base: str | Path | None = None,
+    offline: bool = False,
+    place: Callable[[WorldStereoModel], Place] | None = None,
+    on_step: OnStep | None = None,
+) -> tuple[WorldStereoModel, ModelConfig, LoadReport]:
+    """The transformer of one variant with its weights in place, in evaluation mode.
+
+    Args:
+        dtype: type of the backbone; `half_type(device)` where None. Norms, time embedder and
+            scale-shift tables stay float32, as diffusers keeps them.
+        control_dtype: type of the control branch and the pose embedding.
+        base: folder or hub id of the base model, over the config's `base_model`.
+        place: instead of `device`: given the empty model, where each tensor goes.
+        on_step: `(tensors done, total, message)`; may raise to stop, which leaves nothing behind.
+
+    Raises:
+        ValueError: the variant, the config or a width is not accepted.
+        WeightsMissing: a file is absent, truncated, foreign or incomplete.
+    """
+    began = time.perf_counter()
+    folder = find_variant(repo_or_folder, variant, offline=offline)
+    config = read_config(folder / "config.json", variant)
+    weights = Weights.open(folder / "model.safetensors")
+    where = str(folder / "model.safetensors")
+    check_agreement(config, weights.shapes, where)
+    root = find_base(config, folder, base)
+    arguments = backbone_arguments(weights, root, offline)
+    model = empty_model(config, arguments)
+    expected = {name: tuple(p.shape) for name, p in model.state_dict().items()}
+    unexpected = tuple(sorted(set(weights.shapes) - set(expected)))
+    missing = tuple(sorted(set(expected) - set(weights.shapes)))
+    sources = [(weights, [name for name in expected if name in weights])]
+    sources += _from_base(missing, root, where, offline)
+    for source, names in sources:
+        _check_shapes(source, names, expected)
+    if unexpected:
+        count, first = len(unexpected), unexpected[0]
+        log.warning("%s: %d unexpected tensors are ignored, first %s", where, count, first)
+
+    dtype = dtype or half_type(device)
+    put = place(model) if place else _to_device(torch.device(device), dtype, control_dtype)
+    total, done, placed = sum(len(names) for _, names in sources), 0, 0
+    try:
+        for source, names in sources:
+            for name, tensor in source.stream(names):
+                if on_step is not None:
+                    on_step(done, total, f"Loading {variant}: {done} of {total} tensors")
+                if not tensor.is_floating_point():
+                    raise WeightsMissing(f"{where}: {name} holds {tensor.dtype}, floats expected.")
+                at = put(name, tensor)
+                set_parameter(model, name, at)
+                placed += at.numel() * at.element_size()
+                done += 1
+                del tensor, at
+        for name in missing:
+            if name.startswith(_OPTIONAL):
+                set_parameter(model, name, put(name, torch.zeros(expected[name])))
+        left = [name for name, p in model.named_parameters() if p.device.type == "meta"]
+        if left:
+            raise WeightsMissing(
+                f"{where} and its base model lack {len(left)} tensors, first {left[0]}."
+            )
+    except BaseException:
+        nn.Module.to(model, "meta")  # gives back what was taken, whoever still holds the traceback
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        raise
+    model.requires_grad_(False).eval()
+    seconds = time.perf_counter() - began
+    report = LoadReport(variant, str(folder), total, placed, missing, unexpected, seconds)
+    log.info("%s", report)
+    return model, config, report
+
+
+def backbone_arguments(weights: Weights, base: Path | str, offline: bool) -> dict[str, Any]:
+    """Arguments of the Wan transformer: from the base's config, checked against the weights.
+
+    A complete checkpoint needs no base at all; then the weights say everything but the head width,
+    which is 128 in every Wan 2.1 model.
+    """
+    entries: dict[str, Any] | None = None
+    path = Path("transformer", "config.json")
+    try:
+        path = base_part(base, "transformer", offline=offline, weights=False) / "config.json"
+        entries = json.loads(path.read_text(encoding="utf-8"))
+    except (WeightsMissing, OSError):
+        log.info("no transformer/config.json of base %s; widths come from the weights alone", base)
+    except ValueError as error:
+        raise WeightsMissing(f"{path} is not valid JSON ({error}).") from error
+    complete = "patch_embedding.weight" in weights and "blocks.0.ffn.net.0.proj.weight" in weights
+    if entries is None:
+        if not complete:
+            raise WeightsMissing(
+                f"the checkpoint holds no complete backbone, and its base model {base} is not at "
+                f"hand; give its folder or hub id (--base PATH)."
+            )
+        return derive_backbone(weights.shapes)
+    wanted = {k: entries[k] for k in _BACKBONE if entries.get(k) is not None}
+    if complete:
+        found = derive_backbone(weights.shapes, int(entries.get("num_attention_heads", 40)))
+        for name, value in found.items():
+            said = wanted.get(name)
+            said = tuple(said) if isinstance(said, list) else said
+            if name != "eps" and said is not None and said != value:
+                raise ValueError(
+                    f"base transformer/config.json: {name} is {said}, but the weights have {value}."
+                )
+        wanted = found | wanted
+    return wanted
+
+
+_BACKBONE = (
+    "patch_size",
+    "num_attention_heads",
+    "attention_head_dim",
+    "in_channels",
+    "out_channels",
+    "text_dim",
+    "freq_dim",
+    "ffn_dim",
+    "num_layers",
+    "cross_attn_norm",
+    "qk_norm",
+    "eps",
+    "image_dim",
+    "added_kv_proj_dim",
+    "rope_max_seq_len",
+)
+
+
+def empty_model(config: ModelConfig, arguments: dict[str, Any]) -> WorldStereoModel:
+    """The model of a variant without memory for its weights; rotary tables are real."""
+    from accelerate import init_empty_weights
+
+    kind = WorldStereoRefSModel if config.variant.references else WorldStereoModel
+    with init_empty_weights(include_buffers=False):
+        return kind(**arguments, controlnet_cfg=config.control.as_dict())
+
+
+def set_parameter(model: nn.Module, name: str, tensor: Tensor) -> None:
+    """Puts a tensor in the place of a parameter, without a copy."""
+    owner, _, leaf = name.rpartition(".")
+    module = model.get_submodule(owner)
+    if isinstance(tensor, nn.Parameter):
+        module._parameters[leaf] = tensor
+    else:
+        module._parameters[leaf] = nn.Parameter(tensor, requires_grad=False)
+
+
+def kept_float32(name: str) -> bool:
+    """Whether diffusers keeps a backbone tensor in float32 when it loads in half precision."""
+    return not _is_control(name) and bool(_KEEP_FLOAT32 & set(name.split(".")))
+
+
+def _is_control(name: str) -> bool:
+    return name.startswith(("controlnet.", "camera_embedding.", "ref_index_embedding."))
+
+
+def target_type(name: str, dtype: torch.dtype, control_dtype: torch.dtype) -> torch.dtype:
+    """The type a tensor has at its destination."""
+    if _is_control(name):
+        return control_dtype
+    return torch.float32 if kept_float32(name) else dtype
+
+
+def _to_device(device: torch.device, dtype: torch.dtype, control_dtype: torch.dtype) -> Place:
+    def put(name: str, tensor: Tensor) -> Tensor:
+        return tensor.to(device, target_type(name, dtype, control_dtype))
+
+    return put
+
+
+def _from_base(
+    missing: tuple[str, ...], base: Path | str, where: str, offline: bool
+) -> list[tuple[Weights, list[str]]]:
+    """Where the tensors that a partial checkpoint lacks come from."""
+    needed = [name for name in missing if not name.startswith(_OPTIONAL)]
+    lost = [name for name in needed if _is_control(name)]
+    if lost:
+        raise WeightsMissing(
+            f"{where} lacks {len(lost)} tensors that no base model has, first {lost[0]}."
+        )
+    if not needed:
+        return []
+    folder = base_part(base, "transformer", offline=offline)
+    source = Weights.open(*component_files(folder))
+    absent = [name for name in needed if name not in source]
+    if absent:
+        raise WeightsMissing(
+            f"{where} and {folder} both lack {len(absent)} tensors, first {absent[0]}."
+        )
+    log.info("%d of the backbone's tensors come from %s", len(needed), folder)
+    return [(source, needed)]
+
+
+def _check_shapes(weights: Weights, names: list[str], expected: dict[str, tuple[int, ...]]) -> None:
+    for name in names:
+        if weights.shapes[name] != expected[name]:
+            raise ValueError(
+                f"{weights.entries[name].path}: {name} has shape {weights.shapes[name]}, the "
+                f"config asks for {expected[name]}."
+            )
