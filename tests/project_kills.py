@@ -13,8 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from conftest import room, turned_cameras
 
+from tests.conftest import room, turned_cameras
 from worldstereo.project import Project, ProjectState, load, manifest_of, save
 from worldstereo.scene import PointCloud, Scene, View
 

@@ -12,10 +12,10 @@ import pycolmap
 import pytest
 import torch
 import trimesh
-from conftest import room, turned_cameras
 from PIL import Image
 from plyfile import PlyData
 
+from tests.conftest import room, turned_cameras
 from worldstereo.errors import ExportError
 from worldstereo.export import FORMATS, export, file_name, why_not, write
 from worldstereo.scene import Clip, DepthKind, Origin, PointCloud, Scene, View

@@ -13,19 +13,30 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import room, turned_cameras
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.conftest import room, room_capture, turned_cameras
 from worldstereo.cameras import Cameras
 from worldstereo.errors import ExportError, InputRefused, WorldBusy
-from worldstereo.project import Project, ProjectState, is_project, load, packed, save
+from worldstereo.explore import explore, start
+from worldstereo.project import (
+    Project,
+    ProjectState,
+    is_project,
+    load,
+    load_world,
+    packed,
+    save,
+    save_world,
+    state_of,
+)
 from worldstereo.project_codec import Known
 from worldstereo.project_files import checksum, compact_json
 from worldstereo.registration import Registration
 from worldstereo.scene import Clip, PointCloud, Scene, View
 from worldstereo.trajectory import Trajectory
-from worldstereo.world import StepRecord
+from worldstereo.world import StepRecord, World
 
 HERE = Path(__file__).resolve().parent
 
@@ -429,3 +440,40 @@ def test_members_are_named_by_their_own_hash(state, tmp_path):
     save(state, tmp_path / "a.world")
     for path in (tmp_path / "a.world/members").iterdir():
         assert hashlib.sha256(path.read_bytes()).hexdigest() == path.stem
+
+
+# ---- worlds --------------------------------------------------------------------------------------
+
+
+def test_a_reopened_world_goes_on_as_the_first_would_have(instant, tmp_path):
+    """Save, reopen elsewhere, take the same step in both: equal bit for bit, plan and all."""
+    first, second = World(instant, name="a"), World(instant)
+    start(first, room_capture())
+    path = Trajectory.preset("orbit", first.scene.views[0].cameras, distance=3.0, frames=3)
+    explore(first, path, seed=5)
+    save_world(first, tmp_path / "a.world", plan=path, settings={"size": [80, 64]})
+    plan, picked = load_world(second, tmp_path / "a.world")
+    assert plan is not None
+    assert plan.to_json() == path.to_json()
+    assert picked == {"size": [80, 64]}
+    assert same(second.scene, first.scene)
+    assert second.history == first.history
+    for world in (first, second):
+        explore(world, path.reversed(), seed=6)
+    assert same(state_of(second), state_of(first))
+
+
+def test_a_project_whose_memories_do_not_fit_leaves_the_world_alone(instant, state, tmp_path):
+    world = World(instant)
+    start(world, room_capture())
+    before = state_of(world)
+    save(replace(state, geometry={"memory.points": torch.zeros(3, 2)}), tmp_path / "a.world")
+    with pytest.raises(InputRefused, match="a.world: its memories do not fit"):
+        load_world(world, tmp_path / "a.world")
+    assert same(state_of(world), before)
+
+
+def test_a_world_inside_a_step_is_busy(instant, tmp_path):
+    world = World(instant)
+    with world.step("x"), pytest.raises(WorldBusy):
+        save_world(world, tmp_path / "a.world")

@@ -6,11 +6,11 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import turned_cameras
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation, Slerp
 
+from tests.conftest import turned_cameras
 from worldstereo.cameras import Cameras, look_at
 from worldstereo.errors import InputRefused
 from worldstereo.trajectory import PRESETS, Trajectory

@@ -31,10 +31,9 @@ from torch import Tensor
 
 from worldstereo._atomic import nothing, sync_folder, write_atomic
 from worldstereo.errors import ExportError, InputRefused, WorldBusy
-from worldstereo.exports.archive import EPOCH
 from worldstereo.inputs.jsonfile import parse
 from worldstereo.inputs.limits import LOCAL, Limits
-from worldstereo.project_codec import Known, Reader, Unsound, Writer, fits
+from worldstereo.project_codec import Known, Reader, Unsound, Writer, build
 from worldstereo.project_files import (
     FORMAT,
     LOCK,
@@ -213,7 +212,7 @@ def packed(state: ProjectState) -> bytes:
             (MANIFEST, manifest),
             *((f"{MEMBERS}/{member_file(n)}", members[n]) for n in sorted(members)),
         ]:
-            entry = zipfile.ZipInfo(name, EPOCH)
+            entry = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))
             entry.create_system, entry.external_attr = 3, 0o644 << 16
             archive.writestr(entry, content)
     return stream.getvalue()
@@ -294,8 +293,9 @@ def _read(
         # chunks that repeat (zeros, say) are stored once; but a small file must not fill the memory
         reader = Reader(fetch, small, min(most_bytes, max(10**9, 20 * sum(sizes.values()))))
         values = {key: reader.value(skeleton[key], key) for key in STATE}
-        state = ProjectState(**values)
-        _check_state(state, name)
+        state = build(ProjectState, values, "it")
+        if state.plan is not None:
+            Trajectory.from_json(state.plan, source=f"{name}: plan")
         return state
     except FileNotFoundError:
         raise InputRefused(
@@ -308,23 +308,6 @@ def _read(
     except Unsound as error:
         text = f"{name}: {error}"[:190].rstrip(".")
         raise InputRefused(f"{text}.") from None
-
-
-def _check_state(state: ProjectState, name: str) -> None:
-    hints = {
-        "scene": Scene,
-        "registration": Registration | None,
-        "history": tuple[StepRecord, ...],
-        "geometry": dict[str, Tensor],
-        "stereo": dict[str, Tensor],
-        "plan": str | None,
-        "settings": dict[str, Any],
-    }
-    for key, hint in hints.items():
-        if not fits(getattr(state, key), hint):
-            raise Unsound(f"{key} is not what it should be")
-    if state.plan is not None:
-        Trajectory.from_json(state.plan, source=f"{name}: plan")
 
 
 # ---- worlds --------------------------------------------------------------------------------------

@@ -119,7 +119,8 @@ def _model(scene: Scene, shown: list[Picture], rows: np.ndarray, images: str) ->
     seen = tracks(points, array(scene.cloud.radii)[rows].astype(np.float64), shown)
     point = np.concatenate([r for r, _ in seen])
     entry = np.concatenate(
-        [np.stack([np.full(len(r), i + 1), np.arange(len(r))], 1) for i, (r, _) in enumerate(seen)]
+        [np.stack([np.full(len(r), i + 1), np.arange(len(r))], 1) for i, (r, _) in enumerate(seen)],
+        dtype=np.int32,
     )
     order = np.argsort(point, kind="stable")
     return _Model(
@@ -152,23 +153,20 @@ def _binary(model: _Model) -> tuple[bytes, bytes, bytes]:
 
 
 def _binary_points(model: _Model) -> bytes:
-    """Rows of unequal length, laid out in one buffer without a loop."""
     head = np.zeros(
         len(model.points),
         np.dtype([("id", "<u8"), ("xyz", "<f8", 3), ("rgb", "u1", 3), ("e", "<f8"), ("n", "<u8")]),
     )
     head["id"] = np.arange(len(head)) + 1
     head["xyz"], head["rgb"], head["n"] = model.points, model.colors, model.counts
-    size = head.dtype.itemsize
-    track = np.ascontiguousarray(model.entries.astype("<i4")).view(np.uint8).reshape(-1, 8)
-    before = np.concatenate([[0], np.cumsum(model.counts)[:-1]])
-    starts = np.arange(len(head)) * size + before * 8
-    buffer = np.zeros(len(head) * size + len(track) * 8, np.uint8)
-    buffer[starts[:, None] + np.arange(size)] = head.view(np.uint8).reshape(-1, size)
-    owner = np.repeat(np.arange(len(head)), model.counts)
-    slots = starts[owner] + size + (np.arange(len(track)) - before[owner]) * 8
-    buffer[slots[:, None] + np.arange(8)] = track
-    return struct.pack("<Q", len(head)) + buffer.tobytes()
+    size, heads = head.dtype.itemsize, head.tobytes()
+    track = np.ascontiguousarray(model.entries, "<i4").tobytes()
+    ends = (np.cumsum(model.counts) * 8).tolist()
+    parts, start = [struct.pack("<Q", len(head))], 0
+    for i, end in enumerate(ends):
+        parts += (heads[i * size : (i + 1) * size], track[start:end])
+        start = end
+    return b"".join(parts)
 
 
 def _text(model: _Model) -> tuple[bytes, bytes, bytes]:
