@@ -1,12 +1,12 @@
-"""`python -m bench` lists the benchmarks; with names (or `all`) it runs them and writes the results."""
+"""`python -m bench` lists the benchmarks; with names, or `all`, it runs them and keeps results."""
 
-from bench.harness import Context, Row, as_json, machine, table  # first: sets the thread counts
+import argparse
+import importlib
+import json
+import sys
+from pathlib import Path
 
-import argparse  # noqa: E402, I001
-import importlib  # noqa: E402
-import json  # noqa: E402
-import sys  # noqa: E402
-from pathlib import Path  # noqa: E402
+from bench.harness import Context, Row, as_json, machine, table
 
 HERE = Path(__file__).parent
 

@@ -1,9 +1,13 @@
 """Runs the compiled splat: frames of a batch in parallel, one frame in strips of blocks."""
 
+import threading
+from typing import Any
+
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from worldstereo import _parallel
 from worldstereo import _render_kernels as kernels
@@ -19,8 +23,12 @@ from worldstereo.render import (
     unpack,
 )
 
-CULLED = 3_000_000  # points x frames from which sorting the cloud first pays (bench/README.md)
+SORTED = 20_000  # points from which culling can pay
+WORTH = 3  # frames of one tensor from which sorting it first pays (bench/README.md)
 FILTERED = 4  # radius up to which the compiled filter is used; above, doubling windows in torch
+
+_lock = threading.Lock()
+_trees: Any = WeakTensorKeyDictionary()  # tensor -> (version, frames drawn, tree or None)
 
 
 def render_compiled(
@@ -33,14 +41,14 @@ def render_compiled(
 ) -> RenderResult:
     """`render_points` on the CPU, bit for bit what `render_torch` gives."""
     n, rows = len(points), camera_rows(cameras).numpy()
-    array = points.contiguous().numpy()
+    array = points.detach().contiguous().numpy()
     farthest = np.abs(rows[:, 4]).max()
     if n > 0 and tree is None:
         farthest = max(farthest, reach(array))
     if n == 0 or n >= MOST or not farthest < REACH:
         return render_torch(points, colors, cameras, radius, near)
-    if tree is None and n * len(rows) >= CULLED and len(rows) > 2:
-        tree = MortonTree(array)
+    if tree is None:
+        tree = known_tree(points, array, len(rows))
     if tree is None:
         x, y, z = (np.ascontiguousarray(array[:, axis]) for axis in range(3))
         cloud = Cloud(x, y, z, np.arange(n, dtype=np.int32), n, None)
@@ -69,6 +77,26 @@ def render_compiled(
         torch.from_numpy(mask).reshape(*batch, 1, *shape[1:]),
         torch.from_numpy(index).reshape(*batch, 1, *shape[1:]),
     )
+
+
+def known_tree(points: Tensor, array: np.ndarray, frames: int) -> MortonTree | None:
+    """A tree of a tensor that has been, or is about to be, drawn in several frames.
+
+    It is kept as long as the tensor lives and is not written to.
+    """
+    if len(array) < SORTED:
+        return None
+    with _lock:
+        version, drawn, tree = _trees.get(points, (points._version, 0, None))
+        if version != points._version:
+            version, drawn, tree = points._version, 0, None
+        drawn += frames
+        _trees[points] = (version, drawn, tree)
+    if tree is None and drawn >= WORTH:
+        tree = MortonTree(array)
+        with _lock:
+            _trees[points] = (version, drawn, tree)
+    return tree
 
 
 class Cloud:

@@ -75,8 +75,8 @@ def render_points(
         colors: in [0, 1]; without them seen pixels are grey (0.5).
         radius: half width of the square footprint in pixels (0: one pixel, 1: 3x3).
         near: points at this depth or nearer are not drawn; a camera inside a point sees past it.
-        block_index: `_morton.MortonTree` of the same points, to skip what is out of view; without it
-            one is built when the number of frames makes that worthwhile.
+        block_index: `_morton.MortonTree` of the same points, to skip what is out of view; else
+            one is built when the same tensor is drawn often, and kept as long as it.
 
     Raises:
         ValueError: wrong shapes, a negative radius.
@@ -86,7 +86,7 @@ def render_points(
         return render_torch(points, colors, cameras, radius, near)
     from worldstereo._render_compiled import render_compiled
 
-    return render_compiled(points.detach(), colors, cameras, radius, near, block_index)
+    return render_compiled(points, colors, cameras, radius, near, block_index)
 
 
 def has_compiler() -> bool:
