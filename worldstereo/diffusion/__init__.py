@@ -25,7 +25,7 @@ import importlib
 from typing import Any
 
 _HOMES = {
-    "attention_rows": ("AttentionRow", "TokenGrid", "attention_row", "attention_rows"),
+    "attention_inspection": ("AttentionRow", "TokenGrid", "attention_row", "attention_rows"),
     "attention": ("AttentionProbe", "ReferenceConstraint", "StitchedAttnProcessor"),
     "camera_conditions": (
         "camera_rays",

@@ -74,12 +74,6 @@ class ControlConfig:
     camera_embedding_dim: int | None = None
 
     def __post_init__(self) -> None:
-        for name in _CONTROL_INTS:
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(
-                    f"controlnet_cfg.{name} must be a whole number >= 1, got {value!r}."
-                )
         head = self.dim // self.num_heads
         if self.dim % self.num_heads or head < 6 or head % 2:
             raise ValueError(
@@ -108,6 +102,12 @@ class ControlConfig:
         missing = [name for name in _CONTROL_REQUIRED if name not in entries]
         if missing:
             raise ValueError(f"controlnet_cfg lacks {', '.join(missing)}.")
+        for name in _CONTROL_INTS:
+            value = entries.get(name, 1)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(
+                    f"controlnet_cfg.{name} must be a whole number >= 1, got {value!r}."
+                )
         known = {field.name for field in fields(ControlConfig)}
         # diffusers adds private entries when it stores a config; None means "use the default".
         return ControlConfig(**{k: v for k, v in entries.items() if k in known and v is not None})

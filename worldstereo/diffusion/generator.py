@@ -19,7 +19,7 @@ from worldstereo.control import Guide, StackedGuide
 from worldstereo.depth import DepthEstimator, align
 from worldstereo.diffusion import memory_modes
 from worldstereo.diffusion.attention import CONSTRAINTS, AttentionProbe, ReferenceConstraint
-from worldstereo.diffusion.attention_rows import AttentionRow, TokenGrid, attention_row
+from worldstereo.diffusion.attention_inspection import AttentionRow, TokenGrid, attention_row
 from worldstereo.diffusion.conditioning import (
     References,
     conditions,

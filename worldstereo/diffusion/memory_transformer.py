@@ -165,6 +165,7 @@ class WorldStereoRefSModel(WorldStereoModel):
             ValueError: no reference, more than 8, or one of another size.
         """
         check_finite(extrinsics=extrinsics, intrinsics=intrinsics)
+        self.check_latents(hidden_states, encoder_hidden_states)
         reference_latent, ref_index = self._references(hidden_states, reference_latent, ref_index)
         state = self.prepare(
             hidden_states, timestep, encoder_hidden_states, encoder_hidden_states_image

@@ -152,6 +152,7 @@ class WorldStereoModel(WanTransformer3DModel):
             ValueError: a control input is missing, not finite, or of another size.
         """
         check_finite(extrinsics=extrinsics, intrinsics=intrinsics)
+        self.check_latents(hidden_states, encoder_hidden_states)
         state = self.prepare(
             hidden_states, timestep, encoder_hidden_states, encoder_hidden_states_image
         )
@@ -171,10 +172,8 @@ class WorldStereoModel(WanTransformer3DModel):
         """Latents (B, 36, F, h, w) to tokens (B, F*R*C, D)."""
         return self.patch_embedding(latents).flatten(2).transpose(1, 2).contiguous()
 
-    def prepare(
-        self, latents: Tensor, timestep: Tensor, text: Tensor, image: Tensor | None
-    ) -> "Conditioning":
-        """Checks the latents and embeds time, text and image."""
+    def check_latents(self, latents: Tensor, text: Tensor) -> None:
+        """Raises `ValueError` for latents or text of a size that the model does not take."""
         channels = self.config["in_channels"]
         if latents.ndim != 5 or latents.shape[1] != channels:
             raise ValueError(
@@ -189,6 +188,11 @@ class WorldStereoModel(WanTransformer3DModel):
             raise ValueError(
                 f"encoder_hidden_states must hold 512 text tokens, got {tuple(text.shape)}."
             )
+
+    def prepare(
+        self, latents: Tensor, timestep: Tensor, text: Tensor, image: Tensor | None
+    ) -> "Conditioning":
+        """Time, text and image, embedded."""
         temb, modulation, text, image = self.condition_embedder(timestep, text, image)
         context = text if image is None else torch.cat([image, text], dim=1)
         return Conditioning(temb, modulation.unflatten(1, (6, -1)), context)
