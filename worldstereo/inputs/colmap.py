@@ -273,7 +273,15 @@ def _points(source: str, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if bad.any():
         raise refusal(source, f"point {int(bad.argmax())} is not finite ({int(bad.sum())} are)",
                       "Only finite coordinates are accepted")  # fmt: skip
-    return rows[:, :3], np.clip(rows[:, 3:], 0, 255).astype(np.uint8)
+    colors = rows[:, 3:]
+    odd = ((colors != np.round(colors)) | (colors < 0) | (colors > 255)).any(axis=1)
+    if odd.any():
+        raise refusal(
+            source,
+            f"the colour of point {int(odd.argmax())} is not three bytes",
+            "Whole numbers from 0 to 255 are accepted",
+        )
+    return rows[:, :3], colors.astype(np.uint8)
 
 
 def _floats(source: str, line: int, words: list[str]) -> np.ndarray:

@@ -6,6 +6,7 @@ Lengths, accessor bounds, indices and the node tree are checked before they are 
 
 import base64
 import binascii
+import json
 import re
 import struct
 from typing import Any
@@ -125,7 +126,7 @@ class _Document:
 
     def whole(self, value: Any, what: str, most: int) -> int:
         if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
-            raise self.refuse(f"{what} is {shown(str(value), 20)}")
+            raise self.refuse(f"{what} is {shown(json.dumps(value), 20)}")
         return value
 
     def numbers(self, value: Any, n: int, what: str) -> np.ndarray:

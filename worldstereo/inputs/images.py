@@ -189,7 +189,7 @@ MAGIC: tuple[tuple[bytes, str], ...] = (
     (b"\x80\x03", "a pickle, which could run code"),
     (b"\x80\x04", "a pickle, which could run code"),
     (b"\x80\x05", "a pickle, which could run code"),
-    (b"\x93NUMPY", "a numpy array"),
+    (b"\x93NUMPY", "an array file (.npy)"),
     (b"<?xml", "an XML file"),
     (b"<svg", "an SVG drawing"),
     (b"<!DOCTYPE", "an HTML page"),

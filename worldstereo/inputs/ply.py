@@ -215,8 +215,12 @@ class _Binary:
     def _lists(self, element: _Element) -> _Columns:
         """Row by row: lists of any length. Values of lists are object columns of arrays."""
         out: dict[str, list] = {p.name: [] for p in element.properties}
-        plan = [(p, np.dtype(self.order + p.kind), p.count and np.dtype(self.order + p.count))
-                for p in element.properties]  # fmt: skip
+        counts = {
+            p.name: np.dtype(self.order + p.count)
+            for p in element.properties
+            if p.count is not None
+        }
+        plan = [(p, np.dtype(self.order + p.kind), counts.get(p.name)) for p in element.properties]
         at, data = self.at, self.data
         for row in range(element.rows):
             for p, kind, count in plan:
