@@ -1,10 +1,15 @@
 """Exports, read again by other programs: plyfile, trimesh, pycolmap, Pillow, PyAV, json."""
 
+import hashlib
 import io
 import json
+import os
 import struct
+import subprocess
+import sys
 import zipfile
 from dataclasses import replace
+from pathlib import Path
 
 import av
 import numpy as np
@@ -18,6 +23,8 @@ from plyfile import PlyData
 from tests.conftest import room, turned_cameras
 from worldstereo.errors import ExportError
 from worldstereo.export import FORMATS, export, file_name, why_not, write
+from worldstereo.inputs import read
+from worldstereo.project import ProjectState, save
 from worldstereo.scene import Clip, DepthKind, Origin, PointCloud, Scene, View
 from worldstereo.trajectory import Trajectory
 
@@ -269,9 +276,79 @@ def test_invented_pixels_are_masked_in_every_archive(scene):
     np.testing.assert_array_equal(dark(transforms[frames[GIVEN]["mask_path"]]), expected)
     frames = members(export(scene, "images"))
     np.testing.assert_array_equal(dark(frames["masks/00000.png"]), expected)
+    marked = members(export(scene, "transforms"))
+    frame = json.loads(marked["transforms.json"])["frames"][GIVEN]
+    assert "mask_path" not in frame
+    np.testing.assert_array_equal(dark(marked[frame["invented_mask_path"]]), expected)
     alone = members(export(scene, "transforms", generated=False))
-    assert not any(name.startswith("masks/") for name in alone)
+    assert not any(name.startswith(("masks/", "invented/")) for name in alone)
     assert len(json.loads(alone["transforms.json"])["frames"]) == GIVEN
+
+
+def test_what_is_fixed_to_the_camera_is_masked_for_trainers(scene):
+    kind = scene.views[0].kind.clone()
+    kind[:, 25:] = int(DepthKind.RIG)
+    scene = replace(scene, views=(replace(scene.views[0], kind=kind), *scene.views[1:]))
+    files = members(export(scene, "transforms"))
+    frames = json.loads(files["transforms.json"])["frames"]
+    for frame, view in zip(frames, scene.views, strict=True):
+        expected = view.kind[0].numpy() == int(DepthKind.RIG)
+        np.testing.assert_array_equal(dark(files[frame["mask_path"]]), expected)
+    colmap = members(export(scene, "colmap"))
+    masks = [name for name in colmap if name.startswith("masks/")]
+    assert len(masks) == 1 + MADE
+    assert dark(colmap[min(masks)])[25:].all()
+
+
+def test_exports_repeat_in_another_process_with_other_threads_and_hashes(scene, tmp_path):
+    """The bytes do not depend on the hash seed or on the number of threads."""
+    own = digests(scene)
+    save(ProjectState(scene), tmp_path / "a.world")
+    program = (
+        "import json, sys\nfrom worldstereo.project import load\n"
+        "from tests.test_export import digests\n"
+        "sys.stdout.write(json.dumps(digests(load(sys.argv[1]).scene)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program, str(tmp_path / "a.world")],
+        env=os.environ | {"PYTHONHASHSEED": "77", "OMP_NUM_THREADS": "4"},
+        cwd=Path(__file__).parent.parent,
+        capture_output=True,
+        timeout=200,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr.decode()[-2000:]
+    assert json.loads(done.stdout) == own
+
+
+def digests(scene: Scene) -> dict[str, str]:
+    return {form: hashlib.sha256(export(scene, form)).hexdigest() for form in FORMATS}
+
+
+def test_tracks_of_a_real_capture_hit_pixels_of_the_points_colour(tmp_path):
+    """Points of one RGB-D frame, found in four others: a wrong axis would hit other colours."""
+    views = read(Path(__file__).parent.parent / "assets/examples/living-room").views[:5]
+    rows = torch.arange(11, views[0].width * views[0].height, 61)
+    pixels, depth = views[0].cameras.pixel_grid()[rows], views[0].depth.flatten()[rows]
+    points = views[0].cameras.unproject(pixels[depth > 0], depth[depth > 0])
+    colors = views[0].color.flatten(1).T[rows][depth > 0]
+    cloud = PointCloud.of(points, colors, radii=torch.full((len(points),), 0.005))
+    files = members(export(Scene(views=views, cloud=cloud), "colmap"))
+    for name in ("cameras", "images", "points3D"):
+        (tmp_path / f"{name}.bin").write_bytes(files[f"sparse/0/{name}.bin"])
+    model = pycolmap.Reconstruction(str(tmp_path))
+    pixels = {i: [p.xy for p in image.points2D] for i, image in model.images.items()}
+    shown = [view.color.numpy() for view in views]
+    errors, longest = [], 0
+    for point in model.points3D.values():
+        longest = max(longest, len(point.track.elements))
+        for element in point.track.elements:
+            u, v = pixels[element.image_id][element.point2D_idx]
+            seen = shown[element.image_id - 1][:, int(v), int(u)]
+            errors.append(np.abs(seen - point.color / 255).mean())
+    assert longest == 5
+    assert len(errors) > 2 * len(points)
+    assert np.median(errors) < 0.03
 
 
 @pytest.mark.parametrize("form", [k for k, f in FORMATS.items() if f.suffix == ".zip"])

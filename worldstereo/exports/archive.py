@@ -89,6 +89,19 @@ def invented_mask(scene: Scene, view: View) -> np.ndarray:
     return array(view.kind[0]) == int(DepthKind.GENERATED)
 
 
+def rig_mask(scene: Scene, view: View) -> np.ndarray:
+    """(H, W) True where the camera sees what is fixed to it: a gripper, a bonnet."""
+    clip = clip_of(scene, view)
+    if clip is not None:
+        return array(clip.origin[view.frame, 0]) == int(Origin.RIG)
+    return array(view.kind[0]) == int(DepthKind.RIG)
+
+
+def mask_png(hidden: np.ndarray) -> bytes:
+    """(H, W) as trainers read it: 0 where hidden, 255 elsewhere."""
+    return png(np.where(hidden, 0, 255).astype(np.uint8))
+
+
 def clip_of(scene: Scene, view: View) -> Clip | None:
     """The clip whose frame a generated view is, if the scene still holds it."""
     if view.step == 0:

@@ -17,11 +17,12 @@ from worldstereo.exports.archive import (
     bytes_of,
     chosen_points,
     invented_mask,
+    mask_png,
     packed,
     picture,
     pictures,
     pixels_of,
-    png,
+    rig_mask,
 )
 from worldstereo.exports.conventions import conventions
 from worldstereo.exports.ply import write_ply
@@ -60,9 +61,9 @@ def write_colmap(
     images: str = "png",
     max_points: int = 250_000,
 ) -> bytes:
-    """A zip of `images/`, `masks/` (black where a generated picture is invented), `sparse/0/` with
-    tracks, and all points with their marks in `points.ply`. Above `max_points` the model's own
-    points are thinned evenly.
+    """A zip of `images/`, `masks/` (0 where a picture is invented or shows the camera's own rig),
+    `sparse/0/` with tracks, and all points with their marks in `points.ply`. Above `max_points` the
+    model's own points are thinned evenly.
 
     Raises:
         ExportError: no views or points, or a camera with skew.
@@ -74,9 +75,9 @@ def write_colmap(
         f"images/{p.name}.{images}": picture(pixels_of(p.view.color8), images) for p in shown
     }
     for p in shown:
-        if p.view.step > 0:
-            mask = np.where(invented_mask(scene, p.view), 0, 255).astype(np.uint8)
-            members[f"masks/{p.name}.{images}.png"] = png(mask)
+        hidden = invented_mask(scene, p.view) | rig_mask(scene, p.view)
+        if p.view.step > 0 or hidden.any():
+            members[f"masks/{p.name}.{images}.png"] = mask_png(hidden)
     suffix = "txt" if text else "bin"
     layout = _text(model) if text else _binary(model)
     for name, content in zip(("cameras", "images", "points3D"), layout, strict=True):
@@ -91,7 +92,7 @@ def write_colmap(
         poses="world to camera, quaternion (w, x, y, z), in the files of the model",
         points_written=len(rows),
         invented_points="ids in invented.json; property invented in points.ply",
-        invented_pixels="0 in masks/, 255 elsewhere; given pictures have no mask",
+        invented_pixels="0 in masks/, as what is fixed to the camera; 255 elsewhere; no mask: none",
         original_names={p.name: p.view.name for p in shown if p.view.name},
     )
     members["conventions.json"] = as_json(notes)

@@ -14,11 +14,12 @@ from worldstereo.exports.archive import (
     depth_png,
     depth_step,
     invented_mask,
+    mask_png,
     packed,
     picture,
     pictures,
     pixels_of,
-    png,
+    rig_mask,
 )
 from worldstereo.exports.conventions import conventions
 from worldstereo.exports.ply import write_ply
@@ -35,9 +36,9 @@ def write_transforms(
     depth: bool = True,
     train_on_invented: bool = True,
 ) -> bytes:
-    """A zip of `transforms.json`, `images/`, `depth/` (16 bits), `masks/` (0 where a generated
-    picture is invented) and `points.ply`. Without `train_on_invented` every frame names its mask as
-    the `mask_path` that trainers leave out.
+    """A zip of `transforms.json`, `images/`, `depth/` (16 bits), `invented/` (0 where a generated
+    picture is invented), `points.ply`, and `masks/` of what trainers leave out: what is fixed to
+    the camera and, without `train_on_invented`, what is invented.
 
     Raises:
         ExportError: no views.
@@ -45,6 +46,8 @@ def write_transforms(
     shown = pictures(scene, generated)
     depths = [array(p.view.depth[0]) for p in shown] if depth else []
     step = depth_step(depths)
+    rigs = [rig_mask(scene, p.view) for p in shown]
+    masked = not train_on_invented or any(bool(rig.any()) for rig in rigs)
     members: dict[str, bytes] = {}
     frames: list[dict[str, Any]] = []
     for i, p in enumerate(shown):
@@ -54,11 +57,14 @@ def write_transforms(
         if depth and depths[i].max(initial=0) > 0:
             frame["depth_file_path"] = f"depth/{p.name}.png"
             members[frame["depth_file_path"]] = depth_png(depths[i], step)
-        if p.view.step > 0 or not train_on_invented:
-            mask = np.where(invented_mask(scene, p.view), 0, 255).astype(np.uint8)
-            path = f"masks/{p.name}.png"
-            members[path] = png(mask)
-            frame["invented_mask_path" if train_on_invented else "mask_path"] = path
+        invented = invented_mask(scene, p.view)
+        if p.view.step > 0:
+            frame["invented_mask_path"] = f"invented/{p.name}.png"
+            members[frame["invented_mask_path"]] = mask_png(invented)
+        if masked:  # a mask for every frame or for none: so trainers want it
+            frame["mask_path"] = f"masks/{p.name}.png"
+            hidden = rigs[i] if train_on_invented else rigs[i] | invented
+            members[frame["mask_path"]] = mask_png(hidden)
         frames.append(frame)
     fields: dict[str, Any] = {"camera_model": "OPENCV", "applied_transform": np.eye(4)[:3].tolist()}
     if depth:
@@ -74,7 +80,7 @@ def write_transforms(
         camera_axes_here="transform_matrix is camera to world with OpenGL axes: y and z flipped",
         applied_transform="the identity: the world is as in the scene",
         depth_unit=f"{step:g} scene units per step of the 16-bit pictures" if depth else "no depth",
-        invented_pixels="0 in masks/, 255 elsewhere; given pictures have no invented pixel",
+        invented_pixels="0 in invented/, 255 elsewhere; given pictures have no invented pixel",
         invented_points="property invented in points.ply",
         original_names={p.name: p.view.name for p in shown if p.view.name},
     )

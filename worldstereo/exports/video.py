@@ -12,6 +12,7 @@ from worldstereo.exports.archive import (
     as_json,
     depth_png,
     depth_step,
+    mask_png,
     packed,
     picture,
     pixels_of,
@@ -105,8 +106,7 @@ def write_frames(scene: Scene, *, clip: int = -1, images: str = "png", depth: bo
         origin = array(chosen.origin[i, 0])
         members[f"images/{i:05d}.{images}"] = picture(pixels_of(chosen.color8[i]), images)
         members[f"origin/{i:05d}.png"] = png(origin)
-        mask = np.where(origin == int(Origin.INVENTED), 0, 255).astype(np.uint8)
-        members[f"masks/{i:05d}.png"] = png(mask)
+        members[f"masks/{i:05d}.png"] = mask_png(origin == int(Origin.INVENTED))
         if depth:
             members[f"depth/{i:05d}.png"] = depth_png(depths[i], step)
     notes = conventions(
