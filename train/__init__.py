@@ -1,0 +1,1 @@
+"""Training of the mini generator. Imports the library and is never imported by it."""

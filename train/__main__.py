@@ -1,0 +1,119 @@
+"""`python -m train scenes | tuples | run | ship`: see `train/README.md`."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from train.run import Plan
+
+
+@dataclass(frozen=True)
+class Scenes:
+    """Render shards of procedural scenes: about 0.4 s a scene on one core."""
+
+    textures: Path
+    """Folder with crops256.tar and ambientcg128.tar."""
+    out: Path
+    shards: int = 30
+    first: int = 0
+    per_shard: int = 50
+    views: int = 6
+    size: int = 160
+    held_out: bool = False
+    """Scenes with textures that training never sees."""
+
+
+@dataclass(frozen=True)
+class Tuples:
+    """Ask the product's own memories for targets of every scene: about 0.1 s a tuple."""
+
+    scenes: Path
+    out: Path
+    per_shard: int = 100
+    rounds: int = 1
+
+
+@dataclass(frozen=True)
+class Ship:
+    """Write a run's mean weights into the package, in half precision."""
+
+    run: Path
+    out: Path = Path("worldstereo/weights/mini")
+
+
+def main() -> None:
+    """Run the command that was asked for."""
+    command = tyro.extras.subcommand_cli_from_dict(
+        {"scenes": scenes, "tuples": tuples, "run": train, "ship": ship}, prog="train"
+    )
+    del command
+
+
+def scenes(options: Scenes) -> None:
+    """Render shards of procedural scenes."""
+    from safetensors.torch import save_file
+
+    from train.scenes import load_textures, make_scenes
+
+    options.out.mkdir(parents=True, exist_ok=True)
+    bank = load_textures(options.textures, options.held_out)
+    kind, seed = ("held", 99) if options.held_out else ("scenes", 1000)
+    for i in range(options.first, options.shards):
+        path = options.out / f"{kind}-{i:03d}.safetensors"
+        if not path.exists():
+            shard = make_scenes(options.per_shard, seed + i, bank, options.views, options.size)
+            save_file({k: v.contiguous() for k, v in shard.items()}, path.with_suffix(".part"))
+            path.with_suffix(".part").replace(path)
+            print(path, flush=True)
+
+
+def tuples(options: Tuples) -> None:
+    """Make training tuples from every shard of scenes."""
+    from train.tuples import write_shard
+
+    options.out.mkdir(parents=True, exist_ok=True)
+    shards = sorted(options.scenes.glob("scenes-*.safetensors"))
+    for r in range(options.rounds):
+        for i, shard in enumerate(shards):
+            path = options.out / f"tuples-{r}-{i:03d}.safetensors"
+            if not path.exists():
+                write_shard(shard, path, options.per_shard, 1000 * r + i)
+                print(path, flush=True)
+
+
+def train(plan: Plan) -> None:
+    """Train, resuming what is in the folder."""
+    from train.run import run
+
+    run(plan)
+
+
+def ship(options: Ship) -> None:
+    """Write weights and config of a run where the mini generator looks for them."""
+    from safetensors.torch import load_file, save_file
+
+    from worldstereo.mini import VERSION
+
+    facts = json.loads((options.run / "run.json").read_text())
+    weights = {
+        k: v.half().contiguous() for k, v in load_file(options.run / "ema.safetensors").items()
+    }
+    options.out.mkdir(parents=True, exist_ok=True)
+    name = "weights-00001-of-00001.safetensors"
+    save_file(weights, options.out / name)
+    config = {
+        "version": VERSION,
+        "files": [name],
+        "stage": facts["plan"]["stage"],
+        "steps": facts["step"],
+        "batch": facts["plan"]["batch"],
+        "crop": facts["plan"]["crop"],
+        "seed": facts["plan"]["seed"],
+    }
+    (options.out / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,208 @@
+"""One training run: resumes from its folder, ends by itself after the minutes it was given.
+
+The learning rate warms up, stays, and falls to zero over the last quarter of the whole plan.
+State is safetensors and JSON: weights, their running mean (EMA), Adam's moments, step, seed.
+"""
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from train.tuples import Pool, unpack
+from worldstereo._mini_inputs import BINS, MiniInputs
+from worldstereo._mini_network import MiniNetwork
+
+STAGES = ("joint", "prior", "geometric", "stereo")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a run does in all; a slice of it stops after its own minutes."""
+
+    tuples: Path
+    """Folder of `tuples-*.safetensors`; files added while it runs are picked up."""
+
+    out: Path
+    """Folder of the run: state, log and weights."""
+
+    stage: str = "joint"
+    """joint trains everything with the branches switched off at random; prior, geometric, stereo
+    train one part on the frozen ones before it."""
+
+    load: Path | None = None
+    """Weights to begin from: the stage before."""
+
+    steps: int = 12_000
+    """Steps of the whole plan; the learning rate follows it."""
+
+    minutes: float = 9.0
+    """This slice ends after so many minutes of wall time and resumes when called again."""
+
+    batch: int = 4
+    crop: int = 128
+    rate: float = 7e-4
+    seed: int = 0
+    device: str = "cpu"
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        if self.stage not in STAGES:
+            raise ValueError(f"stage must be one of {', '.join(STAGES)}; got {self.stage!r}.")
+        if self.crop % 16:
+            raise ValueError(f"crop must be a multiple of 16, got {self.crop}.")
+
+
+def run(plan: Plan) -> None:
+    """Train until the plan or this slice is done; everything is saved on the way out."""
+    torch.set_num_threads(plan.threads)
+    torch.manual_seed(plan.seed)
+    plan.out.mkdir(parents=True, exist_ok=True)
+    pool = Pool(plan.tuples, plan.crop, plan.seed)
+    network = MiniNetwork().to(plan.device, memory_format=torch.channels_last)
+    if plan.load is not None:
+        network.load_state_dict(load_file(plan.load))
+    trained = _trained(network, plan.stage)
+    optimizer = torch.optim.AdamW(trained, lr=plan.rate, betas=(0.9, 0.95), weight_decay=0.01)
+    mean = {name: value.clone() for name, value in network.state_dict().items()}
+    step = _resume(plan, network, optimizer, mean)
+    if step == 0 and plan.load is None:
+        calibrate(network, pool)
+        mean["sigma"] = network.sigma.clone()
+    log = (plan.out / "log.jsonl").open("a")
+    began, running, noted = time.monotonic(), None, time.monotonic()
+    while step < plan.steps and time.monotonic() - began < 60 * plan.minutes:
+        for group in optimizer.param_groups:
+            group["lr"] = plan.rate * schedule(step, plan.steps)
+        loss = train_step(network, pool.batch(plan.batch), plan, optimizer, trained)
+        step += 1
+        keep = min(0.999, (1 + step) / (10 + step))
+        for name, value in network.state_dict().items():
+            mean[name].lerp_(value, 1 - keep) if value.is_floating_point() else None
+        running = loss if running is None else 0.98 * running + 0.02 * loss
+        if time.monotonic() - noted > 20:
+            noted = time.monotonic()
+            pool.refresh()
+            minutes = (noted - began) / 60
+            line = {"step": step, "loss": round(running, 4), "minutes": round(minutes, 2)}
+            log.write(json.dumps(line | {"tuples": len(pool)}) + "\n")
+            log.flush()
+    _save(plan, network, optimizer, mean, step)
+
+
+def train_step(
+    network: MiniNetwork,
+    batch: dict[str, Tensor],
+    plan: Plan,
+    optimizer: torch.optim.Optimizer,
+    trained: list[torch.nn.Parameter],
+) -> float:
+    """One step; a step with a non-finite gradient changes nothing and counts as loss 0."""
+    maps, truth, closeness = unpack(batch)
+    maps = MiniInputs(*(m.to(plan.device) for m in maps))
+    truth, closeness = truth.to(plan.device), closeness.to(plan.device)
+    B = len(truth)
+    late = torch.exp(torch.randn(B) * 0.9 - 1.7).clamp(0.02, 0.9)
+    t = torch.where(torch.rand(B) < 0.75, torch.ones(B), late).to(plan.device)
+    time = t[:, None, None, None]
+    z = (1 - time) * truth + time * torch.randn_like(truth)
+    with torch.autocast(plan.device, torch.bfloat16):
+        without = torch.rand(1).item() if plan.stage == "joint" else 1.0
+        geometric = plan.stage != "prior" and without > 0.05
+        stereo = plan.stage in ("joint", "stereo") and without > 0.25
+        residuals, _ = network.control(maps, geometric=geometric, stereo=stereo)
+        estimate = network.denoise(z, t, maps, residuals)
+    loss = objective(estimate, maps, truth, closeness)
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    norm = torch.nn.utils.clip_grad_norm_(trained, 1.0)
+    if not bool(torch.isfinite(norm)):
+        return 0.0
+    optimizer.step()
+    return float(loss.detach())
+
+
+def objective(estimate, maps: MiniInputs, truth: Tensor, closeness: Tensor) -> Tensor:  # noqa: ANN001
+    """Squared error in units of the anchor's own, holes twice; L1 on depth; Laplace likelihood."""
+    weight = 2 - maps.known
+    wanted = (truth - estimate.linear) / estimate.spread
+    squared = (weight * (estimate.scaled[:, :3] - wanted) ** 2).mean()
+    depth = (weight * (estimate.closeness - closeness).abs().clamp_max(2)).mean()
+    error = (estimate.color.detach() - truth).abs().mean(dim=1, keepdim=True)
+    scale = estimate.log_scale.clamp(-7, 2)
+    likelihood = (error * torch.exp(-scale) + scale).mean()
+    return squared + 0.1 * depth + 0.02 * likelihood
+
+
+def schedule(step: int, steps: int) -> float:
+    """Warm-up over 200 steps, constant, linear to zero over the last quarter."""
+    return min(1.0, (step + 1) / 200) * min(1.0, max(0.01, (1 - step / steps) / 0.25))
+
+
+def calibrate(network: MiniNetwork, pool: Pool, batches: int = 24) -> None:
+    """Measure the anchor's error by class: the unit in which the network's answer is counted."""
+    squared, count = torch.zeros(BINS), torch.zeros(BINS)
+    for _ in range(batches):
+        maps, truth, _ = unpack(pool.batch(8))
+        error = (maps.anchor - truth).pow(2).mean(dim=1, keepdim=True).flatten()
+        bins = maps.bins.long().flatten()
+        squared.index_add_(0, bins, error)
+        count.index_add_(0, bins, torch.ones_like(error))
+    measured = (squared / count.clamp_min(1)).sqrt()
+    sigma = torch.where(count > 2000, measured, network.sigma.cpu())
+    halves = [torch.cummax(sigma[:8], 0).values, torch.cummax(sigma[8:], 0).values]
+    network.sigma.copy_(torch.cat(halves).clamp_min(0.02))
+
+
+def _trained(network: MiniNetwork, stage: str) -> list[torch.nn.Parameter]:
+    parts: dict[str, list[torch.nn.Module]] = {
+        "joint": [network],
+        "prior": [network.time, network.prior, network.last],
+        "geometric": [network.geometric],
+        "stereo": [network.stereo],
+    }
+    network.requires_grad_(False)
+    for part in parts[stage]:
+        part.requires_grad_(True)
+    return [p for p in network.parameters() if p.requires_grad]
+
+
+def _state_files(plan: Plan) -> tuple[Path, Path, Path]:
+    return (plan.out / "state.safetensors", plan.out / "ema.safetensors", plan.out / "run.json")
+
+
+def _save(plan, network, optimizer, mean: dict[str, Tensor], step: int) -> None:  # noqa: ANN001
+    state, ema, facts = _state_files(plan)
+    tensors = {f"weights/{k}": v.contiguous() for k, v in network.state_dict().items()}
+    tensors |= {f"adam/{name}": value.contiguous() for name, value in _moments(network, optimizer)}
+    for path, content in ((state, tensors), (ema, {k: v.contiguous() for k, v in mean.items()})):
+        save_file(content, path.with_suffix(".part"))
+        path.with_suffix(".part").replace(path)
+    plain = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(plan).items()}
+    facts.write_text(json.dumps({"step": step, "plan": plain}, indent=1))
+
+
+def _moments(network, optimizer) -> Iterator[tuple[str, Tensor]]:  # noqa: ANN001
+    for name, parameter in network.named_parameters():
+        for moment, value in optimizer.state.get(parameter, {}).items():
+            yield f"{moment}/{name}", value.clone()
+
+
+def _resume(plan, network, optimizer, mean: dict[str, Tensor]) -> int:  # noqa: ANN001
+    state, ema, facts = _state_files(plan)
+    if not facts.exists():
+        return 0
+    tensors = load_file(state)
+    network.load_state_dict({k[8:]: v for k, v in tensors.items() if k.startswith("weights/")})
+    for name, parameter in network.named_parameters():
+        moments = ("step", "exp_avg", "exp_avg_sq")
+        found = {m: tensors[f"adam/{m}/{name}"] for m in moments if f"adam/{m}/{name}" in tensors}
+        if found:
+            optimizer.state[parameter] = found
+    mean.update(load_file(ema))
+    return int(json.loads(facts.read_text())["step"])

@@ -1,0 +1,111 @@
+"""What the mini network is shown for one target: one path for training and for use.
+
+Everything comes from the two memories: the weight-free view of the target with its confidence
+(the anchor), the cloud's splat, and the reference views fetched at the target's 3D points.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from worldstereo import fusion
+from worldstereo.cameras import Cameras
+from worldstereo.render import RenderResult
+from worldstereo.scene import View
+
+REFERENCES = 3
+"""Reference views the network attends to; fewer are padded with empty ones."""
+
+BINS = 16
+"""Classes of expected error: eight of confidence where known, eight of distance in holes."""
+
+
+class MiniInputs(NamedTuple):
+    """Maps of one target, or of a batch of them; colours in [-1, 1]."""
+
+    anchor: Float[Tensor, "*B 3 H W"]
+    known: Float[Tensor, "*B 1 H W"]
+    bins: Float[Tensor, "*B 1 H W"]
+    """Class of expected error, a whole number in 0 .. BINS - 1."""
+    closeness: Float[Tensor, "*B 1 H W"]
+    """Median depth over depth, minus 1; at most 9."""
+    splat: Float[Tensor, "*B 4 H W"]
+    """The cloud's colour, and 1 where it was seen."""
+    rays: Float[Tensor, "*B 6 H W"]
+    """Plücker rays in the first reference's frame, lengths in median depths."""
+    references: Float[Tensor, "*B R 6 H W"]
+    """Colour, agreement in [0, 1], angle in radians, distance of the camera in median depths."""
+
+
+def make_inputs(
+    target: Cameras,
+    color: Float[Tensor, "3 H W"],
+    depth: Float[Tensor, "1 H W"],
+    confidence: Float[Tensor, "1 H W"],
+    known: Bool[Tensor, "1 H W"],
+    views: Sequence[View],
+    splat: RenderResult | None,
+    unit: float,
+) -> MiniInputs:
+    """The maps of one target; `views` are its references, the best first."""
+    h, w = target.height, target.width
+    seen = depth[depth > 0]
+    middle = float(seen.median()) if len(seen) > 0 else unit
+    closeness = (middle / depth.clamp_min(0.1 * middle) - 1).where(depth > 0, torch.tensor(0.0))
+    pose = fusion.pose_of(target, unit)
+    z = depth[0].numpy().astype(np.float32) / np.float32(unit)
+    maps = []
+    for view in list(views)[:REFERENCES]:
+        work = fusion.working(view, unit)
+        fetched, agreement, angle = fusion.fetch(z, pose, work)
+        far = float(np.linalg.norm(work.pose.position - pose.position)) * unit / middle
+        valid = agreement > 0
+        rest = np.stack([agreement, np.where(valid, angle, 0), valid * min(far, 2.0)])
+        colors = np.where(valid[..., None], fetched * 2 - 1, 0).transpose(2, 0, 1)
+        maps.append(torch.from_numpy(np.concatenate([colors, rest]).astype(np.float32)))
+    while len(maps) < REFERENCES:
+        maps.append(torch.zeros(6, h, w))
+    if splat is None:
+        cloud = torch.zeros(4, h, w)
+    else:
+        cloud = torch.cat([(splat.color * 2 - 1) * splat.mask, splat.mask.float()])
+    return MiniInputs(
+        anchor=color * 2 - 1,
+        known=known.float(),
+        bins=error_bins(confidence, known),
+        closeness=closeness.clamp(-1, 9),
+        splat=cloud,
+        rays=_rays(target, views[0].cameras if len(views) > 0 else target, middle),
+        references=torch.stack(maps),
+    )
+
+
+def error_bins(
+    confidence: Float[Tensor, "1 H W"], known: Bool[Tensor, "1 H W"]
+) -> Float[Tensor, "1 H W"]:
+    """Class of expected error: falling confidence where known, growing distance in holes."""
+    import cv2
+
+    hole = (~known[0]).numpy().astype(np.uint8)
+    distance = torch.from_numpy(cv2.distanceTransform(hole, cv2.DIST_L2, 3))[None]
+    sure = (7 - (confidence * 8).floor()).clamp(0, 7)
+    return torch.where(known, sure, 8 + distance.clamp_min(1).log2().floor().clamp(0, 7))
+
+
+def _rays(target: Cameras, first: Cameras, unit: float) -> Float[Tensor, "6 H W"]:
+    """Rays of the target in another camera's frame: the network never sees the world's axes."""
+    motion = first.w2c @ target.c2w
+    motion = torch.cat(
+        [motion[:, :3], motion[:, 3:] / torch.tensor([unit, unit, unit, 1])[:, None]], 1
+    )
+    here = Cameras(target.K, motion, target.width, target.height)
+    return here.plucker(target.height, target.width)
+
+
+def batched(items: Sequence[MiniInputs]) -> MiniInputs:
+    """Several targets of one size as a batch."""
+    return MiniInputs(*(torch.stack(maps) for maps in zip(*items, strict=True)))

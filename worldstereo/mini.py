@@ -1,0 +1,255 @@
+"""`MiniGenerator`: small trained weights on top of the weight-free view; a second on a CPU.
+
+The weight-free view is the anchor; the network adds a learned correction to it, steered by the
+global geometric memory (splat, holes, depth, rays) and by the spatial-stereo memory (reference
+views at the target's 3D correspondences). It returns colour, depth and confidence, and says from
+its own attention whether a pixel was remembered or invented. Architecture: `_mini_network.py`;
+how it was trained: `train/README.md`; figures and limits: `weights/mini/MODEL_CARD.md`.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from worldstereo._mini_inputs import MiniInputs, batched, make_inputs
+from worldstereo._mini_network import Estimate, MiniNetwork
+from worldstereo.control import GuideFrame, splat_cloud
+from worldstereo.errors import WeightsMissing
+from worldstereo.generator import (
+    Frame,
+    GenerationRequest,
+    GeneratorLimits,
+    OnStep,
+    WarpGenerator,
+    ignore,
+    patch_features,
+    repeat_inventions,
+)
+from worldstereo.intake import generated
+from worldstereo.scene import Origin, View
+
+FOLDER = Path(__file__).parent / "weights" / "mini"
+VERSION = 1
+"""Of the architecture; weights of another version are refused by name."""
+TILE, OVERLAP = (832, 480), 64
+
+
+class MiniGenerator:
+    """A learned correction of the weight-free view.
+
+    Args:
+        folder: holds `config.json` and `weights-*.safetensors`; the package's own by default.
+        steps: 1 (default), 2 or 4 sampling steps; more steps renew texture in holes only.
+        stereo, geometric: False leaves one control branch out.
+
+    Raises:
+        WeightsMissing: the files are not there, are cut short, or belong to another version.
+    """
+
+    limits = GeneratorLimits(name="mini", size_multiple=16, steps=(1, 4, 1), seconds_per_frame=1.2)
+
+    def __init__(
+        self,
+        folder: Path = FOLDER,
+        *,
+        steps: int = 1,
+        stereo: bool = True,
+        geometric: bool = True,
+        device: str = "cpu",
+    ) -> None:
+        if steps not in (1, 2, 4):
+            raise ValueError(f"steps must be 1, 2 or 4 for the mini generator, got {steps}.")
+        self.steps, self.stereo, self.geometric, self.device = steps, stereo, geometric, device
+        self.network = load_network(folder).to(device, memory_format=torch.channels_last)
+        self._warp = WarpGenerator()
+
+    def new_memories(self, max_points: int = 2_000_000):  # noqa: ANN201  (as WarpGenerator)
+        """The weight-free generator's memories: features are patches, nothing is learned there."""
+        return self._warp.new_memories(max_points)
+
+    def encode(self, color: Float[Tensor, "T 3 H W"]) -> Float[Tensor, "T 48 h w"]:
+        return patch_features(color)
+
+    def __call__(self, request: GenerationRequest, on_step: OnStep = ignore) -> Iterator[Frame]:
+        self.limits.check(request.trajectory)
+        total = len(request.trajectory)
+        made: list[View] = []
+        for t in range(total):
+            on_step(t, total, f"View {t + 1} of {total}, refining what memory shows")
+            known = request.guide[t]
+            base = repeat_inventions(known, made, request.unit, request.seed)
+            frame = self.refine(base, known, request, seed=request.seed + t)
+            made.append(
+                generated(
+                    frame.color,
+                    frame.depth,
+                    frame.origin,
+                    frame.confidence,
+                    known.camera,
+                    step=request.step,
+                    frame=t,
+                )
+            )
+            yield frame
+        on_step(total, total, f"{total} of {total} views made")
+
+    def refine(
+        self, base: Frame, known: GuideFrame, request: GenerationRequest, *, seed: int = 0
+    ) -> Frame:
+        """One frame: the anchor corrected, its origin and confidence from the network's own say."""
+        views = [request.views[i] for i in known.references]
+        splat = splat_cloud(request.guide.scene, known.camera) if self.geometric else None
+        maps = make_inputs(
+            known.camera,
+            base.color,
+            base.depth,
+            base.confidence,
+            known.mask,
+            views,
+            splat,
+            request.unit,
+        )
+        estimate, found = self.estimate(maps, seed=seed)
+        color = (estimate.color[0] + 1) / 2
+        # The rig is pasted, never redrawn.
+        fixed = base.origin == int(Origin.RIG)
+        color = torch.where(fixed, base.color, color).clamp(0, 1)
+        middle = float(base.depth[base.depth > 0].median()) if bool((base.depth > 0).any()) else 1.0
+        learned = middle / (1 + estimate.closeness[0]).clamp_min(0.1)
+        depth = torch.where(known.mask & (base.depth > 0), base.depth, learned)
+        confidence = torch.exp(-estimate.log_scale[0].exp() / 0.1).clamp(0.02, 1)
+        origin = base.origin.clone()
+        # Where the memories were silent but the attention found a reference, it was not invented.
+        heard = (found > 0.5) & (origin == int(Origin.INVENTED)) & known.mask
+        origin[heard] = int(Origin.STEREO)
+        return Frame(color, depth, origin, confidence, found, base.references)
+
+    @torch.inference_mode()
+    def estimate(
+        self, maps: MiniInputs, *, seed: int = 0
+    ) -> tuple[Estimate, Float[Tensor, "1 H W"]]:
+        """The network's answer for one target, in tiles where it is large.
+
+        Returns:
+            The estimate (batch of one), and the share of attention on references per pixel.
+        """
+        height, width = maps.anchor.shape[-2:]
+        g = torch.Generator().manual_seed(seed)
+        noise = torch.randn(1, 3, height, width, generator=g)
+        whole = batched([maps])
+        if width <= TILE[0] and height <= TILE[1]:
+            return self._tile(whole, noise)
+        return self._tiled(whole, noise)
+
+    def _tile(self, maps: MiniInputs, noise: Tensor) -> tuple[Estimate, Tensor]:
+        height, width = noise.shape[-2:]
+        pad = (0, -width % 16, 0, -height % 16)
+        maps = MiniInputs(*(_padded(m, pad).to(self.device) for m in maps))
+        residuals, attention = self.network.control(
+            maps, geometric=self.geometric, stereo=self.stereo
+        )
+        padded = _padded(noise, pad).to(self.device)
+        estimate = self.network.sample(maps, self.steps, residuals, padded)
+        if attention is None:
+            found = torch.zeros_like(maps.known)
+        else:
+            share = 1 - attention[:, -1].mean(dim=1, keepdim=True)
+            found = F.interpolate(share, scale_factor=2, mode="nearest")
+        crop = (..., slice(0, height), slice(0, width))
+        cropped = Estimate(*(value[crop].float().cpu() for value in estimate))
+        return cropped, found[0][crop].float().cpu()
+
+    def _tiled(self, maps: MiniInputs, noise: Tensor) -> tuple[Estimate, Tensor]:
+        """Overlapping tiles blended by a ramp: the network sees about 100 px around a pixel."""
+        height, width = noise.shape[-2:]
+        total: list[Tensor] | None = None
+        weight = torch.zeros(1, 1, height, width)
+        for y, h in _spans(height, TILE[1]):
+            for x, w in _spans(width, TILE[0]):
+                crop = (..., slice(y, y + h), slice(x, x + w))
+                estimate, found = self._tile(MiniInputs(*(m[crop] for m in maps)), noise[crop])
+                ramp = _ramp(h)[:, None] * _ramp(w)[None, :]
+                parts = [*estimate, found[None]]
+                if total is None:
+                    total = [torch.zeros(*p.shape[:-2], height, width) for p in parts]
+                for whole, part in zip(total, parts, strict=True):
+                    whole[crop] += part * ramp
+                weight[crop] += ramp
+        assert total is not None
+        *estimate, found = [part / weight for part in total]
+        return Estimate(*estimate), found[0]
+
+
+def load_network(folder: Path = FOLDER) -> MiniNetwork:
+    """The network with its weights, in float32.
+
+    Raises:
+        WeightsMissing: files missing, cut short, or of another version; the line says which.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    config_file = folder / "config.json"
+    if not config_file.is_file():
+        raise WeightsMissing(
+            "The mini generator's weights are not installed; use the warp generator."
+        )
+    try:
+        config = json.loads(config_file.read_text())
+        version, names = config["version"], list(config["files"])
+    except (ValueError, KeyError, TypeError):
+        raise WeightsMissing(
+            "mini/config.json cannot be read; install the package again."
+        ) from None
+    if version != VERSION:
+        raise WeightsMissing(f"mini weights are of version {version}; version {VERSION} is needed.")
+    tensors: dict[str, Tensor] = {}
+    for name in names:
+        try:
+            tensors |= load_file(folder / Path(str(name)).name)
+        except (SafetensorError, OSError):
+            raise WeightsMissing(
+                f"mini/{name} is missing or cut short; install it again."
+            ) from None
+    network = MiniNetwork()
+    wanted = network.state_dict()
+    if tensors.keys() != wanted.keys():
+        odd = sorted(tensors.keys() ^ wanted.keys())[0]
+        raise WeightsMissing(f"mini weights do not fit this version: {odd} is missing or foreign.")
+    for name, value in tensors.items():
+        if value.shape != wanted[name].shape or not bool(torch.isfinite(value).all()):
+            raise WeightsMissing(f"mini weights: {name} has another shape or is not finite.")
+    network.load_state_dict({name: value.float() for name, value in tensors.items()})
+    return network.eval()
+
+
+def _padded(x: Tensor, pad: tuple[int, int, int, int]) -> Tensor:
+    if not any(pad):
+        return x
+    flat = x.flatten(1, -3)
+    return F.pad(flat, pad, mode="replicate").reshape(*x.shape[:-2], *(
+        x.shape[-2] + pad[3], x.shape[-1] + pad[1]
+    ))  # fmt: skip
+
+
+def _spans(size: int, tile: int) -> list[tuple[int, int]]:
+    """Starts and lengths of overlapping tiles along one axis; starts are multiples of 16."""
+    if size <= tile:
+        return [(0, size)]
+    step = tile - OVERLAP
+    starts = list(range(0, size - tile, step)) + [(size - tile) // 16 * 16]
+    return [
+        (start, min(tile, size - start) if start != starts[-1] else size - start)
+        for start in starts
+    ]
+
+
+def _ramp(n: int) -> Tensor:
+    """Weight of a tile's rows: small at its rim, 1 inside."""
+    i = torch.arange(n) + 1.0
+    return torch.minimum(torch.minimum(i, i.flip(0)) / OVERLAP, torch.tensor(1.0))
