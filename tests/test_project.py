@@ -333,7 +333,7 @@ LIES = {
     "shape": lambda m: m["state"]["geometry"]["items"]["points"].update(shape=[2**40, 3]),
     "key": lambda m: m["state"]["geometry"]["items"]["points"].update(key=["x"]),
     "bomb": lambda m: m["state"]["geometry"]["items"]["points"].update(
-        {"in": m["state"]["geometry"]["items"]["points"]["in"][:1] * 900_000}
+        {"in": m["state"]["geometry"]["items"]["points"]["in"][:1] * 99_000}
     ),
     "text for a size": lambda m: m["state"]["scene"]["views"][0]["cameras"].update(width="9"),
     "size": lambda m: m["state"]["scene"]["views"][0]["cameras"].update(width=38),

@@ -145,7 +145,7 @@ class Writer:
         names = [self._known.get(tensor) for tensor in tensors.values()]
         first = names[0]
         if first is None or any(n != first for n in names) or not self._found(first):
-            first = [self._member({k: _alone(t) for k, t in tensors.items()})]
+            first = [self._member(_apart(tensors))]
             for tensor in tensors.values():
                 self._known.put(tensor, first)
         return {name: _reference(t, first, name) for name, t in tensors.items()}
@@ -155,7 +155,7 @@ class Writer:
             raise TypeError(f"A tensor of {tensor.dtype} cannot be saved in a project.")
         if tensor.nbytes < SMALL or tensor.ndim == 0:
             key = f"t{len(self._small)}"
-            self._small[key] = _alone(tensor)
+            self._small[key] = _plain(tensor).clone()
             return _reference(tensor, ["small"], key)
         names = self._known.get(tensor)
         if names is None or not self._found(names):
@@ -185,9 +185,12 @@ def _plain(tensor: Tensor) -> Tensor:
     return tensor.detach().cpu().contiguous()
 
 
-def _alone(tensor: Tensor) -> Tensor:
-    """A copy with memory of its own: safetensors refuses tensors that share theirs."""
-    return _plain(tensor).clone()
+def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """safetensors refuses tensors that share memory: then copies, with memory of their own."""
+    plain = {name: _plain(tensor) for name, tensor in tensors.items()}
+    if len({tensor.untyped_storage().data_ptr() for tensor in plain.values()}) == len(plain):
+        return plain
+    return {name: tensor.clone() for name, tensor in plain.items()}
 
 
 def _reference(tensor: Tensor, names: list[str], key: str) -> dict[str, Any]:
@@ -334,8 +337,14 @@ def fits(value: Any, hint: Any) -> bool:
 # ---- what must fit together ----------------------------------------------------------------------
 
 
-def _finite(*tensors: Tensor) -> bool:
-    return all(bool(torch.isfinite(t).all()) for t in tensors)
+def _finite(*tensors: Tensor, lowest: float = -torch.inf) -> bool:
+    """No NaN, no infinity, nothing below `lowest`; one pass, and NaN fails every comparison."""
+    for tensor in tensors:
+        if tensor.numel() > 0:
+            low, high = (float(v) for v in tensor.aminmax())
+            if not (low >= lowest and -torch.inf < low and high < torch.inf):
+                return False
+    return True
 
 
 def _view(view: View) -> bool:
@@ -344,8 +353,8 @@ def _view(view: View) -> bool:
     return (
         all(tuple(t.shape) == (n, *size) for t, n in zip(planes, (3, 1, 1, 1), strict=True))
         and view.cameras.batch_shape == view.given.batch_shape == ()
-        and _finite(view.depth, view.gain)
-        and bool((view.depth >= 0).all())
+        and _finite(view.gain)
+        and _finite(view.depth, lowest=0.0)
         and int(view.kind.max()) <= max(DepthKind)
         and view.step >= 0
     )
