@@ -4,7 +4,10 @@ It is a real `World` over two turned cameras in the two-wall room; only the part
 a browser are stood in for.
 """
 
+import gc
+import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +23,17 @@ from worldstereo.scene import Clip, Origin, PointCloud, Scene, View
 from worldstereo.trajectory import Trajectory
 
 WIDTH, HEIGHT = 53, 41
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Gradio leaves event loops open while it is imported and while it builds a page."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        try:
+            yield
+        finally:
+            gc.collect()
 
 
 def small_scene(*, clips: int = 1, views: int = 3) -> Scene:
@@ -239,6 +253,7 @@ class FakeSessions:
     def __init__(self, *sessions: FakeSession) -> None:
         self.known = {session.token: session for session in sessions}
         self.generators = choices()
+        self.shared = SimpleNamespace(pace={})
         self.examples = (
             SimpleNamespace(key="room", label="Room", thumbnail=None, credit="CC0"),
             SimpleNamespace(key="shelf", label="Shelf", thumbnail=None, credit="CC0"),

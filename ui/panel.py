@@ -182,7 +182,7 @@ class Panel(Core):
         name = plan_generator(session)
         width, height = plan.cameras.width, plan.cameras.height
         seconds = session.estimate(name, len(plan), width, height)
-        label, measured = session.generators[name].label, name in self.sessions.pace
+        label, measured = session.generators[name].label, name in self.sessions.shared.pace
         return piece.cost(len(plan), width, height, label, seconds, measured)
 
     def _why_not(self, session: Session) -> dict[str, str]:
@@ -222,7 +222,12 @@ class Panel(Core):
             first[self.message] = piece.failed(
                 "The world in the address is closed; this is a new one."
             )
-        yield first | self.refresh(session)
+        yield first
+        yield from self.guarded(self.on_opened)(session.token)
+
+    def on_opened(self, session: Session) -> Iterator[Updates]:
+        """The page has its world: show it, and follow what runs in it."""
+        yield self.refresh(session)
         if running(session):
             yield from self.follow(session)
         else:

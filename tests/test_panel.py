@@ -1,0 +1,484 @@
+"""The page's handlers as plain functions, its HTML, and what it promises to browsers."""
+
+import html
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.fake_session import HEIGHT, WIDTH, FakeSession, FakeSessions, quietly, small_scene
+from worldstereo.errors import Cancelled, WorldBusy, WorldStereoError
+from worldstereo.generator import GeneratorLimits
+from worldstereo.scene import Scene
+from worldstereo.trajectory import PRESETS
+
+with quietly():
+    from ui import panel_html as piece
+    from ui.panel import Panel
+    from ui.panel_core import BUG, EXPIRED
+    from ui.panel_plan import Settings, accepted_frames, plan, reframed, sizes
+
+UI = Path(__file__).resolve().parent.parent / "ui"
+
+
+@pytest.fixture(scope="module")
+def panel() -> Panel:
+    with quietly():
+        return Panel(FakeSessions())  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def session(panel: Panel) -> FakeSession:
+    session = FakeSession()
+    panel.sessions.known["token"] = session  # type: ignore[attr-defined]
+    return session
+
+
+def settings_of(session: FakeSession, preset: str = "orbit", **changes: Any) -> Settings:
+    values = {"value": 20, "start": "first", "frames": 5, "size": "", "generator": "warp"}
+    return Settings.of(preset, *(values | changes).values())
+
+
+def text_of(update: Any) -> str:
+    value = update["value"] if isinstance(update, dict) and "value" in update else update
+    return html.unescape(re.sub(r"<[^>]+>", " ", str(value)))
+
+
+# ---- the whole page ------------------------------------------------------------------------------
+
+
+def test_no_event_of_the_page_is_public(panel):
+    for function in panel.demo.fns.values():
+        assert function.api_visibility == "private"
+
+
+def test_every_control_has_a_label(panel):
+    """A control that is only an icon gets its words from the script."""
+    import gradio as gr
+
+    named = (gr.Slider, gr.Radio, gr.Number, gr.Textbox, gr.Checkbox, gr.Dropdown)
+    for block in panel.demo.blocks.values():
+        if isinstance(block, named):
+            assert block.label and not block.label.endswith(":")
+        if isinstance(block, gr.Button):
+            assert block.value
+
+
+def test_the_page_asks_nothing_of_the_outside():
+    for name in ("panel.css", "panel.js"):
+        text = (UI / name).read_text(encoding="utf-8")
+        assert not re.search(r"https?://|@import|//[a-z]+\.", text.replace("http://www.w3.org", ""))
+    from ui.panel_theme import theme
+
+    assert theme()._stylesheets == []
+
+
+def test_the_stylesheet_has_no_comma_inside_a_selector_function():
+    """Gradio puts its prefix at every comma of a selector, also inside :is() and :has()."""
+    css = re.sub(r"/\*.*?\*/", "", (UI / "panel.css").read_text(encoding="utf-8"), flags=re.S)
+    selectors = re.findall(r"([^{}]+)\{", css)
+    assert len(selectors) > 100
+    assert not [s for s in selectors if re.search(r":(is|has|not|where)\([^()]*,", s)]
+    assert css.count("\n") < 150
+
+
+def test_icons_of_the_page_exist_with_their_licence():
+    used = set(re.findall(r'icon(?:_button)?\("([a-z0-9-]+)"', (UI / "panel_html.py").read_text()))
+    assert len(used) > 4
+    for name in used:
+        assert piece.icon(name).startswith("<svg")
+    assert "ISC License" in (piece.ICONS / "LICENSE-lucide").read_text(encoding="utf-8")
+
+
+def test_a_key_of_the_map_is_bound_by_the_script():
+    script = (UI / "panel.js").read_text(encoding="utf-8")
+    table = script[script.index("const keys = {") : script.index("const arrows")]
+    bound = set(re.findall(r"(?:^|[\s,])'?([^\s',]+?)'?: \(\) =>", table))
+    told = {one for key, _ in piece.KEYS for one in re.split(r",? ", key)}
+    flying = set("WASDQE") | {"drag", "wheel", "Shift", "to", "1", "5"}  # viser's own, and tabs
+    bound = {key.lower().replace("escape", "esc") for key in bound}
+    assert {key.lower() for key in told - flying} == bound
+
+
+# ---- text that came from somebody ----------------------------------------------------------------
+
+
+class Tags(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        self.tags.append(tag)
+
+
+@given(st.text(max_size=60))
+@settings(max_examples=60, deadline=None)
+def test_a_name_never_becomes_markup(text):
+    """Neither HTML nor a mark of Gradio's templates survives, and the text itself does."""
+    page = piece.header(text, 1, 1, 0, "saved", "", "")
+    plain = piece.header("room", 1, 1, 0, "saved", "", "")
+    parsed, expected = Tags(), Tags()
+    parsed.feed(page)
+    expected.feed(plain)
+    assert parsed.tags == expected.tags
+    assert "${" not in page and "{{" not in page
+    assert html.unescape(piece.esc(text)) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.2, "1 s"), (17.4, "17 s"), (100, "2 min"), (7200, "2.0 h")]
+)
+def test_durations_have_units(seconds, text):
+    assert piece.duration(seconds) == text
+
+
+def test_reasons_survive_their_attribute():
+    why = {'#a[b="c"]': "It isn't <there> & {never} was."}
+    page = piece.reasons(why)
+    found = re.search(r'data-why="([^"]*)"', page)
+    assert found is not None
+    assert json.loads(html.unescape(found.group(1))) == why
+
+
+def test_the_strip_shows_given_made_and_what_comes():
+    scene = small_scene()
+    thumbnails = piece.Thumbnails()
+    strip = piece.film(scene.views, thumbnails, newest_step=1, planned=25)
+    assert strip.count("<img") == len(scene.views)
+    assert strip.count('class="pic new"') == 2
+    assert "given" in strip and "step 1" in strip and "25 planned" in strip
+    frames = [np.zeros((HEIGHT, WIDTH, 3), np.uint8)] * 3
+    running = piece.film(scene.views, thumbnails, making=frames, total=11)
+    assert "making 4 of 11" in running
+    assert "Views appear here" in piece.film((), thumbnails)
+
+
+def test_thumbnails_do_not_keep_their_views():
+    import gc
+
+    thumbnails = piece.Thumbnails()
+    scene = small_scene()
+    assert thumbnails(scene.views[0]) == thumbnails(scene.views[0])
+    del scene
+    gc.collect()
+    assert len(thumbnails._made) == 0
+
+
+# ---- the guard -----------------------------------------------------------------------------------
+
+
+def test_an_unknown_token_gets_one_line(panel):
+    answer = panel.guarded(panel.on_cancel)("nobody")
+    assert html.escape(EXPIRED) in answer[panel.message]
+
+
+def test_what_was_written_for_the_reader_is_shown_and_a_bug_is_not(panel, session, caplog):
+    def refuses(session: Any) -> dict:
+        raise WorldStereoError("The <file> is empty.")
+
+    def breaks(session: Any) -> dict:
+        raise ZeroDivisionError("secret path /home/x")
+
+    shown = panel.guarded(refuses)("token")[panel.message]
+    assert "The &lt;file&gt; is empty." in shown
+    shown = panel.guarded(breaks)("token")[panel.message]
+    assert piece.esc(BUG) in shown and "secret" not in shown
+    assert "secret" in caplog.text  # the log has it
+
+
+def test_a_handler_that_changes_nothing_still_answers(panel, session):
+    assert len(panel.guarded(lambda session: {})("token")) == 1
+
+
+# ---- planning ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+def test_each_tile_plans_a_path_of_the_size_and_length_asked_for(session, preset):
+    default = PRESETS[preset].parameter.default
+    size = sizes(session.scene, None)[1][1]
+    path = plan(session, settings_of(session, preset, value=default, size=size, frames=7))
+    assert len(path) == 7
+    assert f"{path.cameras.width}x{path.cameras.height}" == size
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"preset": "teleport"}, "no path named"),
+        ({"value": float("nan")}, "between"),
+        ({"value": 4000}, "between"),
+        ({"value": None}, "must be a number"),
+        ({"frames": 2.5}, "whole number"),
+        ({"frames": 0}, "between"),
+        ({"start": "there"}, "no start"),
+        ({"preset": "keyframes"}, "at least 2 keyframes"),
+        ({"preset": "flight"}, "Record a flight"),
+    ],
+)
+def test_a_value_out_of_range_is_refused_in_the_words_of_the_page(session, changes, words):
+    with pytest.raises(WorldStereoError, match=words) as refusal:
+        plan(session, settings_of(session, **changes))
+    assert "\n" not in str(refusal.value)
+
+
+def test_no_path_without_a_world():
+    with pytest.raises(WorldStereoError, match="There is no world yet"):
+        plan(FakeSession(Scene()), settings_of(FakeSession(Scene())))  # type: ignore[arg-type]
+
+
+@given(st.integers(1, 200), st.integers(1, 17), st.integers(1, 40), st.integers(0, 300))
+@settings(max_examples=60, deadline=None)
+def test_the_frames_on_offer_are_accepted(least, step, extra, wanted):
+    limits = GeneratorLimits(name="x", min_frames=least, max_frames=least + extra, frame_step=step)
+    frames = accepted_frames(wanted, limits)
+    assert least <= frames <= least + extra and (frames - least) % step == 0
+
+
+def test_the_sizes_on_offer_fit_the_generator_and_the_first_view(session):
+    limits = GeneratorLimits(name="x", size_multiple=16, max_pixels=640 * 512)
+    offered = [tuple(map(int, value.split("x"))) for _, value in sizes(session.scene, limits)]
+    assert offered
+    for width, height in offered:
+        assert width % 16 == 0 and height % 16 == 0 and width * height <= limits.max_pixels
+        assert abs(width / height - WIDTH / HEIGHT) < 0.1
+
+
+def test_another_shape_is_cropped_and_never_stretched(session):
+    """A pixel of the new picture looks where the same pixel of the old one did."""
+    camera = session.scene.views[0].cameras
+    wide = reframed(camera, 2 * WIDTH, HEIGHT)
+    assert float(wide.K[0, 0] / wide.K[1, 1]) == pytest.approx(
+        float(camera.K[0, 0] / camera.K[1, 1])
+    )
+    middle = camera.unproject(camera.K.new_tensor([[WIDTH / 2, HEIGHT / 2]]), camera.K.new_ones(1))
+    pixels, _ = wide.project(middle)
+    assert pixels[0].tolist() == pytest.approx([WIDTH, HEIGHT / 2], abs=1e-3)
+
+
+# ---- handlers ------------------------------------------------------------------------------------
+
+
+def plan_inputs(**changes: Any) -> list[Any]:
+    values = {
+        "preset": "orbit",
+        "value": 20,
+        "start": "first",
+        "frames": 5,
+        "size": "",
+        "name": "warp",
+    }
+    return list((values | changes).values())
+
+
+def test_a_tile_moves_the_slider_plans_and_previews(panel, session):
+    *_, last = list(panel.guarded(panel.path.on_preset)("token", *plan_inputs(preset="dolly")))
+    assert session.plan is not None and session.plan.name == "dolly"
+    assert "20 % unknown" not in text_of(last[panel.path.preview])
+    assert "% unknown" in text_of(last[panel.path.preview])
+    assert "Too close." in text_of(last[panel.path.preview])
+    assert session.asked[-1] == ("preview", (0,), {"final": True})
+
+
+def test_sliding_shows_a_draft_and_resting_the_final(panel, session):
+    list(panel.guarded(panel.path.on_plan)("token", *plan_inputs()))
+    panel.guarded(panel.path.on_scrub)("token", 3)
+    assert session.asked[-1] == ("preview", (2,), {"final": False})
+    panel.guarded(panel.path.on_rest)("token", 3)
+    assert session.asked[-1] == ("preview", (2,), {"final": True})
+    panel.guarded(panel.path.on_rest)("token", 999)  # the path became shorter meanwhile
+    assert session.asked[-1] == ("preview", (4,), {"final": True})
+
+
+def test_two_keyframes_make_a_path(panel, session):
+    list(panel.guarded(panel.path.on_keyframe)("token", *plan_inputs()))
+    assert session.plan is None
+    list(panel.guarded(panel.path.on_keyframe)("token", *plan_inputs()))
+    assert session.plan is not None and len(session.plan) == 5
+
+
+def test_a_recorded_flight_becomes_the_plan(panel, session):
+    list(panel.guarded(panel.path.on_record)("token", *plan_inputs()))
+    assert session.viewport.recording
+    list(panel.guarded(panel.path.on_record)("token", *plan_inputs(frames=7)))
+    assert session.plan is not None and session.plan.name == "flight" and len(session.plan) == 7
+
+
+WISH = ["warp", "", 7, "", "fused", 4, 5]
+
+
+def test_generate_starts_the_job_follows_it_and_shows_the_world(panel, session):
+    list(panel.guarded(panel.path.on_plan)("token", *plan_inputs()))
+    answers = list(panel.guarded(panel.on_generate)("token", *WISH))
+    name, values, named = next(asked for asked in session.asked if asked[0] == "explore")
+    assert values[0] is session.plan and named["seed"] == 7 and named["guide"] == "fused"
+    assert "prompt" not in named  # this generator reads none
+    strips = [answer[panel.film] for answer in answers if panel.film in answer]
+    assert any("making 2 of 2" in strip or "pic new" in strip for strip in strips)
+    busy = [answer[panel.go]["visible"] for answer in answers if panel.go in answer]
+    assert busy[0] is False and busy[-1] is True
+
+
+@pytest.mark.parametrize(
+    ("index", "value", "words"),
+    [
+        (0, "magic", "no generator named"),
+        (0, "diffusion", "No weights found"),
+        (2, -1, "seed must be between"),
+        (2, 0.5, "seed must be a whole number"),
+        (4, "none", "sees one of"),
+    ],
+)
+def test_a_bad_wish_is_refused_before_anything_starts(panel, session, index, value, words):
+    list(panel.guarded(panel.path.on_plan)("token", *plan_inputs()))
+    wish = [*WISH]
+    wish[index] = value
+    answers = list(panel.guarded(panel.on_generate)("token", *wish))
+    assert words in text_of(answers[-1][panel.message])
+    assert session.job is None
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (Cancelled("stopped"), "The world is unchanged"),
+        (WorldStereoError("room.zip: holds no picture."), "holds no picture"),
+        (MemoryError("secret"), BUG),
+    ],
+)
+def test_a_job_that_ends_badly_leaves_one_line(panel, session, error, words):
+    list(panel.guarded(panel.path.on_plan)("token", *plan_inputs()))
+    session.next_error = error
+    answers = list(panel.guarded(panel.on_generate)("token", *WISH))
+    lines = [text_of(a[panel.message]) for a in answers if panel.message in a]
+    assert words in lines[-1] and "secret" not in lines[-1]
+
+
+def test_cancel_asks_the_job_and_says_so(panel, session):
+    session.explore(None)
+    answer = panel.guarded(panel.on_cancel)("token")
+    assert session.job is not None and session.job.cancelled
+    assert answer[panel.stop]["interactive"] is False
+
+
+def test_undo_while_something_runs_is_refused_in_place(panel, session):
+    session.next_error = WorldBusy("This world is being changed.")
+    answer = panel.guarded(lambda s: panel.on_undo(s, {}))("token")
+    assert "being changed" in text_of(answer[panel.message])
+
+
+def test_a_visit_without_a_world_opens_the_first_example(panel):
+    class Request:
+        query_params = {"world": "lost"}
+
+    answers = list(panel.on_load(Request()))
+    token = answers[0][panel.token]
+    session = panel.sessions.get(token)
+    assert session.asked[0][:2] == ("example", ("room",))
+    assert f"viewport/{token}/" in answers[0][panel.stage.viewport]
+    assert "a new one" in text_of(answers[0][panel.message])
+    again = list(panel.on_load(type("R", (), {"query_params": {"world": token}})()))
+    assert again[0][panel.token] == token
+
+
+def test_uploads_must_have_arrived(panel, session, tmp_path):
+    for bad in (None, 5, str(tmp_path / "none.ply"), ["a"]):
+        answers = list(panel.guarded(panel.world.on_upload, panel.world.problem)("token", bad))
+        assert "did not arrive" in text_of(answers[-1][panel.world.problem])
+    file = tmp_path / "cloud.ply"
+    file.write_bytes(b"ply")
+    list(panel.guarded(panel.world.on_upload)("token", str(file)))
+    opened = [values for name, values, _ in session.asked if name == "open"]
+    assert opened == [(file, "cloud.ply")]
+
+
+def test_an_export_is_written_once_and_its_folder_removed(panel, session):
+    stream = panel.guarded(lambda s, *v: panel.export.on_export(s, *v))(
+        "token", {"key": "ply"}, False
+    )
+    answers = list(stream) if not isinstance(stream, dict) else [stream]
+    named = [a[panel.export.file] for a in answers if panel.export.file in a]
+    assert Path(named[-1]["value"]).name == "room-ply.bin"
+    assert not Path(named[-1]["value"]).exists()
+    assert session.asked[-1] == ("export", ("ply",), {"generated": False})
+
+
+def test_formats_that_cannot_be_written_say_why(panel):
+    empty = panel.export._formats(FakeSession(Scene()))
+    full = panel.export._formats(FakeSession())
+    assert empty.count("disabled") > full.count("disabled")
+    assert "Generate one first" in empty and "Generate one first" not in full
+
+
+# ---- what the page sends -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("data", [{}, {"view": 99}, {"view": "x"}, {"view": None}, {"view": -1}])
+def test_a_picture_that_is_not_there_is_refused(panel, session, data):
+    with pytest.raises(WorldStereoError):
+        panel.stage.on_fly(session, data)
+
+
+def test_flying_goes_to_the_view_itself(panel, session):
+    panel.stage.on_fly(session, {"view": "2"})
+    assert session.viewport.named("fly_to")[0][0] is session.scene.views[2].cameras
+
+
+@pytest.mark.parametrize(
+    ("renderer", "drawing"),
+    [
+        ("ANGLE (Google, Vulkan 1.3.0 (SwiftShader Device), SwiftShader driver)", "points"),
+        ("llvmpipe (LLVM 15.0.7, 256 bits)", "points"),
+        ("ANGLE (NVIDIA, NVIDIA GeForce RTX 3060, OpenGL 4.5)", "surface"),
+        ("Apple M2", "surface"),
+        ("none", "points"),
+    ],
+)
+def test_the_renderer_chooses_the_drawing(panel, session, renderer, drawing):
+    panel.stage.on_renderer(session, {"name": renderer})
+    assert session.asked[-1] == ("set_drawing", (drawing,), {"by_hand": False})
+
+
+def test_a_click_in_the_stage_opens_memory_on_the_point(panel, session):
+    view = session.scene.views[0]
+    at = view.cameras.unproject(
+        view.cameras.K.new_tensor([[20.5, 17.5]]), view.depth[0, 17, 20][None]
+    )[0]
+    answer = panel.stage.on_stage(session, {"kind": "pick", "point": at.tolist()}, "Pixel")
+    assert answer[panel.tabs]["selected"] == "memory"
+    assert "<line" in answer[panel.memory.card] or "Attention" in answer[panel.memory.card]
+    with pytest.raises(WorldStereoError, match="No remembered view"):
+        panel.stage.on_stage(session, {"kind": "pick", "point": [1e3, 1e3, -1e3]}, "Pixel")
+    with pytest.raises(WorldStereoError):
+        panel.stage.on_stage(session, {"kind": "pick", "point": [1, 2]}, "Pixel")
+
+
+def test_a_click_in_a_picture_lands_on_that_pixel(panel, session):
+    answer = panel.memory.on_pixel(session, {"view": "3", "x": 0.5, "y": 0.25}, 1, "Pixel")
+    assert answer[panel.memory.u] == WIDTH // 2 and answer[panel.memory.v] == HEIGHT // 4
+    assert answer[panel.memory.view]["value"] == 4
+    card = answer[panel.memory.card]
+    assert "confidence" in card and 'id="attention"' in card
+    assert session.viewport.named("show_matches")[-1][0] is not None
+    with pytest.raises(WorldStereoError, match="place in the picture"):
+        panel.memory.on_pixel(session, {"view": "3", "x": "nan", "y": 0}, 1, "Pixel")
+
+
+@pytest.mark.parametrize("mode", ["References", "Sources", "Pixel"])
+def test_each_mode_of_memory_shows_the_view(panel, session, mode):
+    answer = panel.memory.on_mode(session, 4, 0, 0, mode)
+    assert 'id="pixels"' in answer[panel.memory.card] and "View 4" in answer[panel.memory.card]
+    given = panel.memory.on_mode(session, 1, 0, 0, mode)
+    assert "given" in given[panel.memory.card]
+
+
+def test_an_unknown_event_of_the_stage_changes_nothing_of_note(panel, session):
+    answer = panel.stage.on_stage(session, {"kind": "surprise"}, "Pixel")
+    assert set(answer) == {panel.stage.hud, panel.stage.tools}
