@@ -38,7 +38,8 @@ class BrickHash:
     @staticmethod
     def fit(points: Float[np.ndarray, "n 3"], threshold: float) -> float:
         """Cell edge for a cloud and a radius: a few points per cell, a few cells per ball."""
-        edge = cell_size(points) if len(points) >= 64 else 2 * threshold
+        # Half the grid's edge: a visited point of a chain costs more than an empty cell.
+        edge = cell_size(points) / 2 if len(points) >= 64 else 2 * threshold
         edge = max(edge, threshold / 2, 1e-30)
         return edge if np.isfinite(edge) else 1.0
 

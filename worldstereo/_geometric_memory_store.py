@@ -191,7 +191,7 @@ class PointStore:
             self._reach = _extent(self.column("point"))
         return self._reach
 
-    def _touch(self, *slots: Int[np.ndarray, "n"]) -> None:
+    def _touch(self, *slots: np.ndarray) -> None:
         if self._touched is not None:
             self._touched.extend(slots)
 

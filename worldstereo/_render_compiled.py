@@ -36,7 +36,7 @@ def render_compiled(
     colors: Float[Tensor, "N 3"] | None,
     cameras: Cameras,
     radius: int,
-    near: float,
+    near: float | int,
     tree: MortonTree | None,
 ) -> RenderResult:
     """`render_points` on the CPU, bit for bit what `render_torch` gives."""
@@ -106,7 +106,7 @@ class Cloud:
         self.columns, self.n, self.tree = (x, y, z, order), n, tree
 
     def blocks(
-        self, rows: Float[np.ndarray, "5 3"], footprint: Footprint, near: float
+        self, rows: Float[np.ndarray, "5 3"], footprint: Footprint, near: float | int
     ) -> np.ndarray:
         """Numbers of the blocks of `BLOCK` points that may reach the image."""
         blocks = -(-self.n // BLOCK)
@@ -119,7 +119,7 @@ class Cloud:
         return out[: kernels.visible_blocks(self.tree.box, first, blocks, planes, position, out)]
 
     def splat(
-        self, rows: Float[np.ndarray, "5 3"], footprint: Footprint, near: float, pieces: int
+        self, rows: Float[np.ndarray, "5 3"], footprint: Footprint, near: float | int, pieces: int
     ) -> np.ndarray:
         """The padded z-buffer of one camera."""
         blocks = self.blocks(rows, footprint, near)
@@ -150,7 +150,7 @@ class Cloud:
 
 
 def frustum(
-    rows: Float[np.ndarray, "5 3"], footprint: Footprint, near: float
+    rows: Float[np.ndarray, "5 3"], footprint: Footprint, near: float | int
 ) -> Float[np.ndarray, "5 4"]:
     """Planes relative to the camera's position, inside where `a x + b y + c z + d >= 0`."""
     a, b, axis = (rows[i].astype(np.float64) for i in (0, 1, 3))

@@ -4,6 +4,9 @@ World space is right-handed, distances are in scene units. The points are kept o
 `PointStore`; on another device queries and renders read a mirror that is refreshed after a change.
 The learned parts are `PointFeatures`. A row is the position of a point in `points`: the order of
 `initialize`, then the order of adding.
+
+Tensors that come from outside are annotated without shapes: the methods check those themselves and
+say in one line what is wrong.
 """
 
 import json
@@ -14,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from worldstereo._geometric_memory_checks import (
@@ -103,18 +106,24 @@ class GlobalGeometricMemory(nn.Module):
 
     def initialize(
         self,
-        points: Float[Tensor, "N 3"],
-        features: Float[Tensor, "N D"] | None = None,
-        colors: Float[Tensor, "N 3"] | None = None,
+        points: Tensor,
+        features: Tensor | None = None,
+        colors: Tensor | None = None,
         *,
-        normals: Float[Tensor, "N 3"] | None = None,
-        radii: Float[Tensor, "N"] | None = None,
-        confidence: Float[Tensor, "N"] | None = None,
-        source: int | Int[Tensor, "N"] | None = None,
+        normals: Tensor | None = None,
+        radii: Tensor | None = None,
+        confidence: Tensor | None = None,
+        source: int | Tensor | None = None,
     ) -> None:
         """Replaces the memory. Above capacity the cloud is thinned evenly, which the log says.
 
-        Without features they are computed from coordinates and colours whenever they are asked for.
+        Args:
+            points: (N, 3), any N.
+            features: (N, point_cloud_dim); without them they are computed from coordinates and
+                colours whenever they are asked for.
+            colors: (N, 3) in [0, 1].
+            normals: (N, 3), made unit length; radii (N,) in scene units; confidence (N,) in [0, 1].
+            source: a number for all points or one for each, kept for provenance.
 
         Raises:
             ValueError: wrong shape, dtype, device or width, an entry that is not finite, a colour
@@ -132,16 +141,16 @@ class GlobalGeometricMemory(nn.Module):
 
     def update(
         self,
-        new_points: Float[Tensor, "M 3"],
-        camera_pose: Float[Tensor, "4 4"],
-        features: Float[Tensor, "M D"] | None = None,
-        colors: Float[Tensor, "M 3"] | None = None,
-        merge_threshold: float = 0.01,
-        confidence: Float[Tensor, "M"] | None = None,
+        new_points: Tensor,
+        camera_pose: Tensor,
+        features: Tensor | None = None,
+        colors: Tensor | None = None,
+        merge_threshold: float | int = 0.01,
+        confidence: Tensor | None = None,
         *,
-        normals: Float[Tensor, "M 3"] | None = None,
-        radii: Float[Tensor, "M"] | None = None,
-        source: int | Int[Tensor, "M"] | None = None,
+        normals: Tensor | None = None,
+        radii: Tensor | None = None,
+        source: int | Tensor | None = None,
     ) -> UpdateResult:
         """Takes in what a camera saw.
 
@@ -149,6 +158,10 @@ class GlobalGeometricMemory(nn.Module):
         them: every given column becomes the mean weighted by observations. New points that share a
         cell of that size collapse into one. What is left is added, and the points observed longest
         ago go where the capacity is exceeded. The result depends on neither threads nor blocks.
+
+        Args:
+            new_points: (M, 3); the other columns as in `initialize`, one row for each.
+            camera_pose: (4, 4) `c2w` of the camera that saw them.
 
         Raises:
             ValueError: as `initialize`; also a negative threshold or a pose that `Cameras` refuses.
@@ -173,9 +186,9 @@ class GlobalGeometricMemory(nn.Module):
 
     def prune(
         self,
-        min_confidence: float | None = None,
-        min_observations: int | None = None,
-        keep: Bool[Tensor, "N"] | None = None,
+        min_confidence: float | int | None = None,
+        min_observations: int | float | None = None,
+        keep: Tensor | None = None,
     ) -> int:
         """Removes rows below a limit or not kept, and returns how many; the rest keep order.
 
@@ -221,7 +234,7 @@ class GlobalGeometricMemory(nn.Module):
 
     def query(
         self,
-        query_points: Float[Tensor, "B Q 3"],
+        query_points: Tensor,
         camera_params: Cameras | None = None,
         aggregation: str = "weighted",
     ) -> Float[Tensor, "B Q F"]:
@@ -245,7 +258,7 @@ class GlobalGeometricMemory(nn.Module):
         )
 
     def neighbors(
-        self, query_points: Float[Tensor, "B Q 3"], k: int | None = None
+        self, query_points: Tensor, k: int | None = None
     ) -> tuple[Float[Tensor, "B Q m"], Int[Tensor, "B Q m"]]:
         """Distances (ascending) and rows of the `m = min(k, N)` nearest points.
 
@@ -272,7 +285,7 @@ class GlobalGeometricMemory(nn.Module):
 
     def inject_to_latent(
         self,
-        latent: Float[Tensor, "B T C H W"],
+        latent: Tensor,
         camera_params: Cameras,
         injection_method: str = "addition",
     ) -> Float[Tensor, "B T C H W"]:
@@ -587,7 +600,7 @@ def check_pose(camera_pose: Tensor) -> None:
         raise ValueError(f"camera_pose: {error}") from None
 
 
-def check_threshold(threshold: float) -> float:
+def check_threshold(threshold: float | int) -> float:
     """A finite distance of at least 0."""
     if isinstance(threshold, bool) or not isinstance(threshold, int | float):
         raise WrongType(f"merge_threshold must be a number, got {threshold!r}.")

@@ -62,17 +62,18 @@ class Footprint(NamedTuple):
 
 
 def render_points(
-    points: Float[Tensor, "N 3"],
-    colors: Float[Tensor, "N 3"] | None,
+    points: Tensor,
+    colors: Tensor | None,
     cameras: Cameras,
     radius: int = 1,
-    near: float = 0.0,
+    near: float | int = 0.0,
     block_index: "MortonTree | None" = None,
 ) -> RenderResult:
     """Splats a cloud into one camera or into each camera of a batch (T,).
 
     Args:
-        colors: in [0, 1]; without them seen pixels are grey (0.5).
+        points: (N, 3) float32, world.
+        colors: (N, 3) in [0, 1]; without them seen pixels are grey (0.5).
         radius: half width of the square footprint in pixels (0: one pixel, 1: 3x3).
         near: points at this depth or nearer are not drawn; a camera inside a point sees past it.
         block_index: `_morton.MortonTree` of the same points, to skip what is out of view; else
@@ -95,7 +96,7 @@ def has_compiler() -> bool:
 
 
 def check_render(
-    points: Tensor, colors: Tensor | None, cameras: Cameras, radius: int, near: float
+    points: Tensor, colors: Tensor | None, cameras: Cameras, radius: int, near: float | int
 ) -> None:
     """The argument checks of `render_points`."""
     if not isinstance(cameras, Cameras):
@@ -136,7 +137,7 @@ def render_torch(
     colors: Float[Tensor, "N 3"] | None,
     cameras: Cameras,
     radius: int = 1,
-    near: float = 0.0,
+    near: float | int = 0.0,
 ) -> RenderResult:
     """`render_points` with torch operators alone: any device; the oracle of the compiled kernels.
 

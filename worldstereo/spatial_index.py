@@ -37,8 +37,8 @@ class SpatialIndex(Protocol):
         ...
 
 
-def build_index(points: Float[Tensor, "N 3"] | np.ndarray, kind: str = "auto") -> SpatialIndex:
-    """An exact index over a cloud; the points are copied and may change afterwards.
+def build_index(points: Tensor | np.ndarray, kind: str = "auto") -> SpatialIndex:
+    """An exact index over a cloud (N, 3); the points are copied and may change afterwards.
 
     Raises:
         ValueError: an unknown kind or points of another shape.
@@ -172,6 +172,7 @@ class ScipyIndex:
         from scipy.spatial import cKDTree  # pyright: ignore[reportAttributeAccessIssue]
 
         self.n = len(points)
+        self._points = points
         self._first, self._members = distinct_positions(points)
         sites = points if self._members is None else points[self._members[self._first[:-1]]]
         self._sites = len(sites)
@@ -191,12 +192,14 @@ class ScipyIndex:
             wanted = min(wanted, self._sites)
             d, site = self._ask(queries[left], wanted)
             d_rows, rows = (d, site) if self._members is None else self._expand(d, site, m)
-            order = np.lexsort((rows, d_rows), axis=-1)[:, :m]
-            distance[left] = np.take_along_axis(d_rows, order, axis=1)
+            # The tree's own distances are rounded roots: near ties are told apart by the squares.
+            square = np.where(np.isinf(d_rows), np.inf, squares(self._points, rows, queries[left]))
+            order = np.lexsort((rows, square), axis=-1)[:, :m]
+            distance[left] = np.sqrt(np.take_along_axis(square, order, axis=1))
             row[left] = np.take_along_axis(rows, order, axis=1)
             if wanted == self._sites:
                 break
-            left = left[d[:, -1] <= distance[left, -1]]
+            left = left[d[:, -1] <= distance[left, -1] * (1 + 1e-14)]
             wanted *= 2
         return distance, row
 
@@ -218,6 +221,16 @@ class ScipyIndex:
         rows = self._members[np.where(held, start[..., None] + offset, 0)]
         d_rows = np.where(held, d[..., None], np.inf)
         return d_rows.reshape(len(d), -1), rows.reshape(len(d), -1)
+
+
+def squares(
+    points: Float[np.ndarray, "N 3"],
+    rows: Int[np.ndarray, "Q m"],
+    queries: Float[np.ndarray, "Q 3"],
+) -> Float[np.ndarray, "Q m"]:
+    """Squared distances in float64, summed in the order x, y, z like everywhere here."""
+    away = points[rows].astype(np.float64) - queries[:, None]
+    return away[..., 0] ** 2 + away[..., 1] ** 2 + away[..., 2] ** 2
 
 
 def distinct_positions(
