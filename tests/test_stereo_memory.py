@@ -454,7 +454,7 @@ def test_a_camera_ranks_what_it_cannot_see_last():
     normal = torch.tensor([[0.0, 0, -1], [0, 0, 1.0], [0, 0, 0], [0, 0, -1.0]])
     memory.add_to_memory(torch.ones(4, 4), points[:, None], torch.ones(4, 1), {"normal": normal})
     query = torch.tensor([[[0.0, 0.0, 2.6]]])
-    assert memory.retrieve(query, top_k=4)[1].tolist() == [[[3, 0, 2, 1]]]
+    assert memory.retrieve(query, top_k=4)[1].tolist() == [[[3, 0, 1, 2]]]
     # 1 faces away, 3 lies behind 0 and 1 on the same ray; 1 hides 0 by less than the tolerance
     assert memory.retrieve(query, camera, top_k=4)[1].tolist() == [[[0, 2, 3, 1]]]
     shown = torch.full((1, 64, 64), 1.0)

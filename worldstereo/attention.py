@@ -16,6 +16,7 @@ import warnings
 from functools import cache
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -152,19 +153,19 @@ def _fused_attention(q, k, v, offsets, column, num_heads, per_head) -> Attention
     n = len(q)
     out = torch.empty(n, v.shape[1])
     weight = torch.empty(len(column), num_heads if per_head else 1)
-    # Queries that start at neighbouring entries share rows: visit them one after the other.
-    first = column[offsets[:-1].clamp(max=len(column) - 1)]
-    order = torch.argsort(first)
-    arrays: Any = [x.numpy() for x in (q, k, v, offsets, column.contiguous(), order)]
-    scale = (q.shape[1] // num_heads) ** -0.5
+    arrays: Any = [x.numpy() for x in (q, k, v, offsets, column.contiguous())]
+    scale = np.float32((q.shape[1] // num_heads) ** -0.5)
     chunks = -(-n // CHUNK)
+
+    wide = v.shape[1] // num_heads
+    attend = kernels.attend_heads(q.shape[1] // num_heads) if num_heads > 1 else None
 
     def work(c: int) -> None:
         span = (c * CHUNK, min(n, (c + 1) * CHUNK))
-        if num_heads == 1:
+        if attend is None:
             kernels.attend_one_head(*arrays, span, scale, out.numpy(), weight.numpy())
         else:
-            kernels.attend_heads(*arrays, span, scale, num_heads, out.numpy(), weight.numpy())
+            attend(*arrays, span, scale, num_heads, wide, out.numpy(), weight.numpy())
 
     parallel_for(chunks, work)
     return AttentionResult(out, weight if per_head else weight[:, 0])
