@@ -1,0 +1,243 @@
+"""Kernels on views against plain torch, closed forms and slow loops."""
+
+import numpy as np
+import pytest
+import torch
+
+from tests.conftest import room, turned_cameras
+from worldstereo import _fusion_blend as blend
+from worldstereo import _fusion_kernels as kernels
+from worldstereo import _fusion_torch as twin
+from worldstereo import fusion
+from worldstereo._fusion_working import WorkingCache
+from worldstereo.cameras import Cameras, look_at
+from worldstereo.fusion import Fetched, make_working, membrane, pose_of, relative
+from worldstereo.scene import View
+
+W, H = 83, 61  # primes: a swapped axis cannot pass
+
+
+def views(n: int = 3, width: int = W, height: int = H) -> list[View]:
+    cameras = turned_cameras(n).scaled(width, height)
+    color, depth = room(cameras)
+    return [View.of(color[i], depth[i], cameras[i], frame=i) for i in range(n)]
+
+
+def test_gradients_of_a_plane_are_exact():
+    """Disparity is linear in the image on a plane; the gradients are its two slopes."""
+    y, x = np.mgrid[:H, :W].astype(np.float32)
+    d = (0.5 + 0.001 * x - 0.002 * y).astype(np.float32)
+    gx, gy = np.empty_like(d), np.empty_like(d)
+    edge = np.empty(d.shape, np.uint8)
+    kernels.disparity_gradients(d, 0.03, 0, H, gx, gy, edge)
+    np.testing.assert_allclose(gx, 0.001, atol=2e-6)
+    np.testing.assert_allclose(gy, -0.002, atol=2e-6)
+    assert not edge.any()
+
+
+def test_a_step_is_an_edge_on_both_sides():
+    d = np.full((H, W), 0.5, np.float32)
+    d[:, 40:] = 0.25
+    gx, gy = np.empty_like(d), np.empty_like(d)
+    edge = np.empty(d.shape, np.uint8)
+    kernels.disparity_gradients(d, 0.03, 0, H, gx, gy, edge)
+    assert set(np.nonzero(edge.any(0))[0]) == {39, 40}
+    np.testing.assert_array_equal(gx, 0)
+
+
+def test_a_warped_view_shows_the_other_cameras_depth():
+    """Surfels of one view drawn at another camera give the depth that camera has in closed form."""
+    first, second = views(2)
+    warped = fusion.warp(make_working(first), pose_of(second.cameras))
+    truth = second.depth[0].numpy()
+    hit = warped < kernels.EMPTY
+    error = np.abs(warped - truth)[hit] / truth[hit]
+    assert hit.mean() > 0.6
+    assert np.quantile(error, 0.95) < 2e-3
+
+
+def test_surfel_warp_equals_its_twin():
+    first, second = (make_working(v) for v in views(2))
+    out = fusion.warp(first, second.pose)
+    other = twin.surfel_warp(
+        *(torch.from_numpy(a) for a in (first.disparity, first.slope_x, first.slope_y)),
+        torch.from_numpy(first.pose.K), torch.from_numpy(second.pose.K),
+        torch.from_numpy(relative(first.pose, second.pose)), second.pose.shape,
+        half=fusion.FOOTPRINT, max_stretch=fusion.STRETCH, min_area=fusion.EDGE_ON,
+        near=fusion.NEAR,
+    ).numpy()  # fmt: skip
+    same = (out < kernels.EMPTY) == (other < kernels.EMPTY)
+    assert same.mean() > 0.999  # a patch's rim may round either way
+    both = same & (out < kernels.EMPTY)
+    np.testing.assert_allclose(out[both], other[both], rtol=1e-4)
+
+
+@pytest.mark.parametrize("free", [0.0, 0.04])
+def test_fused_depth_equals_its_twin(free: float):
+    """With one view lying about its depth, so that hypotheses compete."""
+    works = [make_working(v) for v in views(4)]
+    lying = works[1].disparity * np.where(np.arange(W) % 20 < 6, 1.5, 1).astype(np.float32)
+    works[1] = works[1].with_depth(lying, works[1].confidence)
+    target = works[2].pose
+    served = [works[0], works[1], works[3]]
+    out = fusion.fused_depth(served, target, free=free)
+    weight = np.array([1 / (0.05 / 1.9 + fusion.pose_distance(v.pose, target)) for v in served])
+    weight = torch.from_numpy((weight / weight.max()).astype(np.float32))
+    other = twin.fuse_depth(
+        torch.stack([torch.from_numpy(fusion.warp(v, target)) for v in served]), weight, weight,
+        [torch.from_numpy(v.lowest) for v in served],
+        torch.from_numpy(np.stack([v.pose.K for v in served])),
+        torch.from_numpy(np.stack([relative(target, v.pose) for v in served])),
+        torch.from_numpy(target.K), tau=fusion.AGREE, free=free, near=fusion.NEAR,
+    ).numpy()  # fmt: skip
+    close = np.abs(out - other) <= 1e-4 * np.maximum(out, other)
+    assert (out > 0).mean() > 0.7
+    assert close.mean() > 0.998
+
+
+def test_the_free_space_test_refuses_a_wall_others_look_through():
+    """A false surface in front, claimed by the nearest view, is seen through by two others."""
+    works = [make_working(v) for v in views(5)]
+    target, truth = works[2].pose, works[2].depth
+    disparity = works[1].disparity.copy()
+    disparity[15:45, 25:60] *= 1.6
+    works[1] = works[1].with_depth(disparity, works[1].confidence)
+    served = [works[0], works[1], works[3], works[4]]
+    wrong = {}
+    for free in (0.0, fusion.FREE):
+        out = fusion.fused_depth(served, target, free=free)
+        wrong[free] = float((np.abs(out - truth) > 0.1 * truth).mean())
+    assert wrong[0.0] > 0.1
+    assert wrong[fusion.FREE] < 0.3 * wrong[0.0]
+
+
+def test_attention_to_a_view_equals_its_twin():
+    target, source = (make_working(v) for v in views(2))
+    fetched = Fetched([source], target.pose)
+    agree, feather, near = fetched.limits(0)
+    color = np.zeros((H, W, 3), np.float32)
+    agreement, angle = np.zeros((H, W), np.float32), np.zeros((H, W), np.float32)
+    arguments = fetched.arguments(0)
+    blend.fetch(
+        target.depth, target.pose.K, *arguments, agree, feather, near, 0, H, color, agreement, angle
+    )
+    weight = np.zeros((H, W), np.float32)
+    blend.weigh(target.depth, target.pose.K, *arguments, agree, feather, near, weight)
+    other = twin.attend(
+        torch.from_numpy(target.depth), torch.from_numpy(target.pose.K),
+        *(torch.from_numpy(a) for a in (source.color, source.depth, source.rim, source.confidence)),
+        torch.from_numpy(source.pose.K), torch.from_numpy(fetched.T[0]),
+        agree=agree, feather=feather, near=near,
+    )  # fmt: skip
+    assert float((other.confirms.numpy() == (agreement > 0)).mean()) > 0.999
+    both = other.confirms.numpy() & (agreement > 0)
+    np.testing.assert_allclose(agreement[both], other.agreement.numpy()[both], rtol=2e-3, atol=1e-4)
+    np.testing.assert_allclose(color[both], other.color.numpy()[both], atol=0.5)
+    np.testing.assert_allclose(weight[both], other.weight.numpy()[both], rtol=5e-3, atol=0.05)
+
+
+def test_fetched_colours_are_those_of_the_surface():
+    """In the room the colour is a function of the point, so a fetch returns the target's own."""
+    target, source = views(2)
+    work = make_working(target)
+    color, agreement, _ = fusion.fetch(work.depth, work.pose, make_working(source))
+    sure = agreement > 0.5
+    assert sure.mean() > 0.3
+    error = np.abs(color - target.color.permute(1, 2, 0).numpy())[sure]
+    assert np.quantile(error, 0.95) < 0.02
+
+
+def test_a_scene_seen_from_afar_and_from_close_up_keeps_its_surface():
+    """Limits are on a patch's shape: a surface does not vanish with distance."""
+    K = torch.tensor([[66.0, 0.0, 41.5], [0.0, 66.0, 30.5], [0.0, 0.0, 1.0]])
+    plane = torch.full((1, H, W), 3.0)
+    up, ahead = torch.tensor([0.0, -1.0, 0.0]), torch.tensor([0.0, 0.0, 9.0])
+    source = Cameras(K, look_at(torch.zeros(3), ahead, up), W, H)
+    work = make_working(View.of(torch.rand(3, H, W), plane, source))
+    for distance in (1.0, 21.0):  # a third, and seven times as far
+        eye = torch.tensor([0.0, 0.0, 3.0 - distance])
+        target = pose_of(Cameras(K, look_at(eye, ahead, up), W, H))
+        depth = fusion.fused_depth([work], target)
+        inside = depth[28:33, 38:45]
+        assert (inside > 0).all()
+        np.testing.assert_allclose(inside, distance, rtol=1e-3)
+
+
+def test_small_gaps_close_on_one_surface_only():
+    y, x = np.mgrid[:H, :W].astype(np.float32)
+    d = (0.5 + 0.001 * x).astype(np.float32)
+    d[:, 50:] = 0.1
+    holed = d.copy()
+    holed[10, 20], holed[30:60, 49:51] = 0, 0
+    out = fusion.fill_gaps(holed, 1, 3)
+    np.testing.assert_allclose(out[10, 20], d[10, 20], rtol=1e-4)
+    assert (out[32:58, 49:51] == 0).all()
+
+
+def test_lone_samples_and_islands_are_dropped():
+    d = np.zeros((H, W), np.float32)
+    d[:, :50] = 0.5
+    d[5, 70] = 0.4
+    d[40:44, 65:69] = 0.3
+    out = fusion.clean_disparity(d)
+    assert (out[:, 56:] == 0).all()
+    np.testing.assert_allclose(out[2:-2, 2:46], 0.5)
+
+
+def test_a_membrane_is_harmonic():
+    """Boundary values of a linear function are continued linearly; known pixels stay."""
+    y, x = np.mgrid[:H, :W].astype(np.float32)
+    values = (0.3 * x - 0.2 * y).astype(np.float32)
+    known = np.ones((H, W), bool)
+    known[15:45, 20:60] = False
+    out = membrane(np.where(known, values, 0).astype(np.float32), known, sweeps=200)
+    np.testing.assert_array_equal(out[known], values[known])
+    np.testing.assert_allclose(out, values, atol=0.05)
+
+
+def test_a_membrane_listens_to_trusted_pixels():
+    values = np.zeros((H, W), np.float32)
+    values[:, :30], values[:, 50:] = 1.0, 3.0
+    known = np.ones((H, W), bool)
+    known[:, 30:50] = False
+    trust = np.ones((H, W), np.float32)
+    trust[:, :30] = 1e-3
+    plain, biased = membrane(values, known), membrane(values, known, trust=trust)
+    assert 1.5 < plain[30, 40] < 2.5
+    assert biased[30, 40] > 2.8
+
+
+def test_background_trust_is_on_the_far_side():
+    d = np.full((H, W), 0.5, np.float32)
+    d[:, 40:] = 0.1
+    trust = fusion.background_trust(d, np.ones((H, W), bool))
+    np.testing.assert_allclose(trust[:, 41:], 1)
+    assert trust[30, 35] == pytest.approx(1e-3)
+    assert trust[30, 5] == pytest.approx(1)  # nothing farther within 20 pixels
+
+
+def test_the_cache_forgets_what_was_used_longest_ago():
+    some = views(3)
+    one = make_working(some[0])
+    cache = WorkingCache(limit=int(2.5 * one.nbytes))
+    first = cache.get(some[0], 1.0)
+    assert cache.get(some[0], 1.0) is first
+    cache.get(some[1], 1.0)
+    cache.get(some[0], 1.0)
+    cache.get(some[2], 1.0)
+    assert cache.get(some[0], 1.0) is first
+    assert cache.get(some[0], 2.0) is not first
+
+
+def test_a_pyramid_averages_the_front_surface():
+    """Colours of a smaller level come from the surface in front, not from what lies behind it."""
+    depth = torch.full((1, H, W), 2.0)
+    depth[0, :, 41:] = 8.0
+    color = torch.zeros(3, H, W)
+    color[:, :, 41:] = 1.0
+    camera = turned_cameras(1)[0].scaled(W, H)
+    level = make_working(View.of(color, depth, camera)).level(1)
+    assert level.color.shape == (H // 2, W // 2, 3)
+    assert int(level.color[10, 20].max()) == 0  # columns 40 and 41: half behind
+    assert int(level.color[10, 21].min()) == 255
+    np.testing.assert_allclose(level.depth[10, 18:23], [2, 2, 2, 8, 8])
