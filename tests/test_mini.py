@@ -1,0 +1,192 @@
+"""The mini generator's structure and loading; its figures are the bench's business."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.conftest import room_capture
+from worldstereo import Origin, Trajectory, WarpGenerator, WeightsMissing, World
+from worldstereo._mini_inputs import BINS, MiniInputs, batched, error_bins
+from worldstereo._mini_network import MiniNetwork
+from worldstereo.explore import explore, start
+from worldstereo.mini import VERSION, MiniGenerator, load_network
+
+
+def random_maps(height=48, width=64, seed=0):
+    g = torch.Generator().manual_seed(seed)
+
+    def r(*shape):
+        return torch.rand(*shape, height, width, generator=g)
+
+    known = (r(1) < 0.7).float()
+    return MiniInputs(
+        anchor=2 * r(3) - 1,
+        known=known,
+        bins=error_bins(r(1), known > 0),
+        closeness=r(1),
+        splat=r(4),
+        rays=r(6),
+        references=r(3, 6),
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Random weights in the shipped form, strong enough that every path matters."""
+    torch.manual_seed(3)
+    network = MiniNetwork()
+    with torch.no_grad():
+        for p in network.parameters():
+            if float(p.abs().max()) == 0:
+                p.normal_(std=0.02)
+    folder = tmp_path_factory.mktemp("mini")
+    save_file({k: v.half() for k, v in network.state_dict().items()}, folder / "w.safetensors")
+    (folder / "config.json").write_text(json.dumps({"version": VERSION, "files": ["w.safetensors"]}))
+    return folder
+
+
+def test_freshly_built_it_changes_nothing():
+    """Zero-initialised branches and output: one step is the anchor, bit for bit."""
+    network, maps = MiniNetwork().eval(), batched([random_maps()])
+    residuals, _ = network.control(maps)
+    estimate = network.sample(maps, 1, residuals, torch.randn(1, 3, 48, 64))
+    torch.testing.assert_close(estimate.color, maps.anchor, atol=1e-6, rtol=0)
+    torch.testing.assert_close(estimate.closeness, maps.closeness, atol=1e-6, rtol=0)
+
+
+def test_noise_has_no_influence_at_one_step(folder):
+    network, maps = load_network(folder), batched([random_maps()])
+    residuals, _ = network.control(maps)
+    first = network.sample(maps, 1, residuals, torch.randn(1, 3, 48, 64))
+    second = network.sample(maps, 1, residuals, 9 * torch.ones(1, 3, 48, 64))
+    assert torch.equal(first.color, second.color)
+    several = network.sample(maps, 4, residuals, torch.randn(1, 3, 48, 64))
+    assert bool(torch.isfinite(several.color).all())
+
+
+def test_a_cell_without_correspondence_attends_to_nothing(folder):
+    maps = random_maps()
+    references = maps.references.clone()
+    references[:, 3, :, :32] = 0  # agreement 0 on the left half
+    network = load_network(folder)
+    with torch.inference_mode():
+        _, attention = network.control(batched([maps._replace(references=references)]))
+    assert attention is not None
+    assert attention.shape == (1, 4, 4, 24, 32)
+    torch.testing.assert_close(attention.sum(1), torch.ones(1, 4, 24, 32))
+    assert float(attention[:, :3, :, :, :16].abs().max()) == 0.0
+    assert float(attention[:, :3, :, :, 16:].sum(1).min()) > 0.0
+
+
+def test_each_branch_can_be_left_out(folder):
+    maps = random_maps()
+    answers = [
+        MiniGenerator(folder, geometric=g, stereo=s).estimate(maps)[0].color
+        for g, s in ((True, True), (True, False), (False, False))
+    ]
+    for i in range(3):
+        for j in range(i):
+            assert float((answers[i] - answers[j]).abs().max()) > 1e-3
+
+
+def test_tiles_agree_with_the_whole(folder, monkeypatch):
+    """The network sees about 100 px: far from the seams a tiled frame is the whole one."""
+    from worldstereo import mini
+
+    maps = random_maps(64, 448)
+    generator = MiniGenerator(folder)
+    whole, _ = generator.estimate(maps)
+    monkeypatch.setattr(mini, "TILE", (320, 64))
+    tiled, found = generator.estimate(maps)
+    assert tiled.color.shape == whole.color.shape
+    assert found.shape == (1, 64, 448)
+    torch.testing.assert_close(tiled.color[..., :96], whole.color[..., :96], atol=2e-4, rtol=0)
+    assert float((tiled.color - whole.color).abs().mean()) < 0.02
+
+
+def test_photo_to_frames_same_seed_same_bits(folder):
+    world = World(MiniGenerator(folder), max_points=50_000)
+    start(world, room_capture(n=2, width=64, height=48), register=False)
+    camera = world.scene.views[0].cameras
+    path = Trajectory.preset("truck", camera, distance=4.0, frames=2, amount=0.5)
+    runs = []
+    for _ in range(2):
+        clip = explore(world, path, seed=4)
+        runs.append((clip.color8, clip.depth, clip.confidence8))
+        world.undo()
+    for a, b in zip(*runs, strict=True):
+        assert torch.equal(a, b)
+    plain = explore(world, path, generator=WarpGenerator())
+    assert torch.equal(plain.origin == int(Origin.INVENTED), clip.origin == int(Origin.INVENTED))
+
+
+def test_no_reference_and_no_seen_pixel_at_all(folder):
+    maps = random_maps()
+    empty = maps._replace(
+        known=torch.zeros_like(maps.known),
+        references=torch.zeros_like(maps.references),
+        splat=torch.zeros_like(maps.splat),
+        bins=torch.full_like(maps.bins, BINS - 1),
+    )
+    estimate, found = MiniGenerator(folder).estimate(empty)
+    assert bool(torch.isfinite(estimate.color).all())
+    assert float(found.max()) == 0.0
+
+
+def test_sizes_that_do_not_fit_are_named(folder):
+    world = World(MiniGenerator(folder), max_points=50_000)
+    start(world, room_capture(n=1, width=64, height=48), register=False)
+    path = Trajectory.preset("dolly", world.scene.views[0].cameras, distance=4.0, frames=1)
+    with pytest.raises(ValueError, match="multiples of 16 for the mini generator, got 70 x 48"):
+        explore(world, path.scaled(70, 48))
+
+
+def cut(folder):
+    weights = folder / "w.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+
+
+def other_version(folder):
+    (folder / "config.json").write_text(json.dumps({"version": 99, "files": ["w.safetensors"]}))
+
+
+def missing(folder):
+    (folder / "w.safetensors").unlink()
+
+
+def foreign(folder):
+    tensors = load_file(folder / "w.safetensors")
+    tensors.pop("sigma")
+    save_file(tensors, folder / "w.safetensors")
+
+
+def not_finite(folder):
+    tensors = load_file(folder / "w.safetensors")
+    tensors["sigma"][0] = float("nan")
+    save_file(tensors, folder / "w.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        (cut, "cut short"),
+        (missing, "missing or cut short"),
+        (other_version, "version 99; version 1 is needed"),
+        (foreign, "sigma is missing or foreign"),
+        (not_finite, "not finite"),
+    ],
+)
+def test_bad_weights_are_named_in_one_line(folder, tmp_path, harm, message):
+    for file in folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    harm(tmp_path)
+    with pytest.raises(WeightsMissing, match=message) as refusal:
+        MiniGenerator(tmp_path)
+    assert "\n" not in str(refusal.value)
+
+
+def test_no_weights_at_all(tmp_path):
+    with pytest.raises(WeightsMissing, match="use the warp generator"):
+        load_network(tmp_path)
