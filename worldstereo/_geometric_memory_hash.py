@@ -40,8 +40,9 @@ class BrickHash:
         """Cell edge for a cloud and a radius: a few points per cell, a few cells per ball."""
         # Half the grid's edge: a visited point of a chain costs more than an empty cell.
         edge = cell_size(points) / 2 if len(points) >= 64 else 2 * threshold
-        edge = max(edge, threshold / 2, 1e-30)
-        return edge if np.isfinite(edge) else 1.0
+        # Far more cells than float64 can number between here and the origin would share one.
+        edge = max(edge, threshold / 2, reach(points) * 1e-12)
+        return edge if edge > 0 and np.isfinite(edge) else 1.0
 
     def suits(self, threshold: float) -> bool:
         """Whether cells still fit: not far smaller than the ball, not far too full or too empty."""
@@ -159,6 +160,14 @@ def cell(value, inverse):
 
 
 @kernel(inline="always")
+def gap(value, c, h):
+    """How far a coordinate is from a cell, a little less for rounding; the outermost have no end."""
+    if abs(c) >= np.int64(4000000000000000000):
+        return 0.0
+    return max(max(c * h - value, value - (c + 1) * h), 0.0) * 0.999999
+
+
+@kernel(inline="always")
 def brick_key(cx, cy, cz):
     """64-bit hash of a brick's position, never 0."""
     h = np.uint64(cx >> 2) * np.uint64(0x9E3779B97F4A7C15)
@@ -208,15 +217,15 @@ def look_up(points, stored, radius, inverse, keys, values, heads, following, fou
             y0, y1 = (my, my) if turn == 0 else (cell(y - ry, inverse), cell(y + ry, inverse))
             z0, z1 = (mz, mz) if turn == 0 else (cell(z - rz, inverse), cell(z + rz, inverse))
             for cx in range(x0, x1 + 1):
-                ex = max(max(cx * h - x, x - (cx + 1) * h), 0.0) * 0.999999
+                ex = gap(x, cx, h)
                 for cy in range(y0, y1 + 1):
-                    ey = max(max(cy * h - y, y - (cy + 1) * h), 0.0) * 0.999999
+                    ey = gap(y, cy, h)
                     if ex * ex + ey * ey > best:
                         continue
                     for cz in range(z0, z1 + 1):
                         if turn == 1 and cx == mx and cy == my and cz == mz:
                             continue
-                        ez = max(max(cz * h - z, z - (cz + 1) * h), 0.0) * 0.999999
+                        ez = gap(z, cz, h)
                         if ex * ex + ey * ey + ez * ez > best:
                             continue
                         key = brick_key(cx, cy, cz)
