@@ -462,6 +462,38 @@ def test_a_camera_ranks_what_it_cannot_see_last():
     assert memory.retrieve(query, camera, 1, occluder)[1].tolist() == [[[3]]]  # all hidden
 
 
+@settings(max_examples=8, deadline=None)
+@given(seed=st.integers(0, 99), m=st.sampled_from([3, 31]), top_k=st.sampled_from([1, 5]))
+def test_retrieve_with_a_camera_is_a_sort_by_visibility_and_distance(seed, m, top_k):
+    cameras = turned_cameras(1)
+    memory, positions = filled(cameras, m, seed), cloud(cameras, 7, seed + 3)[None]
+    occluder = occluders(cameras, 29, 37, seed)
+    _, indices = memory.retrieve(positions, cameras, top_k, occluder)
+    points, sure = memory.correspondences.tolist(), memory.confidence.tolist()
+    normals = memory.metadata["normal"].tolist()
+    eye = cameras.position[0].tolist()
+    for i, query in enumerate(positions[0].tolist()):
+        ranked = []
+        for slot in range(m):
+            each = []
+            for point, c in zip(points[slot], sure[slot], strict=True):
+                if c < 0.5:
+                    continue
+                away = sum(n * (a - b) for n, a, b in zip(normals[slot], point, eye, strict=True))
+                u, v, z, _ = see(cameras[0], point)
+                hidden = False
+                if z > 0 and 0 <= u < 37 and 0 <= v < 29:
+                    row, column = math.floor(v), math.floor(u)
+                    front = float(occluder.depth[0, 0, row, column].double())
+                    shown = occluder.mask[0, 0, row, column] > 0
+                    hidden = bool(shown) and z > front * (1 + 0.05 * (1 + (1 - c) / 2))
+                each.append((away > 0 or hidden, math.dist(point, query)))
+            if each:
+                ranked.append((*min(each), slot))
+        expected = [slot for _, _, slot in sorted(ranked)[:top_k]]
+        assert indices[0, i].tolist() == expected + [-1] * (top_k - len(expected))
+
+
 def seen_again(n: int = 23):
     cameras = turned_cameras(1)
     g = torch.Generator().manual_seed(3)

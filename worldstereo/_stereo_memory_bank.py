@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from worldstereo._stereo_memory_matches import BLOCK, Entries, refresh_boxes
+from worldstereo.spatial_index import SpatialIndex, build_index
 
 GROUP = 64  # channels that share one scale in compressed storage
 SMALLEST_ROOM = 256
@@ -102,6 +103,7 @@ class Bank:
         """Rows that ever held something; nothing needs to be kept of the others."""
         self._root = Version()
         self._recording: weakref.ref[Version] | None = None
+        self._index: tuple[int, Tensor, Tensor, SpatialIndex] | None = None
         self.oriented = self.levelled = False
 
     # ---- rows --------------------------------------------------------------------------------
@@ -135,7 +137,7 @@ class Bank:
         """The stored rows go along; snapshots taken before do not, and are refused from then on."""
         if device == self.device:
             return
-        self.device = device
+        self.device, self._index = device, None
         self.columns = {name: value.to(device) for name, value in self.columns.items()}
         self._root, self._recording = Version(), None
 
@@ -154,6 +156,18 @@ class Bank:
             refresh_boxes(entries, self.threshold, stale)
             self._stale[:blocks] = False
         return entries
+
+    def index(self) -> "tuple[Tensor, Tensor, SpatialIndex]":
+        """Slot and number of every accepted correspondence, and an index over their points.
+
+        Built when asked for after a change.
+        """
+        if self._index is None or self._index[0] != self.version:
+            trusted = self.column("confidence").double() >= self.threshold
+            owner, which = trusted.nonzero(as_tuple=True)
+            built = build_index(self.columns["points"][owner, which])
+            self._index = (self.version, owner, which, built)
+        return self._index[1:]
 
     def bytes(self) -> int:
         kept = sum(v.numel() * v.element_size() for v in self.columns.values())
@@ -286,6 +300,9 @@ class Bank:
     def _begin(self) -> Change | None:
         """The change that is being recorded; None when nobody holds an earlier version."""
         if self._root.held:
+            earlier = None if self._recording is None else self._recording()
+            if earlier is not None and earlier.change is not None:
+                earlier.change.seen.clear()  # complete: nothing more will be kept for it
             node, self._root = self._root, Version()
             node.next, node.change = self._root, Change(self.scalars)
             self._recording = weakref.ref(node)
@@ -305,7 +322,7 @@ class Bank:
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles start without snapshots: those belong to the original."""
-        return self.__dict__ | {"_root": Version(), "_recording": None}
+        return self.__dict__ | {"_root": Version(), "_recording": None, "_index": None}
 
     # ---- inside ------------------------------------------------------------------------------
 

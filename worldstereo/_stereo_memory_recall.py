@@ -7,7 +7,7 @@ from torch import Tensor
 
 from worldstereo._stereo_memory_bank import Bank
 from worldstereo._stereo_memory_matches import SLACK, TOLERANCE, camera_frame, to_pixels
-from worldstereo.spatial_index import build_index
+from worldstereo.spatial_index import SpatialIndex, build_index
 
 NEAR = 0.01  # an observation meets an entry within this share of its depth, or one pixel
 AGREEMENT = 0.5
@@ -34,30 +34,42 @@ def nearest_entries(
 
     With a view, correspondences that face away or are hidden come after all others.
     """
-    points, confidence = bank.column("points"), bank.column("confidence")
-    trusted = confidence.double() >= bank.threshold
-    owner, which = trusted.nonzero(as_tuple=True)
+    owner, which, index = bank.index()
+    # Enough nearest correspondences always hold `top_k` entries: each entry has `many` at most.
+    enough = top_k * bank.many
     if view is None:
-        return _nearest(points, owner, which, queries, top_k, bank.many)
+        return _nearest(index, owner, queries, enough, top_k)
     last = turned_away(bank, owner, which, view)
-    front = _nearest(points, owner[~last], which[~last], queries, top_k, bank.many)
-    back = _nearest(points, owner[last], which[last], queries, top_k, bank.many)
-    slots, distance = torch.cat([front[0], back[0]], 1), torch.cat([front[1], back[1]], 1)
-    return _first_distinct(slots, distance, top_k)
+    distance, row = _ask(index, queries, 2 * enough)
+    slots = owner[row]
+    front, far = _first_distinct(torch.where(last[row], -1, slots), distance, top_k)
+    # Rows whose nearest neighbours do not show enough good ones ask among those only.
+    short = ((front < 0).any(dim=1)).nonzero()[:, 0]
+    if len(short) > 0:
+        parts = []
+        for part in (~last, last):
+            chosen = part.nonzero()[:, 0]
+            among = build_index(bank.columns["points"][owner[chosen], which[chosen]])
+            parts.append(_nearest(among, owner[chosen], queries[short], enough, top_k))
+        both = [torch.cat(pair, dim=1) for pair in zip(*parts, strict=True)]
+        front[short], far[short] = _first_distinct(both[0], both[1], top_k)
+    return front, far
+
+
+def _ask(index: SpatialIndex, queries: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    distance, row = index.query(queries.detach().cpu().numpy(), count)
+    return torch.from_numpy(distance).to(queries.device), torch.from_numpy(row).to(queries.device)
 
 
 def _nearest(
-    points: Tensor, owner: Tensor, which: Tensor, queries: Tensor, top_k: int, many: int
+    index: SpatialIndex, owner: Tensor, queries: Tensor, count: int, top_k: int
 ) -> tuple[Tensor, Tensor]:
-    """Enough nearest correspondences always hold `top_k` entries: each entry has `many` at most."""
-    n = len(queries)
-    if len(owner) == 0 or n == 0:
-        none = torch.full((n, top_k), -1, dtype=torch.int64, device=queries.device)
-        return none, torch.full((n, top_k), torch.inf, dtype=torch.float64, device=queries.device)
-    index = build_index(points[owner, which])
-    distance, row = index.query(queries.cpu().numpy(), top_k * many)
-    slots = owner[torch.from_numpy(row).to(owner.device)]
-    return _first_distinct(slots, torch.from_numpy(distance).to(owner.device), top_k)
+    if len(owner) == 0 or len(queries) == 0:
+        shape, device = (len(queries), top_k), queries.device
+        none = torch.full(shape, -1, dtype=torch.int64, device=device)
+        return none, torch.full(shape, torch.inf, dtype=torch.float64, device=device)
+    distance, row = _ask(index, queries, count)
+    return _first_distinct(owner[row], distance, top_k)
 
 
 def _first_distinct(slots: Tensor, distance: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
@@ -148,7 +160,8 @@ def compare(
     radius = z * (1 / focal).clamp(min=NEAR)
     stored = bank.column("confidence") > 0
     owner, which = stored.nonzero(as_tuple=True)
-    slot, distance = _nearest(bank.column("points"), owner, which, points, 1, bank.many)
+    index = build_index(bank.column("points")[owner, which])
+    slot, distance = _nearest(index, owner, points, bank.many, 1)
     slot, close = slot[:, 0], seen & (distance[:, 0] <= radius)
     old = bank.features(slot.clamp(min=0)) if bank.size > 0 else torch.zeros_like(features)
     both = (old * old).sum(-1) + (features * features).sum(-1)
