@@ -17,8 +17,8 @@ import rich
 import torch
 import viser
 
-from ui.viewport_cloud import PREVIEW_POINTS, CloudDrawing, DrawMode
-from ui.viewport_colors import ColorMode
+from ui.viewport_cloud import DRAW_MODES, PREVIEW_POINTS, CloudDrawing, DrawMode
+from ui.viewport_colors import COLOR_MODES, ColorMode
 from ui.viewport_events import (
     CameraMoved,
     Drawn,
@@ -210,11 +210,17 @@ class Viewport:
         self._post(lambda: self._draw(scene))
 
     def draw_as(self, mode: DrawMode) -> None:
-        """ "points": closed in software too; "surface": discs, for a page with a GPU."""
+        """As "points", closed in software too, or "surface": discs, for a page with a GPU."""
+        if mode not in DRAW_MODES:
+            raise ValueError(f"draw_as takes one of {', '.join(DRAW_MODES)}, got {mode!r}.")
+        self.drawing = mode
         self._post(lambda: self._cloud.draw_as(mode))
 
     def color_by(self, mode: ColorMode) -> None:
-        """ "photo", "step", "confidence", "age" or "source"."""
+        """By "photo", "step", "confidence", "age" or "source"."""
+        if mode not in COLOR_MODES:
+            raise ValueError(f"color_by takes one of {', '.join(COLOR_MODES)}, got {mode!r}.")
+        self.color_mode = mode
         self._post(lambda: self._cloud.color_by(mode))
 
     def renderer(self, software: bool) -> None:

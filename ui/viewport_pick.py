@@ -64,7 +64,6 @@ def select(
     high: tuple[float, float],
     *,
     through: bool = False,
-    cells: int = 160,
 ) -> np.ndarray:
     """Rows of (N, 3) inside a rectangle of the screen, ascending; by default only those in sight.
 
@@ -73,7 +72,6 @@ def select(
         tan_half: tangents of half the horizontal and vertical field of view.
         low, high: corners, 0 to 1 from the top left.
         through: also take what is hidden behind other points.
-        cells: the rectangle's wider side is divided into this many cells to decide what is hidden.
     """
     x = points @ w2c[:3, :3].T.astype(np.float32) + w2c[:3, 3].astype(np.float32)
     z = x[:, 2]
@@ -84,6 +82,8 @@ def select(
     rows = np.flatnonzero(inside)
     if through or len(rows) == 0:
         return rows
+    # What is hidden is decided cell by cell, each with some ten points, so that walls are closed.
+    cells = int(np.clip((len(rows) / 16) ** 0.5, 4, 160))
     cell = max(high[0] - low[0], high[1] - low[1], 1e-6) / cells
     a = ((u[rows] - low[0]) / cell).astype(np.int64)
     b = ((v[rows] - low[1]) / cell).astype(np.int64)

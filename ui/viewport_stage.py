@@ -52,7 +52,7 @@ def camera_of(c2w: np.ndarray, fov: float, width: int, height: int, scale: float
     """A camera of the world from a pose on the stage and a vertical field of view in radians."""
     matrix = np.asarray(c2w, np.float64).copy()
     matrix[:3, 3] /= scale
-    focal = height / 2 / np.tan(fov / 2)
+    focal = float(height / 2 / np.tan(fov / 2))
     K = torch.tensor([[focal, 0.0, width / 2], [0.0, focal, height / 2], [0.0, 0.0, 1.0]])
     return Cameras(K, torch.from_numpy(matrix).float(), width, height)
 
