@@ -1,4 +1,4 @@
-"""Compiled kernels of `multiview`: the cost of a plane hypothesis, and one red-black PatchMatch pass.
+"""Compiled kernels of `multiview`: the cost of a plane, a sweep of planes, a PatchMatch pass.
 
 Arrays are numpy. A hypothesis is (d, gx, gy): disparity 1/z at the pixel and its change per pixel.
 Intrinsics here are (fx, fy, cx, cy) for integer pixel indices; `Ts[q]` takes camera coordinates of
@@ -16,6 +16,7 @@ from worldstereo._compiled import kernel
 NCC, COLOR, COLOR_SCALE = 0.6, 0.4, 0.12
 THROUGH, SINGLE, PRIOR_SCALE = 0.6, 0.1, 0.15
 NOTHING = 0.9  # the cost of a hypothesis that no view can judge
+SAME = 2e-4  # relative disparity below which two hypotheses are one
 BEHIND, BEFORE = 1.05, 0.95  # depth ratios that mean hidden and looked through
 
 
@@ -31,45 +32,48 @@ def hashed(x, y, k):
 
 
 @kernel(fastmath=True)
-def support(x, y, image, radius, step, weight):
-    """Colour weights of the window around a pixel: exp(-L1 / 0.25), 0 outside the picture."""
-    H, W = image.shape[0], image.shape[1]
+def support(x, y, image, grey, radius, step, weight, patch):
+    """Colour weights exp(-L1 / 0.25) of the window around a pixel, 0 outside, and its greys."""
+    H, W = grey.shape
     r, g, b = image[y, x, 0], image[y, x, 1], image[y, x, 2]
     i = 0
     for bb in range(-radius, radius + 1, step):
         for aa in range(-radius, radius + 1, step):
             xx, yy = x + aa, y + bb
-            if xx < 0 or yy < 0 or xx >= W or yy >= H:
-                weight[i] = 0.0
-            else:
-                difference = (
-                    abs(image[yy, xx, 0] - r)
-                    + abs(image[yy, xx, 1] - g)
-                    + abs(image[yy, xx, 2] - b)
-                )
-                weight[i] = math.exp(-difference / 0.25)
+            weight[i] = 0.0
+            patch[i] = 0.0
+            if 0 <= xx < W and 0 <= yy < H:
+                pixel = image[yy, xx]
+                apart = abs(pixel[0] - r) + abs(pixel[1] - g) + abs(pixel[2] - b)
+                weight[i] = math.exp(-4.0 * apart)
+                patch[i] = grey[yy, xx]
             i += 1
 
 
 @kernel(fastmath=True)
 def plane_cost(
-    x, y, d, gx, gy, image, K, images, sizes, Ks, Ts, depths, weight, radius, step, geometric
-):
-    """Photometric and free-space cost of a plane: the mean of the two best views, in [0, 2]."""
-    H, W = image.shape[0], image.shape[1]
+    x, y, d, gx, gy, soft, K, greys, softs, sizes, Ks, Ts, depths,
+    weight, patch, radius, step, geometric,
+):  # fmt: skip
+    """Photometric and free-space cost of a plane: the mean of the two best views, in [0, 2].
+
+    Structure is compared by the weighted NCC of greys over the window, colour by pictures that were
+    blurred by the window before.
+    """
     rx, ry = (x - K[2]) / K[0], (y - K[3]) / K[1]
+    sx, sy = 1.0 / K[0], 1.0 / K[1]
     first = second = 1e9
     judged = 0
-    for q in range(len(images)):
+    for q in range(len(greys)):
         T, Kq = Ts[q], Ks[q]
         hq, wq = sizes[q, 0], sizes[q, 1]
         # Homogeneous pixel of view q, linear in the window offset: A + aa B + bb C.
         A2 = T[2, 0] * rx + T[2, 1] * ry + T[2, 2] + T[2, 3] * d
         if A2 <= 0.02:
             continue
-        A0 = T[0, 0] * rx + T[0, 1] * ry + T[0, 2] + T[0, 3] * d
-        A1 = T[1, 0] * rx + T[1, 1] * ry + T[1, 2] + T[1, 3] * d
-        u, v = Kq[0] * A0 / A2 + Kq[2], Kq[1] * A1 / A2 + Kq[3]
+        A0 = Kq[0] * (T[0, 0] * rx + T[0, 1] * ry + T[0, 2] + T[0, 3] * d) + Kq[2] * A2
+        A1 = Kq[1] * (T[1, 0] * rx + T[1, 1] * ry + T[1, 2] + T[1, 3] * d) + Kq[3] * A2
+        u, v = A0 / A2, A1 / A2
         if not (u >= 1.5 and v >= 1.5 and u < wq - 2.5 and v < hq - 2.5):
             continue
         iu, iv = int(u + 0.5), int(v + 0.5)
@@ -95,81 +99,58 @@ def plane_cost(
                 continue
             elif z < BEFORE * zq:
                 c += THROUGH
-        sx, sy = 1.0 / K[0], 1.0 / K[1]
-        B0, B1, B2 = (
-            T[0, 0] * sx + T[0, 3] * gx,
-            T[1, 0] * sx + T[1, 3] * gx,
-            T[2, 0] * sx + T[2, 3] * gx,
-        )
-        C0, C1, C2 = (
-            T[0, 1] * sy + T[0, 3] * gy,
-            T[1, 1] * sy + T[1, 3] * gy,
-            T[2, 1] * sy + T[2, 3] * gy,
-        )
+        B2, C2 = T[2, 0] * sx + T[2, 3] * gx, T[2, 1] * sy + T[2, 3] * gy
+        B0 = Kq[0] * (T[0, 0] * sx + T[0, 3] * gx) + Kq[2] * B2
+        B1 = Kq[1] * (T[1, 0] * sx + T[1, 3] * gx) + Kq[3] * B2
+        C0 = Kq[0] * (T[0, 1] * sy + T[0, 3] * gy) + Kq[2] * C2
+        C1 = Kq[1] * (T[1, 1] * sy + T[1, 3] * gy) + Kq[3] * C2
+        picture = greys[q]
         s = sa = sb = saa = sbb = sab = 0.0
-        m0 = m1 = m2 = 0.0
         i = -1
         for bb in range(-radius, radius + 1, step):
             for aa in range(-radius, radius + 1, step):
                 i += 1
                 w = weight[i]
-                if w == 0.0:
-                    continue
                 p2 = A2 + aa * B2 + bb * C2
-                if p2 <= 0.02:
+                if w < 0.002 or p2 <= 0.02:
                     continue
                 inverse = 1.0 / p2
-                uu = Kq[0] * (A0 + aa * B0 + bb * C0) * inverse + Kq[2]
-                vv = Kq[1] * (A1 + aa * B1 + bb * C1) * inverse + Kq[3]
+                uu = (A0 + aa * B0 + bb * C0) * inverse
+                vv = (A1 + aa * B1 + bb * C1) * inverse
                 if not (uu >= 0 and vv >= 0 and uu < wq - 1 and vv < hq - 1):
                     continue
                 ju, jv = int(uu), int(vv)
                 fu, fv = uu - ju, vv - jv
-                w00, w01 = (1 - fu) * (1 - fv), fu * (1 - fv)
-                w10, w11 = (1 - fu) * fv, fu * fv
-                top, low = images[q, jv], images[q, jv + 1]
-                e0 = (
-                    w00 * top[ju, 0]
-                    + w01 * top[ju + 1, 0]
-                    + w10 * low[ju, 0]
-                    + w11 * low[ju + 1, 0]
-                )
-                e1 = (
-                    w00 * top[ju, 1]
-                    + w01 * top[ju + 1, 1]
-                    + w10 * low[ju, 1]
-                    + w11 * low[ju + 1, 1]
-                )
-                e2 = (
-                    w00 * top[ju, 2]
-                    + w01 * top[ju + 1, 2]
-                    + w10 * low[ju, 2]
-                    + w11 * low[ju + 1, 2]
-                )
-                r, g, b_ = (
-                    image[y + bb, x + aa, 0],
-                    image[y + bb, x + aa, 1],
-                    image[y + bb, x + aa, 2],
-                )
-                a = 0.3 * r + 0.6 * g + 0.1 * b_
-                e = 0.3 * e0 + 0.6 * e1 + 0.1 * e2
+                top = picture[jv, ju] + fu * (picture[jv, ju + 1] - picture[jv, ju])
+                low = picture[jv + 1, ju] + fu * (picture[jv + 1, ju + 1] - picture[jv + 1, ju])
+                e = top + fv * (low - top)
+                a = patch[i]
+                wa, we = w * a, w * e
                 s += w
-                sa += w * a
-                sb += w * e
-                saa += w * a * a
-                sbb += w * e * e
-                sab += w * a * e
-                m0 += w * (r - e0)
-                m1 += w * (g - e1)
-                m2 += w * (b_ - e2)
+                sa += wa
+                sb += we
+                saa += wa * a
+                sbb += we * e
+                sab += wa * e
         if s < 1.0:
             continue
         inv = 1.0 / s
         va, vb = saa * inv - (sa * inv) ** 2, sbb * inv - (sb * inv) ** 2
-        both = max(va, 0.0) + 1e-4, max(vb, 0.0) + 1e-4
-        ncc = (sab * inv - sa * sb * inv * inv + 2e-5) / math.sqrt(both[0] * both[1])
-        color = (abs(m0) + abs(m1) + abs(m2)) * inv / 3.0
-        c += NCC * (1 - min(max(ncc, -1.0), 1.0)) + COLOR * min(1.0, color / COLOR_SCALE)
+        ncc = (sab * inv - sa * sb * inv * inv + 2e-5) / math.sqrt(
+            (max(va, 0.0) + 1e-4) * (max(vb, 0.0) + 1e-4)
+        )
+        ju, jv = int(u), int(v)
+        fu, fv = u - ju, v - jv
+        w00, w01 = (1 - fu) * (1 - fv), fu * (1 - fv)
+        w10, w11 = (1 - fu) * fv, fu * fv
+        color = 0.0
+        for k in range(3):
+            e = (
+                w00 * softs[q, jv, ju, k] + w01 * softs[q, jv, ju + 1, k]
+                + w10 * softs[q, jv + 1, ju, k] + w11 * softs[q, jv + 1, ju + 1, k]
+            )  # fmt: skip
+            color += abs(soft[y, x, k] - e)
+        c += NCC * (1 - min(max(ncc, -1.0), 1.0)) + COLOR * min(1.0, color / (3 * COLOR_SCALE))
         judged += 1
         if c < first:
             second = first
@@ -192,26 +173,50 @@ def prior_cost(d, guess, strength):
 @kernel(fastmath=True)
 def start_rows(
     y0, y1, plane, cost, active, guess, strength,
-    image, K, images, sizes, Ks, Ts, depths, radius, step, geometric,
+    image, grey, soft, K, greys, softs, sizes, Ks, Ts, depths, radius, step, geometric,
 ):  # fmt: skip
     """The cost of the planes as they are, for the active pixels of some rows."""
     taps = (2 * radius // step + 1) ** 2
-    weight = np.empty(taps, np.float32)
+    weight, patch = np.empty(taps, np.float32), np.empty(taps, np.float32)
     for y in range(y0, y1):
         for x in range(image.shape[1]):
             if active[y, x]:
-                support(x, y, image, radius, step, weight)
+                support(x, y, image, grey, radius, step, weight, patch)
                 d, gx, gy = plane[y, x, 0], plane[y, x, 1], plane[y, x, 2]
                 cost[y, x] = plane_cost(
-                    x, y, d, gx, gy, image, K, images, sizes, Ks, Ts, depths,
-                    weight, radius, step, geometric,
+                    x, y, d, gx, gy, soft, K, greys, softs, sizes, Ks, Ts, depths,
+                    weight, patch, radius, step, geometric,
                 ) + prior_cost(d, guess[y, x], strength)  # fmt: skip
+
+
+@kernel(fastmath=True)
+def sweep_rows(
+    y0, y1, stride, disparities, best,
+    image, grey, soft, K, greys, softs, sizes, Ks, Ts, depths, radius, step, geometric,
+):  # fmt: skip
+    """Every `stride`-th pixel tries all fronto-parallel planes; `best` gets the cheapest."""
+    taps = (2 * radius // step + 1) ** 2
+    weight, patch = np.empty(taps, np.float32), np.empty(taps, np.float32)
+    for r in range(y0, y1):
+        y = min(r * stride + stride // 2, grey.shape[0] - 1)
+        for column in range(best.shape[1]):
+            x = min(column * stride + stride // 2, grey.shape[1] - 1)
+            support(x, y, image, grey, radius, step, weight, patch)
+            least = 1e9
+            for d in disparities:
+                e = plane_cost(
+                    x, y, d, 0.0, 0.0, soft, K, greys, softs, sizes, Ks, Ts, depths,
+                    weight, patch, radius, step, geometric,
+                )  # fmt: skip
+                if e < least:
+                    least = e
+                    best[r, column] = d
 
 
 @kernel(fastmath=True)
 def improve_rows(
     y0, y1, color, turn, scale, plane, cost, active, low, high, guess, strength,
-    image, K, images, sizes, Ks, Ts, depths, radius, step, geometric,
+    image, grey, soft, K, greys, softs, sizes, Ks, Ts, depths, radius, step, geometric,
 ):  # fmt: skip
     """One half of a red-black pass: pixels of one colour try their neighbours' planes and noise.
 
@@ -223,12 +228,12 @@ def improve_rows(
     """
     H, W = active.shape
     taps = (2 * radius // step + 1) ** 2
-    weight = np.empty(taps, np.float32)
+    weight, patch = np.empty(taps, np.float32), np.empty(taps, np.float32)
     for y in range(y0, y1):
         for x in range((y + color) % 2, W, 2):
             if not active[y, x]:
                 continue
-            support(x, y, image, radius, step, weight)
+            support(x, y, image, grey, radius, step, weight, patch)
             for candidate in range(7):
                 if candidate < 4:
                     dx = 1 if candidate == 0 else (-1 if candidate == 1 else 0)
@@ -237,9 +242,10 @@ def improve_rows(
                     for j in range(3):
                         far = 1 if j == 0 else (5 if j == 1 else 11)
                         xx, yy = x + dx * far, y + dy * far
-                        if 0 <= xx < W and 0 <= yy < H and plane[yy, xx, 0] > 0:
-                            if cost[yy, xx] + 0.002 * far < best:
-                                best, bx, by = cost[yy, xx] + 0.002 * far, xx, yy
+                        if xx < 0 or yy < 0 or xx >= W or yy >= H or plane[yy, xx, 0] <= 0:
+                            continue
+                        if cost[yy, xx] + 0.002 * far < best:
+                            best, bx, by = cost[yy, xx] + 0.002 * far, xx, yy
                     if bx < 0:
                         continue
                     gx, gy = plane[by, bx, 1], plane[by, bx, 2]
@@ -253,9 +259,17 @@ def improve_rows(
                     gy = plane[y, x, 2] + base * 0.005 * size * hashed(x, y, k + 2)
                 if not (d >= low[y, x] and d <= high[y, x]):
                     continue
+                if candidate < 4:  # the same plane again
+                    own = SAME * plane[y, x, 0]
+                    if (
+                        abs(d - plane[y, x, 0]) < own
+                        and radius * abs(gx - plane[y, x, 1]) < own
+                        and radius * abs(gy - plane[y, x, 2]) < own
+                    ):
+                        continue
                 e = plane_cost(
-                    x, y, d, gx, gy, image, K, images, sizes, Ks, Ts, depths,
-                    weight, radius, step, geometric,
+                    x, y, d, gx, gy, soft, K, greys, softs, sizes, Ks, Ts, depths,
+                    weight, patch, radius, step, geometric,
                 ) + prior_cost(d, guess[y, x], strength)  # fmt: skip
                 if e < cost[y, x]:
                     cost[y, x] = e
