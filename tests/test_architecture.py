@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 
 RANKS = [
     "errors _parallel _atomic _compiled",
-    "cameras",
+    "cameras _morton",
     "trajectory depth spatial_index render attention",
     "scene geometric_memory",
     "fusion stereo_memory",
