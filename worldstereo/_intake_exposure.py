@@ -12,12 +12,17 @@ LEAST = 1000  # matches at 640x480
 
 
 def exposure_gains(
-    views: Sequence[Working], pairs: Sequence[tuple[int, int]]
+    views: Sequence[Working],
+    pairs: Sequence[tuple[int, int]],
+    fixed: np.ndarray | None = None,
 ) -> tuple[np.ndarray, list[tuple[int, int]]]:
     """Log gains (n, 3) towards the first view, and the pairs that had too little to compare.
 
     Least squares on the medians of the pairs; a weak pull towards 0 keeps a view without pairs at
     its own exposure.
+
+    Args:
+        fixed: (n, 3) gains that are known already, NaN for views to be solved for.
     """
     n = len(views)
     rows: list[np.ndarray] = [0.05 * np.eye(n)]
@@ -38,8 +43,14 @@ def exposure_gains(
         row[0, i], row[0, j] = weight, -weight
         rows.append(row)
         values.append(weight * ratio[None])
-    gains = np.linalg.lstsq(np.vstack(rows), np.vstack(values), rcond=None)[0]
-    gains = -(gains - gains[0])  # colour * exp(gain) looks like the first view's
+    A, b = np.vstack(rows), -np.vstack(values)  # colour * exp(gain) looks like the first view's
+    if fixed is None:
+        gains = np.linalg.lstsq(A, b, rcond=None)[0]
+        return gains - gains[0], left_out
+    gains, free = np.nan_to_num(fixed), np.isnan(fixed).any(1)
+    if free.any():
+        rest = b - A[:, ~free] @ gains[~free]
+        gains[free] = np.linalg.lstsq(A[:, free], rest, rcond=None)[0]
     return gains, left_out
 
 

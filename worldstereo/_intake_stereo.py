@@ -1,6 +1,6 @@
 """Depth by stereo where nobody measured: regions of RGB-D views, and photos without any depth."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -33,7 +33,12 @@ def match_view(view: Working, gain: np.ndarray, *, trusted: bool = True) -> Matc
 
 
 def fill_by_stereo(
-    views: list[Working], gains: np.ndarray, *, seed: int, on_step: OnStep
+    views: list[Working],
+    gains: np.ndarray,
+    which: Sequence[int],
+    *,
+    seed: int,
+    on_step: OnStep,
 ) -> list[Working]:
     """Unmeasured regions that other pictures explain better than the membrane did.
 
@@ -50,7 +55,8 @@ def fill_by_stereo(
             pictures[i] = match_view(views[i], gains[i])
         return pictures[i]
 
-    for i, view in enumerate(views):
+    for i in which:
+        view = views[i]
         unknown = (view.confidence < SURE) & (view.disparity > 2 * INFINITY)
         if view.rig is not None:
             unknown &= ~view.rig
@@ -78,18 +84,15 @@ def fill_by_stereo(
     return out
 
 
-def measure_photos(
-    views: list[Working], *, seed: int, on_step: OnStep
-) -> tuple[list[Working], list[np.ndarray]]:
-    """Depth of photos that have none, from each other; and how sure it is, (H, W) a view."""
+def measure_photos(views: list[Working], *, seed: int, on_step: OnStep) -> list[Working]:
+    """Depth of photos that have none, from each other."""
     pictures = [match_view(view, np.zeros(3), trusted=False) for view in views]
     found = photo_depth(pictures, seed=seed, on_step=on_step)
-    out, sure = [], []
+    out = []
     for view, depth in zip(views, found, strict=True):
         d = invert(depth.depth[0].numpy())
         out.append(view.with_depth(d, np.where(d > 0, STEREO, 0)))
-        sure.append(depth.confidence[0].numpy())
-    return out, sure
+    return out
 
 
 def _cameras(pose: Pose) -> Cameras:

@@ -19,11 +19,20 @@ from worldstereo._intake_exposure import exposure_gains
 from worldstereo._intake_rig import find_rig
 from worldstereo._intake_stereo import fill_by_stereo, measure_photos, rescaled
 from worldstereo.cameras import Cameras
-from worldstereo.fusion import Pose, Working, make_working, parallel_for, pose_distance
-from worldstereo.registration import Registration, median_depth, register_workings
+from worldstereo.fusion import RADIAN, Pose, Working, make_working, parallel_for, pose_of
+from worldstereo.registration import (
+    Registration,
+    continued,
+    doubts,
+    median_depth,
+    register_new,
+    register_workings,
+)
 from worldstereo.scene import KIND_CONFIDENCE, DepthKind, Origin, PointCloud, View
 
 OnStep = Callable[[int, int, str], None]
+STAGES = 6
+SMALL = 24  # up to so many views a newcomer that agrees with nobody is worth a global pass
 NEIGHBOURS = 12  # other views that one view's depth is compared with
 
 
@@ -85,7 +94,8 @@ def enter(
         views: step-0 views. Only their measured pixels count; what an earlier intake added is made
             anew.
         register: solve for the poses; without it the given ones are used.
-        previous: intake of the first views of `views`: those stay where they are.
+        previous: intake of the first views of `views`: those stay where they are, and only what
+            lies near the new ones is looked at again. Leave it out now and then for a global pass.
 
     Raises:
         ValueError: no views, or generated ones among them.
@@ -94,67 +104,153 @@ def enter(
         raise ValueError("views must hold at least one view, got none.")
     if any(view.step != 0 for view in views):
         raise ValueError("views must be given ones (step 0); generated views enter as they are.")
-    total = 6
-    on_step(0, total, "Reading depth")
-    measured = [_as_measured(view) for view in views]
-    unit = previous.unit if previous is not None else median_depth(measured)
+    measured = [as_measured(view) for view in views]
+    run = _Run(options, seed, on_step)
+    if previous is None or not any(bool(view.mask.any()) for view in measured):
+        return _whole(measured, register, run, previous)
+    if len(previous.views) >= len(views):
+        return replace(previous, views=previous.views[: len(views)])
+    return _added(measured, previous, register, run)
+
+
+@dataclass(frozen=True)
+class _Run:
+    options: IntakeOptions
+    seed: int
+    on_step: OnStep
+
+
+def _whole(
+    measured: list[View], register: bool, run: _Run, previous: Intake | None = None
+) -> Intake:
+    """A global pass over all views."""
+    options, on_step = run.options, run.on_step
+    on_step(0, STAGES, "Reading depth")
+    unit = median_depth(measured)
     work: list[Working] = [make_working(view, unit) for view in measured]
     notices: list[str] = []
     photos = len(work) > 1 and not any((w.depth > 0).any() for w in work)
     if photos and options.stereo:
-        work, _ = measure_photos(work, seed=seed, on_step=on_step)
-        known = [w.depth[w.depth > 0] for w in work if (w.depth > 0).any()]
-        if known:
-            factor = float(np.median(np.concatenate(known)[::13]))
-            unit *= factor
-            work = [rescaled(w, factor) for w in work]
+        work, unit = _measured_photos(work, unit, run)
     rig = find_rig(work) if options.rig else None
-    everything = list(range(len(work)))
     if rig is not None:
-        work = [replace(w, rig=rig[0]) for w in work]
-        work = stages.apply(lambda w: stages.mask_rig(w, rig[0]), work, everything)
+        work = _without_rig(work, rig[0], range(len(work)))
     if options.clean and not photos:
-        on_step(1, total, "Cleaning depth")
-        work = stages.apply(stages.clean, work, everything)
+        on_step(1, STAGES, "Cleaning depth")
+        work = stages.apply(stages.clean, work, range(len(work)))
     registration = None
+    if len(work) > 1:
+        notices += doubts(work)
     if register and len(work) > 1:
-        registration = register_workings(
-            work,
-            [view.given for view in measured],
-            unit,
-            previous=previous.registration if previous is not None else None,
-            on_step=on_step,
+        given = [view.given for view in measured]
+        registration = continued(
+            register_workings(work, given, unit, on_step=on_step),
+            None if previous is None else previous.registration,
         )
         notices += registration.notices
         work = [
-            w.moved(_moved(w.pose, registration.corrected, i, unit)) for i, w in enumerate(work)
+            w.moved(_at(w.pose, registration.corrected.c2w[i], unit)) for i, w in enumerate(work)
         ]
-    near = _neighbours(work)
-    if len(work) > 1:
-        on_step(3, total, "Comparing depth")
-        if options.contradict:
-            work = _compared(stages.uncontradicted, work, near)
-        if options.by_others:
-            work = _compared(stages.measured_by, work, near)
-    gains = np.zeros((len(work), 3))
-    if options.exposure and len(work) > 1:
-        on_step(4, total, "Comparing exposure")
-        pairs = sorted({(min(i, j), max(i, j)) for i in everything for j in near[i]})
-        gains, _ = exposure_gains(work, pairs)
-    if options.complete:
-        on_step(5, total, "Completing depth")
-        work = _compared(stages.completed, work, near)
-    if options.complete and options.stereo:
-        work = fill_by_stereo(work, gains, seed=seed, on_step=on_step)
-    on_step(total, total, "Views are ready")
+    work, gains = _compared_and_completed(work, range(len(work)), None, run)
+    on_step(STAGES, STAGES, "Views are ready")
+    cameras = [_camera(view, registration, i) for i, view in enumerate(measured)]
     done = [
-        _finished(view, w, gains[i], registration, i, rig, unit)
+        _finished(view, w, gains[i], cameras[i], unit)
         for i, (view, w) in enumerate(zip(measured, work, strict=True))
     ]
     layer = None
     if rig is not None:
         layer = (torch.from_numpy(rig[0]), torch.from_numpy(rig[1]).permute(2, 0, 1).contiguous())
     return Intake(tuple(done), registration, layer, unit, tuple(notices))
+
+
+def _added(measured: list[View], previous: Intake, register: bool, run: _Run) -> Intake:
+    """New views beside those of `previous`: only what lies near them is looked at again."""
+    n, old, unit = len(measured), len(previous.views), previous.unit
+    before = previous.registration
+    placed = [view.cameras for view in previous.views]
+    placed += [
+        view.given if before is None else before.correct(view.given) for view in measured[old:]
+    ]
+    poses = [pose_of(camera, unit) for camera in placed]
+    local = _around(poses, range(old, n), 2 * NEIGHBOURS)
+    work = [make_working(measured[i], unit).moved(poses[i]) for i in local]
+    new = [k for k, i in enumerate(local) if i >= old]
+    if previous.rig is not None:
+        mask = previous.rig[0].numpy()
+        work = _without_rig(work, mask, new)
+    elif run.options.rig and find_rig([make_working(v, unit) for v in measured]) is not None:
+        return _whole(measured, register, run, previous)  # found now: stored views are masked too
+    if run.options.clean:
+        work = stages.apply(stages.clean, work, new)
+    registration, notices = before, list(previous.notices)
+    if register and n > 1:
+        given = [view.given for view in measured]
+        registration = register_new(
+            work, local, given, unit, before, placed, old=old, on_step=run.on_step
+        )
+        if n <= SMALL and not all(registration.agrees[old:]):
+            return _whole(measured, register, run, previous)
+        notices += registration.notices
+        work = [
+            w.moved(_at(w.pose, registration.corrected.c2w[i], unit))
+            for w, i in zip(work, local, strict=True)
+        ]
+    near = _neighbours(work)
+    redo = [k for k in range(len(work)) if k in new or set(near[k]) & set(new)]
+    fixed = np.full((len(work), 3), np.nan)
+    for k, i in enumerate(local):
+        if i < old:
+            fixed[k] = previous.views[i].gain.double().numpy()
+    work, gains = _compared_and_completed(work, redo, fixed, run)
+    done = list(previous.views) + measured[old:]
+    for k in redo:
+        i = local[k]
+        camera = _camera(measured[i], registration, i) if i >= old else placed[i]
+        done[i] = _finished(measured[i], work[k], gains[k], camera, unit)
+    run.on_step(STAGES, STAGES, "Views are ready")
+    return Intake(tuple(done), registration, previous.rig, unit, tuple(dict.fromkeys(notices)))
+
+
+def _compared_and_completed(
+    work: list[Working], redo: Sequence[int], fixed: np.ndarray | None, run: _Run
+) -> tuple[list[Working], np.ndarray]:
+    """The stages after registration, on the views `redo`; gains that are `fixed` stay."""
+    options, on_step = run.options, run.on_step
+    near = _neighbours(work)
+    if len(work) > 1:
+        on_step(3, STAGES, "Comparing depth")
+        if options.contradict:
+            work = _compared(stages.uncontradicted, work, near, redo)
+        if options.by_others:
+            work = _compared(stages.measured_by, work, near, redo)
+    gains = np.zeros((len(work), 3))
+    if options.exposure and len(work) > 1:
+        on_step(4, STAGES, "Comparing exposure")
+        pairs = sorted({(min(i, j), max(i, j)) for i in redo for j in near[i]})
+        gains, _ = exposure_gains(work, pairs, fixed)
+    if options.complete:
+        on_step(5, STAGES, "Completing depth")
+        work = _compared(stages.completed, work, near, redo)
+        if options.stereo:
+            work = fill_by_stereo(work, gains, redo, seed=run.seed, on_step=on_step)
+    return work, gains
+
+
+def _measured_photos(work: list[Working], unit: float, run: _Run) -> tuple[list[Working], float]:
+    """Depth of photos from each other, and u, which only that depth can tell."""
+    work = measure_photos(work, seed=run.seed, on_step=run.on_step)
+    known = [w.depth[w.depth > 0][::13] for w in work if (w.depth > 0).any()]
+    if not known:
+        return work, unit
+    factor = float(np.median(np.concatenate(known)))
+    return [rescaled(w, factor) for w in work], unit * factor
+
+
+def _without_rig(work: list[Working], mask: np.ndarray, which: Sequence[int]) -> list[Working]:
+    work = [replace(w, rig=mask) if w.pose.shape == mask.shape else w for w in work]
+    masked = [i for i in which if work[i].rig is not None]
+    return stages.apply(lambda w: stages.mask_rig(w, mask), work, masked)
 
 
 def generated(
@@ -225,71 +321,79 @@ def cloud_from(view: View, *, stride: int = 2) -> PointCloud:
 # ---- helpers ---------------------------------------------------------------------------------
 
 
-def _as_measured(view: View) -> View:
+def as_measured(view: View) -> View:
     """The view as it was given: measured depth only, at the given pose."""
     measured = view.kind == int(DepthKind.MEASURED)
-    depth = torch.where(measured, view.depth, torch.zeros_like(view.depth))
-    depth = torch.where(torch.isfinite(depth) & (depth > 0), depth, torch.zeros_like(depth))
+    nothing = torch.zeros_like(view.depth)
+    depth = torch.where(measured & torch.isfinite(view.depth), view.depth, nothing)
+    known = (depth > 0).to(torch.uint8)
     return replace(
         view,
-        depth=depth,
-        kind=(depth > 0).to(torch.uint8) * int(DepthKind.MEASURED),
-        confidence8=(depth > 0).to(torch.uint8) * 255,
+        depth=depth.clamp(min=0),
+        kind=known * int(DepthKind.MEASURED),
+        confidence8=known * 255,
         gain=torch.zeros(3),
         cameras=view.given,
     )
 
 
-def _moved(pose: Pose, corrected: Cameras, i: int, unit: float) -> Pose:
-    c2w = corrected.c2w[i].detach().cpu().double().numpy().copy()
-    c2w[:3, 3] /= unit
-    return Pose(pose.K, c2w, pose.width, pose.height)
+def _at(pose: Pose, c2w: Tensor, unit: float) -> Pose:
+    moved = c2w.detach().cpu().double().numpy().copy()
+    moved[:3, 3] /= unit
+    return Pose(pose.K, moved, pose.width, pose.height)
+
+
+def _camera(view: View, registration: Registration | None, i: int) -> Cameras:
+    if registration is None:
+        return view.given
+    c2w = registration.corrected.c2w[i].to(view.given.c2w)
+    return Cameras(view.given.K, c2w, view.given.width, view.given.height)
 
 
 def _neighbours(work: Sequence[Working]) -> list[list[int]]:
     """For each view the others nearest in pose, in their own order."""
-    out = []
-    for i, w in enumerate(work):
-        others = [j for j in range(len(work)) if j != i]
-        others.sort(key=lambda j: pose_distance(w.pose, work[j].pose))
-        out.append(sorted(others[:NEIGHBOURS]))
-    return out
+    poses = [w.pose for w in work]
+    return [[j for j in _around(poses, [i], NEIGHBOURS) if j != i] for i in range(len(poses))]
+
+
+def _around(poses: Sequence[Pose], centres: Sequence[int], count: int) -> list[int]:
+    """The given poses and for each the `count` nearest others, in ascending order."""
+    position = np.stack([p.position for p in poses])
+    rotation = np.stack([p.c2w[:3, :3] for p in poses])
+    out = set(centres)
+    for i in centres:
+        turn = np.einsum("nij,ij->n", rotation, rotation[i])
+        angle = np.arccos(np.clip((turn - 1) / 2, -1, 1))
+        distance = np.linalg.norm(position - position[i], axis=1) + RADIAN * angle
+        distance[i] = np.inf
+        out |= {int(j) for j in np.argsort(distance, kind="stable")[:count] if j != i}
+    return sorted(out)
 
 
 def _compared(
     stage: Callable[[Working, Sequence[Working]], tuple[np.ndarray, np.ndarray]],
     work: list[Working],
     near: list[list[int]],
+    redo: Sequence[int],
 ) -> list[Working]:
     """Run a stage that looks at other views, all of them seeing the state before it."""
-    results: list[tuple[np.ndarray, np.ndarray] | None] = [None] * len(work)
+    results: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
-    def one(i: int) -> None:
+    def one(k: int) -> None:
+        i = redo[k]
         results[i] = stage(work[i], [work[j] for j in near[i]])
 
-    parallel_for(len(work), one)
-    return [w.with_depth(*r) for w, r in zip(work, results, strict=True) if r is not None]
+    parallel_for(len(redo), one)
+    return [w.with_depth(*results[i]) if i in results else w for i, w in enumerate(work)]
 
 
-def _finished(
-    view: View,
-    work: Working,
-    gain: np.ndarray,
-    registration: Registration | None,
-    i: int,
-    rig: tuple[np.ndarray, np.ndarray] | None,
-    unit: float,
-) -> View:
-    camera = view.given
-    if registration is not None:
-        c2w = registration.corrected.c2w[i].to(camera.c2w)
-        camera = Cameras(camera.K, c2w, camera.width, camera.height)
+def _finished(view: View, work: Working, gain: np.ndarray, camera: Cameras, unit: float) -> View:
     confidence = torch.from_numpy(work.confidence)
     kind = torch.zeros(confidence.shape, dtype=torch.uint8)
     for member in (DepthKind.COMPLETED, DepthKind.STEREO, DepthKind.BY_OTHERS, DepthKind.MEASURED):
         kind[confidence >= KIND_CONFIDENCE[member] - 0.01] = int(member)
-    if rig is not None:
-        kind[torch.from_numpy(rig[0])] = int(DepthKind.RIG)
+    if work.rig is not None:
+        kind[torch.from_numpy(work.rig)] = int(DepthKind.RIG)
     return replace(
         view,
         depth=torch.from_numpy(work.depth * np.float32(unit))[None],

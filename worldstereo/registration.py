@@ -10,27 +10,19 @@ Sources: Triggs et al. 2000 (bundle adjustment), Huber 1964 (robust weights), Kr
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from worldstereo._registration_field import CorrectionField, exp6, log6
-from worldstereo._registration_matches import Match, chosen_pairs, match, project
+from worldstereo._registration_field import CorrectionField
+from worldstereo._registration_matches import overlaps, project
+from worldstereo._registration_solve import solve, with_c2w
 from worldstereo.cameras import Cameras
-from worldstereo.fusion import METRES, Working, make_working, parallel_for
+from worldstereo.fusion import Working, make_working
 from worldstereo.scene import View
-
-HUBER = 1.0  # pixels
-REJECT = 20.0  # pixels
-PRIOR = 200.0  # px^2 per radian^2
-PRIOR_LENGTH = PRIOR * METRES**2  # px^2 per u^2
-FALL = 0.8  # the held-out residual must fall to this share of what it was
-AGREED = 0.5  # pixels; below this a pair agrees already and has nothing to fall
-NEIGHBOURS = 8
-ROUNDS = 2  # of matching; each starts from the poses of the one before
 
 OnStep = Callable[[int, int, str], None]
 
@@ -130,7 +122,7 @@ def register_workings(
     start = np.stack([v.pose.c2w for v in views])
     if previous is not None and old:
         start[:old] = _poses(previous.corrected, unit)[:old]
-    solved, agrees, notices = _solve(views, start, old, on_step)
+    solved, agrees, notices = solve(views, start, old, on_step)
     if previous is not None:
         agrees = [a or (i < old and previous.agrees[i]) for i, a in enumerate(agrees)]
     moved = [_moved_px(views[i], views[i].pose.c2w, solved[i]) for i in range(n)]
@@ -147,10 +139,112 @@ def register_workings(
     )
 
 
+def register_new(
+    views: Sequence[Working],
+    index: Sequence[int],
+    given: Sequence[Cameras],
+    unit: float,
+    previous: Registration | None,
+    placed: Sequence[Cameras],
+    *,
+    old: int,
+    on_step: OnStep = ignore,
+) -> Registration:
+    """Register new views to those around them; all the others stay where they are.
+
+    Args:
+        views: the new ones and their surroundings, at their poses in the current world.
+        index: the place of each of `views` in the capture, ascending.
+        given: cameras of the whole capture as given.
+        previous: registration of the first views of the capture, if there was one.
+        placed: cameras of the whole capture in the current world, new ones where `previous` puts
+            them.
+        old: how many views of the capture were there before.
+    """
+    start = np.stack([v.pose.c2w for v in views])
+    known = sum(i < old for i in index)
+    judged = start.copy()  # a new view must agree better than it did as given
+    for k, i in enumerate(index):
+        if i >= old:
+            judged[k] = _pose_in_u(given[i], unit)
+    solved, agrees, notices = solve(views, start, known, on_step, [i + 1 for i in index], judged)
+    corrected = torch.stack([camera.c2w.double() for camera in placed])
+    moved = torch.zeros(len(given))
+    all_agree = [True] * len(given)
+    if previous is not None:
+        moved[: len(previous)] = previous.moved_px
+        all_agree[: len(previous)] = previous.agrees
+    for k, i in enumerate(index):
+        all_agree[i] = agrees[k] or (i < old and all_agree[i])
+        if i >= old:
+            pose = torch.from_numpy(solved[k].copy())
+            pose[:3, 3] *= unit
+            corrected[i] = pose
+            moved[i] = _moved_px(views[k], judged[k], solved[k])
+    batch = _batch(given, None)
+    return Registration(
+        revision=1 if previous is None else previous.revision + 1,
+        given=batch,
+        corrected=Cameras(batch.K, corrected.to(batch.c2w), batch.width, batch.height),
+        moved_px=moved,
+        agrees=tuple(all_agree),
+        notices=tuple(notices),
+        unit=unit,
+        earlier=() if previous is None else (*previous.earlier, previous.corrected),
+    )
+
+
+def continued(registration: Registration, previous: Registration | None) -> Registration:
+    """A new global pass as the next revision of an older registration of the same capture."""
+    if previous is None:
+        return registration
+    return replace(
+        registration,
+        revision=previous.revision + 1,
+        earlier=(*previous.earlier, previous.corrected),
+    )
+
+
+def doubts(views: Sequence[Working]) -> list[str]:
+    """What the given poses and depths look like they got wrong as a whole: inversion, units.
+
+    A mistake is named only if the views see clearly more of each other's surfaces without it.
+    """
+    if len(views) > 24:
+        views = [views[i] for i in np.unique(np.linspace(0, len(views) - 1, 24).astype(int))]
+    said = []
+    as_given = _shared(views)
+    inverted = [v.moved(with_c2w(v, np.linalg.inv(v.pose.c2w))) for v in views]
+    if _clearly(_shared(inverted), as_given):
+        said.append(
+            "The views see more of each other if every pose is inverted: world-to-camera matrices "
+            "may have been read as camera-to-world. The given poses are kept."
+        )
+    for factor, words in (
+        (1e-3, "millimetres read as metres"),
+        (1e3, "metres read as millimetres"),
+    ):
+        scaled = []
+        for v in views:
+            c2w = v.pose.c2w.copy()
+            c2w[:3, 3] /= factor
+            scaled.append(v.moved(with_c2w(v, c2w)))
+        if _clearly(_shared(scaled), as_given):
+            said.append(f"Depth does not fit the distances between the views: {words}?")
+    return said
+
+
+def _shared(views: Sequence[Working]) -> float:
+    """How much of a view its best neighbour sees at the right depth, averaged."""
+    return float(overlaps(views).max(1).mean())
+
+
+def _clearly(other: float, as_given: float) -> bool:
+    return other > 2 * as_given + 0.1
+
+
 def registered(views: Sequence[View], registration: Registration) -> tuple[View, ...]:
     """The views with their corrected cameras."""
-    from dataclasses import replace
-
     out = []
     for i, view in enumerate(views):
         c2w = registration.corrected.c2w[i].to(view.cameras.c2w)
@@ -167,205 +261,6 @@ def median_depth(views: Sequence[View]) -> float:
     return float(depth.median()) if len(depth) else 1.0
 
 
-# ---- the solution ----------------------------------------------------------------------------
-
-
-def _solve(
-    views: Sequence[Working], start: np.ndarray, old: int, on_step: OnStep
-) -> tuple[np.ndarray, list[bool], list[str]]:
-    """Poses of all views (the first `old` and view 0 stay), who agrees, and what to say."""
-    n = len(views)
-    if n < 2:
-        return start, [True] * n, []
-    new = list(range(max(old, 0), n))
-    poses = start.copy()
-    free = np.array([i >= max(old, 1) for i in range(n)])
-    accepted: list[Match] = []
-    rounds = ROUNDS
-    for turn in range(rounds):
-        placed = [v.moved(_with_c2w(v, poses[i])) for i, v in enumerate(views)]
-        if turn == 0:
-            pairs = chosen_pairs(placed, new, NEIGHBOURS)
-        else:
-            pairs = [(m.i, m.j) for m in accepted]
-        found = _all_matches(placed, pairs, on_step, turn, rounds)
-        accepted = [m for m in found if _explained(m, views, start)]
-        accepted = _solve_poses(views, start, poses, accepted, free)
-        if not accepted:
-            break
-    agreeing = {k for m in accepted for k in (m.i, m.j)}
-    agrees = [i in agreeing for i in range(n)]
-    for i in range(n):
-        if not agrees[i]:
-            poses[i] = start[i]
-    return poses, agrees, _notices(agrees, new)
-
-
-def _all_matches(
-    placed: Sequence[Working],
-    pairs: list[tuple[int, int]],
-    on_step: OnStep,
-    turn: int,
-    rounds: int,
-) -> list[Match]:
-    found: list[Match | None] = [None] * len(pairs)
-    chunk = 8
-    for begin in range(0, len(pairs), chunk):
-        on_step(turn * len(pairs) + begin, rounds * len(pairs), "Registering views")
-        part = pairs[begin : begin + chunk]
-
-        def one(k: int, begin: int = begin) -> None:
-            found[begin + k] = match(placed, *pairs[begin + k])
-
-        parallel_for(len(part), one)
-    return [m for m in found if m is not None]
-
-
-def _explained(m: Match, views: Sequence[Working], start: np.ndarray) -> bool:
-    """True if one rigid motion of the pair explains matches that had no say in it."""
-    T = np.linalg.inv(start[m.j]) @ start[m.i]
-    K = views[m.j].pose.K
-    before = _residual(m, T, K, m.held)
-    if before < AGREED:
-        return True
-    for _ in range(5):
-        r, J = _jacobian(m.points[~m.held], m.pixels[~m.held], T, K)
-        w = _huber(r)[:, None, None]
-        H = np.einsum("nai,naj->ij", J * w, J) + np.diag([PRIOR] * 3 + [PRIOR_LENGTH] * 3)
-        T = T @ exp6(-np.linalg.solve(H, np.einsum("nai,na->i", J * w, r)))
-    return _residual(m, T, K, m.held) <= FALL * before
-
-
-def _residual(m: Match, T: np.ndarray, K: np.ndarray, which: np.ndarray) -> float:
-    """Median distance in pixels between model and matches."""
-    u, v, _ = project(m.points[which], T[:3], K)
-    return float(np.median(np.hypot(u - m.pixels[which, 0], v - m.pixels[which, 1])))
-
-
-def _huber(r: np.ndarray) -> np.ndarray:
-    size = np.linalg.norm(r, axis=1)
-    return np.minimum(1, HUBER / np.maximum(size, 1e-9)) * (size < REJECT)
-
-
-def _jacobian(
-    points: np.ndarray, pixels: np.ndarray, T: np.ndarray, K: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Residuals (n, 2) and their derivative (n, 2, 6) by a twist of the first camera's axes."""
-    q = points @ T[:3, :3].T + T[:3, 3]
-    z = np.where(q[:, 2] > 1e-3, q[:, 2], 1e-3)
-    r = np.stack([K[0] * q[:, 0] / z + K[2], K[1] * q[:, 1] / z + K[3]], 1) - pixels
-    P = np.zeros((len(q), 2, 3))
-    P[:, 0, 0], P[:, 0, 2] = K[0] / z, -K[0] * q[:, 0] / z**2
-    P[:, 1, 1], P[:, 1, 2] = K[1] / z, -K[1] * q[:, 1] / z**2
-    PR = P @ T[:3, :3]
-    J = np.concatenate([-PR @ _skew(points), PR], axis=2)
-    J[q[:, 2] <= 1e-3] = 0
-    r[q[:, 2] <= 1e-3] = 0
-    return r, J
-
-
-def _jacobian_second(J: np.ndarray, points: np.ndarray, T: np.ndarray) -> np.ndarray:
-    """The derivative by a twist of the second camera's axes, from the one by the first's.
-
-    With c2w_j moved by exp(e), T becomes exp(-e) T: a motion -e in the axes of j.
-    """
-    PR = J[:, :, 3:]
-    P = PR @ T[:3, :3].T
-    q = points @ T[:3, :3].T + T[:3, 3]
-    return np.concatenate([P @ _skew(q), -P], axis=2)
-
-
-def _skew(x: np.ndarray) -> np.ndarray:
-    out = np.zeros((len(x), 3, 3))
-    out[:, 0, 1], out[:, 0, 2], out[:, 1, 2] = -x[:, 2], x[:, 1], -x[:, 0]
-    out[:, 1, 0], out[:, 2, 0], out[:, 2, 1] = x[:, 2], -x[:, 1], x[:, 0]
-    return out
-
-
-def _solve_poses(
-    views: Sequence[Working],
-    start: np.ndarray,
-    poses: np.ndarray,
-    matches: list[Match],
-    free: np.ndarray,
-) -> list[Match]:
-    """Gauss-Newton over the free poses, written into `poses`; returns the matches that held.
-
-    A pair whose held-out matches the joint solution does not fit better is left out, and the rest
-    is solved again without it.
-    """
-    first = poses.copy()
-    while matches:
-        poses[:] = first
-        for _ in range(6):
-            _gauss_newton_step(views, start, poses, matches, free)
-        worse = [m for m in matches if not _fits(m, views, start, poses)]
-        if not worse:
-            break
-        matches = [m for m in matches if not any(m is w for w in worse)]
-    if not matches:
-        poses[:] = first
-    return matches
-
-
-def _fits(m: Match, views: Sequence[Working], before: np.ndarray, after: np.ndarray) -> bool:
-    K = views[m.j].pose.K
-    old, new = (_residual(m, np.linalg.inv(p[m.j]) @ p[m.i], K, m.held) for p in (before, after))
-    return new < AGREED or new <= FALL * old
-
-
-def _gauss_newton_step(
-    views: Sequence[Working],
-    start: np.ndarray,
-    poses: np.ndarray,
-    matches: list[Match],
-    free: np.ndarray,
-) -> None:
-    n = len(poses)
-    prior = np.array([PRIOR] * 3 + [PRIOR_LENGTH] * 3)
-    H = np.diag(np.tile(prior, n))
-    g = np.concatenate(
-        [prior * log6(np.linalg.inv(s) @ p) for s, p in zip(start, poses, strict=True)]
-    )
-    for m in matches:
-        T = np.linalg.inv(poses[m.j]) @ poses[m.i]
-        keep = ~m.held
-        r, Ji = _jacobian(m.points[keep], m.pixels[keep], T, views[m.j].pose.K)
-        J = np.concatenate([Ji, _jacobian_second(Ji, m.points[keep], T)], axis=2)
-        w = _huber(r)[:, None, None]
-        at = np.r_[6 * m.i : 6 * m.i + 6, 6 * m.j : 6 * m.j + 6]
-        H[np.ix_(at, at)] += np.einsum("nai,naj->ij", J * w, J)
-        g[at] += np.einsum("nai,na->i", J * w, r)
-    moving = np.repeat(free, 6)
-    if not moving.any():
-        return
-    step = np.zeros(6 * n)
-    step[moving] = -np.linalg.solve(H[np.ix_(moving, moving)], g[moving])
-    for i in np.nonzero(free)[0]:
-        poses[i] = poses[i] @ exp6(step[6 * i : 6 * i + 6])
-
-
-def _notices(agrees: list[bool], new: list[int]) -> list[str]:
-    alone = [i for i in new if not agrees[i]]
-    if not alone:
-        return []
-    if len(alone) == len(agrees):
-        return [
-            "No two views agree with each other: their poses may be inverted or far off, or they "
-            "share no surface. The given poses are kept."
-        ]
-    names = ", ".join(str(i + 1) for i in alone[:12]) + (" ..." if len(alone) > 12 else "")
-    if len(alone) == 1:
-        return [f"View {names} of {len(agrees)} agrees with no other; its given pose is kept."]
-    return [f"Views {names} of {len(agrees)} agree with no other; their given poses are kept."]
-
-
-def _with_c2w(view: Working, c2w: np.ndarray):  # noqa: ANN202
-    from worldstereo.fusion import Pose
-
-    return Pose(view.pose.K, c2w, view.pose.width, view.pose.height)
-
-
 def _moved_px(view: Working, before: np.ndarray, after: np.ndarray) -> float:
     known = view.depth[view.depth > 0]
     depth = float(np.median(known)) if len(known) else 1.0
@@ -376,6 +271,10 @@ def _moved_px(view: Working, before: np.ndarray, after: np.ndarray) -> float:
     points = np.stack([(u - cx) / fx, (v - cy) / fy, np.ones(len(u))], 1) * depth
     x, y, _ = project(points, (np.linalg.inv(after) @ before)[:3], view.pose.K)
     return float(np.hypot(x - u, y - v).mean())
+
+
+def _pose_in_u(camera: Cameras, unit: float) -> np.ndarray:
+    return _poses(Cameras(camera.K[None], camera.c2w[None], camera.width, camera.height), unit)[0]
 
 
 def _poses(cameras: Cameras, unit: float) -> np.ndarray:
