@@ -132,7 +132,7 @@ class ControlBranch(nn.Module):
         rotary = self.rope(control_input)
         tokens = self.controlnet_patch_embedding(control_input).flatten(2).transpose(1, 2)
         tokens = self.proj_in(tokens + self.controlnet_mask_embedding(add_inputs))
-        tokens, _ = self.token_entry(tokens, None)
+        tokens = self.token_entry(tokens)
         for block, project in zip(self.controlnet_blocks, self.proj_out, strict=True):
             tokens = block(tokens, temb, rotary)
             yield project(tokens)

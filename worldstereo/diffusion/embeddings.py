@@ -64,12 +64,10 @@ class StitchedRotary(WanRotaryPosEmbed):
 
 
 class TokenEntry(nn.Module):
-    """Where token streams enter the blocks: does nothing, but parallel plans can split here."""
+    """Where tokens enter the blocks: does nothing, but parallel plans can split here."""
 
-    def forward(
-        self, hidden_states: Tensor, reference_states: Tensor | None = None
-    ) -> tuple[Tensor, Tensor | None]:
-        return hidden_states, reference_states
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return hidden_states
 
 
 def pose_embedding(camera_dim: int, width: int) -> nn.Sequential:

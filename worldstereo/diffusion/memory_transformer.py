@@ -18,7 +18,7 @@ from worldstereo.diffusion.attention import (
     StitchedAttnProcessor,
 )
 from worldstereo.diffusion.config import MAX_REFERENCES
-from worldstereo.diffusion.embeddings import pose_embedding
+from worldstereo.diffusion.embeddings import TokenEntry, pose_embedding
 from worldstereo.diffusion.transformer import WorldStereoModel, _split, _tokens, check_finite
 
 
@@ -68,7 +68,7 @@ class WorldStereoRefSModel(WorldStereoModel):
     _cp_plan = {
         **WorldStereoModel._cp_plan,
         "rope": {0: _split, 1: _split, 2: _split, 3: _split},
-        "token_entry": {"hidden_states": _tokens, "reference_states": _tokens},
+        "reference_entry": {"hidden_states": _tokens},
     }
 
     @register_to_config
@@ -122,6 +122,7 @@ class WorldStereoRefSModel(WorldStereoModel):
                 eps,
                 added_kv_proj_dim,
             )
+        self.reference_entry = TokenEntry()
         control = self.control_config
         if control.main_camera_embedding:
             assert control.camera_embedding_dim is not None
@@ -174,7 +175,7 @@ class WorldStereoRefSModel(WorldStereoModel):
         rotary = self.rope(hidden_states, ref_index)
         tokens = self.placed(self.embed(hidden_states), camera_qt)
         first = self.placed(self.embed(reference_latent.to(hidden_states.dtype)), camera_qt_ref)
-        tokens, first = self.token_entry(tokens, first)
+        tokens, first = self.token_entry(tokens), self.reference_entry(first)
         reference = first
         for block in self.blocks:
             tokens, updated = block(tokens, reference, state.context, state.modulation, rotary)

@@ -158,7 +158,7 @@ class WorldStereoModel(WanTransformer3DModel):
         )
         residuals = self.control(hidden_states, render_latent, render_mask, camera_embedding, state)
         rotary = self.rope(hidden_states)
-        tokens, _ = self.token_entry(self.embed(hidden_states), None)
+        tokens = self.token_entry(self.embed(hidden_states))
         for block in self.blocks:
             tokens = block(tokens, state.context, state.modulation, rotary)
             residual = next(residuals, None)
