@@ -125,7 +125,7 @@ class Cloud:
         blocks = self.blocks(rows, footprint, near)
         spans = _parallel.spans(len(blocks), min(pieces, 1 + len(blocks) // 64)) or [(0, 0)]
         h, w = footprint.padded
-        buffers = np.empty((len(spans), h * w), np.int64)
+        buffers = np.empty((len(spans), h * w + 1), np.int64)
         size = (footprint.width, footprint.height, footprint.radius, footprint.x, footprint.y)
 
         def piece(i: int) -> None:
@@ -146,7 +146,7 @@ class Cloud:
         if len(spans) > 1:
             strips = _parallel.spans(h * w, pieces)
             _parallel.parallel_for(len(strips), lambda i: kernels.merge(buffers, *strips[i]))
-        return buffers[0].reshape(h, w)
+        return buffers[0, :-1].reshape(h, w)
 
 
 def frustum(

@@ -46,6 +46,8 @@ def visible_blocks(box, first, blocks, planes, position, out):
 @kernel
 def border(c, size, radius, edge):
     """As `render._border`: centres that cover the same pixels are moved onto each other."""
+    if radius == edge:
+        return c
     if c + radius < size - 1:
         return c + radius - edge
     if c - radius > 0:
@@ -54,11 +56,8 @@ def border(c, size, radius, edge):
 
 
 @kernel(error_model="numpy")
-def splat_run(
-    x, y, z, order, start, stop, rows, width, height, radius, ex, ey, near, buffer, u, v, w
-):
-    """Points of `range(start, stop)` (at most as many as `u` holds) into a padded z-buffer."""
-    n = stop - start
+def project_run(x, y, z, start, n, rows, u, v, w):
+    """Pixels and depths of `n` points, rounded as the torch operators round them."""
     a0, a1, a2 = rows[0, 0], rows[0, 1], rows[0, 2]
     b0, b1, b2 = rows[1, 0], rows[1, 1], rows[1, 2]
     c0, c1, c2 = rows[3, 0], rows[3, 1], rows[3, 2]
@@ -71,41 +70,54 @@ def splat_run(
         w[j] = d
         u[j] = (a0 * dx + a1 * dy + a2 * dz) / d
         v[j] = (b0 * dx + b1 * dy + b2 * dz) / d
-    left, right = np.float32(-radius), np.float32(width + radius)
-    low, high = np.float32(-radius), np.float32(height + radius)
-    stride = width + 2 * ex
-    bits = w.view(np.int32)
-    for j in range(n):
-        if not (w[j] > near and w[j] < BEYOND):
-            continue
-        if not (u[j] >= left and u[j] < right and v[j] >= low and v[j] < high):
-            continue
-        column = int(math.floor(u[j]))
-        line = int(math.floor(v[j]))
-        if radius != ex:
-            column = border(column, width, radius, ex)
-        if radius != ey:
-            line = border(line, height, radius, ey)
-        pixel = (line + ey) * stride + column + ex
-        word = (np.int64(bits[j]) << 32) | np.int64(order[start + j])
-        if word < buffer[pixel]:
-            buffer[pixel] = word
 
 
-@kernel(error_model="numpy")
+@kernel
 def splat_blocks(
     x, y, z, order, n, blocks, first, last, size, rows, width, height, radius, ex, ey, near, buffer
 ):
-    """The blocks `blocks[first:last]` of `size` points each, of `n` points in all."""
+    """The blocks `blocks[first:last]` of `size` points each, of `n` points in all.
+
+    `buffer` has one word more than the padded image: points out of view are written there, because
+    a branch that cannot be predicted costs more than a store.
+    """
     u = np.empty(size, np.float32)
     v = np.empty(size, np.float32)
     w = np.empty(size, np.float32)
+    pixel = np.empty(size, np.int32)
+    bits = w.view(np.int32)
+    left, right = np.float32(-radius), np.float32(width + radius)
+    low, high = np.float32(-radius), np.float32(height + radius)
+    stride = np.int32(width + 2 * ex)
+    nowhere = np.int32(buffer.size - 1)
+    shift_x, shift_y = np.int32(ex), np.int32(ey)
+    zero = np.float32(0)
     for i in range(first, last):
         start = blocks[i] * size
-        stop = min(start + size, n)
-        splat_run(
-            x, y, z, order, start, stop, rows, width, height, radius, ex, ey, near, buffer, u, v, w
-        )
+        count = min(start + size, n) - start
+        project_run(x, y, z, start, count, rows, u, v, w)
+        if radius == ex and radius == ey:
+            for j in range(count):
+                seen = (w[j] > near) & (w[j] < BEYOND) & (u[j] >= left) & (u[j] < right)
+                seen = seen & (v[j] >= low) & (v[j] < high)
+                column = np.int32(math.floor(u[j] if seen else zero)) + shift_x
+                line = np.int32(math.floor(v[j] if seen else zero)) + shift_y
+                pixel[j] = line * stride + column if seen else nowhere
+        else:
+            for j in range(count):
+                pixel[j] = nowhere
+                if not (w[j] > near and w[j] < BEYOND):
+                    continue
+                if not (u[j] >= left and u[j] < right and v[j] >= low and v[j] < high):
+                    continue
+                column = border(int(math.floor(u[j])), width, radius, ex)
+                line = border(int(math.floor(v[j])), height, radius, ey)
+                pixel[j] = np.int32((line + ey) * stride + column + ex)
+        for j in range(count):
+            p = pixel[j]
+            word = (np.int64(bits[j]) << 32) | np.int64(order[start + j])
+            held = buffer[p]
+            buffer[p] = word if word < held else held
 
 
 @kernel
