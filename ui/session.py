@@ -11,13 +11,7 @@ import threading
 import time
 
 from ui.proxy import Sockets
-from ui.session_config import (
-    AppSettings,
-    Example,
-    GeneratorChoice,
-    SessionsConfig,
-    config_of,
-)
+from ui.session_config import Example, GeneratorChoice, SessionsConfig
 from ui.session_jobs import Job, Progress, Worker
 from ui.session_preview import Preview
 from ui.session_shared import Shared
@@ -46,11 +40,9 @@ TOKEN = re.compile(r"[A-Za-z0-9_-]{43}")  # 256 bits, URL-safe
 class Sessions:
     """All open worlds: a cap, an end for those without tabs, and what they share."""
 
-    def __init__(self, config: SessionsConfig | AppSettings | None = None) -> None:
-        if not isinstance(config, SessionsConfig):
-            config = SessionsConfig() if config is None else config_of(config)
-        self.config = config
-        self.shared = Shared(config)
+    def __init__(self, config: SessionsConfig | None = None) -> None:
+        self.config = config or SessionsConfig()
+        self.shared = Shared(self.config)
         self.sockets = Sockets()
         self._sessions: dict[str, Session] = {}
         self._lock = threading.Lock()

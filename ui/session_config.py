@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 from worldstereo.generator import Generator, GeneratorLimits, WarpGenerator
 from worldstereo.inputs import LOCAL, Limits
@@ -115,29 +114,3 @@ class SessionsConfig:
             raise ValueError(
                 f"generator must be one of {', '.join(names)}, got {self.generator!r}."
             )
-
-
-class AppSettings(Protocol):
-    """What the app's own configuration says about sessions."""
-
-    @property
-    def examples(self) -> Path: ...
-    @property
-    def projects(self) -> Path: ...
-    @property
-    def max_points(self) -> int: ...
-    @property
-    def max_sessions(self) -> int: ...
-    @property
-    def idle_minutes(self) -> float: ...
-
-
-def config_of(app: AppSettings) -> SessionsConfig:
-    """The sessions' configuration that follows from the app's."""
-    return SessionsConfig(
-        max_sessions=app.max_sessions,
-        idle_seconds=60 * app.idle_minutes,
-        max_points=app.max_points,
-        projects=app.projects,
-        examples=bundled_examples(app.examples),
-    )

@@ -1,18 +1,23 @@
 """What all sessions share: the worker, the generators, the import process, the folder of worlds."""
 
 import hashlib
+import shutil
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from ui.session_config import Example, GeneratorChoice, SessionsConfig
 from ui.session_jobs import Worker
-from worldstereo.errors import Cancelled, InputRefused
+from worldstereo.errors import InputRefused
 from worldstereo.generator import Generator
 from worldstereo.inputs import read
+from worldstereo.inputs.worker import ImportWorker
+from worldstereo.project import is_project, save_world
 from worldstereo.scene import Capture
 from worldstereo.world import World
+
+LIBRARY = Path(__file__).resolve().parent.parent / "worldstereo"
 
 
 class Shared:
@@ -32,8 +37,7 @@ class Shared:
         }
         self._made: dict[str, Generator] = {}
         self._lock = threading.Lock()
-        self._reading = threading.Lock()
-        self._importer: Any = None
+        self._importer: ImportWorker | None = None
 
     def new_world(self) -> World:
         return World(self.generator(self.config.generator), max_points=self.config.max_points)
@@ -54,25 +58,41 @@ class Shared:
         """A stranger's file, read in a process of its own. Raises `InputRefused`, `Cancelled`."""
         if self.config.read is not None:
             return self.config.read(path, name)
-        from worldstereo.inputs.worker import ImportWorker
-
-        while not self._reading.acquire(timeout=0.2):
-            if cancelled():
-                raise Cancelled("Cancelled. The world is unchanged.")
-        try:
+        with self._lock:
             if self._importer is None:
                 self._importer = ImportWorker(self.config.limits)
-            return self._importer.read(
-                path, name, timeout=self.config.import_seconds, cancelled=cancelled
-            )
-        finally:
-            self._reading.release()
+            importer = self._importer
+        return importer.read(path, name, timeout=self.config.import_seconds, cancelled=cancelled)
 
     def read_example(self, example: Example) -> Capture:
         """A bundled capture: ours, so it is read in this process."""
         if example.path is None:
             raise InputRefused(f"{example.label}: has no files here.")
-        return read(example.path, example.label)
+        return replace(read(example.path, example.label), name=example.label)
+
+    def started(self, example: Example) -> Path | None:
+        """Where the world that this example becomes is kept, so that it opens at once next time.
+
+        The name changes with the example's files and with the library's code.
+        """
+        if self.config.projects is None or example.path is None:
+            return None
+        digest = hashlib.sha256()
+        files = [*example.path.rglob("*"), *LIBRARY.rglob("*.py")]
+        for file in sorted(file for file in files if file.is_file()):
+            about = file.stat()
+            digest.update(f"{file} {about.st_size} {about.st_mtime_ns}\n".encode())
+        return self.config.projects / "examples" / f"{example.key}-{digest.hexdigest()[:16]}.world"
+
+    def keep_started(self, example: Example, world: World) -> None:
+        """Keep a world that was just started from an example; forget older ones of its name."""
+        path = self.started(example)
+        if path is None or is_project(path) or len(world.history) != 1:
+            return
+        save_world(world, path)
+        for old in path.parent.glob(f"{example.key}-*.world"):
+            if old != path:
+                shutil.rmtree(old, ignore_errors=True)
 
     def project_of(self, token: str) -> Path | None:
         """Where the world of a token is saved. The name tells nothing about the token."""

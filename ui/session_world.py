@@ -225,9 +225,30 @@ class Session:
 
     def _open_example(self, job: Job, example: Example) -> Scene:
         job.on_step(0, 0, f"Opening {example.label}")
-        self._begin(self._shared.read_example(example), job)
+        if not self._reopen_started(example):
+            self._begin(self._shared.read_example(example), job)
+            self._keep_started(example)
         self._save(job)
         return self.scene
+
+    def _reopen_started(self, example: Example) -> bool:
+        """Take the world that this example became last time, unless there is one to undo to."""
+        path = self._shared.started(example)
+        if self.world.history or path is None or not is_project(path):
+            return False
+        try:
+            load_world(self.world, path)
+        except WorldStereoError as error:
+            log.warning("a kept example could not be read: %s", reason(error))
+            return False
+        self.set_plan(None, ())
+        return True
+
+    def _keep_started(self, example: Example) -> None:
+        def work(job: Job) -> None:
+            self._shared.keep_started(example, self.world)
+
+        self._shared.worker.submit(self.token, Job("save", work))
 
     def _begin(self, capture: Capture, job: Job) -> None:
         self.set_plan(None, ())
