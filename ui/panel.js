@@ -17,6 +17,26 @@
   // ---- clicks: local ones here, the others to the handler of their kind
   const local = {
     theme: () => { store('theme', document.body.classList.contains('dark') ? 'light' : 'dark'); paint(); },
+    shot: () => {
+      // The stage draws only when something changes, and a canvas can be read only in the very
+      // frame that drew it: nudge it, and look after each frame until it is not empty.
+      const view = frame()?.contentWindow, all = [...(view?.document.querySelectorAll('canvas') ?? [])];
+      const canvas = all.sort((a, b) => b.width * b.height - a.width * a.height)[0];
+      if (!canvas?.width) return;
+      const copy = Object.assign(document.createElement('canvas'), { width: canvas.width, height: canvas.height });
+      const pen = copy.getContext('2d', { willReadFrequently: true });
+      let tries = 40;
+      const look = () => {
+        pen.drawImage(canvas, 0, 0);
+        if (pen.getImageData(copy.width >> 1, copy.height >> 1, 1, 1).data[3] > 0) {
+          const link = Object.assign(document.createElement('a'), { download: 'worldstereo.png', href: copy.toDataURL('image/png') });
+          link.click();
+        } else if (--tries > 0) view.requestAnimationFrame(look);
+      };
+      view.requestAnimationFrame(look);
+      canvas.dispatchEvent(new view.WheelEvent('wheel', { deltaY: 1, bubbles: true }));
+      canvas.dispatchEvent(new view.WheelEvent('wheel', { deltaY: -1, bubbles: true }));
+    },
     keys: () => { const box = $('#keys'); if (box.open) box.close(); else box.showModal(); },
   };
   const act = (element, event) => {

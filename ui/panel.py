@@ -36,9 +36,14 @@ TABS = ("World", "Path", "Generate", "Memory", "Export")
 class Address(Protocol):
     """Where the page is served; `app.AppConfig` is one."""
 
-    host: str
-    port: int
-    max_upload: str
+    @property
+    def host(self) -> str: ...
+
+    @property
+    def port(self) -> int: ...
+
+    @property
+    def max_upload(self) -> str: ...
 
 
 class Panel(Core):
@@ -198,7 +203,8 @@ class Panel(Core):
 
     def _why_no_travel(self, session: Session) -> tuple[str, str]:
         if running(session):
-            return ("Wait for the running step, or cancel it.",) * 2
+            wait = "Wait for the running step, or cancel it."
+            return wait, wait
         undo = "" if session.can_undo else "Nothing to undo yet."
         return undo, "" if session.world.can_redo else "Nothing to redo."
 

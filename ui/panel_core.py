@@ -18,7 +18,9 @@ from worldstereo.errors import WorldStereoError
 
 log = logging.getLogger(__name__)
 
-Updates = dict[Component, Any]
+Updates = dict[Any, Any]
+"""Component to its new value, or to `gr.update(...)`."""
+
 Handler = Callable[..., Updates | Iterator[Updates]]
 
 EXPIRED = "This world was closed after a time without visitors. Reload the page to open a new one."
@@ -140,17 +142,17 @@ class Core:
 
 
 def _wants_data(handler: Handler) -> Handler:
-    if inspect.isgeneratorfunction(handler):
+    """The handler, marked as one that is given an event's data after its session."""
 
-        def wrapped(*values: Any) -> Iterator[Updates]:
-            yield from handler(*values)  # type: ignore[misc]
-    else:
+    def streamed(*values: Any) -> Iterator[Updates]:
+        yield from handler(*values)
 
-        def wrapped(*values: Any) -> Updates:  # type: ignore[misc]
-            return handler(*values)  # type: ignore[return-value]
+    def called(*values: Any) -> Any:
+        return handler(*values)
 
+    wrapped: Any = streamed if inspect.isgeneratorfunction(handler) else called
     wrapped.__name__ = getattr(handler, "__name__", "handler")
-    wrapped.wants_data = True  # type: ignore[attr-defined]
+    wrapped.wants_data = True
     return wrapped
 
 

@@ -13,7 +13,7 @@ from ui.panel_core import Updates, html
 from ui.session import Session
 from worldstereo.errors import ExportError
 from worldstereo.export import FORMATS, why_not
-from worldstereo.project import save_world
+from worldstereo.project import packed, state_of
 
 if TYPE_CHECKING:
     from ui.panel import Panel
@@ -78,17 +78,14 @@ class ExportTab:
             rows.append(_row(key, form.label, form.suffix, form.describes, why_not(scene, key)))
         why = "" if scene.views or len(scene.cloud) else "The world is empty. Open a capture first."
         about = "Everything, with its history; opens here again."
-        rows.append(_row(PROJECT, "Project", ".world", about, why))
+        rows.append(_row(PROJECT, "Project", ".zip", about, why))
         return f'<div role="list">{"".join(rows)}</div>'
 
 
 def project_file(session: Session) -> tuple[str, bytes]:
     """The whole world as one file, written now: raises `WorldBusy` while a step runs."""
-    with tempfile.TemporaryDirectory(prefix="project-") as folder:
-        path = Path(folder) / "world.world"
-        save_world(session.world, path, plan=session.plan)
-        name = session.export_name("ply").rsplit(".", 1)[0]
-        return f"{name}.world", path.read_bytes()
+    name = session.export_name("ply").rsplit(".", 1)[0]
+    return f"{name}.world.zip", packed(state_of(session.world, plan=session.plan))
 
 
 def _row(key: str, label: str, suffix: str, about: str, why: str) -> str:

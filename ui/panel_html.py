@@ -141,7 +141,8 @@ def film(
     parts += [_frame(i, view, thumbnails, newest_step) for i, view in made]
     for i, pixels in enumerate(making):
         parts.append(
-            f'<div class="pic new"><img src="{picture(pixels, 190, 80)}" alt="New view {i + 1}">'
+            f'<div class="pic new"><img src="{picture(pixels, 190, 80)}" alt="New view {i + 1}" '
+            f'width="{pixels.shape[1]}" height="{pixels.shape[0]}">'
             f'<div class="cap"><span>{i + 1}</span><span>new</span></div></div>'
         )
     if total > len(making):
@@ -162,7 +163,8 @@ def _frame(index: int, view: View, thumbnails: Thumbnails, newest_step: int) -> 
         data_view=index,
     )
     return (
-        f'<button{marks}><img loading="lazy" src="{thumbnails(view)}" alt="View {index + 1}">'
+        f'<button{marks}><img src="{thumbnails(view)}" alt="View {index + 1}" '
+        f'width="{view.width}" height="{view.height}">'
         f'<span class="cap"><span>{index + 1}</span><span>{source}</span></span></button>'
     )
 

@@ -298,7 +298,7 @@ class MemoryTab:
         image = piece.picture(inspector.pixels_of(target.color8), 960)
         return piece.captioned(image, caption(target, scene), **self._marks(target))
 
-    def _marks(self, target: Target) -> dict[str, object]:
+    def _marks(self, target: Target) -> dict[str, Any]:
         return {
             "id": "pixels",
             "class_": "pixels",
