@@ -53,6 +53,7 @@ class Session:
         self.touched = time.monotonic()
         self._shared = shared
         self._lock = threading.Lock()
+        self._reading = threading.Lock()
         self._planned: Planned | None = None
         self._selection: Selected | None = None
         self._drawing_by_hand = False
@@ -328,7 +329,8 @@ class Session:
         self._quick(lambda: edits.set_scale(self.world, metres))
 
     def _quick(self, step: Callable[[], Any]) -> Any:
-        done = step()
+        with self._reading:  # a save that copies the memories is no reason to refuse a step
+            done = step()
         self.touched = time.monotonic()
         self._save_soon()
         return done
@@ -413,7 +415,9 @@ class Session:
             if self._project is None:
                 path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
                 self._project = Project(path)  # held until the end: one writer per world
-            self._project.save(state_of(self.world, plan=self.plan))
+            with self._reading:
+                state = state_of(self.world, plan=self.plan)
+            self._project.save(state)
         except WorldBusy:
             self._save_soon()
         except (OSError, WorldStereoError) as error:
