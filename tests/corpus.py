@@ -1,3 +1,4 @@
+# ruff: noqa: E501 (tables of one-line lies read better unwrapped)
 """Hundreds of sound, odd and hostile files, made here from a seed; nothing is stored.
 
 Each `Case` says what must happen to it: "accept" (with a check of what came out), "reject" (one

@@ -16,7 +16,7 @@ from worldstereo import inputs
 from worldstereo.cameras import Cameras
 from worldstereo.errors import InputRefused
 from worldstereo.inputs.lens import Lens, undistorted
-from worldstereo.scene import PointCloud, Scene, View
+from worldstereo.scene import DepthKind, PointCloud, Scene, View
 
 
 def zipped(files: dict[str, bytes | str]) -> bytes:
@@ -211,3 +211,23 @@ def test_official_examples_bring_their_path_and_prompt(data: Path):
     given = json.loads((folder / "renders" / "traj_eloop" / "camera.json").read_text())
     w2c = torch.tensor(given["extrinsic"][7])
     torch.testing.assert_close(capture.trajectory[7].w2c, w2c, atol=1e-5, rtol=0)
+
+
+def test_what_was_generated_stays_generated():
+    """Invented pixels of our own export do not come back as measured ones."""
+    depth, mask = np.full((17, 23), 2000, np.uint16), np.full((17, 23), 255, np.uint8)
+    mask[:5] = 0
+    change = {"generated": True, "invented_mask_path": "m.png", "depth_file_path": "d.png"}
+    files = {
+        "transforms.json": json.dumps(transforms(**change)),
+        "images/a.png": png(PICTURE),
+        "d.png": png(depth),
+        "m.png": png(mask),
+    }
+    capture = inputs.read(zipped(files), "t.zip")
+    view = capture.views[0]
+    assert set(view.kind[0, :5].unique().tolist()) == {int(DepthKind.GENERATED)}
+    assert set(view.kind[0, 5:].unique().tolist()) == {int(DepthKind.MEASURED)}
+    assert float(view.depth.min()) == float(view.depth.max()) == pytest.approx(2.0)
+    assert float(view.confidence[0, 2].max()) < 0.03 < float(view.confidence[0, 9].min())
+    assert any("1 pictures were generated" in notice for notice in capture.notices)

@@ -1,4 +1,4 @@
-"""The import worker: same captures as in this process, and nothing else gets out or stays behind."""
+"""The import worker: same captures as in this process; nothing gets out or stays behind."""
 
 import os
 import threading

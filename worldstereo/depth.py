@@ -1,4 +1,4 @@
-"""Depth from one picture: the `DepthEstimator` protocol, a weight-free layout, real models, alignment.
+"""Depth from one picture: `DepthEstimator`, a layout without weights, real models, alignment.
 
 Depth is z along the optical axis in scene units, 0 where unknown. A single picture does not say how
 large things are: `LayoutDepth` assumes a camera 1.5 units above the ground.

@@ -4,7 +4,7 @@ Every posed reader ends here, so that all of them treat a missing picture, a dep
 size or a capture above capacity alike.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,7 +15,7 @@ from worldstereo.inputs import images
 from worldstereo.inputs.archive import Bundle
 from worldstereo.inputs.lens import Lens, undistorted
 from worldstereo.inputs.limits import refusal, shown
-from worldstereo.scene import DepthKind, PointCloud, View
+from worldstereo.scene import KIND_CONFIDENCE, DepthKind, PointCloud, View
 
 BIG = 1e4  # scene units from the origin above which float32 wants a local origin
 
@@ -35,7 +35,10 @@ class Shot:
     depth: str | None = None
     depth_unit: float = 0.001
     """Scene units of one step of the depth picture."""
-    depth_codec: Callable[[np.ndarray], np.ndarray] | None = None
+    generated: bool = False
+    """True: this program made the picture up, in an earlier world."""
+    invented: str | None = None
+    """A mask of what was made up, 0 there; without one, all of a generated picture was."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,6 +85,8 @@ def assemble(source: str, bundle: Bundle, shots: Sequence[Shot]) -> Assembled:
         notices.append(f"Pictures above {side} px were scaled down to {side} px.")
     if resized:
         notices.append("Pictures and calibration differ in size; the calibration was scaled.")
+    if made_up := sum(shot.generated for shot in shots):
+        notices.append(f"{made_up} pictures were generated earlier; what they invented stays so.")
     if empty:
         notices.append(f"{empty} of {len(views)} depth pictures hold no measured pixel.")
     return Assembled(tuple(views), origin, tuple(notices))
@@ -114,9 +119,9 @@ def _view(
                 f"its picture {width} x {height}",
                 "One depth value a pixel is accepted",
             )
-        if shot.depth_codec is not None:
-            raw = shot.depth_codec(raw)
         depth = raw * np.float32(shot.depth_unit)
+    if shot.generated:
+        depth = np.where(_made_up(bundle, shot, depth.shape), -depth, depth)  # the sign travels
     if lens.distorted:
         pixels, depth, lens = undistorted(pixels, depth, lens)
     long_side = max(width, height)
@@ -129,21 +134,35 @@ def _view(
     return view_of(pixels, depth, lens.K, c2w, frame=frame, name=shot.image), scaled, resized
 
 
+def _made_up(bundle: Bundle, shot: Shot, shape: tuple[int, ...]) -> np.ndarray:
+    if shot.invented is None or shot.invented not in bundle:
+        return np.ones(shape, dtype=bool)
+    mask = images.color(shot.invented, bundle.read(shot.invented), bundle.limits)[..., 0]
+    return mask < 128 if mask.shape == shape else np.ones(shape, dtype=bool)
+
+
 def view_of(
     pixels: np.ndarray, depth: np.ndarray, K: np.ndarray, c2w: np.ndarray, *, frame: int, name: str
 ) -> View:
-    """A view from (H, W, 3) uint8 pixels and (H, W) depth, scene units; measured where above 0."""
+    """A view from (H, W, 3) uint8 pixels and (H, W) depth, scene units; measured where above 0.
+
+    Depth below 0 is depth that a generator made up.
+    """
     height, width = depth.shape
     cameras = Cameras(
         torch.tensor(K, dtype=torch.float32), torch.tensor(c2w, dtype=torch.float32), width, height
     )
     z = torch.from_numpy(np.ascontiguousarray(depth, dtype=np.float32))[None]
+    made_up, z = z < 0, z.abs()
     known = (z > 0).to(torch.uint8)
+    sure = round(255 * KIND_CONFIDENCE[DepthKind.GENERATED])
     return View(
         color8=torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))),
         depth=z,
-        confidence8=known * 255,
-        kind=known * int(DepthKind.MEASURED),
+        confidence8=torch.where(made_up, sure, known * 255).to(torch.uint8),
+        kind=torch.where(made_up, int(DepthKind.GENERATED), known * int(DepthKind.MEASURED)).to(
+            torch.uint8
+        ),
         gain=torch.zeros(3),
         cameras=cameras,
         given=cameras,

@@ -150,8 +150,11 @@ class _Text:
         for line, text in lines[::2]:
             words = text.split(maxsplit=9)
             if len(words) != 10:
-                raise refusal(source, f"line {line} holds {len(words)} entries",
-                              "id, quaternion, translation, camera and name are expected")  # fmt: skip
+                raise refusal(
+                    source,
+                    f"line {line} holds {len(words)} entries",
+                    "id, quaternion, translation, camera and name are expected",
+                )
             values = _floats(source, line, words[:9])
             ids = _ints(source, line, values[[0, 8]])
             where = f"picture {ids[0]}"

@@ -79,7 +79,11 @@ def _transforms(bundle: Bundle, member: str) -> Capture:
         if node.has("depth_file_path"):
             depth = bundle.inside(base, node.at("depth_file_path").text(), name, node.place)
         lens = _nerf_lens(bundle, root, node, image)
-        shots.append(Shot(node.place, image, c2w, lens, depth, unit))
+        generated, mask = node.value.get("generated") is True, None
+        for key in ("invented_mask_path", "mask_path") if generated else ():
+            if mask is None and node.has(key):
+                mask = bundle.inside(base, node.at(key).text(), name, node.place)
+        shots.append(Shot(node.place, image, c2w, lens, depth, unit, generated, mask))
     assembled = assemble(name, bundle, shots)
     cloud = None
     if root.has("ply_file_path"):
