@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from worldstereo import attention
 from worldstereo.attention import csr_attention, dense_attention, has_numba, pair_attention
 
 N, M, D, C = 17, 13, 12, 6  # sizes that cannot be confused; 12 and 6 split into heads
@@ -87,6 +88,17 @@ def test_many_chunks_and_one_crowded_query(compiled):
     output, weights = dense_oracle(q, k, v, mask, 2)
     assert (result.output.double() - output).abs().max() < 2e-6
     assert (result.weights.double() - weights[mask].mean(-1)).abs().max() < 2e-6
+
+
+def test_the_torch_path_works_piece_by_piece(monkeypatch):
+    q, k, v, mask = example(8, share=0.3, size=(61, 37))
+    mask[5] = True  # one query with more pairs than a piece holds
+    offsets, column = grouped(mask)
+    whole = csr_attention(q, k, v, offsets, column, num_heads=2, compiled=False)
+    monkeypatch.setattr(attention, "PIECE", 29)
+    pieces = csr_attention(q, k, v, offsets, column, num_heads=2, compiled=False)
+    torch.testing.assert_close(pieces.output, whole.output, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(pieces.weights, whole.weights, rtol=1e-6, atol=1e-6)
 
 
 @settings(max_examples=15, deadline=None)

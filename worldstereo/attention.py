@@ -11,6 +11,7 @@ Source: Vaswani et al. 2017, eq. 1; receptive field after WorldStereo, arXiv:260
 """
 
 import importlib.util
+import itertools
 import threading
 import warnings
 from functools import cache
@@ -21,6 +22,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+PIECE = 1 << 18  # pairs that the torch path works on at once
 CHUNK = 512  # queries per task of the fused kernel: a few tenths of a millisecond of work
 
 
@@ -172,32 +174,61 @@ def _fused_attention(q, k, v, offsets, column, num_heads, per_head) -> Attention
 
 
 def _torch_attention(q, k, v, offsets, column, num_heads, per_head) -> AttentionResult:
-    """The plain twin. Halves are computed in float32, because `sampled_addmm` knows no halves."""
+    """The plain twin. Halves are computed in float32, because `sampled_addmm` knows no halves.
+
+    Without gradients it works on at most about `PIECE` pairs at a time.
+    """
     dtype = q.dtype if q.dtype in (torch.float32, torch.float64) else torch.float32
-    counts = offsets.diff()
-    pattern = _pattern(offsets, column, (len(q), len(k)), dtype)
+    graded = torch.is_grad_enabled() and any(t.requires_grad for t in (q, k, v))
+    pieces = [(0, len(q))] if graded else _pieces(offsets)
+    row = torch.arange(len(q), dtype=torch.int32, device=q.device)
+    row = row.repeat_interleave(offsets.diff())
     outputs, weights = [], []
-    for qh, kh, vh in zip(*(x.chunk(num_heads, dim=1) for x in (q, k, v)), strict=True):
-        qh, kh, vh = qh.to(dtype).contiguous(), kh.to(dtype).contiguous(), vh.to(dtype).contiguous()
-        scale = qh.shape[1] ** -0.5
-        score = torch.sparse.sampled_addmm(pattern, qh, kh.T, beta=0.0, alpha=scale).values()
-        # Each query's own peak, as in any stable softmax: exp of a raw score overflows.
-        peak = torch.segment_reduce(score.detach(), "max", offsets=offsets)
-        weight = (score - peak.repeat_interleave(counts)).exp()
-        mass = torch.segment_reduce(weight, "sum", offsets=offsets)
-        weight = weight / mass.repeat_interleave(counts)
-        outputs.append(
-            torch.nn.functional.embedding_bag(
-                column, vh, offsets, mode="sum", per_sample_weights=weight, include_last_offset=True
-            )
-        )
-        weights.append(weight)
+    for head in zip(*(x.chunk(num_heads, dim=1) for x in (q, k, v)), strict=True):
+        qh, kh, vh = (x.to(dtype).contiguous() for x in head)
+        parts = []
+        for a, b in pieces:
+            first, last = int(offsets[a]), int(offsets[b])
+            local, entries = offsets[a : b + 1] - first, column[first:last]
+            parts.append(_one_head(qh[a:b], kh, vh, local, entries, row[first:last] - a))
+        out, weight = zip(*parts, strict=True)
+        outputs.append(out[0] if len(out) == 1 else torch.cat(out))
+        weights.append(weight[0] if len(weight) == 1 else torch.cat(weight))
     output = outputs[0] if num_heads == 1 else torch.cat(outputs, dim=1)
     if per_head:
         weight = torch.stack(weights, dim=1)
     else:
         weight = weights[0] if num_heads == 1 else torch.stack(weights).mean(dim=0)
     return AttentionResult(output.to(v.dtype), weight.to(q.dtype))
+
+
+def _one_head(q, k, v, offsets, column, row) -> tuple[Tensor, Tensor]:
+    pattern = _pattern(offsets, column, (len(q), len(k)), q.dtype)
+    scale = q.shape[1] ** -0.5
+    score = torch.sparse.sampled_addmm(pattern, q, k.T, beta=0.0, alpha=scale).values()
+    del pattern
+    # Each query's own peak, as in any stable softmax: exp of a raw score overflows.
+    peak = torch.segment_reduce(score.detach(), "max", offsets=offsets)
+    if score.requires_grad:
+        weight = (score - peak.index_select(0, row)).exp()
+        weight = weight / torch.segment_reduce(weight, "sum", offsets=offsets).index_select(0, row)
+    else:
+        weight = score.sub_(peak.index_select(0, row)).exp_()
+        weight.div_(torch.segment_reduce(weight, "sum", offsets=offsets).index_select(0, row))
+    output = torch.nn.functional.embedding_bag(
+        column, v, offsets, mode="sum", per_sample_weights=weight, include_last_offset=True
+    )
+    return output, weight
+
+
+def _pieces(offsets: Tensor) -> list[tuple[int, int]]:
+    """Runs of queries with about `PIECE` pairs each; on a device, everything at once."""
+    n, pairs = len(offsets) - 1, int(offsets[-1])
+    if offsets.device.type != "cpu" or pairs <= PIECE:
+        return [(0, n)]
+    marks = torch.arange(PIECE, pairs, PIECE)
+    cuts = [0, *torch.unique(torch.searchsorted(offsets, marks)).tolist(), n]
+    return [(a, b) for a, b in itertools.pairwise(cuts) if b > a]
 
 
 _first_pattern = threading.Lock()

@@ -529,13 +529,16 @@ class SpatialStereoMemory(nn.Module):
         self._bank.move_to(fn(torch.zeros(0, device=self.device)).device)
         return self
 
-    def _match(
+    def _match(self, *question: Any) -> Matches:
+        return find_matches(self._bank.entries(), self._search(*question))
+
+    def _search(
         self, positions: Tensor, cameras: Cameras, hidden: list[Tensor], b: int, misses: bool
-    ) -> Matches:
+    ) -> Search:
         camera = camera_numbers(cameras, b)
         x, y, z = camera_frame(positions, camera)
         u, v = to_pixels(x, y, z, camera)
-        search = Search(
+        return Search(
             pixels=torch.stack([u, v], dim=-1),
             depth=z.contiguous(),
             camera=camera,
@@ -545,7 +548,6 @@ class SpatialStereoMemory(nn.Module):
             threshold=self._bank.threshold,
             misses=misses,
         )
-        return find_matches(self._bank.entries(), search)
 
 
 def _rows_of(offsets: Tensor) -> Tensor:
