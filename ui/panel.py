@@ -136,28 +136,18 @@ class Panel(Core):
 
     def refresh(self, session: Session) -> Updates:
         """Everything that follows from the world, for the page of this session."""
-        scene = session.world.scene
-        given = sum(view.step == 0 for view in scene.views)
-        newest = max((view.step for view in scene.views), default=0)
-        updates: Updates = {
-            self.film: piece.film(
-                scene.views,
-                self.thumbnails,
-                newest_step=newest,
-                planned=len(session.plan) if session.plan and not running(session) else 0,
-            ),
-            self.header: piece.header(
-                scene.name,
-                len(scene.cloud),
-                given,
-                len(scene.views) - given,
-                session.saved,
-                *self._why_no_travel(session),
-            ),
-        }
+        updates = self.changed(session)
         for part in (self.stage, self.world, self.path, self.generate, self.memory, self.export):
             updates |= part.refresh(session)
         return updates | self.action(session)
+
+    def changed(self, session: Session) -> Updates:
+        """Header and strip: what another page of this session may have changed at any moment."""
+        scene = session.world.scene
+        newest = max((view.step for view in scene.views), default=0)
+        planned = len(session.plan) if session.plan and not running(session) else 0
+        strip = piece.film(scene.views, self.thumbnails, newest_step=newest, planned=planned)
+        return {self.film: strip} | self.travel(session)
 
     def action(self, session: Session) -> Updates:
         """The place of the one button: what it will make, or how far it is."""
@@ -279,7 +269,7 @@ class Panel(Core):
         job = session.job
         if job is None:
             return
-        yield self.action(session) | self._travel(session)
+        yield self.action(session) | self.travel(session)
         shown = -1
         for now in job:
             if job.over:
@@ -325,7 +315,8 @@ class Panel(Core):
             with contextlib.suppress(WorldStereoError):
                 yield self.path.show_preview(session, 0)
 
-    def _travel(self, session: Session) -> Updates:
+    def travel(self, session: Session) -> Updates:
+        """The header alone."""
         scene = session.world.scene
         given = sum(view.step == 0 for view in scene.views)
         facts = (scene.name, len(scene.cloud), given, len(scene.views) - given, session.saved)

@@ -85,8 +85,11 @@ class Stage:
             return self.panel.world.selected(session)
         if kind == "measure":
             return self.panel.world.measured(session, data) | {self.tools: self._tools(session)}
+        # Never the place of the button: whoever follows the job writes there, in the right order.
         if kind == "job":
-            return self.panel.refresh(session)
+            return self.panel.travel(session)
+        if kind == "scene" and (session.job is None or session.job.over):
+            return self.panel.changed(session)
         return {self.hud: self._hud(session), self.tools: self._tools(session)}
 
     def on_play(self, session: Session, data: dict[str, Any]) -> Updates:
