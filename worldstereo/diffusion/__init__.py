@@ -18,6 +18,7 @@ to start from:
 `KeyframeVae(vae)`: `.encode`, `.decode`, `.condition`, `.references`.
 `normalize_trajectory`, `unified_normalize`, `plucker_rays`, `pose_vectors`, `quaternions`
     cameras as the checkpoints want them (w2c, OpenCV axes).
+`read_example(folder)`: an official example, its renders as a guide.
 `MemoryBank`, `retrieve`, `scores`: the release's bank. `lift_depth`: its depth lifting.
 """
 
@@ -46,6 +47,7 @@ _HOMES = {
     "loading": ("LoadReport", "find_variant", "load_transformer"),
     "memory_modes": ("MODES", "Card", "ClipSize", "Fit", "ModelSize", "preflight"),
     "memory_transformer": ("ReferenceBlock", "WorldStereoRefSModel"),
+    "official": ("Example", "RenderedGuide", "read_example"),
     "pipeline": ("SampleInputs", "SampleResult", "latent_frames", "sample", "to_signed"),
     "retrieval": (
         "MemoryBank",

@@ -9,6 +9,8 @@ gathered block by block. Keyframes are encoded on every rank, as one is enough f
 
 import logging
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -34,6 +36,36 @@ class Devices:
     @property
     def first(self) -> bool:
         return self.rank == 0
+
+
+def wanted() -> bool:
+    """Whether `torchrun` started this process together with others."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def writes() -> bool:
+    """Whether this process is the one that writes results (the first, or the only one)."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def launch(devices: int, command: list[str]) -> int:
+    """Runs `python -m MODULE ARGUMENTS...` on several devices: the same command on each.
+
+    Args:
+        command: module and arguments, without `--devices`.
+
+    Returns:
+        The exit status. Every rank does all of the job; only the first should write (`writes`).
+
+    Raises:
+        ValueError: `devices` is below 1, or above what this machine has.
+    """
+    have = torch.cuda.device_count() if torch.cuda.is_available() else os.cpu_count() or 1
+    if isinstance(devices, bool) or not isinstance(devices, int) or not 1 <= devices <= have:
+        raise ValueError(f"devices must be 1 .. {have} on this machine, got {devices!r}.")
+    runner = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    runner += ["--nproc-per-node", str(devices), "-m", *command]
+    return subprocess.run(runner, check=False).returncode
 
 
 def join(backend: str | None = None) -> Devices:

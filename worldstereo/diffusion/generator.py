@@ -17,7 +17,7 @@ from torch import Tensor
 
 from worldstereo.control import Guide, StackedGuide
 from worldstereo.depth import DepthEstimator, align
-from worldstereo.diffusion import memory_modes
+from worldstereo.diffusion import distributed, memory_modes
 from worldstereo.diffusion.attention import CONSTRAINTS, AttentionProbe, ReferenceConstraint
 from worldstereo.diffusion.attention_inspection import AttentionRow, TokenGrid, attention_row
 from worldstereo.diffusion.conditioning import (
@@ -240,6 +240,11 @@ class DiffusionGenerator:
     def check(self, request: GenerationRequest) -> None:
         """Raises `ValueError` when this request cannot be run, before anything does."""
         self.limits.check(request.trajectory)
+        if distributed.wanted():
+            cameras, transformer = request.trajectory.cameras, self.published.transformer
+            count = distributed.join().count
+            size = (len(cameras), cameras.height, cameras.width)
+            distributed.check_split(transformer, count, *size, 0)
         if not request.prompt.strip():
             raise ValueError(
                 f"prompt must describe the place for {self.limits.name}, got {request.prompt!r}. "

@@ -9,7 +9,7 @@ import torch
 from diffusers import UniPCMultistepScheduler
 from torch import nn
 
-from worldstereo.diffusion import memory_modes
+from worldstereo.diffusion import distributed, memory_modes
 from worldstereo.diffusion.config import ModelConfig
 from worldstereo.diffusion.encoders import (
     ImageEncoder,
@@ -61,7 +61,10 @@ def load_published(
     from diffusers import AutoencoderKLWan
 
     half = dtype or half_type(device)
-    straight = mode == "full" or device.type == "cpu"
+    devices = distributed.join() if distributed.wanted() else None
+    straight = mode == "full" or device.type == "cpu" or devices is not None
+    if devices is not None:  # weights are shared out instead: the other modes are for one card
+        mode, device = "full", devices.device
     transformer, config, report = load_transformer(
         repo_or_folder,
         variant,
@@ -70,8 +73,11 @@ def load_published(
         control_dtype=torch.float32 if straight else half,
         base=base,
         offline=offline,
+        place=distributed.shard_place(devices, half, torch.float32) if devices else None,
         on_step=on_step,
     )
+    if devices is not None:
+        distributed.split_tokens(transformer, devices)
     if mode == "auto":
         size = memory_modes.ModelSize.of(transformer)
         height, width = config.sizes[0]
