@@ -122,6 +122,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _explore(command: Explore) -> None:
     from worldstereo.explore import explore
 
+    _check_formats(command.export)
     world = _open(command.input, _generator(command), command.register)
     path = _path(command, world.scene)
     explore(
@@ -142,6 +143,7 @@ def _explore(command: Explore) -> None:
 def _export(command: Export) -> None:
     from worldstereo.generator import WarpGenerator
 
+    _check_formats(command.format)
     _write_all(_open(command.input, WarpGenerator(), True), command.out, command.format)
 
 
@@ -211,11 +213,18 @@ def _write_all(world: "World", folder: Path, formats: tuple[str, ...]) -> None:
 
     folder.mkdir(parents=True, exist_ok=True)
     for name in formats:
-        if name not in FORMATS:
-            raise ValueError(f"export must be one of {', '.join(FORMATS)}; got {name!r}.")
         path = folder / f"{world.scene.name or 'world'}-{name}{FORMATS[name].suffix}"
         write(world.scene, name, path)
         print(path)
+
+
+def _check_formats(formats: tuple[str, ...]) -> None:
+    """Before the long work: a wrong format is said at once."""
+    from worldstereo.export import FORMATS
+
+    for name in formats:
+        if name not in FORMATS:
+            raise ValueError(f"format must be one of {', '.join(FORMATS)}; got {name!r}.")
 
 
 def _print_facts(scene: "Scene") -> None:
