@@ -231,3 +231,12 @@ def test_what_was_generated_stays_generated():
     assert float(view.depth.min()) == float(view.depth.max()) == pytest.approx(2.0)
     assert float(view.confidence[0, 2].max()) < 0.03 < float(view.confidence[0, 9].min())
     assert any("1 pictures were generated" in notice for notice in capture.notices)
+
+
+def test_a_folder_goes_by_the_name_it_is_given(tmp_path: Path):
+    (tmp_path / "transforms.json").write_text(json.dumps(transforms()))
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.png").write_bytes(png(PICTURE))
+    assert inputs.read(tmp_path, "Living room 1.2").name == "Living room 1.2"
+    with pytest.raises(InputRefused, match="poses alone hold no pictures. Give the whole folder"):
+        inputs.read(tmp_path / "transforms.json")

@@ -110,28 +110,29 @@ class Memory(Bundle):
 class Folder(Bundle):
     """A folder on disk, walked without following links."""
 
-    def __init__(self, root: Path, limits: Limits) -> None:
+    def __init__(self, root: Path, limits: Limits, name: str | None = None) -> None:
+        name = name or root.name
         self._root = root.resolve()
         sizes: dict[str, int] = {}
         for folder, folders, files in os.walk(self._root, followlinks=False):
             folders[:] = sorted(f for f in folders if not _JUNK.search(f))
             for file in sorted(files) + [f for f in folders if (Path(folder) / f).is_symlink()]:
                 path = Path(folder) / file
-                name = path.relative_to(self._root).as_posix()
-                if _JUNK.search(name):
+                member = path.relative_to(self._root).as_posix()
+                if _JUNK.search(member):
                     continue
                 target = path.resolve()
                 if path.is_symlink() and not target.is_relative_to(self._root):
                     raise refusal(
-                        root.name,
-                        f'"{shown(name, 32)}" is a link that points outside the folder',
+                        name,
+                        f'"{shown(member, 32)}" is a link that points outside the folder',
                         "Put the file itself there",
                     )
                 if target.is_file():
-                    sizes[name] = target.stat().st_size
+                    sizes[member] = target.stat().st_size
                 if len(sizes) > limits.members:
-                    raise _too_many(root.name, len(sizes), limits, "files")
-        super().__init__(root.name, sizes, limits)
+                    raise _too_many(name, len(sizes), limits, "files")
+        super().__init__(name, sizes, limits)
 
     def _fetch(self, name: str, size: int) -> bytes:
         try:

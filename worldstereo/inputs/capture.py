@@ -10,6 +10,20 @@ from worldstereo.inputs.assemble import Assembled
 from worldstereo.inputs.limits import shown
 from worldstereo.scene import Capture, PointCloud
 
+_SUFFIXES = (
+    ".zip",
+    ".ply",
+    ".glb",
+    ".gltf",
+    ".obj",
+    ".stl",
+    ".off",
+    ".jpg",
+    ".jpeg",
+    ".png",
+    ".webp",
+)
+
 
 def captured(
     bundle: Bundle,
@@ -33,4 +47,6 @@ def captured(
 
 def title(name: str) -> str:
     """The name of a capture after the file or folder it came from."""
-    return shown(posixpath.splitext(posixpath.basename(name))[0] or name, 60)
+    base = posixpath.basename(name)
+    stem, suffix = posixpath.splitext(base)
+    return shown(stem if stem and suffix.lower() in _SUFFIXES else base or name, 60)

@@ -21,7 +21,7 @@ def read(source: Path | str | bytes, name: str, limits: Limits) -> Capture:
         path = Path(source)
         try:
             if path.is_dir():
-                return read_bundle(archive.Folder(path, limits))
+                return read_bundle(archive.Folder(path, limits, name))
             source = archive.read_regular(path, name, limits)
         except FileNotFoundError:
             raise refusal(name, "there is no such file", "Check the name") from None
@@ -59,6 +59,8 @@ def read_file(name: str, data: bytes, limits: Limits) -> Capture:
         from worldstereo.inputs import cloud
 
         return cloud.read(name, data, limits)
+    if suffix in (".json", ".log", ".txt"):
+        raise refusal(name, "poses alone hold no pictures", "Give the whole folder, or a zip of it")
     if suffix in (".pt", ".pth", ".pkl", ".ckpt", ".bin") and "pickle" in images.looks_like(data):
         raise refusal(name, "this is a pickle and could run code", "Convert it to .safetensors")
     raise refusal(name, f"this kind of file is not read, {images.looks_like(data)}", ACCEPTED)

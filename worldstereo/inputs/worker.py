@@ -188,7 +188,7 @@ class _Process:
             "OMP_NUM_THREADS": "2",
         }
         self._process = subprocess.Popen(
-            [sys.executable, "-s", "-m", "worldstereo.inputs.child"],
+            [sys.executable, "-s", "-P", "-m", "worldstereo.inputs.child"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
