@@ -1,6 +1,7 @@
 """The spatial-stereo memory against slow loops: who corresponds, who goes, what comes back."""
 
 import copy
+import itertools
 import math
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.conftest import turned_cameras
+from tests.conftest import room, turned_cameras
 from worldstereo import _stereo_memory_matches as matching
 from worldstereo.attention import has_numba
 from worldstereo.cameras import Cameras
@@ -743,3 +744,34 @@ def test_an_occluder_of_another_shape_is_refused():
     wrong = occluders(turned_cameras(3), 5, 7, 0)
     with pytest.raises(ValueError, match=r"occluder.depth and .mask must have shape"):
         memory.correspondence_mask(positions, cameras, wrong)
+
+
+# ---- the dense path ----------------------------------------------------------------------------
+
+
+def test_synthesis_attends_the_entries_that_correspond():
+    """64x48, one entry a pixel, threshold 0, window 2 px: the weights lie inside the mask."""
+    from worldstereo.scene import View
+    from worldstereo.synthesis import explain, synthesize
+
+    cameras = turned_cameras(4, 64, 48)
+    K = cameras.K * torch.tensor([1.7, 1.7, 1.0])[:, None]
+    cameras = Cameras(K, cameras.c2w, 64, 48)
+    color, depth = room(cameras)
+    sources, target = [0, 1, 3], cameras[2]
+    views = [View.of(color[i], depth[i], cameras[i], frame=i) for i in sources]
+    memory = SpatialStereoMemory(3 * 48 * 64, 4, 1, attention_window=2, correspondence_threshold=0)
+    for i in sources:
+        points = cameras[i].unproject(cameras[i].pixel_grid(), depth[i].reshape(-1))
+        memory.add_to_memory(torch.zeros(len(points), 4), points[:, None], torch.ones(3072, 1))
+    made = synthesize(target, views)
+    pairs, positions = [], []
+    for x, y in itertools.product(range(2, 64, 5), range(1, 48, 5)):
+        for said in explain(target, views, made.depth, (x + 0.5, y + 0.5)):
+            if said.weight > 0.001:
+                u, v = int(said.pixel[0]), int(said.pixel[1])
+                pairs.append((len(positions), said.view * 3072 + v * 64 + u))
+                positions.append(said.point)
+    found = as_set(memory.correspondence_mask(torch.tensor([positions]), target)[1:])
+    inside = [pair in found for pair in pairs]
+    assert len(pairs) > 200 and sum(inside) >= 0.99 * len(inside)
