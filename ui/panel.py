@@ -310,6 +310,8 @@ class Panel(Core):
     def settle(self, session: Session) -> Iterator[Updates]:
         """Once nothing runs: a path if there is none, its preview, a picture under Memory."""
         if session.plan is None:
+            if session.world.scene.views or len(session.world.scene.cloud):
+                yield {self.status: piece.said("Planning a path …")}
             yield from self.path.first_plan(session)
         elif not running(session):
             with contextlib.suppress(WorldStereoError):
