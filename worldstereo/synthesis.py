@@ -128,16 +128,18 @@ def synthesize(
     given, made = [w for w in served if w.vote > 0], [w for w in served if w.vote == 0]
     cloud_depth, cloud_color = _cloud(splat if geometry else None, pose, unit)
     free = fusion.FREE if options.free_space else 0.0
-    depth = fusion.fused_depth(given, pose, agree=options.agree, free=free)
-    # What was generated before never moves what given views show: it only continues it.
-    for more in (fusion.fused_depth(made, pose, agree=options.agree, free=free), cloud_depth):
-        depth = np.where(depth > 0, depth, more)
-    depth = _complete(depth, depth > 0, options.background and fill)
+    measured = fusion.fused_depth(given, pose, agree=options.agree, free=free)
+    depth = _complete(measured, measured > 0, options.background and fill)
     blend = _Blend(pose.shape)
-    for part in (given, made):
-        if part:
-            unseen = blend.weights <= SEEN
-            blend.add_all(part, pose, np.where(unseen, depth, 0), options)
+    blend.add_all(given, pose, depth, options)
+    # What was generated before, and the cloud, never move what given views show: they continue it.
+    made_depth = fusion.fused_depth(made, pose, agree=options.agree, free=free)
+    for more, part in ((cloud_depth, given), (made_depth, made)):
+        open_ = (blend.weights <= SEEN) & (measured <= 0) & (more > 0)
+        if open_.any():
+            depth, measured = np.where(open_, more, depth), np.where(open_, more, measured)
+            blend.add_all(part, pose, np.where(open_, depth, 0), options)
+    blend.add_all(made, pose, np.where(blend.weights <= SEEN, depth, 0), options)
     seen = blend.weights > SEEN
     color = blend.color()
     from_cloud = ~seen & (cloud_depth > 0)
@@ -262,6 +264,8 @@ class _Blend:
     ) -> None:
         from worldstereo import _fusion_blend as kernels
 
+        if not views or not (depth > 0).any():
+            return
         fetched = Fetched(views, pose, options.agree)
         gain = _gains(views, pose) if options.exposure else np.ones((len(views), 3))
         passes = [
