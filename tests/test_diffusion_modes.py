@@ -141,3 +141,14 @@ def test_the_start_picture_reaches_clip_without_rescaling(tmp_path):
     encode.rescale = False
     states = encode.encoder(encode.pixels(picture), output_hidden_states=True).hidden_states
     assert torch.equal(encode(picture), states[-2])
+
+
+def test_8_bit_integer_weights_stay_close():
+    pytest.importorskip("torchao", reason="the optional package torchao is not installed")
+    name = "worldstereo_refs_tiny"
+    model, given = tiny_transformer(name), Fixture(name).below("input/")
+    with torch.no_grad():
+        expected = model(**given).sample
+        apply_mode(model, MODES["int8"], torch.device("cpu"))
+        found = model(**given).sample
+    assert 0 < difference(found, expected) < 0.2 * float(expected.std())

@@ -71,6 +71,15 @@ class DiffusionGenerator:
     """
 
     default_prompt = DEFAULT_PROMPT
+    limits = GeneratorLimits(
+        name="diffusion",
+        min_frames=2,
+        max_frames=21,
+        size_multiple=16,
+        prompt=True,
+        steps=(1, 100, 4),
+    )
+    """Of the published checkpoints before one is loaded; an instance has its own."""
 
     def __init__(
         self,

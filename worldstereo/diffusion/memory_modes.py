@@ -296,14 +296,15 @@ def _quantize(model: WorldStereoModel, name: str, device: torch.device) -> None:
     """Weight-only quantisation of the blocks' linear layers, one block at a time on the device."""
     from torchao import quantization as ao  # pyright: ignore[reportMissingImports]
 
-    config = (
-        ao.Int8WeightOnlyConfig() if name == "int8" else ao.Int4WeightOnlyConfig(group_size=128)
-    )
+    if name == "int4" and device.type != "cuda":
+        raise WeightsMissing("mode int4 needs a CUDA device: its kernels are there only.")
+    config = ao.Int8WeightOnlyConfig(set_inductor_config=False)
+    if name == "int4":  # the packing whose kernels are in torch itself
+        config = ao.Int4WeightOnlyConfig(
+            group_size=128, int4_packing_format="tile_packed_to_4d", set_inductor_config=False
+        )
     for block in [*model.blocks, *model.controlnet.controlnet_blocks]:
-        block.to(device)
-        if next(block.parameters()).dtype == torch.float32 and device.type == "cuda":
-            block.to(torch.bfloat16)
-        ao.quantize_(block, config)
+        ao.quantize_(block.to(device), config)
 
 
 def free(device: torch.device) -> None:
