@@ -43,7 +43,7 @@ class AppConfig:
     """Where the generator runs; auto takes a GPU where there is one."""
 
     threads: int | None = None
-    """CPU threads of the kernels; all cores where not given."""
+    """CPU threads of one kernel; 2 where not given."""
 
     max_sessions: int = 24
     """Worlds open at once; the next visitor is asked to wait."""
@@ -64,6 +64,8 @@ class AppConfig:
             raise ValueError(f"max-points must be at least 1, got {self.max_points}.")
         if self.max_sessions < 1:
             raise ValueError(f"max-sessions must be at least 1, got {self.max_sessions}.")
+        if self.threads is not None and self.threads < 1:
+            raise ValueError(f"threads must be at least 1, got {self.threads}.")
         if not self.idle_minutes > 0:
             raise ValueError(f"idle-minutes must be above 0, got {self.idle_minutes}.")
 
@@ -77,9 +79,32 @@ def sessions_config(config: AppConfig) -> "SessionsConfig":
         idle_seconds=60 * config.idle_minutes,
         max_points=config.max_points,
         projects=config.projects,
-        generators=(warp_choice(), diffusion_choice(config)),
+        generators=(warp_choice(), mini_choice(config), diffusion_choice(config)),
         examples=bundled_examples(config.examples),
     )
+
+
+def mini_choice(config: AppConfig) -> "GeneratorChoice":
+    """The small trained model, or why it is off."""
+    from ui.session_config import GeneratorChoice
+    from worldstereo.mini import FOLDER, MiniGenerator
+
+    def make() -> Any:
+        return MiniGenerator(device=device_of(config))
+
+    there = (FOLDER / "config.json").is_file() and any(FOLDER.glob("*.safetensors"))
+    why = "" if there else "Its weights are not in this package. Install a release that has them."
+    about = "A small trained network that corrects the warped views. Any CPU, slower than Warp."
+    return GeneratorChoice("mini", "Mini", about, MiniGenerator.limits, make, why)
+
+
+def device_of(config: AppConfig) -> str:
+    """The device to run on, "auto" decided."""
+    import torch
+
+    if config.device != "auto":
+        return config.device
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def diffusion_choice(config: AppConfig) -> "GeneratorChoice":
@@ -92,7 +117,7 @@ def diffusion_choice(config: AppConfig) -> "GeneratorChoice":
             raise WeightsMissing(NO_WEIGHTS)
         from worldstereo.diffusion import DiffusionGenerator
 
-        return DiffusionGenerator.from_pretrained(config.model)
+        return DiffusionGenerator.from_pretrained(config.model, device=config.device, offline=True)
 
     why = ""
     if config.model is None:
@@ -116,6 +141,8 @@ def main(config: AppConfig) -> None:
         level=logging.INFO if config.verbose else logging.WARNING,
         format="%(asctime)s %(name)s %(levelname)s %(message)s",
     )
+    if config.threads is not None:
+        os.environ["WORLDSTEREO_THREADS"] = str(config.threads)
     from ui.panel import launch
     from ui.session import Sessions
 

@@ -322,8 +322,8 @@ def test_generate_starts_the_job_follows_it_and_shows_the_world(panel, session):
     assert "prompt" not in named  # this generator reads none
     strips = [answer[panel.film] for answer in answers if panel.film in answer]
     assert any("making 2 of 2" in strip or "pic new" in strip for strip in strips)
-    busy = [answer[panel.go]["visible"] for answer in answers if panel.go in answer]
-    assert busy[0] is False and busy[-1] is True
+    busy = ["progressbar" in answer[panel.status] for answer in answers if panel.status in answer]
+    assert busy[0] is True and busy[-1] is False
 
 
 @pytest.mark.parametrize(

@@ -142,6 +142,7 @@
     for (const element of document.querySelectorAll('[data-told]')) if (!(element.dataset.told in why)) {
       element.removeAttribute('title'); element.querySelectorAll('input').forEach((input) => { input.disabled = false; }); delete element.dataset.told;
     }
+    if ($('#generate')) $('#generate').disabled = '#generate' in why;
     for (const [selector, reason] of Object.entries({ ...labels, ...why })) for (const element of document.querySelectorAll(selector)) {
       if (element.title !== reason) element.title = reason;
       if (selector in why) { element.dataset.told = selector; if (element.matches('label')) element.querySelectorAll('input').forEach((input) => { input.disabled = true; }); }

@@ -80,7 +80,8 @@ class Panel(Core):
                     self._build_tabs()
                     self._build_action()
             html(piece.key_map())
-            self.why = self.shown(html(piece.reasons({})))
+            opening = {"#generate": "The world is being opened."}
+            self.why = self.shown(html(piece.reasons(opening)))
             self._wire(demo)
         demo.queue(max_size=64, default_concurrency_limit=16)
         return demo
@@ -97,20 +98,14 @@ class Panel(Core):
         with gr.Column(elem_id="action"):
             self.message = self.shown(html("", elem_id="message", elem_classes="line"))
             self.status = self.shown(html(piece.said("Opening …"), elem_id="status"))
-            self.go = self.shown(
-                gr.Button(
-                    "Generate along the path",
-                    variant="primary",
-                    elem_id="generate",
-                    interactive=False,
-                )
-            )
+            # Which of the two buttons is there follows from the status line, by the stylesheet:
+            # one update, so that they cannot disagree.
+            self.go = gr.Button("Generate along the path", variant="primary", elem_id="generate")
             stop = gr.Button(
                 "Cancel",
                 icon=str(piece.ICONS / "square.svg"),
                 elem_id="cancel",
                 elem_classes="tint",
-                visible=False,
             )
             self.stop = self.shown(stop)
 
@@ -163,8 +158,7 @@ class Panel(Core):
             status = self._cost(session)
         return {
             self.status: status,
-            self.go: gr.update(visible=not busy, interactive="#generate" not in why),
-            self.stop: gr.update(visible=busy, interactive=True, value="Cancel"),
+            self.stop: gr.update(interactive=True, value="Cancel"),
             self.why: piece.reasons(why),
         }
 
