@@ -129,7 +129,7 @@ def stereo_depth(context: Context) -> list[Row]:
         extra = {"within_5pct": round(five, 4), "known": round(known, 4),
                  "within_5pct_of_known": round(sure, 4),
                  "cpu_s_per_photo": round(timing[0] / 1000 / len(views), 2)}  # fmt: skip
-        rows.append(Row(name, "PatchMatch, scale 0.5", len(views), *timing, extra=extra))
+        rows.append(Row(name, "PatchMatch, 360 px", len(views), *timing, extra=extra))
     return rows
 
 

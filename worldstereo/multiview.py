@@ -44,6 +44,9 @@ __all__ = [
 OnStep = Callable[[int, int, str], None]
 
 
+PHOTO_SIDE = 360  # long side at which photos are matched: 98 % within 5 % on lund-door, 4 s of CPU
+
+
 class StereoDepth(NamedTuple):
     depth: Float[Tensor, "1 H W"]
     """0 where nothing could be matched."""
@@ -244,12 +247,14 @@ def photo_depth(
     Args:
         depth_range: Nearest and farthest depth; default: from `points`, else from the cameras.
         points: Points of a reconstruction, world.
+        options: Default: matched at a long side of `PHOTO_SIDE` pixels.
         neighbours: For each view the views it is matched with; default `choose_neighbours`.
 
     Source: Schönberger et al., Pixelwise view selection, ECCV 2016 (geometric consistency).
     """
-    options = options or MatchOptions()
     cameras = [view.cameras for view in views]
+    side = max((max(c.width, c.height) for c in cameras), default=1)
+    options = options or MatchOptions(scale=min(0.5, PHOTO_SIDE / side))
     ranges = [depth_range or depth_range_of(camera, cameras, points) for camera in cameras]
     if neighbours is None:
         neighbours = choose_neighbours(cameras, ranges)
