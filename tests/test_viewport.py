@@ -35,6 +35,7 @@ from ui.viewport_stage import (
     wxyz,
 )
 from worldstereo.cameras import Cameras, look_at
+from worldstereo.explore import default_view
 from worldstereo.scene import PointCloud, Scene, View
 from worldstereo.trajectory import Trajectory
 
@@ -516,15 +517,32 @@ def test_without_a_page_there_is_no_camera_and_nothing_fails(viewport, cameras):
     assert viewport.record(False) is None
 
 
-def test_a_page_that_connects_finds_the_first_view(viewport):
-    views = some_views(2)
-    drawn(viewport, Scene(revision=0, views=views, cloud=wall(101), unit=2.0))
+def test_a_page_that_connects_stands_behind_the_first_path_and_sees_its_start(viewport):
+    views = some_views(3)
+    scene = Scene(revision=0, views=views, cloud=wall(5003), unit=2.0)
+    drawn(viewport, scene)
+    start = default_view(scene)
     initial = viewport._server.initial_camera
-    at = np.array(initial.position) / viewport._scale
-    np.testing.assert_allclose(at, views[0].cameras.position, atol=1e-6)
-    ahead = np.array(initial.look_at) - np.array(initial.position)
-    ahead /= np.linalg.norm(ahead)
-    np.testing.assert_allclose(ahead, views[0].cameras.forward, atol=1e-5)
+    eye = torch.tensor(initial.position / viewport._scale).float()
+    ahead = torch.tensor(initial.look_at - initial.position).float()
+    back = start.w2c[:3, :3] @ eye + start.w2c[:3, 3]  # in the frame of the path's first camera
+    assert float(back[2]) < -0.2
+    to_start = start.position - eye
+    cosine = float(ahead @ to_start / ahead.norm() / to_start.norm())
+    assert np.degrees(np.arccos(cosine)) < np.degrees(initial.fov) / 2
+    assert float((eye - start.position) @ scene.up) > 0
+
+
+def test_points_just_made_show_until_the_next_scene(viewport):
+    drawn(viewport, Scene(revision=0, cloud=wall(101), unit=0.5))
+    points = wall(53).points.numpy()
+    viewport.show_draft(points, np.zeros((53, 3), np.uint8), 0.01)
+    assert viewport.settle()
+    handle = viewport._server.scene.get_handle_by_name("/marks/draft/0000")
+    shown = (handle.points.astype(float) + handle.position) / viewport._scale
+    np.testing.assert_allclose(shown, points, atol=2e-3)
+    drawn(viewport, Scene(revision=1, cloud=wall(101), unit=0.5))
+    assert viewport._server.scene.get_handle_by_name("/marks/draft/0000") is None
 
 
 # ---- the thread and the server -------------------------------------------------------------------

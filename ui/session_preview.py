@@ -4,10 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from worldstereo.cameras import Cameras
 from worldstereo.control import Guide, GuideFrame, splat_cloud
-from worldstereo.scene import PointCloud, Scene
+from worldstereo.generator import Frame
+from worldstereo.scene import Origin, PointCloud, Scene
 from worldstereo.trajectory import Trajectory
 
 LONG_SIDE = 640  # px of a draft
@@ -126,3 +128,18 @@ def describe(frames: Sequence[int]) -> tuple[str, ...]:
     one = len(frames) == 1
     text = f"View{'' if one else 's'} {', '.join(named)}{more} pass{'es' if one else ''} through"
     return (f"{text} a surface. Shorten or turn the path.",)
+
+
+def new_points(frame: Frame, camera: Cameras) -> tuple[np.ndarray, np.ndarray, float]:
+    """What a new frame adds that nobody had seen: points, 8-bit colours and their width.
+
+    Every second pixel; the world itself decides later what it keeps.
+    """
+    grid = torch.zeros_like(frame.origin[0], dtype=torch.bool)
+    grid[::2, ::2] = True
+    rows = (grid & (frame.origin[0] == int(Origin.INVENTED)) & (frame.depth[0] > 0)).flatten()
+    depth = frame.depth[0].flatten()[rows]
+    points = camera.unproject(camera.pixel_grid()[rows], depth)
+    colors = (frame.color.flatten(1).T[rows].clamp(0, 1) * 255 + 0.5).byte()
+    width = 2 * float(depth.median()) / float(camera.K[0, 0]) if len(depth) > 0 else 0.0
+    return points.cpu().numpy(), colors.cpu().numpy(), width

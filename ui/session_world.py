@@ -17,7 +17,7 @@ import torch
 
 from ui.session_config import Example, GeneratorChoice
 from ui.session_jobs import Job
-from ui.session_preview import Planned, Preview, draft, final
+from ui.session_preview import Planned, Preview, draft, final, new_points
 from ui.session_shared import Shared
 from ui.viewport import Viewport
 from ui.viewport_events import Event, JobChanged, Selected
@@ -264,6 +264,7 @@ class Session:
         def on_frame(index: int, frame: Frame) -> None:
             color = (frame.color.clamp(0, 1) * 255 + 0.5).byte().permute(1, 2, 0)
             job.add_frame(np.ascontiguousarray(color.cpu().numpy()))
+            self.viewport.show_draft(*new_points(frame, trajectory.cameras[index]))
             pixels = frame.color.shape[-1] * frame.color.shape[-2]
             self._shared.measured(choice.name, (time.monotonic() - began) / (index + 1) / pixels)
 
@@ -285,6 +286,8 @@ class Session:
 
     def _job_changed(self, job: Job) -> None:
         self.touched = time.monotonic()
+        if job.over:
+            self.viewport.clear_draft()
         self.viewport.emit(JobChanged(job.state))
 
     # ---- quick steps ---------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from ui.viewport_events import (
     CameraMoved,
     Drawn,
     Event,
+    EventQueue,
     FromPage,
     KeyframesChanged,
     Playing,
@@ -30,20 +31,17 @@ from ui.viewport_events import (
     Recording,
     ViewClicked,
 )
-from ui.viewport_motion import Framing, Motion, Recorder, aim_of, on_stage
+from ui.viewport_motion import Framing, Motion, Recorder, aim_of, first_aim
 from ui.viewport_overlays import KeyframeGizmos, Marks, Match, PlanDrawing, ViewFrusta
 from ui.viewport_pointer import Pointer, point_of
 from ui.viewport_stage import (
     BACKGROUND,
-    COMFORT,
     camera_of,
-    fitting_fov,
     pose_matrix,
     poses,
     stage_scale,
 )
 from worldstereo.cameras import Cameras
-from worldstereo.explore import default_view
 from worldstereo.scene import Scene
 from worldstereo.trajectory import Trajectory
 
@@ -51,7 +49,6 @@ log = logging.getLogger(__name__)
 
 SOFTWARE_POINTS = 500_000  # shown where the page renders in software: about two frames a second
 FLIGHT_SECONDS = 0.7
-EVENTS_KEPT = 1000
 CAMERA_EVENTS = 0.2  # seconds between two `CameraMoved`
 
 
@@ -77,10 +74,8 @@ class Viewport:
         self.color_mode: ColorMode = "photo"
         self.views_shown = self.path_shown = True
         self.measuring = self.selecting = False
-        self._on_event = on_event
+        self._events = EventQueue(on_event)
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._events: queue.Queue[Event] = queue.Queue(EVENTS_KEPT)
-        self._listeners: list[Callable[[dict[str, Any]], None]] = []
         self._closed = False
         self._scene = Scene()
         self._scale = 1.0
@@ -116,14 +111,8 @@ class Viewport:
         return self._server.get_port()
 
     def listen(self, listener: Callable[[dict[str, Any]], None]) -> Callable[[], None]:
-        """Be handed each event's JSON form, in the viewport's thread; returns the undoing."""
-        self._listeners.append(listener)
-
-        def stop() -> None:
-            if listener in self._listeners:
-                self._listeners.remove(listener)
-
-        return stop
+        """Be handed each event's JSON form, in the thread that made it; returns the undoing."""
+        return self._events.listen(listener)
 
     def from_page(self, message: dict[str, Any]) -> None:
         """A message from the page's event socket, passed on as an event."""
@@ -165,26 +154,11 @@ class Viewport:
 
     def take_events(self) -> list[Event]:
         """Events since the last call, oldest first; at most the last 1,000."""
-        taken = []
-        while True:
-            try:
-                taken.append(self._events.get_nowait())
-            except queue.Empty:
-                return taken
+        return self._events.take()
 
     def emit(self, event: Event) -> None:
         """Queue an event and tell the page. Also for the session's own events."""
-        while True:
-            try:
-                self._events.put_nowait(event)
-                break
-            except queue.Full:
-                self._events.get_nowait()
-        if self._on_event is not None:
-            self._on_event(event)
-        message = event.as_json()
-        for listener in list(self._listeners):
-            listener(message)
+        self._events.emit(event)
 
     # ---- the scene -------------------------------------------------------------------------------
 
@@ -234,6 +208,18 @@ class Viewport:
     def show_path(self, visible: bool) -> None:
         self.path_shown = visible
         self._post(lambda: self._plan_drawing.show(visible))
+
+    def show_draft(self, points: np.ndarray, colors: np.ndarray, width: float) -> None:
+        """Points (n, 3) of a view that is just made, until the next scene or `clear_draft`.
+
+        Args:
+            colors: (n, 3) uint8.
+            width: of a point, scene units.
+        """
+        self._post(lambda: self._marks.draft(points * self._scale, colors, width * self._scale))
+
+    def clear_draft(self) -> None:
+        self._post(lambda: self._marks.clear("draft"))
 
     # ---- the path --------------------------------------------------------------------------------
 
@@ -327,7 +313,7 @@ class Viewport:
     def show_matches(self, point: Point | None, matches: Sequence[Match] = ()) -> None:
         """Mark a point and draw its lines to the views that were asked; None removes them."""
         kept = tuple(matches)
-        self._post(lambda: self._show_matches(point, kept))
+        self._post(lambda: self._marks.explain(point, kept, self._scale))
 
     # ---- the thread ------------------------------------------------------------------------------
 
@@ -342,7 +328,7 @@ class Viewport:
                 # While the camera moves, wake 60 times a second; else sleep until there is work.
                 work = self._inbox.get(timeout=self._pause())
             except queue.Empty:
-                work = ignore
+                work = bool  # no work: only time has passed
             if work is None:
                 return
             try:
@@ -386,7 +372,9 @@ class Viewport:
         new_place = not before.views or not scene.views or before.views[0] is not scene.views[0]
         if (new_place and before.name != scene.name) or not self._framed:
             self._frame_first_view()
-        self._hide_near()
+        client = self._client()
+        if client is not None:
+            self._views.hide_near(aim_of(client)[0][:3, 3])
         self.emit(Drawn(scene.revision, self._cloud.shown, self._cloud.notice))
 
     def _set_up(self, scene: Scene) -> None:
@@ -397,17 +385,16 @@ class Viewport:
             client.camera.up_direction = up
 
     def _frame_first_view(self) -> None:
-        camera = first_camera(self._scene)
-        if camera is None:
+        first = first_aim(self._scene, self._scale)
+        if first is None:
             return
         self._framed = True
-        pose, fov = on_stage(camera, self._scale), fitting_fov(camera, 1.6)
-        reach = self._pivot(pose)
+        goal, reach = first
         initial = self._server.initial_camera
-        initial.position = pose[:3, 3]
-        initial.look_at = pose[:3, 3] + pose[:3, 2] * reach
-        initial.fov = fov
-        self._framing.begin((pose, fov), self._scene.up.cpu().double().numpy(), reach)
+        initial.position = goal[0][:3, 3]
+        initial.look_at = goal[0][:3, 3] + goal[0][:3, 2] * reach
+        initial.fov = goal[1]
+        self._framing.begin(goal, self._scene.up.cpu().double().numpy(), reach)
         self._framing.step(self._server.get_clients())
 
     def _set_renderer(self, software: bool) -> None:
@@ -439,20 +426,10 @@ class Viewport:
         if client is not None:
             self._motion.play(client, trajectory, self._scale)
 
-    def _pivot(self, pose: np.ndarray) -> float:
-        """How far ahead the surface is that the mouse should orbit, stage units."""
-        hit = self._pointer.hit(pose[:3, 3], pose[:3, 2])
-        return float(np.clip(hit.distance, 0.3, 8 * COMFORT)) if hit is not None else COMFORT
-
     def _client(self) -> viser.ClientHandle | None:
         """The client that moved last: with two tabs, the one in use."""
         clients = self._server.get_clients()
         return clients.get(self._last_client) or (clients[max(clients)] if clients else None)
-
-    def _hide_near(self) -> None:
-        client = self._client()
-        if client is not None:
-            self._views.hide_near(aim_of(client)[0][:3, 3])
 
     # ---- what viser tells, in viser's threads: into the inbox ------------------------------------
 
@@ -519,21 +496,3 @@ class Viewport:
         self._keyframes = (*self._keyframes[:index], moved, *self._keyframes[index + 1 :])
         self._gizmos.follow(index, moved, self._scale)
         self.emit(KeyframesChanged(self._keyframes, settled=end))
-
-    def _show_matches(self, point: Point | None, matches: tuple[Match, ...]) -> None:
-        if point is None:
-            self._marks.clear("matches")
-            self._marks.clear("pick")
-        else:
-            self._marks.matches(np.array(point) * self._scale, matches, self._scale)
-
-
-def first_camera(scene: Scene) -> Cameras | None:
-    """The first given view, else a camera that sees the whole cloud; None for an empty scene."""
-    if scene.views:
-        return scene.views[0].cameras
-    return default_view(scene) if len(scene.cloud) > 0 else None
-
-
-def ignore() -> None:
-    """Nothing to do but to move on."""

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 
 import numpy as np
+import torch
 import viser
 
 from ui.viewport_stage import (
@@ -17,12 +18,15 @@ from ui.viewport_stage import (
     pose_matrix,
     poses,
 )
-from worldstereo.cameras import Cameras
+from worldstereo.cameras import Cameras, look_at
+from worldstereo.explore import default_view, pivot_distance
+from worldstereo.scene import Scene
 from worldstereo.trajectory import Trajectory
 
 Aim = tuple[np.ndarray, float]
 """Pose (4, 4) on the stage and vertical field of view in radians."""
 
+BEHIND, ABOVE = 0.35, 0.12  # of the distance to what is looked at: where a visitor begins
 TELL_EVERY = 0.2  # seconds between two reports while a path is played
 
 
@@ -202,3 +206,23 @@ def on_stage(camera: Cameras, scale: float) -> np.ndarray:
     pose = poses(camera)[0].copy()
     pose[:3, 3] *= scale
     return pose
+
+
+def first_aim(scene: Scene, scale: float) -> tuple[Aim, float] | None:
+    """Where a visitor begins: behind and a little above the view that a first path starts from.
+
+    Returns the aim and how far ahead the camera should orbit, on the stage; None for an empty
+    scene. Standing back, frusta and path are in sight.
+    """
+    if not scene.views and len(scene.cloud) == 0:
+        return None
+    camera = default_view(scene)
+    start, reach = camera.c2w.double(), pivot_distance(scene, camera)
+    target = start[:3, 3] + reach * start[:3, 2]
+    up = scene.up.double()
+    eye = start[:3, 3] - BEHIND * reach * start[:3, 2] + ABOVE * reach * up
+    along = torch.linalg.cross(target - eye, up)
+    c2w = look_at(eye, target, up if float(along.norm()) > 1e-3 * reach else -start[:3, 1])
+    pose = c2w.numpy().copy()
+    pose[:3, 3] *= scale
+    return (pose, fitting_fov(camera, 1.6)), float((target - eye).norm()) * scale

@@ -194,6 +194,16 @@ class Marks:
         self.clear("pick")
         self._groups["pick"] = [self._dot("/marks/pick", at, color)]
 
+    def explain(
+        self, point: tuple[float, ...] | None, matches: Sequence[Match], scale: float
+    ) -> None:
+        """Mark a point of the world and its matches; None takes both away."""
+        if point is None:
+            self.clear("matches")
+            self.clear("pick")
+        else:
+            self.matches(np.array(point) * scale, matches, scale)
+
     def matches(self, at: np.ndarray, matches: Sequence[Match], scale: float) -> None:
         """Lines from a point on the stage to views; the heaviest `MAX_MATCHES` of them."""
         self.clear("matches")
@@ -244,6 +254,24 @@ class Marks:
                 position=center,
             )
         ]
+
+    def draft(self, points: np.ndarray, colors: np.ndarray, size: float) -> None:
+        """Points of a view that is just made; each call adds a node."""
+        if len(points) == 0:
+            return
+        nodes = self._groups.setdefault("draft", [])
+        center = (points.min(0) + points.max(0)) / 2
+        nodes.append(
+            self._server.scene.add_point_cloud(
+                f"/marks/draft/{len(nodes):04d}",
+                (points - center).astype(np.float16),
+                colors,
+                point_size=size,
+                point_shape="circle",
+                point_shading="flat",
+                position=center,
+            )
+        )
 
     def _dot(self, name: str, at: np.ndarray, color: tuple[int, int, int]) -> Any:
         return self._server.scene.add_point_cloud(

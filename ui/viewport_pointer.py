@@ -14,6 +14,8 @@ from ui.viewport_overlays import Marks
 from ui.viewport_pick import Hit, pick, select
 from worldstereo.scene import Scene
 
+WIDE = 0.015  # slope of the wider cone, some eight pixels
+
 
 class Pointer:
     """Turns clicks and boxes into events and marks."""
@@ -37,12 +39,10 @@ class Pointer:
         cloud = self._scene.cloud
         if len(cloud) == 0:
             return None
-        hit = pick(
-            cloud.points.numpy(),
-            np.asarray(origin) / self._scale,
-            direction,
-            radii=1.4 * cloud.radii.numpy(),
-        )
+        eye, radii = np.asarray(origin) / self._scale, 1.4 * cloud.radii.numpy()
+        hit = pick(cloud.points.numpy(), eye, direction, radii)
+        if hit is None:  # a click between two points means the nearer one
+            hit = pick(cloud.points.numpy(), eye, direction, radii, cone=WIDE)
         if hit is None:
             return None
         return Hit(hit.row, hit.point * self._scale, hit.distance * self._scale)
