@@ -63,3 +63,11 @@ def test_help_imports_nothing_heavy():
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, cwd=EXAMPLE.parents[2])
     assert run.returncode == 0
+
+
+def test_the_command_for_each_device_is_the_same_without_devices():
+    from worldstereo.__main__ import _without_devices
+
+    line = ["explore", "a.jpg", "--devices", "2", "--seed", "3"]
+    assert _without_devices(line) == ["explore", "a.jpg", "--seed", "3"]
+    assert _without_devices(["explore", "a.jpg", "--devices=2"]) == ["explore", "a.jpg"]

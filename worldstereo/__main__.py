@@ -58,6 +58,18 @@ class Explore:
     model: Path | None = None
     """Folder with the weights of the diffusion generator."""
 
+    variant: str | None = None
+    """worldstereo-camera, worldstereo-memory or worldstereo-memory-dmd."""
+
+    base: Path | None = None
+    """Folder of the Wan base model, where the checkpoint does not name one that is at hand."""
+
+    memory_mode: str = "auto"
+    """How the weights fit the card: auto, full, float8, int8, int4, group or sequential."""
+
+    devices: int = 1
+    """Devices that share one generation; the same command runs on each."""
+
     register: bool = True
     """Register the given views to each other first."""
 
@@ -120,6 +132,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _explore(command: Explore) -> None:
+    if command.devices > 1:
+        from worldstereo.diffusion import distributed
+
+        if not distributed.wanted():
+            arguments = _without_devices(sys.argv[1:])
+            sys.exit(distributed.launch(command.devices, ["worldstereo", *arguments]))
     from worldstereo.explore import explore
 
     _check_formats(command.export)
@@ -133,6 +151,11 @@ def _explore(command: Explore) -> None:
         guide=command.guide,
         on_step=_progress,
     )
+    if command.generator == "diffusion":
+        from worldstereo.diffusion import distributed
+
+        if not distributed.writes():
+            return  # another process of the same job writes the results
     _write_all(world, command.out, command.export)
     from worldstereo.project import save_world
 
@@ -181,7 +204,18 @@ def _generator(command: Explore) -> "Generator":
 
     if command.model is None:
         raise WeightsMissing("The diffusion generator needs --model FOLDER with its weights.")
-    return DiffusionGenerator.from_pretrained(command.model)
+    return DiffusionGenerator.from_pretrained(
+        command.model, command.variant, mode=command.memory_mode, base=command.base
+    )
+
+
+def _without_devices(arguments: list[str]) -> list[str]:
+    """The command line for each device: without `--devices N`, which started them."""
+    kept = [a for a in arguments if not a.startswith("--devices=")]
+    if "--devices" in kept:
+        at = kept.index("--devices")
+        del kept[at : at + 2]
+    return kept
 
 
 def _path(command: Explore, scene: "Scene") -> "Trajectory":
