@@ -388,6 +388,15 @@ def test_a_visit_without_a_world_opens_the_first_example(panel):
     assert again[0][panel.token] == token
 
 
+def test_a_reload_finds_path_preview_and_a_picture_to_inspect(panel, session):
+    list(panel.guarded(panel.path.on_plan)("token", *plan_inputs()))
+    answers = list(panel.guarded(panel.on_opened)("token"))
+    shown = {key for answer in answers for key in answer}
+    assert {panel.film, panel.header, panel.status, panel.path.preview} <= shown
+    cards = [answer[panel.memory.card] for answer in answers if panel.memory.card in answer]
+    assert 'id="pixels"' in cards[-1]
+
+
 def test_uploads_must_have_arrived(panel, session, tmp_path):
     for bad in (None, 5, str(tmp_path / "none.ply"), ["a"]):
         answers = list(panel.guarded(panel.world.on_upload, panel.world.problem)("token", bad))

@@ -297,8 +297,6 @@ class Panel(Core):
             yield self.refresh(session) | {self.message: piece.failed(BUG)}
         else:
             yield self.refresh(session) | {self.message: ""}
-            if job.kind == "explore":
-                yield self.memory.newest(session)
         yield from self.settle(session)
 
     def settle(self, session: Session) -> Iterator[Updates]:
@@ -308,6 +306,7 @@ class Panel(Core):
                 yield {self.status: piece.said("Planning a path …")}
             yield from self.path.first_plan(session)
         elif not running(session):
+            yield self.memory.newest(session)
             with contextlib.suppress(WorldStereoError):
                 yield self.path.show_preview(session, 0)
 

@@ -133,11 +133,12 @@ class MemoryTab:
         return self._show(session, view, None, "Pixel")
 
     def newest(self, session: Session) -> Updates:
-        """After a generation: the last of the new views is ready to be clicked."""
+        """The middle of the newest clip, or else the first view, is ready to be clicked."""
         views = session.world.scene.views
         made = [i for i, view in enumerate(views) if view.step > 0]
         if not made:
-            return self.refresh(session)
+            first = self._show(session, 0, None, "Pixel") if views else {}
+            return self.refresh(session) | first
         newest = max(views[i].step for i in made)
         first = min(i for i in made if views[i].step == newest)
         last = max(i for i in made if views[i].step == newest)
