@@ -161,7 +161,7 @@ def cell(value, inverse):
 
 @kernel(inline="always")
 def gap(value, c, h):
-    """How far a coordinate is from a cell, a little less for rounding; the outermost have no end."""
+    """How far a coordinate is from a cell, less a little for rounding; the outermost never end."""
     if abs(c) >= np.int64(4000000000000000000):
         return 0.0
     return max(max(c * h - value, value - (c + 1) * h), 0.0) * 0.999999

@@ -6,6 +6,7 @@ is indexed anew: the cost per changed point does not grow with the cloud (amorti
 """
 
 import numpy as np
+import torch
 from jaxtyping import Float, Int
 
 from worldstereo._geometric_memory_store import PointStore
@@ -13,6 +14,7 @@ from worldstereo.spatial_index import SpatialIndex, build_index, has_compiler
 
 SHARE = 8  # the small index may hold this part of the cloud
 LEAST = 4096
+BRUTE = 1 << 20  # points up to which "auto" compares all of them on a CUDA device
 
 
 class GrowingIndex:
@@ -30,13 +32,16 @@ class GrowingIndex:
         self._generation = -1
 
     def query(
-        self, queries: Float[np.ndarray, "Q 3"], k: int
+        self, queries: Float[np.ndarray, "Q 3"], k: int, device: torch.device
     ) -> tuple[Float[np.ndarray, "Q m"], Int[np.ndarray, "Q m"]]:
         """Float64 distances ascending and rows of the `m = min(k, N)` nearest points."""
-        if self._kind == "cuda_knn" or not self._in_reach(queries):
+        kind = self._kind
+        if kind == "auto" and device.type == "cuda" and len(self._store) <= BRUTE:
+            kind = "cuda_knn"
+        if kind == "cuda_knn" or not self._in_reach(queries):
             if self._plain is None or self._revision != self._store.revision:
-                self._plain = build_index(self._store.column("point"), self._kind)
-                self._revision = self._store.revision
+                points = torch.from_numpy(self._store.column("point")).to(device)
+                self._plain, self._revision = build_index(points, kind), self._store.revision
             return self._plain.query(queries, k)
         return self._search(np.ascontiguousarray(queries, np.float32), k)
 

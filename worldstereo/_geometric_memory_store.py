@@ -120,6 +120,10 @@ class PointStore:
         self._touched: list[np.ndarray] | None = None
         self._reach = 0.0
 
+    def __getstate__(self) -> dict[str, object]:
+        """A copy is a store of its own: nobody holds states of it yet."""
+        return self.__dict__ | {"_here": None, "_cache": {}, "_matcher": None, "_touched": None}
+
     # ---- reading -----------------------------------------------------------------------------
 
     def __len__(self) -> int:

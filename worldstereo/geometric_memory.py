@@ -270,7 +270,7 @@ class GlobalGeometricMemory(nn.Module):
         points = check_tensor("query_points", query_points, ("B", "Q", 3), self.device)
         k = self.num_neighbors if k is None else check_whole("k", k, 1)
         flat = points.reshape(-1, 3).cpu().numpy()
-        distance, index = self._index.query(flat, k)
+        distance, index = self._index.query(flat, k, self.device)
         shape = (*points.shape[:2], min(k, self.num_points))
         return (
             torch.from_numpy(distance.astype(np.float32)).reshape(shape).to(self.device),
@@ -481,16 +481,18 @@ class GlobalGeometricMemory(nn.Module):
         start = f"{prefix}memory."
         held = {k.removeprefix(start): k for k in list(state_dict) if k.startswith(start)}
         given = {name: state_dict.pop(key) for name, key in held.items()}
+        columns = None
+        if "points" in given:
+            try:  # before anything is written
+                columns = self._columns_of(given)
+            except (ValueError, KeyError) as error:
+                error_msgs.append(f"{start}*: {error}")
+                return
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
-        if "points" not in given:
+        if columns is None:
             missing_keys.append(f"{start}points")
-            return
-        try:
-            columns = self._columns_of(given)
-        except (ValueError, KeyError) as error:
-            error_msgs.append(f"{start}*: {error}")
             return
         self._store.replace(columns, int(given.get("tick", torch.tensor(0))))
 
@@ -504,6 +506,8 @@ class GlobalGeometricMemory(nn.Module):
             shape = (n,) if width is None else (n, width)
             if tuple(given[outside].shape) != shape:
                 raise ValueError(f"{outside} must be {shape}, got {tuple(given[outside].shape)}.")
+            if given[outside].is_floating_point() and not torch.isfinite(given[outside]).all():
+                raise ValueError(f"{outside} holds numbers that are not finite.")
             kind = np.int32 if name in ("count", "seen", "source") else np.float32
             columns[name] = given[outside].detach().cpu().numpy().astype(kind)
         if n > self.max_points:
