@@ -150,10 +150,10 @@
     const file = $('[data-download]'); // an export is ready: take it home without a second click
     if (file && !file.dataset.taken) { file.dataset.taken = '1'; setTimeout(() => ($('a#download, #download a') ?? $('#download'))?.click(), 200); }
     const film = $('.film'); // the newest view comes into sight; otherwise the strip stays where it was
-    if (film && film !== strip) {
-      const fresh = strip && film.dataset.newest !== newest && !film.dataset.newest.startsWith('0.0.0');
-      film.scrollLeft = fresh ? film.scrollWidth : scrolled;
+    if (film && (film !== strip || film.dataset.newest !== newest)) {
+      const fresh = newest && film.dataset.newest !== newest && !film.dataset.newest.startsWith('0.0.0');
       [strip, newest] = [film, film.dataset.newest];
+      film.scrollLeft = fresh ? film.scrollWidth : scrolled;
     }
     if (focused && document.activeElement === document.body) document.getElementById(focused)?.focus({ preventScroll: true });
   };
