@@ -27,9 +27,11 @@ class Match:
     pixels: np.ndarray
     held: np.ndarray
     """(n,) bool: every fourth match, kept out of the solution to judge it."""
+    likeness: float
+    """Correlation of the two pictures where they show the same surface, small details aside."""
 
 
-def overlaps(views: Sequence[Working], samples: int = 300) -> np.ndarray:
+def overlaps(views: Sequence[Working], samples: int = 300, tolerance: float = 0.1) -> np.ndarray:
     """(n, n) share of view i's measured samples that view j shows at about that depth."""
     n = len(views)
     grids = [_samples(v, samples) for v in views]
@@ -37,7 +39,7 @@ def overlaps(views: Sequence[Working], samples: int = 300) -> np.ndarray:
     for i in range(n):
         order = sorted(range(n), key=lambda j: pose_distance(views[i].pose, views[j].pose))
         for j in order[1:33] if order[0] == i else [k for k in order if k != i][:32]:
-            out[i, j] = _share(grids[i], views[i].pose, views[j])
+            out[i, j] = _share(grids[i], views[i].pose, views[j], tolerance)
     return out
 
 
@@ -49,7 +51,7 @@ def _samples(view: Working, count: int) -> np.ndarray:
     return points[points[:, 2] > 0]
 
 
-def _share(points: np.ndarray, pose: Pose, other: Working) -> float:
+def _share(points: np.ndarray, pose: Pose, other: Working, tolerance: float) -> float:
     if len(points) == 0:
         return 0.0
     u, v, z = project(points, relative(pose, other.pose), other.pose.K)
@@ -57,7 +59,7 @@ def _share(points: np.ndarray, pose: Pose, other: Working) -> float:
     iu, iv = np.rint(u).astype(int), np.rint(v).astype(int)
     inside = (z > 0) & (iu >= 0) & (iv >= 0) & (iu < w) & (iv < h)
     seen = other.depth[np.where(inside, iv, 0), np.where(inside, iu, 0)]
-    return float((inside & (np.abs(seen - z) < 0.1 * z)).mean())
+    return float((inside & (np.abs(seen - z) < tolerance * z)).mean())
 
 
 def project(
@@ -113,7 +115,27 @@ def match(views: Sequence[Working], i: int, j: int) -> Match | None:
     moved = d + p.slope_x[y, x] * fx + p.slope_y[y, x] * fy
     u, v, _ = project(_ray(p.pose, x + fx, y + fy, moved), relative(p.pose, q.pose), q.pose.K)
     held = (np.arange(len(x)) % 4) == 1
-    return Match(i, j, _ray(p.pose, x, y, d), np.stack([u, v], 1), held)
+    likeness = _likeness(here, there, known)
+    return Match(i, j, _ray(p.pose, x, y, d), np.stack([u, v], 1), held, likeness)
+
+
+def _likeness(a: np.ndarray, b: np.ndarray, where: np.ndarray) -> float:
+    """Mean correlation in windows of sigma 12 px, of pictures without details below sigma 2 px."""
+    import cv2
+
+    def blur(x: np.ndarray, sigma: float) -> np.ndarray:
+        return cv2.GaussianBlur(x, (0, 0), sigma)
+
+    share = np.maximum(blur(where.astype(np.float32), 12), 1e-3)
+    x, y = (blur(image.astype(np.float32), 2) * where for image in (a, b))
+    mx, my = blur(x, 12) / share, blur(y, 12) / share
+    vx = blur(x * x, 12) / share - mx * mx
+    vy = blur(y * y, 12) / share - my * my
+    c = blur(x * y, 12) / share - mx * my
+    textured = where & (vx > 4) & (vy > 4)
+    if not textured.any():
+        return 0.0
+    return float(np.mean(c[textured] / np.sqrt(vx[textured] * vy[textured])))
 
 
 def _flow_both_ways(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -16,6 +16,8 @@ REJECT = 20.0  # pixels
 PRIOR = 200.0  # px^2 per radian^2
 PRIOR_LENGTH = PRIOR * METRES**2  # px^2 per u^2
 FALL = 0.8  # the held-out residual must fall to this share of what it was
+WORST = 3.0  # pixels; a pair that fits worse in the end rests on chance matches
+LIKE = 0.5  # correlation; matched pictures of the same place had .71 and more, of others .42
 AGREED = 0.5  # pixels; below this a pair agrees already and has nothing to fall
 NEIGHBOURS = 8
 ROUNDS = 2  # of matching; each starts from the poses of the one before
@@ -54,7 +56,8 @@ def solve(
             pairs = [(m.i, m.j) for m in accepted]
         found = _all_matches(placed, pairs, on_step, turn, rounds)
         accepted = [m for m in found if _explained(m, views, judged)]
-        accepted = _solve_poses(views, start, judged, poses, accepted, free)
+        last = turn == ROUNDS - 1
+        accepted = _solve_poses(views, start, judged, poses, accepted, free, last)
         if not accepted:
             break
     agreeing = {k for m in accepted for k in (m.i, m.j)}
@@ -153,6 +156,7 @@ def _solve_poses(
     poses: np.ndarray,
     matches: list[Match],
     free: np.ndarray,
+    last: bool,
 ) -> list[Match]:
     """Gauss-Newton over the free poses, written into `poses`; returns the matches that held.
 
@@ -164,7 +168,7 @@ def _solve_poses(
         poses[:] = first
         for _ in range(6):
             _gauss_newton_step(views, start, poses, matches, free)
-        worse = [m for m in matches if not _fits(m, views, judged, poses)]
+        worse = [m for m in matches if not _fits(m, views, judged, poses, last)]
         if not worse:
             break
         matches = [m for m in matches if not any(m is w for w in worse)]
@@ -173,9 +177,14 @@ def _solve_poses(
     return matches
 
 
-def _fits(m: Match, views: Sequence[Working], before: np.ndarray, after: np.ndarray) -> bool:
+def _fits(
+    m: Match, views: Sequence[Working], before: np.ndarray, after: np.ndarray, last: bool
+) -> bool:
+    """True if held-out matches fit better than before, and in the last round well."""
     K = views[m.j].pose.K
     old, new = (_residual(m, np.linalg.inv(p[m.j]) @ p[m.i], K, m.held) for p in (before, after))
+    if last and (new > WORST or m.likeness < LIKE):
+        return False
     return new < AGREED or new <= FALL * old
 
 

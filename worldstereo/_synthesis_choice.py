@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from worldstereo.cameras import Cameras
-from worldstereo.fusion import Pose, pose_of, relative
+from worldstereo.fusion import RADIAN, Pose, pose_of, relative, rotation_angle
 from worldstereo.render import RenderResult
 from worldstereo.scene import PointCloud, View
 
@@ -55,10 +55,15 @@ class ViewIndex:
         likely = self._likely(points)
         if len(likely) == 0:
             return ()
-        value = np.stack([self._value(int(i), points, depth, pose) for i in likely])
-        given = self._given[likely]
-        chosen = _greedy(value, np.where(given, 1.0, 0.05), limit)
+        value = np.stack([self._value(i, points, depth, pose) for i in likely])
+        near = [self._distance(i, pose, float(np.median(depth))) for i in likely]
+        chosen = _greedy(value, self._given[likely], np.array(near), limit)
         return tuple(sorted(int(likely[k]) for k in chosen))
+
+    def _distance(self, i: int, target: Pose, depth: float) -> float:
+        """Distance of a view's pose from the target's, over the depth of the scene."""
+        apart = float(np.linalg.norm(self._position[i] - target.position))
+        return apart / max(depth, 1e-12) + RADIAN * rotation_angle(self.poses[i], target)
 
     def _asked(self, pose: Pose, depth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """World points of the grid over the target, and their depth there."""
@@ -133,20 +138,27 @@ class ViewIndex:
         return np.where(seen, np.minimum(1, density), 0)
 
 
-def _greedy(value: np.ndarray, factor: np.ndarray, limit: int) -> list[int]:
-    """Rows chosen one after the other for what is not covered yet; then by their own worth."""
-    value = value * factor[:, None]
+def _greedy(value: np.ndarray, given: np.ndarray, distance: np.ndarray, limit: int) -> list[int]:
+    """Rows chosen one after the other for what is not covered yet; then by their own worth.
+
+    Given views come first. Of the generated ones the two nearest in pose are always asked, so that
+    what was invented for a place is found again there.
+    """
     covered = np.zeros(value.shape[1])
     chosen: list[int] = []
-    while len(chosen) < min(limit, len(value)):
-        gain = np.maximum(value - covered, 0).sum(1)
+    made = np.nonzero(~given)[0]
+    room = limit - min(2, len(made)) if given.any() else 0
+    while len(chosen) < min(room, int(given.sum())):
+        gain = np.where(given, np.maximum(value - covered, 0).sum(1), -1)
         gain[chosen] = -1
         best = int(gain.argmax())
         if gain[best] <= 0.002 * value.shape[1]:
             break
         chosen.append(best)
         covered = np.maximum(covered, value[best])
-    worth = value.sum(1)
+    nearest = made[np.argsort(distance[made], kind="stable")]
+    chosen += [int(k) for k in nearest[: min(2, limit - len(chosen))]]
+    worth = value.sum(1) * np.where(given, 1.0, 0.3)
     worth[chosen] = -1
     for k in np.argsort(-worth, kind="stable"):
         if len(chosen) >= limit or worth[k] <= 0:

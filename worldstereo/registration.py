@@ -236,11 +236,11 @@ def doubts(views: Sequence[Working]) -> list[str]:
 
 def _shared(views: Sequence[Working]) -> float:
     """How much of a view its best neighbour sees at the right depth, averaged."""
-    return float(overlaps(views).max(1).mean())
+    return float(overlaps(views, tolerance=0.03).max(1).mean())
 
 
 def _clearly(other: float, as_given: float) -> bool:
-    return other > 2 * as_given + 0.1
+    return other > as_given + 0.2
 
 
 def registered(views: Sequence[View], registration: Registration) -> tuple[View, ...]:
