@@ -19,7 +19,8 @@ from worldstereo._morton import (
 from worldstereo.spatial_index import ScipyIndex
 
 PER_CELL = 4.0  # points aimed at per occupied cell; anything from 2 to 12 costs the same
-CELLS = 6  # cells per point at most: 4 bytes each
+CELLS = 6  # cells per point at most, 4 bytes each; of a small cloud four times as many
+MANY_CELLS = 1 << 24
 PIECE = 512  # queries a thread takes at once
 SMALL = 256  # up to here the tree alone is as quick
 
@@ -123,7 +124,7 @@ class Grid:
         if not extent.max() > 0:
             return None
         h = max(cell_size(points), float(extent.max()) * 1e-6)
-        most = max(CELLS * len(points), 4096)
+        most = max(CELLS * len(points), min(4 * CELLS * len(points), MANY_CELLS), 4096)
         while np.prod(np.floor(extent / h) + 1) > most:
             h *= 1.1
         magnitude = max(float(np.abs(low).max()), float(np.abs(high).max()))

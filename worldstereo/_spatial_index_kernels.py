@@ -92,6 +92,8 @@ def grid_search(
 ):  # fmt: skip
     """Settles the queries `turn[start:stop]` whose answer is near; marks the others in `open_`."""
     inverse = np.float32(1.0 / h)
+    have = False
+    lx = ly = lz = last = 0.0
     for t in range(start, stop):
         q = turn[t]
         x, y, z = np.float64(queries[q, 0]), np.float64(queries[q, 1]), np.float64(queries[q, 2])
@@ -100,8 +102,12 @@ def grid_search(
         cz = cell_of(queries[q, 2], low[2], inverse, nz)
         ox, oy, oz = np.float64(low[0]), np.float64(low[1]), np.float64(low[2])
         best, who = distance[q], rows[q]
+        bound = FAR
+        if have:  # the k-th neighbour is at most as far as from the last query, plus the way here
+            reach = np.sqrt((x - lx) ** 2 + (y - ly) ** 2 + (z - lz) ** 2) + np.sqrt(last)
+            bound = min(bound, reach * reach * 1.000001)
         for j in range(k):
-            best[j] = FAR
+            best[j] = bound
             who[j] = NOBODY
         looked = 0
         settled = False
@@ -158,6 +164,9 @@ def grid_search(
             if s == 2 and who[0] == NOBODY:
                 break
         open_[q] = not settled
+        if settled:
+            have = True
+            last, lx, ly, lz = best[k - 1], x, y, z
 
 
 @kernel
