@@ -1,28 +1,58 @@
 """glTF 2.0 and GLB: triangles and points of the default scene, vertex colours and base textures.
 
-Everything lies inside the file: buffers and pictures that are other files or addresses are refused.
-Lengths, accessor bounds, indices and the node tree are checked before they are followed.
+trimesh reads the arrays and walks the tree, but of a document that is written anew here: it holds
+only what was checked before (lengths, accessor bounds, the node tree, required extensions) and
+nothing that is outside the file. Pictures are decoded by `images`, with its limits.
 """
 
 import base64
 import binascii
+import io
 import json
+import logging
 import re
 import struct
 from typing import Any
 
 import numpy as np
+import trimesh
 
 from worldstereo.inputs import images, jsonfile
 from worldstereo.inputs.limits import Limits, refusal, shown
 from worldstereo.inputs.surface import Surface
 
+log = logging.getLogger(__name__)
+
 _KINDS = {5120: "<i1", 5121: "<u1", 5122: "<i2", 5123: "<u2", 5125: "<u4", 5126: "<f4"}
-_WIDTHS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4, "MAT2": 4, "MAT3": 9, "MAT4": 16}
+_WIDTHS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4}
 _READ = {"KHR_materials_unlit", "KHR_mesh_quantization", "KHR_texture_transform"}
 _IGNORED = re.compile(r"KHR_(materials|lights|texture_transform)|EXT_(texture_webp)")
 _LIMIT_PARTS = 4096
+_LIMIT_STEPS = 1_000_000  # nodes above all instances together: what walking the tree costs
 _AGAIN = "Export it again as one file (.glb)"
+
+
+class Closed(trimesh.resolvers.Resolver):
+    """Nothing outside the file: whatever trimesh asks for is refused."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def get(self, key: str) -> bytes:
+        raise refusal(
+            self.name,
+            f'asks for another file or address, "{shown(str(key), 32)}"',
+            "Nothing outside the file is opened",
+        )
+
+    def write(self, name: str, data: bytes) -> None:
+        self.get(name)
+
+    def namespaced(self, namespace: str) -> "Closed":
+        return self
+
+    def keys(self) -> list[str]:
+        return []
 
 
 def read(name: str, data: bytes, limits: Limits) -> Surface:
@@ -73,11 +103,20 @@ def _chunks(name: str, data: bytes) -> tuple[bytes, bytes | None]:
 
 
 class _Document:
+    """One file: its JSON, checked piece by piece, and the document that trimesh is given."""
+
     def __init__(self, name: str, root: dict, binary: bytes | None, limits: Limits) -> None:
         self.name, self.root, self.binary, self.limits = name, root, binary, limits
         self.buffers: dict[int, bytes] = {}
         self.pictures: dict[int, np.ndarray] = {}
         self.notices: list[str] = []
+        self.body = bytearray()
+        self.starts: dict[int, int] = {}
+        self.copied: dict[int, int] = {}
+        self.out: dict[str, list] = {"bufferViews": [], "accessors": [], "meshes": [], "nodes": []}
+        self.parts: dict[str, dict] = {}
+        self.sizes: list[tuple[int, int]] = []  # vertices and faces of each part
+        self.points = self.faces = self.steps = 0
 
     def refuse(self, wrong: str, way_out: str = _AGAIN):
         return refusal(self.name, wrong, way_out)
@@ -97,10 +136,43 @@ class _Document:
                     f"Export without {shown(short, 24)}",
                 )
         self._check_references()
-        parts = [p for mesh, world in self._instances() for p in self._mesh(mesh, world)]
+        meshes = [self._mesh(i) for i in range(len(self.list_of(self.root, "meshes")))]
+        scene = self._loaded(self._tree(meshes))
+        parts = []
+        for node in sorted(scene.graph.nodes_geometry, key=int):
+            world, key = scene.graph[node]
+            parts.append(self._part(key, scene.geometry[key], np.asarray(world)))
         if not parts:
             raise self.refuse("holds no triangle or point", "A scene with a mesh is accepted")
         return _joined(parts, tuple(self.notices))
+
+    def _loaded(self, roots: list[int]) -> trimesh.Scene:
+        """What trimesh makes of the checked document."""
+        if not self.out["meshes"]:
+            raise self.refuse("holds no triangle or point", "A scene with a mesh is accepted")
+        document = {
+            "asset": {"version": "2.0"},
+            "buffers": [{"byteLength": len(self.body)}],
+            "scenes": [{"nodes": roots}],
+            "scene": 0,
+            **self.out,
+        }
+        text = json.dumps(document).encode()
+        text += b" " * (-len(text) % 4)
+        body = bytes(self.body) + b"\0" * (-len(self.body) % 4)
+        head = struct.pack("<4sII", b"glTF", 2, 28 + len(text) + len(body))
+        chunks = (head, struct.pack("<II", len(text), 0x4E4F534A), text,
+                  struct.pack("<II", len(body), 0x004E4942), body)  # fmt: skip
+        stream = io.BytesIO(b"".join(chunks))
+        try:
+            return trimesh.load_scene(
+                stream, file_type="glb", resolver=Closed(self.name), process=False
+            )
+        except MemoryError:
+            raise
+        except Exception:
+            log.debug("trimesh", exc_info=True)
+            raise self.refuse("its meshes do not fit together", _AGAIN) from None
 
     # ---- JSON ---------------------------------------------------------------------------------
 
@@ -129,14 +201,14 @@ class _Document:
             raise self.refuse(f"{what} is {shown(json.dumps(value), 20)}")
         return value
 
-    def numbers(self, value: Any, n: int, what: str) -> np.ndarray:
+    def numbers(self, value: Any, n: int, what: str) -> list[float]:
         good = isinstance(value, list) and len(value) == n
         if not good or any(isinstance(v, bool) or not isinstance(v, int | float) for v in value):
             raise self.refuse(f"{what} is not {n} numbers")
-        out = np.array(value, dtype=np.float64)
-        if not np.isfinite(out).all() or np.abs(out).max() > 1e15:
-            raise self.refuse(f"{what} holds {out[np.abs(out).argmax()]:.3g}")
-        return out
+        for v in value:
+            if not abs(v) <= 1e15:
+                raise self.refuse(f"{what} holds {v:.3g}")
+        return [float(v) for v in value]
 
     def _check_references(self) -> None:
         for kind in ("buffers", "images"):
@@ -174,19 +246,20 @@ class _Document:
             self.buffers[index] = data[:length]
         return self.buffers[index]
 
-    def view(self, index: Any) -> tuple[bytes, int]:
+    def view(self, index: Any) -> tuple[int, int, int, int]:
+        """Buffer, first byte, number of bytes and stride (0: none) of a buffer view."""
         entry = self.item("bufferViews", index)
-        data = self.buffer(self.whole(entry.get("buffer"), f"bufferView {index} buffer", 1 << 20))
+        buffer = self.whole(entry.get("buffer"), f"bufferView {index} buffer", 1 << 20)
         start = self.whole(entry.get("byteOffset", 0), f"bufferView {index} byteOffset", 1 << 40)
         size = self.whole(entry.get("byteLength"), f"bufferView {index} byteLength", 1 << 40)
-        if start + size > len(data):
-            raise self.refuse(f"bufferView {index} ends at {start + size} of {len(data)} bytes")
-        return data[start : start + size], self.whole(
-            entry.get("byteStride", 0), f"bufferView {index} byteStride", 252
-        )
+        held = len(self.buffer(buffer))
+        if start + size > held:
+            raise self.refuse(f"bufferView {index} ends at {start + size} of {held} bytes")
+        stride = self.whole(entry.get("byteStride", 0), f"bufferView {index} byteStride", 252)
+        return buffer, start, size, stride
 
-    def accessor(self, index: Any, what: str, shapes: tuple[str, ...]) -> np.ndarray:
-        """(count, width) float64, normalised integers already in [0, 1] or [-1, 1]."""
+    def accessor(self, index: Any, what: str, shapes: tuple[str, ...], n: int | None = None) -> int:
+        """The accessor in the checked document, once everything that it names was found there."""
         entry = self.item("accessors", index)
         kind, shape = entry.get("componentType"), entry.get("type")
         if kind not in _KINDS or shape not in shapes:
@@ -197,200 +270,108 @@ class _Document:
         if count < 1 or count > max(self.limits.points, 3 * self.limits.faces):
             raise self.refuse(f"{what}: accessor {index} declares {count} values",
                               f"1 to {self.limits.points} are accepted")  # fmt: skip
-        dtype, width = np.dtype(_KINDS[kind]), _WIDTHS[shape]
-        if entry.get("bufferView") is None:
-            if "sparse" not in entry:
-                raise self.refuse(f"{what}: accessor {index} has no data")
-            if count > 16 * sum(len(b) for b in (self.binary or b"",)) + 65536:
-                raise self.refuse(f"{what}: accessor {index} declares {count} zeros")
-            values = np.zeros((count, width), dtype)
-        else:
-            data, stride = self.view(entry["bufferView"])
+        if n is not None and count != n:
+            raise self.refuse(f"{what}: {count} attribute values for {n} vertices")
+        if "sparse" in entry or entry.get("bufferView") is None:
+            raise self.refuse(f"{what}: accessor {index} is sparse or has no data",
+                              "Export it again without sparse accessors")  # fmt: skip
+        if index not in self.copied:
+            row = _WIDTHS[shape] * np.dtype(_KINDS[kind]).itemsize
+            buffer, first, size, stride = self.view(entry["bufferView"])
             start = self.whole(entry.get("byteOffset", 0), f"accessor {index} byteOffset", 1 << 40)
-            values = self._strided(data, start, stride, count, width, dtype, f"accessor {index}")
-        if "sparse" in entry:
-            values = self._sparse(self.entry(entry["sparse"], "sparse"), values.copy(), index)
-        out = values.astype(np.float64)
-        if entry.get("normalized") and dtype.kind in "iu":
-            out = np.maximum(out / np.iinfo(dtype).max, -1.0)
-        return out
+            step = stride or row
+            if step < row or start + step * (count - 1) + row > size:
+                held = max(0, size - start) // max(step, 1)
+                raise self.refuse(
+                    f"accessor {index} declares {count} values, its bytes hold {held}"
+                )
+            if buffer not in self.starts:
+                self.starts[buffer] = len(self.body)
+                self.body += self.buffer(buffer)
+            at = self.starts[buffer] + first + start
+            view = {"buffer": 0, "byteOffset": at, "byteLength": step * (count - 1) + row}
+            if step != row:
+                view["byteStride"] = step
+            self.copied[index] = len(self.out["accessors"])
+            self.out["bufferViews"].append(view)
+            self.out["accessors"].append(
+                {"bufferView": len(self.out["bufferViews"]) - 1, "componentType": kind,
+                 "count": count, "type": shape}
+            )  # fmt: skip
+        return self.copied[index]
 
-    def _strided(
-        self,
-        data: bytes,
-        start: int,
-        stride: int,
-        count: int,
-        width: int,
-        dtype: np.dtype,
-        what: str,
-    ) -> np.ndarray:
-        row = width * dtype.itemsize
-        step = stride or row
-        if step < row or start + step * (count - 1) + row > len(data):
-            held = max(0, len(data) - start) // max(step, 1)
-            raise self.refuse(f"{what} declares {count} values, its bytes hold {held}")
-        raw = np.frombuffer(data, np.uint8)
-        rows = np.lib.stride_tricks.as_strided(
-            raw[start:], (count, row), (step, 1), writeable=False
-        )
-        return np.ascontiguousarray(rows).view(dtype).reshape(count, width)
+    # ---- meshes -------------------------------------------------------------------------------
 
-    def _sparse(self, sparse: dict, values: np.ndarray, index: Any) -> np.ndarray:
-        n = self.whole(sparse.get("count"), f"accessor {index} sparse count", len(values))
-        where = self.entry(sparse.get("indices"), "sparse indices")
-        what = self.entry(sparse.get("values"), "sparse values")
-        kind = where.get("componentType")
-        if n < 1 or kind not in (5121, 5123, 5125):
-            raise self.refuse(f"accessor {index} has sparse indices of type {shown(str(kind), 8)}")
-        data, stride = self.view(where.get("bufferView"))
-        start = self.whole(where.get("byteOffset", 0), "sparse byteOffset", 1 << 40)
-        rows = self._strided(data, start, stride, n, 1, np.dtype(_KINDS[kind]), "sparse")[:, 0]
-        if int(rows.max()) >= len(values) or (np.diff(rows.astype(np.int64)) <= 0).any():
-            raise self.refuse(f"accessor {index} has sparse indices out of order or range")
-        data, stride = self.view(what.get("bufferView"))
-        start = self.whole(what.get("byteOffset", 0), "sparse byteOffset", 1 << 40)
-        values[rows] = self._strided(
-            data, start, stride, n, values.shape[1], values.dtype, "sparse"
-        )
-        return values
-
-    # ---- scene --------------------------------------------------------------------------------
-
-    def _instances(self) -> list[tuple[int, np.ndarray]]:
-        """Meshes of the default scene with their world transforms; a node may appear once."""
-        nodes = self.list_of(self.root, "nodes")
-        if len(nodes) > self.limits.nodes:
-            raise self.refuse(f"{len(nodes)} nodes", f"At most {self.limits.nodes} are accepted")
-        scenes = self.list_of(self.root, "scenes")
-        if scenes:
-            roots = self.list_of(self.item("scenes", self.root.get("scene", 0)), "nodes")
-        elif nodes:
-            children = {c for n in nodes if isinstance(n, dict) for c in n.get("children", [])
-                        if isinstance(c, int)}  # fmt: skip
-            roots = [i for i in range(len(nodes)) if i not in children]
-            if not roots:
-                raise self.refuse("node 0 contains itself")
-        else:
-            return [(i, np.eye(4)) for i in range(len(self.list_of(self.root, "meshes")))]
-        out: list[tuple[int, np.ndarray]] = []
-        seen: set[int] = set()
-        todo = [(r, np.eye(4)) for r in reversed(roots)]
-        while todo:
-            index, parent = todo.pop()
-            node = self.item("nodes", index)
-            if index in seen:
-                raise self.refuse(f"node {index} has two parents or contains itself")
-            seen.add(index)
-            world = parent @ self._local(node, index)
-            if not np.isfinite(world).all():
-                raise self.refuse(f"the transforms above node {index} overflow")
-            if node.get("mesh") is not None:
-                out.append((node["mesh"], world))
-            todo += [(c, world) for c in reversed(self.list_of(node, "children"))]
-        return out
-
-    def _local(self, node: dict, index: int) -> np.ndarray:
-        if node.get("matrix") is not None:
-            return self.numbers(node["matrix"], 16, f"node {index} matrix").reshape(4, 4).T
-        out = np.eye(4)
-        if node.get("rotation") is not None:
-            x, y, z, w = self.numbers(node["rotation"], 4, f"node {index} rotation")
-            n = x * x + y * y + z * z + w * w
-            if n < 1e-12:
-                raise self.refuse(f"node {index} rotation has length 0")
-            s = 2 / n
-            out[:3, :3] = [
-                [1 - s * (y * y + z * z), s * (x * y - z * w), s * (x * z + y * w)],
-                [s * (x * y + z * w), 1 - s * (x * x + z * z), s * (y * z - x * w)],
-                [s * (x * z - y * w), s * (y * z + x * w), 1 - s * (x * x + y * y)],
-            ]
-        if node.get("scale") is not None:
-            out[:3, :3] = out[:3, :3] * self.numbers(node["scale"], 3, f"node {index} scale")
-        if node.get("translation") is not None:
-            out[:3, 3] = self.numbers(node["translation"], 3, f"node {index} translation")
-        return out
-
-    def _mesh(self, index: Any, world: np.ndarray) -> list[Surface]:
-        mesh = self.item("meshes", index)
-        primitives = self.list_of(mesh, "primitives")
+    def _mesh(self, index: int) -> list[int]:
+        """The parts of a mesh as meshes of the checked document."""
+        primitives = self.list_of(self.item("meshes", index), "primitives")
         if len(primitives) > _LIMIT_PARTS:
             raise self.refuse(f"mesh {index} has {len(primitives)} parts",
                               f"At most {_LIMIT_PARTS} are accepted")  # fmt: skip
-        parts = [self._part(self.entry(p, f"mesh {index} part"), index, world) for p in primitives]
-        return [p for p in parts if p is not None]
+        kept = (self._primitive(self.entry(p, f"mesh {index} part"), index) for p in primitives)
+        return [i for i in kept if i is not None]
 
-    def _part(self, part: dict, mesh: Any, world: np.ndarray) -> Surface | None:
+    def _primitive(self, part: dict, mesh: int) -> int | None:
         what = f"mesh {mesh}"
         extensions = part.get("extensions") or {}
-        packed = isinstance(extensions, dict) and "KHR_draco_mesh_compression" in extensions
+        if isinstance(extensions, dict) and "KHR_draco_mesh_compression" in extensions:
+            raise self.refuse("needs KHR_draco_mesh_compression", "Export without Draco")
         attributes = self.entry(part.get("attributes"), f"{what} attributes")
         mode = part.get("mode", 4)
         if mode in (1, 2, 3):
             self.notices.append("Lines were left out.")
             return None
-        if mode not in (0, 4, 5, 6):
-            raise self.refuse(f"{what} has mode {shown(str(mode), 8)}")
+        if mode not in (0, 4, 5):
+            raise self.refuse(f"{what} has mode {shown(str(mode), 8)}",
+                              "Triangles, strips of triangles and points are accepted")  # fmt: skip
         if "POSITION" not in attributes:
             raise self.refuse(f"{what} has no positions")
-        points = self.accessor(attributes["POSITION"], what, ("VEC3",))
-        if packed and not len(points):
-            raise self.refuse("needs KHR_draco_mesh_compression", "Export without Draco")
-        bad = ~np.isfinite(points).all(axis=1)
-        if bad.any():
-            raise self.refuse(f"{what}: vertex {int(bad.argmax())} is not finite",
-                              "Only finite coordinates are accepted")  # fmt: skip
-        n = len(points)
+        kept = {"POSITION": self.accessor(attributes["POSITION"], what, ("VEC3",))}
+        n = self.item("accessors", attributes["POSITION"])["count"]
+        checked: dict[str, Any] = {"attributes": kept, "mode": mode}
+        corners = n
         if part.get("indices") is not None:
-            order = self.accessor(part["indices"], what, ("SCALAR",))[:, 0].astype(np.int64)
-            if int(order.max()) >= n or int(order.min()) < 0:
-                raise self.refuse(f"{what}: index {int(order.max())} of {n} vertices")
-        else:
-            order = np.arange(n)
-        faces = _triangles(order, mode)
-        if mode != 0 and len(faces) == 0:
-            raise self.refuse(f"{what}: {len(order)} indices make no triangle")
-        if len(faces) > self.limits.faces:
-            raise self.refuse(f"{len(faces)} faces", f"At most {self.limits.faces} are accepted")
-        colors = None
+            order = self.item("accessors", part["indices"])
+            if order.get("componentType") not in (5121, 5123, 5125):
+                raise self.refuse(f"{what} has indices that are not whole numbers")
+            checked["indices"] = self.accessor(part["indices"], what, ("SCALAR",))
+            corners = order["count"]
+        if mode and (corners < 3 or (mode == 4 and corners % 3)):
+            raise self.refuse(f"{what}: {corners} indices make no whole triangles")
         if "COLOR_0" in attributes:
-            colors = self._rows(attributes["COLOR_0"], what, ("VEC3", "VEC4"), n)[:, :3]
-        uv, texture, tint = self._material(part, attributes, what, n)
-        if colors is not None:
-            colors = _srgb(np.clip(colors, 0, 1))
-        if not np.allclose(tint, 1):
-            base = np.ones((n, 3)) if colors is None else colors
-            colors = base * _srgb(tint)
-        moved = points @ world[:3, :3].T + world[:3, 3]
-        if mode == 0:
-            moved, colors = moved[order], None if colors is None else colors[order]
-        return Surface(moved, faces, colors, None, uv, texture)
+            colors = self.accessor(attributes["COLOR_0"], what, ("VEC3", "VEC4"), n)
+            kept["_COLOR" if mode else "COLOR_0"] = colors
+        name = f"part{len(self.parts)}"
+        position = self.item("accessors", attributes["POSITION"])
+        texture, tint, uv = self._material(part, attributes)
+        if uv is not None and mode:
+            kept["_UV"] = self.accessor(uv, what, ("VEC2",), n)
+        scale = 1.0
+        if position.get("normalized") and position["componentType"] != 5126:
+            scale = 1.0 / np.iinfo(_KINDS[position["componentType"]]).max
+        self.parts[name] = {"texture": texture, "tint": tint, "scale": scale, "what": what}
+        self.sizes.append((n, (0, 0, 0, 0, corners // 3, corners - 2)[mode]))
+        self.out["meshes"].append({"name": name, "primitives": [checked]})
+        return len(self.out["meshes"]) - 1
 
-    def _rows(self, index: Any, what: str, shapes: tuple[str, ...], n: int) -> np.ndarray:
-        values = self.accessor(index, what, shapes)
-        if len(values) != n:
-            raise self.refuse(f"{what}: {len(values)} attribute values for {n} vertices")
-        return values
-
-    def _material(
-        self, part: dict, attributes: dict, what: str, n: int
-    ) -> tuple[np.ndarray | None, np.ndarray | None, np.ndarray]:
-        plain = np.ones(3)
+    def _material(self, part: dict, attributes: dict) -> tuple[np.ndarray | None, np.ndarray, Any]:
+        """Base texture, base colour (linear) and the accessor of the texture's coordinates."""
+        tint = np.ones(3)
         if part.get("material") is None:
-            return None, None, plain
+            return None, tint, None
         material = self.item("materials", part["material"])
         base = self.entry(material.get("pbrMetallicRoughness") or {}, "pbrMetallicRoughness")
         if base.get("baseColorFactor") is not None:
-            plain = np.clip(self.numbers(base["baseColorFactor"], 4, "baseColorFactor")[:3], 0, 1)
+            given = self.numbers(base["baseColorFactor"], 4, "baseColorFactor")
+            tint = np.clip(np.array(given[:3]), 0, 1)
         if base.get("baseColorTexture") is None:
-            return None, None, plain
+            return None, tint, None
         slot = self.entry(base["baseColorTexture"], "baseColorTexture")
         texture = self.item("textures", slot.get("index"))
-        key = f"TEXCOORD_{slot.get('texCoord', 0)}"
-        if key not in attributes or texture.get("source") is None:
-            return None, None, plain
-        uv = self._rows(attributes[key], what, ("VEC2",), n)
-        return uv, self._picture(texture["source"]), plain
+        uv = attributes.get(f"TEXCOORD_{slot.get('texCoord', 0)}")
+        if uv is None or texture.get("source") is None:
+            return None, tint, None
+        return self._picture(texture["source"]), tint, uv
 
     def _picture(self, index: Any) -> np.ndarray:
         entry = self.item("images", index)
@@ -398,22 +379,108 @@ class _Document:
             if entry.get("uri") is not None:
                 data = self._data(entry["uri"], f"image {index}")
             else:
-                data = self.view(entry.get("bufferView"))[0]
+                buffer, first, size, _ = self.view(entry.get("bufferView"))
+                data = self.buffer(buffer)[first : first + size]
             self.pictures[index] = images.color(f"image {index} of {self.name}", data, self.limits)
         return self.pictures[index]
 
+    # ---- tree ---------------------------------------------------------------------------------
 
-def _triangles(order: np.ndarray, mode: int) -> np.ndarray:
-    if mode == 4:
-        return order[: len(order) // 3 * 3].reshape(-1, 3)
-    if mode == 5 and len(order) >= 3:
-        strip = np.stack([order[:-2], order[1:-1], order[2:]], axis=1)
-        strip[1::2] = strip[1::2][:, [1, 0, 2]]
-        return strip
-    if mode == 6 and len(order) >= 3:
-        first = np.full(len(order) - 2, order[0])
-        return np.stack([first, order[1:-1], order[2:]], axis=1)
-    return np.zeros((0, 3), np.int64)
+    def _tree(self, meshes: list[list[int]]) -> list[int]:
+        """Writes the nodes of the default scene; each is met once, each part gets its own node."""
+        nodes = self.list_of(self.root, "nodes")
+        if len(nodes) > self.limits.nodes:
+            raise self.refuse(f"{len(nodes)} nodes", f"At most {self.limits.nodes} are accepted")
+        scenes = self.list_of(self.root, "scenes")
+        if scenes:
+            roots = self.list_of(self.item("scenes", self.root.get("scene", 0)), "nodes")
+        elif nodes:
+            children = {c for n in nodes if isinstance(n, dict)
+                        for c in self.list_of(n, "children") if isinstance(c, int)}  # fmt: skip
+            roots = [i for i in range(len(nodes)) if i not in children]
+            if not roots:
+                raise self.refuse("node 0 contains itself")
+        else:
+            return [self._leaf(part, 1) for parts in meshes for part in parts]
+        out = self.out["nodes"]
+        seen: dict[int, int] = {}
+        tops: list[int] = []
+        todo: list[tuple[Any, list[int], int]] = [(r, tops, 1) for r in reversed(roots)]
+        while todo:
+            index, siblings, depth = todo.pop()
+            node = self.item("nodes", index)
+            if index in seen:
+                raise self.refuse(f"node {index} has two parents or contains itself")
+            seen[index] = len(out)
+            siblings.append(len(out))
+            below: list[int] = []
+            out.append(self._local(node, index) | {"name": str(len(out)), "children": below})
+            if node.get("mesh") is not None:
+                self.item("meshes", node["mesh"])
+                below += [self._leaf(part, depth + 1) for part in meshes[node["mesh"]]]
+            todo += [(c, below, depth + 1) for c in reversed(self.list_of(node, "children"))]
+        return tops
+
+    def _leaf(self, part: int, depth: int) -> int:
+        """A node that shows one part; all of them together are within the limits."""
+        points, faces = self.sizes[part]
+        self.points, self.faces = self.points + points, self.faces + faces
+        self.steps += depth
+        if self.points > self.limits.points or self.faces > self.limits.faces:
+            raise self.refuse(
+                f"its scene shows {self.points} points and {self.faces} faces or more",
+                f"At most {self.limits.points} and {self.limits.faces} are accepted",
+            )
+        if self.steps > _LIMIT_STEPS:
+            raise self.refuse("the node tree is too deep", "A flatter tree is accepted")
+        self.out["nodes"].append({"name": str(len(self.out["nodes"])), "mesh": part})
+        return len(self.out["nodes"]) - 1
+
+    def _local(self, node: dict, index: int) -> dict[str, Any]:
+        if node.get("matrix") is not None:
+            return {"matrix": self.numbers(node["matrix"], 16, f"node {index} matrix")}
+        out: dict[str, Any] = {}
+        for key, n in (("translation", 3), ("rotation", 4), ("scale", 3)):
+            if node.get(key) is not None:
+                out[key] = self.numbers(node[key], n, f"node {index} {key}")
+        if "rotation" in out and sum(v * v for v in out["rotation"]) < 1e-12:
+            raise self.refuse(f"node {index} rotation has length 0")
+        return out
+
+    def _part(self, key: str, geometry: Any, world: np.ndarray) -> Surface:
+        """One instance in world coordinates, with colours as they are shown (sRGB)."""
+        part = self.parts[key]
+        points = np.asarray(geometry.vertices, dtype=np.float64)
+        bad = ~np.isfinite(points).all(axis=1)
+        if bad.any():
+            raise self.refuse(f"{part['what']}: vertex {int(bad.argmax())} is not finite",
+                              "Only finite coordinates are accepted")  # fmt: skip
+        faces = np.asarray(getattr(geometry, "faces", np.zeros((0, 3))), dtype=np.int64)
+        if len(faces) and not 0 <= int(faces.min()) <= int(faces.max()) < len(points):
+            raise self.refuse(f"{part['what']}: index {int(faces.max())} of {len(points)} vertices")
+        if not np.isfinite(world).all():
+            raise self.refuse(f"the transforms above {part['what']} overflow")
+        more = getattr(geometry, "vertex_attributes", {})
+        colors = uv = None
+        if "_COLOR" in more:
+            colors = _srgb(np.clip(_shares(more["_COLOR"])[:, :3], 0, 1))
+        elif not len(faces) and len(getattr(geometry, "colors", ())) == len(points):
+            colors = _srgb(_shares(np.asarray(geometry.colors))[:, :3])
+        if "_UV" in more:
+            uv = _shares(more["_UV"])
+        if not np.allclose(part["tint"], 1):
+            base = np.ones((len(points), 3)) if colors is None else colors
+            colors = base * _srgb(part["tint"])
+        moved = points * part["scale"] @ world[:3, :3].T + world[:3, 3]
+        texture = None if uv is None else part["texture"]
+        return Surface(moved, faces, colors, None, uv, texture)
+
+
+def _shares(values: np.ndarray) -> np.ndarray:
+    """Floats as they are; whole numbers as shares of the largest of their kind."""
+    values = np.asarray(values)
+    most = np.iinfo(values.dtype).max if values.dtype.kind in "iu" else 1.0
+    return values.astype(np.float64) / most
 
 
 def _srgb(linear: np.ndarray) -> np.ndarray:

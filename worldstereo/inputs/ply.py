@@ -1,25 +1,34 @@
 """PLY: points, meshes and Gaussian splats (as points), ASCII and binary of both byte orders.
 
-The header is believed only as far as the bytes behind it go: counts are compared with them before
-anything is allocated.
+plyfile reads the rows. The header is looked at before it does, and believed only as far as the
+bytes behind it go: counts are compared with them before anything is allocated.
 """
 
+import contextlib
+import io
+import logging
 import posixpath
 import re
+import tempfile
 from dataclasses import dataclass
 
 import numpy as np
+from plyfile import PlyData, PlyParseError
+from trimesh.geometry import triangulate_quads
 
 from worldstereo.inputs.archive import Bundle
 from worldstereo.inputs.limits import Limits, refusal, shown
 from worldstereo.inputs.surface import Surface, checked
+
+log = logging.getLogger(__name__)
 
 _TYPES = {
     "char": "i1", "int8": "i1", "uchar": "u1", "uint8": "u1", "short": "i2", "int16": "i2",
     "ushort": "u2", "uint16": "u2", "int": "i4", "int32": "i4", "uint": "u4", "uint32": "u4",
     "float": "f4", "float32": "f4", "double": "f8", "float64": "f8",
 }  # fmt: skip
-_FORMATS = {"ascii": "", "binary_little_endian": "<", "binary_big_endian": ">"}
+_FORMATS = ("ascii", "binary_little_endian", "binary_big_endian")
+INDICES = ("vertex_indices", "vertex_index")
 _SH0 = 0.28209479177387814  # the constant spherical harmonic
 
 
@@ -36,9 +45,6 @@ class _Element:
     name: str
     rows: int
     properties: tuple[_Property, ...]
-
-
-_Columns = dict[str, np.ndarray]
 
 
 def read(name: str, data: bytes, limits: Limits) -> Surface:
@@ -67,15 +73,8 @@ def read(name: str, data: bytes, limits: Limits) -> Surface:
     if not {"x", "y", "z"} <= names:
         raise refusal(name, "the vertices have no x, y, z", "A PLY with x, y and z is accepted")
     _check_room(name, order, elements, len(data) - start)
-    body = _Ascii(name, data[start:]) if order == "" else _Binary(name, data, start, order)
-    columns: dict[str, _Columns] = {}
-    faces = np.zeros((0, 3), np.int64)
-    for element in elements:
-        if element.name == "face":
-            faces = _faces(name, body, element, limits)
-        else:
-            columns[element.name] = body.rows(element)
-    return _surface(columns["vertex"], faces)
+    loaded = _load(name, data, order, elements, start)
+    return _surface(loaded["vertex"].data, _triangles(name, loaded, elements))
 
 
 def points_of(bundle: Bundle, member: str) -> tuple[np.ndarray, np.ndarray]:
@@ -108,7 +107,7 @@ def _header(name: str, data: bytes) -> tuple[str, list[_Element], int]:
                 raise refusal(
                     name, f"format {shown(words[1], 24)}", "ascii and binary PLY are accepted"
                 )
-            order = _FORMATS[words[1]]
+            order = words[1]
         elif words[0] == "element" and len(words) == 3 and re.fullmatch(r"\d{1,18}", words[2]):
             if any(e.name == words[1] for e in elements):
                 raise refusal(
@@ -156,8 +155,8 @@ def _check_room(name: str, order: str, elements: list[_Element], room: int) -> N
     for element in elements:
         for p in element.properties:
             kind = p.kind if p.count is None else p.count
-            need += element.rows * (2 if order == "" else np.dtype(kind).itemsize)
-    if need - (1 if order == "" else 0) > room:
+            need += element.rows * (2 if order == "ascii" else np.dtype(kind).itemsize)
+    if need - (1 if order == "ascii" else 0) > room:
         vertex = next(e for e in elements if e.name == "vertex")
         raise refusal(
             name,
@@ -166,193 +165,64 @@ def _check_room(name: str, order: str, elements: list[_Element], room: int) -> N
         )
 
 
-class _Binary:
-    """Rows of a binary body, one element after the other."""
-
-    def __init__(self, name: str, data: bytes, start: int, order: str) -> None:
-        self.name, self.data, self.at, self.order = name, data, start, order
-
-    def rows(self, element: _Element) -> _Columns:
-        if any(p.count is not None for p in element.properties):
-            return self._lists(element)
-        return self._fixed(element, [(p.name, self.order + p.kind) for p in element.properties])
-
-    def triangles(self, element: _Element, key: str) -> np.ndarray | None:
-        """Indices when all rows are triangles of one layout, else None and nothing is consumed."""
-        layout: list[tuple] = []
+def _load(name: str, data: bytes, order: str, elements: list[_Element], start: int) -> PlyData:
+    """The rows as plyfile reads them, behind a header of our own that says what was checked."""
+    lines = ["ply", f"format {order} 1.0"]
+    for element in elements:
+        lines.append(f"element {element.name} {element.rows}")
         for p in element.properties:
-            if p.count is None:
-                layout.append((p.name, self.order + p.kind))
-            elif p.name == key:
-                layout += [("#", self.order + p.count), (p.name, self.order + p.kind, (3,))]
-            else:
-                return None
-        before = self.at
-        size = np.dtype(layout).itemsize * element.rows
-        if self.at + size > len(self.data):
-            return None
-        table = self._fixed(element, layout)
-        if (table["#"] != 3).any():
-            self.at = before
-            return None
-        return table[key].astype(np.int64)
-
-    def _fixed(self, element: _Element, layout: list) -> _Columns:
-        dtype = np.dtype(layout)
-        size = dtype.itemsize * element.rows
-        if self.at + size > len(self.data):
-            held = (len(self.data) - self.at) // max(dtype.itemsize, 1)
-            raise refusal(
-                self.name,
-                f"the header says {element.rows} rows of {shown(element.name, 16)}, "
-                f"the file holds {held}",
-                "Export it again",
-            )
-        table = np.frombuffer(self.data, dtype, element.rows, self.at)
-        self.at += size
-        return {k: table[k] for k in dtype.names or ()}
-
-    def _lists(self, element: _Element) -> _Columns:
-        """Row by row: lists of any length. Values of lists are object columns of arrays."""
-        out: dict[str, list] = {p.name: [] for p in element.properties}
-        counts = {
-            p.name: np.dtype(self.order + p.count)
-            for p in element.properties
-            if p.count is not None
-        }
-        plan = [(p, np.dtype(self.order + p.kind), counts.get(p.name)) for p in element.properties]
-        at, data = self.at, self.data
-        for row in range(element.rows):
-            for p, kind, count in plan:
-                n = 1
-                if count is not None:
-                    if at + count.itemsize > len(data):
-                        raise self._cut(element, row)
-                    n = int(np.frombuffer(data, count, 1, at)[0])
-                    at += count.itemsize
-                if n < 0 or at + n * kind.itemsize > len(data):
-                    raise self._cut(element, row)
-                values = np.frombuffer(data, kind, n, at)
-                at += n * kind.itemsize
-                out[p.name].append(values[0] if count is None else values)
-        self.at = at
-        return _columns(element, out)
-
-    def _cut(self, element: _Element, row: int):
-        return refusal(
-            self.name,
-            f"the header says {element.rows} rows of {shown(element.name, 16)}, "
-            f"row {row} runs past the end",
-            "Export it again",
-        )
+            kind = p.kind if p.count is None else f"list {p.count} {p.kind}"
+            lines.append(f"property {kind} {p.name}")
+    head = "\n".join([*lines, "end_header", ""]).encode("ascii", "replace")
+    lists = {e.name: [p.name for p in e.properties if p.count is not None] for e in elements}
+    try:
+        if order == "ascii":
+            return PlyData.read(io.StringIO((head + data[start:]).decode("latin-1"), None))
+        # A file and not a buffer: only from a file plyfile takes rows of one size all at once.
+        with tempfile.TemporaryFile() as file:
+            file.write(head)
+            file.write(memoryview(data)[start:])
+            file.flush()
+            if any(lists.values()):
+                for corners in (3, 4):  # all lists of one length, as in most meshes
+                    known = {e: dict.fromkeys(keys, corners) for e, keys in lists.items()}
+                    with contextlib.suppress(PlyParseError):
+                        file.seek(0)
+                        return PlyData.read(file, known_list_len=known)
+            file.seek(0)
+            return PlyData.read(file)
+    except PlyParseError as error:
+        wrong = str(error)
+    except Exception:  # numbers that do not fit their type
+        log.debug("plyfile", exc_info=True)
+        wrong = "something is not a number of the declared type"
+    raise refusal(
+        name, f"the rows do not fit the header ({shown(wrong, 80)})", "Copy or export it again"
+    )
 
 
-class _Ascii:
-    """Rows of a text body: numbers parted by any white space."""
-
-    def __init__(self, name: str, body: bytes) -> None:
-        self.name, self.at = name, 0
-        words = body.split()
-        try:
-            self.values = np.array(words, dtype="S32").astype(np.float64) if words else np.zeros(0)
-        except (ValueError, UnicodeDecodeError):
-            raise refusal(
-                name, "the text after the header holds something that is not a number",
-                "Export it again",
-            ) from None  # fmt: skip
-
-    def rows(self, element: _Element) -> _Columns:
-        if any(p.count is not None for p in element.properties):
-            return self._lists(element)
-        width = len(element.properties)
-        table = self._take(element, width * element.rows, width).reshape(element.rows, width)
-        return {p.name: table[:, i] for i, p in enumerate(element.properties)}
-
-    def triangles(self, element: _Element, key: str) -> np.ndarray | None:
-        if len(element.properties) != 1:
-            return None
-        before = self.at
-        if self.at + 4 * element.rows > len(self.values):
-            return None
-        table = self._take(element, 4 * element.rows, 4).reshape(-1, 4)
-        if (table[:, 0] != 3).any():
-            self.at = before
-            return None
-        return _whole(self.name, table[:, 1:])
-
-    def _take(self, element: _Element, n: int, width: int) -> np.ndarray:
-        if self.at + n > len(self.values):
-            held = (len(self.values) - self.at) // max(width, 1)
-            raise refusal(
-                self.name,
-                f"the header says {element.rows} rows of {shown(element.name, 16)}, "
-                f"the file holds {held}",
-                "Export it again",
-            )
-        self.at += n
-        return self.values[self.at - n : self.at]
-
-    def _lists(self, element: _Element) -> _Columns:
-        out: dict[str, list] = {p.name: [] for p in element.properties}
-        for _ in range(element.rows):
-            for p in element.properties:
-                if p.count is None:
-                    out[p.name].append(self._take(element, 1, 1)[0])
-                    continue
-                n = self._take(element, 1, 1)[0]
-                if not 0 <= n <= len(self.values) or n != int(n):
-                    raise refusal(self.name, f"a list of {n:g} values", "Export it again")
-                out[p.name].append(self._take(element, int(n), 1))
-        return _columns(element, out)
-
-
-def _columns(element: _Element, out: dict[str, list]) -> _Columns:
-    columns: _Columns = {}
-    for p in element.properties:
-        if p.count is None:
-            columns[p.name] = np.array(out[p.name])
-        else:
-            column = np.empty(len(out[p.name]), dtype=object)
-            column[:] = out[p.name]
-            columns[p.name] = column
-    return columns
-
-
-def _faces(name: str, body: _Binary | _Ascii, element: _Element, limits: Limits) -> np.ndarray:
+def _triangles(name: str, ply: PlyData, elements: list[_Element]) -> np.ndarray:
     """Triangles; polygons become fans around their first corner."""
-    if element.rows > limits.faces:
-        raise refusal(
-            name, f"declares {element.rows} faces", f"At most {limits.faces} are accepted"
-        )
-    keys = [p.name for p in element.properties if p.name in ("vertex_indices", "vertex_index")]
-    if element.rows == 0:
-        return np.zeros((0, 3), np.int64)
+    none = np.zeros((0, 3), np.int64)
+    element = next((e for e in elements if e.name == "face" and e.rows), None)
+    keys = [p for p in element.properties if p.name in INDICES] if element is not None else []
     if not keys:
-        body.rows(element)
-        return np.zeros((0, 3), np.int64)
-    fast = body.triangles(element, keys[0])
-    if fast is not None:
-        return fast
-    polygons = body.rows(element)[keys[0]]
-    if polygons.dtype != object:
-        raise refusal(name, f"{keys[0]} is not a list", "A list of vertex indices is accepted")
-    fans = []
-    for polygon in polygons:
-        corners = _whole(name, np.asarray(polygon, dtype=np.float64))
-        for i in range(1, len(corners) - 1):
-            fans.append((corners[0], corners[i], corners[i + 1]))
-    return np.array(fans, dtype=np.int64).reshape(-1, 3)
+        return none
+    if keys[0].count is None or keys[0].kind[0] == "f":
+        raise refusal(
+            name, f"{keys[0].name} is not a list of whole numbers", "Export it again as PLY"
+        )
+    polygons = ply["face"].data[keys[0].name]
+    if polygons.dtype == object:
+        polygons = [p.tolist() for p in polygons if len(p) >= 3]
+    faces = triangulate_quads(polygons, dtype=np.int64) if len(polygons) else none
+    return np.asarray(faces, dtype=np.int64).reshape(-1, 3)
 
 
-def _whole(name: str, values: np.ndarray) -> np.ndarray:
-    if not np.isfinite(values).all() or (values != np.round(values)).any():
-        raise refusal(name, "an index is not a whole number", "Export it again")
-    return values.astype(np.int64)
-
-
-def _surface(vertex: _Columns, faces: np.ndarray) -> Surface:
+def _surface(vertex: np.ndarray, faces: np.ndarray) -> Surface:
     def stacked(*names: str) -> np.ndarray | None:
-        if not all(n in vertex and vertex[n].dtype != object for n in names):
+        known = vertex.dtype.names or ()
+        if not all(n in known and vertex[n].dtype.kind in "iuf" for n in names):
             return None
         return np.stack([vertex[n].astype(np.float64) for n in names], axis=1)
 
@@ -360,7 +230,7 @@ def _surface(vertex: _Columns, faces: np.ndarray) -> Surface:
     assert points is not None  # checked in `read`
     normals = stacked("nx", "ny", "nz")
     splat = stacked("f_dc_0", "f_dc_1", "f_dc_2")
-    if splat is not None and "opacity" in vertex and not len(faces):
+    if splat is not None and stacked("opacity") is not None and not len(faces):
         with np.errstate(over="ignore"):
             opacity = 1 / (1 + np.exp(-vertex["opacity"].astype(np.float64)))
         solid = opacity > 0.1
