@@ -1,8 +1,13 @@
-"""`python -m bench.plot`: cost against size, log-log, from `results.json` into `cost.svg`."""
+"""`python -m bench.plot`: from `results.json` the tables of `README.md` and `cost.svg`.
+
+The plot shows cost against size, log-log, of everything measured at more than one size.
+"""
 
 import json
 import math
 from pathlib import Path
+
+from bench.harness import Row, table
 
 HERE = Path(__file__).parent
 PANELS = (
@@ -12,6 +17,7 @@ PANELS = (
     ("attention", "attention", "Attention", "CPU ms"),
 )
 COLORS = ("#1f6feb", "#8250df", "#bf8700", "#57606a", "#cf222e", "#1a7f37")
+START, END = "<!-- results -->", "<!-- end of results -->"
 WIDTH, HEIGHT, LEFT, TOP = 330, 250, 52, 34
 
 
@@ -75,6 +81,21 @@ def main() -> None:
         f'<rect width="{x}" height="{height}" fill="white"/>\n' + "\n".join(parts) + "\n</svg>\n"
     )
     (HERE / "cost.svg").write_text(svg)
+    readme = HERE / "README.md"
+    before, rest = readme.read_text().split(START)
+    after = rest.split(END)[1]
+    tables = []
+    for name, result in held.items():
+        machine = result["machine"]
+        versions = ", ".join(f"{k} {v}" for k, v in machine["versions"].items() if v)
+        load = ", ".join(f"{v:.1f}" for v in machine["load"] or [])
+        tables.append(
+            f"### {name}\n\n{machine['processor']}, {machine['processors']} processors, "
+            f"{machine['threads']} threads, load {load}, GPU {machine['gpu'] or 'none'}; "
+            f"Python {machine['python']}, {versions}.\n\n"
+            + table([Row(**row) for row in result["rows"]])
+        )
+    readme.write_text(before + START + "\n" + "\n\n".join(tables) + "\n" + END + after)
 
 
 if __name__ == "__main__":
