@@ -130,3 +130,13 @@ def test_patch_features_are_the_cells_own_colours():
     assert features.shape == (1, 48, 2, 3)
     block = color[0, 1, 16:20, 32:36].mean() - 0.5  # channel 1, cell (1, 2), block (0, 0)
     assert float(features[0, 16, 1, 2]) == pytest.approx(float(block), abs=1e-6)
+
+
+@pytest.mark.parametrize("factor", [0.25, 0.5, 2.0])
+def test_frames_of_another_size_are_still_painted_by_the_views(world, factor):
+    """A smaller frame reads a smaller level of each view; it must not fall back on the cloud."""
+    small = path(world, 1).scaled(round(96 * factor), round(72 * factor))
+    frame = Guide(world.scene, small)[0]
+    assert float((frame.origin == int(Origin.STEREO)).float().mean()) > 0.8
+    truth, _ = room(small.cameras)
+    assert psnr(frame.color, truth[0]) > 26

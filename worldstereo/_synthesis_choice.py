@@ -55,8 +55,8 @@ class ViewIndex:
         likely = self._likely(points)
         if len(likely) == 0:
             return ()
-        value = np.stack([self._value(i, points, depth, pose) for i in likely])
-        near = [self._distance(i, pose, float(np.median(depth))) for i in likely]
+        value = np.stack([self._value(int(i), points, depth, pose) for i in likely.tolist()])
+        near = [self._distance(i, pose, float(np.median(depth))) for i in likely.tolist()]
         chosen = _greedy(value, self._given[likely], np.array(near), limit)
         return tuple(sorted(int(likely[k]) for k in chosen))
 

@@ -313,7 +313,10 @@ def _gains(views: Sequence[Working], pose: Pose) -> np.ndarray:
 def _passes(
     fetched: Fetched, i: int, view: Working, depth: np.ndarray
 ) -> list[tuple[int, float, float]]:
-    """Levels of a view's pyramid that serve some pixel, each with its range of detail."""
+    """Levels of a view's pyramid that serve some pixel, each with its range of detail.
+
+    The range counts samples of that level, whose intrinsics the kernel is given.
+    """
     some = depth[::16, ::16]
     y, x = np.nonzero(some > 0)
     if len(y) == 0:
@@ -325,7 +328,7 @@ def _passes(
     top = _level(float(detail.max()), view) + 1 if len(detail) else 0
     top = min(top, view.level(top).power)
     edges = [0.0, *(2.0 ** (k - 0.5) for k in range(1, top + 1)), np.inf]
-    return [(k, edges[k], edges[k + 1]) for k in range(top + 1)]
+    return [(k, edges[k] * 0.5**k, edges[k + 1] * 0.5**k) for k in range(top + 1)]
 
 
 def _detail(fetched: Fetched, i: int, X, Y, Z):  # noqa: ANN001, ANN202  (floats or arrays)
