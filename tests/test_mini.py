@@ -43,7 +43,9 @@ def folder(tmp_path_factory):
                 p.normal_(std=0.02)
     folder = tmp_path_factory.mktemp("mini")
     save_file({k: v.half() for k, v in network.state_dict().items()}, folder / "w.safetensors")
-    (folder / "config.json").write_text(json.dumps({"version": VERSION, "files": ["w.safetensors"]}))
+    (folder / "config.json").write_text(
+        json.dumps({"version": VERSION, "files": ["w.safetensors"]})
+    )
     return folder
 
 
