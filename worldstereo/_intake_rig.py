@@ -43,10 +43,9 @@ def find_rig(views: Sequence[Working]) -> tuple[np.ndarray, np.ndarray] | None:
     mask = _at_the_border(_grown(cv2.GaussianBlur(said / compared, (0, 0), 3)), stack)
     if not mask.any():
         return None
-    mask = cv2.morphologyEx(
-        mask, cv2.MORPH_CLOSE, np.ones((25, 25), np.uint8),
-        borderType=cv2.BORDER_CONSTANT, borderValue=0,
-    )  # fmt: skip
+    side = max(3, round(25 * shape[1] / 640)) | 1
+    # The default border of OpenCV counts for nothing here: a rig continues beyond the image.
+    mask = cv2.morphologyEx(mask, cv2.MORPH_CLOSE, np.ones((side, side), np.uint8))
     mask = cv2.dilate(mask, np.ones((7, 7), np.uint8)) > 0
     mean = np.mean([v.color.astype(np.float32) / 255 for v in chosen], axis=0)
     return mask, mean.astype(np.float32)

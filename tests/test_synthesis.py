@@ -1,0 +1,250 @@
+"""A target from remembered views: truth in closed form, origins, scale, choice, explanations."""
+
+import numpy as np
+import pytest
+import torch
+
+from tests.conftest import room, turned_cameras
+from worldstereo import intake
+from worldstereo.cameras import Cameras, look_at
+from worldstereo.render import render_points
+from worldstereo.scene import Origin, View
+from worldstereo.synthesis import (
+    SynthesisOptions,
+    ViewIndex,
+    choose_views,
+    explain,
+    synthesize,
+    weights_map,
+)
+
+W, H = 131, 97
+UNIT = 3.5
+
+
+def scene(n: int = 5, scale: float = 1.0) -> tuple[list[View], View]:
+    """Some views of the room, and one more between them that is the truth."""
+    cameras = turned_cameras(n + 1).scaled(W, H)
+    color, depth = room(cameras)
+    out = []
+    for i in range(n + 1):
+        pose = cameras.c2w[i].clone()
+        pose[:3, 3] *= scale
+        out.append(View.of(color[i], depth[i] * scale, Cameras(cameras.K[i], pose, W, H), frame=i))
+    truth = out.pop(n // 2)
+    return out, truth
+
+
+def error(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float((a - b).abs().mean())
+
+
+def test_a_target_shows_what_a_camera_there_would_see():
+    views, truth = scene()
+    made = synthesize(truth.cameras, views, unit=UNIT)
+    seen = made.origin == Origin.STEREO
+    assert float(seen.float().mean()) > 0.85
+    assert float((made.color - truth.color).abs().mean(0)[seen[0]].mean()) < 0.012
+    off = ((made.depth - truth.depth).abs() / truth.depth)[seen]
+    assert float(off.quantile(0.95)) < 0.01
+    assert torch.equal(made.known, seen)
+    assert torch.equal(made.stereo_weight > 0, seen)
+    assert float(made.confidence[seen].min()) > 0
+    assert bool((made.confidence[~seen] == 0).all())
+
+
+@pytest.mark.parametrize("factor", [0.01, 100.0])
+def test_scale_does_not_matter(factor: float):
+    views, truth = scene()
+    scaled, scaled_truth = scene(scale=factor)
+    one = synthesize(truth.cameras, views, unit=UNIT)
+    other = synthesize(scaled_truth.cameras, scaled, unit=UNIT * factor)
+    assert float((one.color - other.color).abs().mean()) < 1e-4
+    assert float((one.origin != other.origin).float().mean()) < 1e-3
+
+
+def test_results_are_the_same_bits_every_time():
+    views, truth = scene()
+    one, other = (synthesize(truth.cameras, views, unit=UNIT) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_each_memory_can_be_switched_off():
+    views, truth = scene()
+    cloud = intake.cloud_from(truth, stride=1)
+    splat = render_points(cloud.points, cloud.colors, truth.cameras, radius=1)
+    both = synthesize(truth.cameras, views[:1], splat=splat, unit=UNIT)
+    assert {int(o) for o in both.origin.unique()} == {Origin.GLOBAL, Origin.STEREO}
+    cloud_only = synthesize(truth.cameras, views, splat=splat, stereo=False, unit=UNIT)
+    assert set(cloud_only.origin.unique().tolist()) == {Origin.GLOBAL}
+    assert error(cloud_only.color, truth.color) < 0.05
+    stereo_only = synthesize(truth.cameras, views[:1], splat=splat, geometry=False, unit=UNIT)
+    assert Origin.GLOBAL not in stereo_only.origin.unique().tolist()
+    assert int((stereo_only.origin == Origin.INVENTED).sum()) > 0
+
+
+def test_what_nobody_knows_is_marked_and_filled_on_request():
+    _, truth = scene()
+    half = truth.depth.clone()
+    half[..., 60:] = 0
+    view = View.of(truth.color, half, truth.cameras)
+    filled = synthesize(truth.cameras, [view], unit=UNIT)
+    unknown = filled.origin == Origin.INVENTED
+    assert float(unknown[..., 66:].float().mean()) > 0.95
+    assert bool((filled.depth > 0).all())
+    assert float(filled.color[:, unknown[0]].mean()) > 0.1
+    bare = synthesize(truth.cameras, [view], unit=UNIT, fill=False)
+    assert float(bare.color[:, ~bare.known[0]].abs().max()) == 0
+    assert float(bare.depth[~bare.known].abs().max()) == 0
+
+
+def test_nothing_remembered_gives_a_black_invented_picture():
+    _, truth = scene()
+    made = synthesize(truth.cameras, [], unit=UNIT)
+    assert set(made.origin.unique().tolist()) == {Origin.INVENTED}
+    assert float(made.color.max()) == 0 and bool((made.depth == 0).all())
+
+
+def test_the_rig_is_pasted_over_the_picture():
+    views, truth = scene()
+    mask = torch.zeros(H, W, dtype=torch.bool)
+    mask[70:, 90:] = True
+    made = synthesize(truth.cameras, views, rig=(mask, torch.full((3, H, W), 0.25)), unit=UNIT)
+    assert torch.equal(made.origin[0] == Origin.RIG, mask)
+    torch.testing.assert_close(made.color[:, mask], torch.full((3, int(mask.sum())), 0.25))
+
+
+def test_what_was_generated_never_moves_what_given_views_show():
+    """A generated view that lies about colour and depth changes only what nobody else shows."""
+    views, truth = scene()
+    before = synthesize(truth.cameras, views, unit=UNIT)
+    origin = torch.full((1, H, W), int(Origin.INVENTED), dtype=torch.uint8)
+    liar = intake.generated(
+        torch.ones(3, H, W), truth.depth * 0.8, origin, torch.ones(1, H, W), truth.cameras,
+        step=1, frame=0,
+    )  # fmt: skip
+    after = synthesize(truth.cameras, [*views, liar], unit=UNIT)
+    firm = (before.origin == Origin.STEREO)[0]
+    firm[:2], firm[-2:], firm[:, :2], firm[:, -2:] = False, False, False, False
+    inner = -torch.nn.functional.max_pool2d(-firm[None].float(), 5, 1, 2)[0] > 0
+    assert float(inner.float().mean()) > 0.7
+    torch.testing.assert_close(after.color[:, inner], before.color[:, inner])
+
+
+def test_remembered_inventions_come_back():
+    """Where nobody else saw anything, the earlier invention is shown again as it was."""
+    _, truth = scene()
+    origin = torch.full((1, H, W), int(Origin.INVENTED), dtype=torch.uint8)
+    made = intake.generated(
+        truth.color, truth.depth, origin, torch.ones(1, H, W), truth.cameras, step=1, frame=0
+    )
+    again = synthesize(truth.cameras, [made], unit=UNIT, fill=False)
+    assert float(again.known.float().mean()) > 0.95
+    assert error(again.color[:, again.known[0]], truth.color[:, again.known[0]]) < 0.01
+
+
+def test_a_dolly_to_a_third_and_to_seven_times_the_distance():
+    """The picture from close up and from far away is the painted wall, without cracks."""
+    K = torch.tensor([[110.0, 0.0, 65.5], [0.0, 110.0, 48.5], [0.0, 0.0, 1.0]])
+    up, ahead = torch.tensor([0.0, -1.0, 0.0]), torch.tensor([0.0, 0.0, 50.0])
+
+    def at(distance: float) -> Cameras:
+        return Cameras(K, look_at(torch.tensor([0.0, 0.0, 3.0 - distance]), ahead, up), W, H)
+
+    def wall(camera: Cameras, distance: float) -> torch.Tensor:
+        pixels = camera.pixel_grid()
+        points = camera.unproject(pixels, torch.full((len(pixels),), distance))
+        color = 0.5 + 0.4 * torch.sin(points * torch.tensor([2.0, 3.0, 0.0]))
+        return color.T.reshape(3, H, W)
+
+    source = at(3.0)
+    view = View.of(wall(source, 3.0), torch.full((1, H, W), 3.0), source)
+    for distance in (1.0, 21.0):
+        target = at(distance)
+        made = synthesize(target, [view], unit=3.0)
+        rows, columns = (slice(4, -4), slice(4, -4)) if distance < 3 else (
+            slice(44, 53), slice(58, 73)
+        )  # fmt: skip
+        assert bool((made.origin[0, rows, columns] == Origin.STEREO).all())
+        truth = wall(target, distance)
+        if distance < 3:
+            assert error(made.color[:, rows, columns], truth[:, rows, columns]) < 0.01
+        else:  # a pixel of the target is a mean over 7x7 of the view
+            means = torch.nn.functional.avg_pool2d(wall(source, 3.0)[None], 7, 7)[0]
+            assert abs(float(made.color[:, rows, columns].mean() - means.mean())) < 0.05
+
+
+def test_eight_of_many_are_found_and_draw_the_same_bits():
+    """Copies placed elsewhere do not change which views serve a target, nor one bit of it."""
+    views, truth = scene(8)
+    few = ViewIndex(views).choose(truth.cameras)
+    away = []
+    for k in range(40):
+        view = views[k % len(views)]
+        pose = view.cameras.c2w.clone()
+        pose[:3, 3] += torch.tensor([40.0 + 10 * k, 5.0, -20.0])
+        moved = Cameras(view.cameras.K, pose, W, H)
+        away.append(View.of(view.color, view.depth, moved))
+    many = [*away[:20], *views, *away[20:]]
+    found = ViewIndex(many).choose(truth.cameras)
+    assert found == tuple(i + 20 for i in few)
+    one = synthesize(truth.cameras, [views[i] for i in few], unit=UNIT)
+    other = synthesize(truth.cameras, [many[i] for i in found], unit=UNIT)
+    assert torch.equal(one.color, other.color)
+
+
+def test_a_choice_is_by_what_is_seen():
+    views, truth = scene(4)
+    turned = views[0].cameras.c2w.clone()
+    turned[:3, :3] = turned[:3, :3] @ torch.diag(torch.tensor([-1.0, 1.0, -1.0]))
+    backwards = Cameras(views[0].cameras.K, turned, W, H)
+    blind = View.of(views[0].color, views[0].depth, backwards)
+    chosen = choose_views([blind, *views], truth.cameras, truth.depth, limit=3)
+    assert len(chosen) == 3 and 0 not in chosen
+
+
+def test_explanations_are_the_weights_of_the_blend():
+    views, truth = scene()
+    made = synthesize(truth.cameras, views, unit=UNIT)
+    maps = [weights_map(truth.cameras, views, made.depth, i, unit=UNIT) for i in range(len(views))]
+    for u, v in ((60, 40), (30, 70), (100, 20)):
+        said = explain(truth.cameras, views, made.depth, (u + 0.5, v + 0.5), unit=UNIT)
+        assert [c.view for c in said] == list(range(len(views)))
+        assert sum(c.weight for c in said) == pytest.approx(1, abs=1e-6)
+        for c in said:
+            assert c.weight == pytest.approx(float(maps[c.view][v, u]), abs=2e-3)
+            there, _ = views[c.view].cameras.project(torch.tensor([c.point]))
+            if c.reason != "outside":
+                np.testing.assert_allclose(c.pixel, there[0].numpy(), atol=0.05)
+
+
+def test_refusals_have_reasons():
+    """A point in the air before the wall is looked through; one behind the wall is hidden."""
+    views, truth = scene()
+    depth = truth.depth.clone()
+    pixel = (60.5, 40.5)
+    for factor, reason in ((0.8, "looked through"), (1.3, "behind")):
+        depth[0, 40, 60] = truth.depth[0, 40, 60] * factor
+        said = explain(truth.cameras, views, depth, pixel, unit=UNIT)
+        assert {c.reason for c in said} <= {reason, "outside"}
+        assert all(c.weight == 0 for c in said)
+    with pytest.raises(ValueError, match="outside the 131x97 target"):
+        explain(truth.cameras, views, depth, (W + 1.0, 3.0))
+
+
+def test_every_single_step_can_be_left_out():
+    views, truth = scene()
+    for name in ("weighted", "free_space", "exposure", "antialias", "background"):
+        made = synthesize(
+            truth.cameras, views, unit=UNIT, options=SynthesisOptions(**{name: False})
+        )
+        assert error(made.color, truth.color) < 0.05
+
+
+def test_bad_targets_are_refused():
+    views, truth = scene()
+    with pytest.raises(ValueError, match="single camera"):
+        synthesize(turned_cameras(3), views)
+    splat = render_points(torch.zeros(1, 3), None, truth.cameras.scaled(31, 17))
+    with pytest.raises(ValueError, match="splat"):
+        synthesize(truth.cameras, views, splat=splat)
