@@ -1,7 +1,12 @@
 """Argument checks shared by the memories: one line naming the argument, the value and a way out."""
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from worldstereo.cameras import Cameras
+
+SOURCES = 2**31 - 1
 
 
 class WrongType(TypeError, ValueError):
@@ -90,3 +95,43 @@ def check_option(name: str, value: object, options: tuple[str, ...]) -> None:
     """
     if value not in options:
         raise ValueError(f"{name} must be one of {', '.join(options)}, got {value!r}.")
+
+
+def check_pose(camera_pose: Tensor) -> None:
+    """Refuses a pose that `Cameras` would refuse, or one of another shape."""
+    if not isinstance(camera_pose, Tensor):
+        raise WrongType(f"camera_pose must be a tensor (4, 4), got {type(camera_pose).__name__}.")
+    if tuple(camera_pose.shape) != (4, 4):
+        raise ValueError(f"camera_pose must have shape (4, 4), got {tuple(camera_pose.shape)}.")
+    if not camera_pose.is_floating_point():
+        raise WrongType(f"camera_pose must be a tensor of floats, got {camera_pose.dtype}.")
+    try:
+        Cameras(torch.eye(3).to(camera_pose), camera_pose, 1, 1)
+    except ValueError as error:
+        raise ValueError(f"camera_pose: {error}") from None
+
+
+def check_threshold(threshold: float | int) -> float:
+    """A finite distance of at least 0."""
+    if isinstance(threshold, bool) or not isinstance(threshold, int | float):
+        raise WrongType(f"merge_threshold must be a number, got {threshold!r}.")
+    if not (np.isfinite(threshold) and threshold >= 0):
+        raise ValueError(f"merge_threshold must be a distance of at least 0, got {threshold}.")
+    return float(threshold)
+
+
+def check_source(source: int | Tensor, n: int) -> np.ndarray:
+    """One integer for all points, or one for each."""
+    if isinstance(source, Tensor):
+        if source.is_floating_point() or source.dtype == torch.bool or source.is_complex():
+            raise WrongType(f"source must hold whole numbers, got {source.dtype}.")
+        if tuple(source.shape) not in ((), (n,)):
+            raise ValueError(f"source must be one number or ({n},), got {tuple(source.shape)}.")
+        values = source.detach().cpu().numpy().astype(np.int64)
+    elif isinstance(source, bool) or not isinstance(source, int):
+        raise WrongType(f"source must be a whole number, got {source!r}.")
+    else:
+        values = np.asarray(source, np.int64) if abs(source) <= SOURCES else np.asarray([2**32])
+    if values.size and int(np.abs(values).max()) > SOURCES:
+        raise ValueError(f"source must be within +-{SOURCES}.")
+    return np.broadcast_to(values, (n,)).astype(np.int32)

@@ -9,11 +9,8 @@ Tensors that come from outside are annotated without shapes: the methods check t
 say in one line what is wrong.
 """
 
-import json
 import logging
-from collections import OrderedDict
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,11 +20,15 @@ from torch import Tensor, nn
 from worldstereo._geometric_memory_checks import (
     WrongType,
     check_option,
+    check_pose,
     check_range,
+    check_source,
     check_tensor,
+    check_threshold,
     check_whole,
 )
 from worldstereo._geometric_memory_features import AGGREGATIONS, INJECTIONS, PointFeatures
+from worldstereo._geometric_memory_files import MemoryFiles
 from worldstereo._geometric_memory_index import GrowingIndex
 from worldstereo._geometric_memory_store import Columns, PointStore, Version
 from worldstereo.cameras import Cameras
@@ -37,19 +38,6 @@ from worldstereo.spatial_index import KINDS
 log = logging.getLogger(__name__)
 
 UPDATE_FREQUENCIES = ("per_frame", "per_step", "manual")
-# Columns of the store by the name they have outside.
-OUTSIDE = {
-    "point": "points",
-    "color": "colors",
-    "confidence": "confidence",
-    "count": "observations",
-    "seen": "last_seen",
-    "source": "sources",
-    "normal": "normals",
-    "radius": "radii",
-    "feature": "features",
-}
-SOURCES = 2**31 - 1
 
 
 class UpdateResult(NamedTuple):
@@ -60,7 +48,7 @@ class UpdateResult(NamedTuple):
     total_points: int
 
 
-class GlobalGeometricMemory(nn.Module):
+class GlobalGeometricMemory(MemoryFiles):
     """Coarse structure: a growing global cloud with features, and the control branch that shows it.
 
     Args:
@@ -423,99 +411,6 @@ class GlobalGeometricMemory(nn.Module):
         """Bytes held for the cloud and its indexes; learned weights are not counted."""
         return self._store.memory_bytes() + self._index.nbytes()
 
-    # ---- files -------------------------------------------------------------------------------
-
-    def save(self, path: str | Path) -> None:
-        """Writes weights and cloud to a safetensors file, in place of an older one at once."""
-        from safetensors.torch import save_file
-
-        path = Path(path)
-        tensors = {
-            name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()
-        }
-        partial = path.with_name(path.name + ".part")
-        save_file(tensors, partial, {"worldstereo": json.dumps(self._settings())})
-        partial.replace(path)
-
-    def load(self, path: str | Path) -> None:
-        """Weights and cloud of a file of `save`; a cloud above capacity is thinned to it.
-
-        Raises:
-            ValueError: the file was saved by a memory of other widths.
-        """
-        from safetensors import safe_open
-
-        with safe_open(str(path), framework="pt") as file:
-            header = json.loads((file.metadata() or {}).get("worldstereo", "{}"))
-            widths = ("point_cloud_dim", "feature_dim", "latent_channels")
-            for name in widths:
-                if header.get(name, getattr(self, name)) != getattr(self, name):
-                    raise ValueError(
-                        f"{name} of {path} is {header[name]}, of this memory {getattr(self, name)}."
-                    )
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        self.load_state_dict(state)
-
-    def _settings(self) -> dict[str, Any]:
-        names = ("point_cloud_dim", "feature_dim", "num_neighbors", "update_frequency")
-        names += ("spatial_index", "max_points", "latent_channels")
-        return {name: getattr(self, name) for name in names}
-
-    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        for name, outside in OUTSIDE.items():
-            if self._store.has(name):
-                destination[f"{prefix}memory.{outside}"] = self._device_column(name)
-        destination[f"{prefix}memory.tick"] = torch.tensor(self._store.tick)
-
-    def _load_from_state_dict(
-        self,
-        state_dict: "OrderedDict[str, Tensor]",
-        prefix: str,
-        local_metadata: dict[str, Any],
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
-        start = f"{prefix}memory."
-        held = {k.removeprefix(start): k for k in list(state_dict) if k.startswith(start)}
-        given = {name: state_dict.pop(key) for name, key in held.items()}
-        columns = None
-        if "points" in given:
-            try:  # before anything is written
-                columns = self._columns_of(given)
-            except (ValueError, KeyError) as error:
-                error_msgs.append(f"{start}*: {error}")
-                return
-        super()._load_from_state_dict(
-            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-        )
-        if columns is None:
-            missing_keys.append(f"{start}points")
-            return
-        self._store.replace(columns, int(given.get("tick", torch.tensor(0))))
-
-    def _columns_of(self, given: dict[str, Tensor]) -> Columns:
-        n = len(given["points"])
-        columns: Columns = {}
-        for name, outside in OUTSIDE.items():
-            if outside not in given:
-                continue
-            width = {"feature": self.point_cloud_dim, "point": 3, "color": 3, "normal": 3}.get(name)
-            shape = (n,) if width is None else (n, width)
-            if tuple(given[outside].shape) != shape:
-                raise ValueError(f"{outside} must be {shape}, got {tuple(given[outside].shape)}.")
-            if given[outside].is_floating_point() and not torch.isfinite(given[outside]).all():
-                raise ValueError(f"{outside} holds numbers that are not finite.")
-            kind = np.int32 if name in ("count", "seen", "source") else np.float32
-            columns[name] = given[outside].detach().cpu().numpy().astype(kind)
-        if n > self.max_points:
-            log.info("load: %d points thinned evenly to the capacity %d", n, self.max_points)
-            rows = np.arange(self.max_points) * n // self.max_points
-            columns = {name: column[rows] for name, column in columns.items()}
-        return columns
-
     # ---- inside ------------------------------------------------------------------------------
 
     def _batch(
@@ -588,43 +483,3 @@ class GlobalGeometricMemory(nn.Module):
         rows, place = torch.unique(index, return_inverse=True)
         points, colors = self._device_column("point"), self._device_column("color")
         return self.learned.encode(points[rows], colors[rows])[place]
-
-
-def check_pose(camera_pose: Tensor) -> None:
-    """Refuses a pose that `Cameras` would refuse, or one of another shape."""
-    if not isinstance(camera_pose, Tensor):
-        raise WrongType(f"camera_pose must be a tensor (4, 4), got {type(camera_pose).__name__}.")
-    if tuple(camera_pose.shape) != (4, 4):
-        raise ValueError(f"camera_pose must have shape (4, 4), got {tuple(camera_pose.shape)}.")
-    if not camera_pose.is_floating_point():
-        raise WrongType(f"camera_pose must be a tensor of floats, got {camera_pose.dtype}.")
-    try:
-        Cameras(torch.eye(3).to(camera_pose), camera_pose, 1, 1)
-    except ValueError as error:
-        raise ValueError(f"camera_pose: {error}") from None
-
-
-def check_threshold(threshold: float | int) -> float:
-    """A finite distance of at least 0."""
-    if isinstance(threshold, bool) or not isinstance(threshold, int | float):
-        raise WrongType(f"merge_threshold must be a number, got {threshold!r}.")
-    if not (np.isfinite(threshold) and threshold >= 0):
-        raise ValueError(f"merge_threshold must be a distance of at least 0, got {threshold}.")
-    return float(threshold)
-
-
-def check_source(source: int | Tensor, n: int) -> np.ndarray:
-    """One integer for all points, or one for each."""
-    if isinstance(source, Tensor):
-        if source.is_floating_point() or source.dtype == torch.bool or source.is_complex():
-            raise WrongType(f"source must hold whole numbers, got {source.dtype}.")
-        if tuple(source.shape) not in ((), (n,)):
-            raise ValueError(f"source must be one number or ({n},), got {tuple(source.shape)}.")
-        values = source.detach().cpu().numpy().astype(np.int64)
-    elif isinstance(source, bool) or not isinstance(source, int):
-        raise WrongType(f"source must be a whole number, got {source!r}.")
-    else:
-        values = np.asarray(source, np.int64) if abs(source) <= SOURCES else np.asarray([2**32])
-    if values.size and int(np.abs(values).max()) > SOURCES:
-        raise ValueError(f"source must be within +-{SOURCES}.")
-    return np.broadcast_to(values, (n,)).astype(np.int32)

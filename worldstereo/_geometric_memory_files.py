@@ -1,0 +1,134 @@
+"""The part of `GlobalGeometricMemory` that writes and reads: safetensors files and `state_dict`.
+
+The cloud travels beside the weights, as `memory.points`, `memory.colors` and so on.
+"""
+
+import json
+import logging
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from worldstereo._geometric_memory_storage import Columns
+from worldstereo._geometric_memory_store import PointStore
+
+log = logging.getLogger("worldstereo.geometric_memory")
+
+# Columns of the store by the name they have outside.
+OUTSIDE = {
+    "point": "points",
+    "color": "colors",
+    "confidence": "confidence",
+    "count": "observations",
+    "seen": "last_seen",
+    "source": "sources",
+    "normal": "normals",
+    "radius": "radii",
+    "feature": "features",
+}
+
+
+class MemoryFiles(nn.Module):
+    """A module whose `state_dict` and files carry a `PointStore`."""
+
+    point_cloud_dim: int
+    max_points: int
+    _store: PointStore
+
+    def _device_column(self, name: str) -> Tensor:
+        raise NotImplementedError
+
+    def save(self, path: str | Path) -> None:
+        """Writes weights and cloud to a safetensors file, in place of an older one at once."""
+        from safetensors.torch import save_file
+
+        path = Path(path)
+        tensors = {
+            name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()
+        }
+        partial = path.with_name(path.name + ".part")
+        save_file(tensors, partial, {"worldstereo": json.dumps(self._settings())})
+        partial.replace(path)
+
+    def load(self, path: str | Path) -> None:
+        """Weights and cloud of a file of `save`; a cloud above capacity is thinned to it.
+
+        Raises:
+            ValueError: the file was saved by a memory of other widths.
+        """
+        from safetensors import safe_open
+
+        with safe_open(str(path), framework="pt") as file:
+            header = json.loads((file.metadata() or {}).get("worldstereo", "{}"))
+            widths = ("point_cloud_dim", "feature_dim", "latent_channels")
+            for name in widths:
+                if header.get(name, getattr(self, name)) != getattr(self, name):
+                    raise ValueError(
+                        f"{name} of {path} is {header[name]}, of this memory {getattr(self, name)}."
+                    )
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        self.load_state_dict(state)
+
+    def _settings(self) -> dict[str, Any]:
+        names = ("point_cloud_dim", "feature_dim", "num_neighbors", "update_frequency")
+        names += ("spatial_index", "max_points", "latent_channels")
+        return {name: getattr(self, name) for name in names}
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        for name, outside in OUTSIDE.items():
+            if self._store.has(name):
+                destination[f"{prefix}memory.{outside}"] = self._device_column(name)
+        destination[f"{prefix}memory.tick"] = torch.tensor(self._store.tick)
+
+    def _load_from_state_dict(
+        self,
+        state_dict: "OrderedDict[str, Tensor]",
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        start = f"{prefix}memory."
+        held = {k.removeprefix(start): k for k in list(state_dict) if k.startswith(start)}
+        given = {name: state_dict.pop(key) for name, key in held.items()}
+        columns = None
+        if "points" in given:
+            try:  # before anything is written
+                columns = self._columns_of(given)
+            except (ValueError, KeyError) as error:
+                error_msgs.append(f"{start}*: {error}")
+                return
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+        if columns is None:
+            missing_keys.append(f"{start}points")
+            return
+        self._store.replace(columns, int(given.get("tick", torch.tensor(0))))
+
+    def _columns_of(self, given: dict[str, Tensor]) -> Columns:
+        n = len(given["points"])
+        columns: Columns = {}
+        for name, outside in OUTSIDE.items():
+            if outside not in given:
+                continue
+            width = {"feature": self.point_cloud_dim, "point": 3, "color": 3, "normal": 3}.get(name)
+            shape = (n,) if width is None else (n, width)
+            if tuple(given[outside].shape) != shape:
+                raise ValueError(f"{outside} must be {shape}, got {tuple(given[outside].shape)}.")
+            if given[outside].is_floating_point() and not torch.isfinite(given[outside]).all():
+                raise ValueError(f"{outside} holds numbers that are not finite.")
+            kind = np.int32 if name in ("count", "seen", "source") else np.float32
+            columns[name] = given[outside].detach().cpu().numpy().astype(kind)
+        if n > self.max_points:
+            log.info("load: %d points thinned evenly to the capacity %d", n, self.max_points)
+            rows = np.arange(self.max_points) * n // self.max_points
+            columns = {name: column[rows] for name, column in columns.items()}
+        return columns
