@@ -63,6 +63,23 @@ def test_scale_does_not_matter(factor: float):
     assert float((one.origin != other.origin).float().mean()) < 1e-3
 
 
+@pytest.mark.parametrize("shrink", [2, 3])
+def test_a_small_target_is_served_by_smaller_levels(shrink: int):
+    """A preview at a fraction of the size is as much stereo as the picture itself."""
+    views, truth = scene()
+    camera = truth.cameras.scaled(W // shrink, H // shrink)
+    made = synthesize(camera, views, unit=UNIT)
+    assert float((made.origin == Origin.STEREO).float().mean()) > 0.8
+    small = torch.nn.functional.interpolate(
+        truth.color[None], (H // shrink, W // shrink), mode="area"
+    )[0]
+    assert error(made.color, small) < 0.02
+    said = explain(camera, views, made.depth, (20.5, 15.5), unit=UNIT)
+    for c in said:
+        share = weights_map(camera, views, made.depth, c.view, unit=UNIT)
+        assert c.weight == pytest.approx(float(share[15, 20]), abs=2e-3)
+
+
 def test_results_are_the_same_bits_every_time():
     views, truth = scene()
     one, other = (synthesize(truth.cameras, views, unit=UNIT) for _ in range(2))

@@ -100,8 +100,8 @@ def accumulate(
         target: (H, W) depth of the target in u, 0 where unknown.
         gain: (n, 3) factors on the colours; the result is clipped to [0, 1].
         weighted: False: every agreeing view counts alike.
-        detail_low, detail_high: only pixels where the view has between so many samples a target
-            pixel are added (the level of its pyramid that serves them).
+        detail_low, detail_high: only pixels where this level of the view has between so many
+            samples a target pixel are added (those it serves).
         total, weights, energy: sums of w * colour, w, and w * squared luminance.
         mass: sum of the agreement alone, without the angle.
         best: largest `facing` factor that contributed.

@@ -241,8 +241,17 @@ def weights_map(
     fetched = Fetched(served, pose, options.agree)
     z = depth[0].detach().cpu().numpy().astype(np.float32) / np.float32(unit)
     maps = np.zeros((len(served), *pose.shape), np.float32)
-    for i in range(len(served)):
-        kernels.weigh(z, pose.K, *fetched.arguments(i), *fetched.limits(i), maps[i])
+    y, x = np.mgrid[: pose.height, : pose.width]
+    for i, work in enumerate(served):
+        detail = _detail_at(fetched, i, x, y, z)
+        for level, low, high in _passes(fetched, i, work, z):
+            inside = (detail * 0.5**level >= low) & (detail * 0.5**level < high)
+            share = np.zeros_like(z)
+            kernels.weigh(
+                np.where(inside, z, np.float32(0)), pose.K, *fetched.arguments(i, level),
+                *fetched.limits(i, level), share,
+            )  # fmt: skip
+            maps[i] += share
     total = maps.sum(0)
     return torch.from_numpy(np.where(total > 0, maps[view] / np.maximum(total, 1e-12), 0))
 
@@ -317,18 +326,24 @@ def _passes(
 
     The range counts samples of that level, whose intrinsics the kernel is given.
     """
-    some = depth[::16, ::16]
-    y, x = np.nonzero(some > 0)
-    if len(y) == 0:
-        return []
-    Z = some[y, x]
-    K = fetched.target.K
-    detail = _detail(fetched, i, (x * 16 - K[2]) / K[0] * Z, (y * 16 - K[3]) / K[1] * Z, Z)
+    stride = 16
+    y, x = np.nonzero(depth[::stride, ::stride] > 0)
+    if len(y) == 0:  # little is asked for, between the samples
+        stride = 1
+        y, x = np.nonzero(depth > 0)
+    y, x = y * stride, x * stride
+    detail = _detail_at(fetched, i, x, y, depth[y, x])
     detail = detail[detail > 0]
     top = _level(float(detail.max()), view) + 1 if len(detail) else 0
     top = min(top, view.level(top).power)
     edges = [0.0, *(2.0 ** (k - 0.5) for k in range(1, top + 1)), np.inf]
     return [(k, edges[k] * 0.5**k, edges[k + 1] * 0.5**k) for k in range(top + 1)]
+
+
+def _detail_at(fetched: Fetched, i: int, x: np.ndarray, y: np.ndarray, Z: np.ndarray) -> np.ndarray:
+    """`_detail` for pixels of the target at depth Z."""
+    K = fetched.target.K
+    return _detail(fetched, i, (x - K[2]) / K[0] * Z, (y - K[3]) / K[1] * Z, Z)
 
 
 def _detail(fetched: Fetched, i: int, X, Y, Z):  # noqa: ANN001, ANN202  (floats or arrays)
