@@ -37,6 +37,7 @@ DOORS = {
     "starlette": {"ui.proxy"},
     "websockets": {"ui.proxy"},
     "trimesh": {"export", "inputs"},
+    "plyfile": {"inputs"},
     "pykeops": {"spatial_index"},
     "diffusers": {"diffusion"},
     "transformers": {"diffusion", "depth"},

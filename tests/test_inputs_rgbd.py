@@ -5,11 +5,17 @@ import shutil
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from tests import corpus
 from worldstereo import inputs
 from worldstereo.errors import InputRefused
+from worldstereo.explore import start
+from worldstereo.generator import WarpGenerator
+from worldstereo.scene import Capture, PointCloud
+from worldstereo.world import World
 
 
 def without_frames(source: Path, target: Path) -> Path:
@@ -98,3 +104,39 @@ def test_a_broken_capture_is_refused_by_name(data: Path, tmp_path: Path, change,
     change(folder)
     with pytest.raises(InputRefused, match=said):
         inputs.read(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "metres"),
+    [
+        ({"units": "metre"}, 1.0),
+        ({}, 1.0),  # depth in metres and poses that fit it
+        ({"units": "arbitrary (structure-from-motion scale)"}, None),
+        ({"units": 7}, None),
+    ],
+)
+def test_metres_are_taken_from_the_file(changes: dict, metres: float | None):
+    files = corpus.rgbd_files(np.random.default_rng(3))
+    files["frames.json"] |= changes
+    assert inputs.read(corpus.packed(files), "room.zip").metres_per_unit == metres
+
+
+def test_text_forms_are_metric_and_models_are_not():
+    rng = np.random.default_rng(3)
+    files = corpus.rgbd_files(rng)
+    poses = [frame["c2w"] for frame in files.pop("frames.json")["frames"]]
+    files["trajectory.log"] = "\n".join(
+        f"{i} {i} {i + 1}\n" + "\n".join(" ".join(map(str, row)) for row in pose)
+        for i, pose in enumerate(poses)
+    )
+    assert inputs.read(corpus.packed(files), "room.zip").metres_per_unit == 1.0
+    model = inputs.read(corpus.packed(corpus.model(False, rng)), "model.zip")
+    assert model.metres_per_unit is None
+    assert inputs.read(corpus.OBJ.encode(), "mesh.obj").metres_per_unit is None
+
+
+@pytest.mark.parametrize("metres", [None, 0.25])
+def test_a_world_measures_in_what_its_capture_says(metres: float | None):
+    cloud = PointCloud.of(torch.randn(61, 3))
+    capture = Capture("wall", "rgbd", cloud=cloud, metres_per_unit=metres)
+    assert start(World(WarpGenerator()), capture).metres_per_unit == metres

@@ -26,8 +26,8 @@ def worker():
 
 
 def same(a: Capture, b: Capture) -> bool:
-    equal = (a.name, a.kind, a.prompt, a.notices, a.rough_depth) == (
-        b.name, b.kind, b.prompt, b.notices, b.rough_depth,
+    equal = (a.name, a.kind, a.prompt, a.notices, a.rough_depth, a.metres_per_unit) == (
+        b.name, b.kind, b.prompt, b.notices, b.rough_depth, b.metres_per_unit,
     )  # fmt: skip
     for left, right in zip(a.views, b.views, strict=True):
         for key in ("color8", "depth", "confidence8", "kind"):
@@ -48,6 +48,9 @@ def files(tmp_path: Path) -> dict[str, Path]:
         "rgbd.zip": corpus.packed(corpus.rgbd_files(rng)),
         "model.zip": corpus.packed(corpus.model(True, rng)),
         "mesh.obj": corpus.OBJ.encode(),
+        "mesh.glb": corpus.glb(*corpus.gltf()),
+        "mesh.stl": corpus.stl(7),
+        "cloud.ply": corpus.ply(rng.normal(size=(53, 3)), "binary_big_endian"),
         "photo.jpg": corpus.encoded(rng.integers(0, 255, (41, 59, 3), dtype=np.uint8), "JPEG"),
         "broken.ply": corpus.ply(rng.normal(size=(7, 3)), n=1000),
     }
@@ -67,6 +70,8 @@ def test_the_worker_reads_what_this_process_reads(worker: ImportWorker, files: d
     """One sound file, one refusal, both with the name the person gave."""
     capture = worker.read(files["rgbd.zip"], "my room.zip")
     assert same(capture, inputs.read(files["rgbd.zip"], "my room.zip"))
+    for name in ("mesh.glb", "mesh.stl", "cloud.ply"):  # the libraries work behind the hook
+        assert same(worker.read(files[name], name), inputs.read(files[name]))
     with pytest.raises(InputRefused, match=r"^room.ply: the header says 1000 points"):
         worker.read(files["broken.ply"], "room.ply")
 

@@ -58,7 +58,7 @@ def start(
             "name": capture.name,
             "notices": capture.notices,
             "rough_depth": capture.rough_depth,
-            "metres_per_unit": 1.0 if capture.kind == "rgbd" else None,  # sensors measure metres
+            "metres_per_unit": capture.metres_per_unit,
         }
         if capture.cloud is not None:
             remember_cloud(draft, capture)

@@ -267,6 +267,8 @@ class Capture:
     prompt: str = ""
     notices: tuple[str, ...] = ()
     """One line each: what was thinned, converted or guessed."""
+    metres_per_unit: float | None = None
+    """What one unit of the file measures in metres, where the file says so."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -32,6 +32,7 @@ def captured(
     *,
     cloud: PointCloud | None = None,
     notices: tuple[str, ...] = (),
+    metres_per_unit: float | None = None,
 ) -> Capture:
     """A capture of posed views; the sky is where most cameras have their upper edge."""
     up = poses.up_of([view.given.c2w.double().numpy() for view in assembled.views])
@@ -42,6 +43,7 @@ def captured(
         cloud=cloud,
         up=None if up is None else torch.tensor(up, dtype=torch.float32),
         notices=(*notices, *assembled.notices),
+        metres_per_unit=metres_per_unit,
     )
 
 

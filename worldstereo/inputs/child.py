@@ -23,6 +23,23 @@ _PATHS = {"open": 0, "os.listdir": 0, "os.scandir": 0, "os.remove": 0, "os.renam
           "os.mkdir": 0, "os.rmdir": 0, "os.truncate": 0}  # fmt: skip
 _HARMLESS = ("ctypes.cdata", "ctypes.addressof", "ctypes.get_errno", "ctypes.set_errno")
 
+_PLY = b"""ply
+format ascii 1.0
+element vertex 3
+property float x
+property float y
+property float z
+element face 1
+property list uchar int vertex_indices
+end_header
+0 0 0\n1 0 0\n0 1 0\n3 0 1 2
+"""
+_GLTF = b"""{"asset": {"version": "2.0"}, "scene": 0, "scenes": [{"nodes": [0]}],
+"nodes": [{"mesh": 0}], "meshes": [{"primitives": [{"attributes": {"POSITION": 0}}]}],
+"accessors": [{"bufferView": 0, "componentType": 5126, "count": 3, "type": "VEC3"}],
+"bufferViews": [{"buffer": 0, "byteLength": 36}], "buffers": [{"byteLength": 36, "uri":
+"data:;base64,AAAAAAAAAAAAAAAAAACAPwAAAAAAAAAAAAAAAAAAgD8AAAAA"}]}"""
+
 
 def main() -> None:
     """Says ready, reads one job from standard input, answers with one line, ends."""
@@ -149,6 +166,8 @@ def _warm_up() -> None:
     K = np.array([[20.0, 0, 12], [0, 20.0, 8], [0, 0, 1]])
     lens.undistorted(pixels, pixels[..., 0].astype(np.float32), lens.Lens(K, 24, 16, (0.01,)))
     mesh = cloud.read("warm.obj", b"v 0 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 3\n", LOCAL)
+    cloud.read("warm.ply", _PLY, LOCAL)
+    cloud.read("warm.gltf", _GLTF, LOCAL)
     with tempfile.TemporaryDirectory(prefix="worldstereo-warm-") as folder:
         transfer.write(mesh, Path(folder))
     best_estimator()

@@ -7,9 +7,7 @@ nothing that is outside the file. Pictures are decoded by `images`, with its lim
 
 import base64
 import binascii
-import io
 import json
-import logging
 import re
 import struct
 from typing import Any
@@ -19,40 +17,16 @@ import trimesh
 
 from worldstereo.inputs import images, jsonfile
 from worldstereo.inputs.limits import Limits, refusal, shown
-from worldstereo.inputs.surface import Surface
-
-log = logging.getLogger(__name__)
+from worldstereo.inputs.meshes import loaded
+from worldstereo.inputs.surface import Surface, joined, srgb
 
 _KINDS = {5120: "<i1", 5121: "<u1", 5122: "<i2", 5123: "<u2", 5125: "<u4", 5126: "<f4"}
 _WIDTHS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4}
 _READ = {"KHR_materials_unlit", "KHR_mesh_quantization", "KHR_texture_transform"}
 _IGNORED = re.compile(r"KHR_(materials|lights|texture_transform)|EXT_(texture_webp)")
 _LIMIT_PARTS = 4096
-_LIMIT_STEPS = 1_000_000  # nodes above all instances together: what walking the tree costs
+_LIMIT_STEPS = 400_000  # nodes above all instances together: what walking the tree costs
 _AGAIN = "Export it again as one file (.glb)"
-
-
-class Closed(trimesh.resolvers.Resolver):
-    """Nothing outside the file: whatever trimesh asks for is refused."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def get(self, key: str) -> bytes:
-        raise refusal(
-            self.name,
-            f'asks for another file or address, "{shown(str(key), 32)}"',
-            "Nothing outside the file is opened",
-        )
-
-    def write(self, name: str, data: bytes) -> None:
-        self.get(name)
-
-    def namespaced(self, namespace: str) -> "Closed":
-        return self
-
-    def keys(self) -> list[str]:
-        return []
 
 
 def read(name: str, data: bytes, limits: Limits) -> Surface:
@@ -141,10 +115,10 @@ class _Document:
         parts = []
         for node in sorted(scene.graph.nodes_geometry, key=int):
             world, key = scene.graph[node]
-            parts.append(self._part(key, scene.geometry[key], np.asarray(world)))
+            parts.append(self._part(str(key), scene.geometry[key], np.asarray(world)))
         if not parts:
             raise self.refuse("holds no triangle or point", "A scene with a mesh is accepted")
-        return _joined(parts, tuple(self.notices))
+        return joined(parts, tuple(self.notices))
 
     def _loaded(self, roots: list[int]) -> trimesh.Scene:
         """What trimesh makes of the checked document."""
@@ -163,16 +137,7 @@ class _Document:
         head = struct.pack("<4sII", b"glTF", 2, 28 + len(text) + len(body))
         chunks = (head, struct.pack("<II", len(text), 0x4E4F534A), text,
                   struct.pack("<II", len(body), 0x004E4942), body)  # fmt: skip
-        stream = io.BytesIO(b"".join(chunks))
-        try:
-            return trimesh.load_scene(
-                stream, file_type="glb", resolver=Closed(self.name), process=False
-            )
-        except MemoryError:
-            raise
-        except Exception:
-            log.debug("trimesh", exc_info=True)
-            raise self.refuse("its meshes do not fit together", _AGAIN) from None
+        return loaded(self.name, b"".join(chunks), "glb")
 
     # ---- JSON ---------------------------------------------------------------------------------
 
@@ -463,14 +428,14 @@ class _Document:
         more = getattr(geometry, "vertex_attributes", {})
         colors = uv = None
         if "_COLOR" in more:
-            colors = _srgb(np.clip(_shares(more["_COLOR"])[:, :3], 0, 1))
+            colors = srgb(np.clip(_shares(more["_COLOR"])[:, :3], 0, 1))
         elif not len(faces) and len(getattr(geometry, "colors", ())) == len(points):
-            colors = _srgb(_shares(np.asarray(geometry.colors))[:, :3])
+            colors = srgb(_shares(np.asarray(geometry.colors))[:, :3])
         if "_UV" in more:
             uv = _shares(more["_UV"])
         if not np.allclose(part["tint"], 1):
             base = np.ones((len(points), 3)) if colors is None else colors
-            colors = base * _srgb(part["tint"])
+            colors = base * srgb(part["tint"])
         moved = points * part["scale"] @ world[:3, :3].T + world[:3, 3]
         texture = None if uv is None else part["texture"]
         return Surface(moved, faces, colors, None, uv, texture)
@@ -481,47 +446,3 @@ def _shares(values: np.ndarray) -> np.ndarray:
     values = np.asarray(values)
     most = np.iinfo(values.dtype).max if values.dtype.kind in "iu" else 1.0
     return values.astype(np.float64) / most
-
-
-def _srgb(linear: np.ndarray) -> np.ndarray:
-    """Source: IEC 61966-2-1."""
-    return np.where(
-        linear <= 0.0031308,
-        12.92 * linear,
-        1.055 * np.maximum(linear, 0.0031308) ** (1 / 2.4) - 0.055,
-    )
-
-
-def _joined(parts: list[Surface], notices: tuple[str, ...]) -> Surface:
-    """One surface; textures are sampled at the vertices when parts do not share one."""
-    notices = tuple(dict.fromkeys(notices))
-    if len(parts) == 1:
-        only = parts[0]
-        return Surface(only.vertices, only.faces, only.colors, None, only.uv, only.texture, notices)
-    shared = parts[0].texture is not None and all(p.texture is parts[0].texture for p in parts)
-    points = np.concatenate([p.vertices for p in parts])
-    starts = np.cumsum([0] + [len(p.vertices) for p in parts[:-1]])
-    faces = np.concatenate([p.faces + s for p, s in zip(parts, starts, strict=True)])
-    mixed = any(len(p.faces) == 0 for p in parts) and len(faces) > 0
-    if mixed:
-        notices = (*notices, "Loose points beside a mesh were left out.")
-    if shared and all(p.uv is not None for p in parts):
-        uv = np.concatenate([p.uv for p in parts if p.uv is not None])
-        return Surface(points, faces, None, None, uv, parts[0].texture, notices)
-    tints = [_vertex_colors(p) for p in parts]
-    if all(t is None for t in tints):
-        return Surface(points, faces, notices=notices)
-    filled = [np.full((len(p.vertices), 3), 0.7) if t is None else t
-              for p, t in zip(parts, tints, strict=True)]  # fmt: skip
-    return Surface(points, faces, np.concatenate(filled), notices=notices)
-
-
-def _vertex_colors(part: Surface) -> np.ndarray | None:
-    if part.uv is None or part.texture is None:
-        return part.colors
-    height, width = part.texture.shape[:2]
-    uv = np.nan_to_num(part.uv) % 1.0
-    column = np.minimum((uv[:, 0] * width).astype(int), width - 1)
-    row = np.minimum((uv[:, 1] * height).astype(int), height - 1)
-    colors = part.texture[row, column] / 255.0
-    return colors if part.colors is None else colors * part.colors

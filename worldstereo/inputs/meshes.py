@@ -1,17 +1,81 @@
-"""OBJ, STL and OFF: short formats, read strictly.
+"""OBJ, STL and OFF by trimesh, from text that was looked through first.
 
-An OBJ's material file lies beside it and is not fetched: vertex colours are read, textures are not.
+trimesh guesses where a line is odd (index 0, numbers missing, an index counted from the end); so
+every line is compared with its grammar before, and only the lines that hold geometry are handed
+on. An OBJ's material file lies beside it and is not fetched: vertex colours are read, textures not.
 """
 
+import io
+import logging
 import re
+from typing import Any
 
 import numpy as np
+import trimesh
+from trimesh.resolvers import Resolver
 
 from worldstereo.inputs.limits import Limits, refusal, shown, size_text
 from worldstereo.inputs.surface import Surface
 
-_NO_FACES = np.zeros((0, 3), np.int64)
+log = logging.getLogger(__name__)
+
 _AGAIN = "Export it again"
+_NUMBER = re.compile(r"[+-]?(?:\d{1,64}\.?\d{0,64}|\.\d{1,64})(?:[eE][+-]?\d{1,4})?", re.ASCII)
+_CORNER = re.compile(r"([+-]?\d{1,18})(?:/[+-]?\d*){0,2}", re.ASCII)
+
+
+class Closed(Resolver):
+    """Nothing outside the file: whatever trimesh asks for is refused."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def get(self, key: str) -> bytes:
+        raise refusal(
+            self.name,
+            f'asks for another file or address, "{shown(str(key), 32)}"',
+            "Nothing outside the file is opened",
+        )
+
+    def write(self, name: str, data: bytes) -> None:
+        self.get(name)
+
+    def namespaced(self, namespace: str) -> "Closed":
+        return self
+
+    def keys(self) -> list[str]:
+        return []
+
+
+def loaded(name: str, data: bytes, kind: str, **options: Any) -> trimesh.Scene:
+    """What trimesh reads from bytes that were checked; any failure of it is one line.
+
+    Raises:
+        InputRefused: trimesh cannot read it after all.
+    """
+    try:
+        return trimesh.load_scene(
+            io.BytesIO(data), file_type=kind, resolver=Closed(name), process=False, **options
+        )
+    except MemoryError:
+        raise
+    except Exception:
+        log.debug("trimesh", exc_info=True)
+        raise refusal(name, "its parts do not fit together", _AGAIN) from None
+
+
+def _surface(name: str, text: str, kind: str, **options: Any) -> Surface:
+    """Vertices and faces of everything in a checked text."""
+    return _gathered(name, loaded(name, text.encode("ascii"), kind, **options))
+
+
+def _gathered(name: str, scene: trimesh.Scene) -> Surface:
+    points, faces, start = [np.zeros((0, 3))], [np.zeros((0, 3), np.int64)], 0
+    for part in scene.geometry.values():
+        points.append(np.asarray(part.vertices, dtype=np.float64))
+        faces.append(np.asarray(getattr(part, "faces", faces[0]), dtype=np.int64) + start)
+        start += len(points[-1])
+    return Surface(np.concatenate(points), np.concatenate(faces))
 
 
 def text_of(name: str, data: bytes) -> str:
@@ -30,64 +94,62 @@ def text_of(name: str, data: bytes) -> str:
 
 def read_obj(name: str, data: bytes, limits: Limits) -> Surface:
     """Vertices with optional colours, faces with any index form, negative indices included."""
-    vertices: list[list[float]] = []
-    colors: list[list[float]] = []
-    faces: list[tuple[int, int, int]] = []
-    outside = False
+    kept: list[str] = []
+    points, faces, tints, outside = 0, 0, [], False
     lines = text_of(name, data).replace("\\\r\n", " ").replace("\\\n", " ").splitlines()
     for number, line in enumerate(lines, 1):
         words = line.split("#", 1)[0].split()
         if not words:
             continue
         if words[0] == "v":
-            values = _floats(name, number, words[1:])
-            if len(values) not in (3, 4, 6, 7):
+            if len(words) not in (4, 5, 7, 8):
                 raise _odd(
-                    name, number, f"{len(values)} numbers in a vertex", "3 or 6 are accepted"
+                    name, number, f"{len(words) - 1} numbers in a vertex", "3 or 6 are accepted"
                 )
-            vertices.append(values[:3])
-            if len(values) >= 6:
-                colors.append(values[-3:])
-            if len(vertices) > limits.points:
-                raise refusal(
-                    name,
-                    f"more than {limits.points} vertices",
-                    f"At most {limits.points} are accepted",
-                )
+            _numbers(name, number, words[1:4])
+            points += 1
+            kept.append(" ".join(words[:4]))
+            if len(words) >= 7:
+                tints.append([_float(w) for w in words[-3:]])
         elif words[0] == "f":
             if len(words) < 4:
                 raise _odd(
                     name, number, f"a face of {len(words) - 1} corners", "3 or more are accepted"
                 )
-            corners = [_index(name, number, w, len(vertices)) for w in words[1:]]
-            faces += [(corners[0], corners[i], corners[i + 1]) for i in range(1, len(corners) - 1)]
-            if len(faces) > limits.faces:
-                raise refusal(
-                    name, f"more than {limits.faces} faces", f"At most {limits.faces} are accepted"
-                )
+            corners = [_index(name, number, w, points) for w in words[1:]]
+            faces += len(corners) - 2
+            kept.append(f"f {' '.join(corners)}")
         elif words[0] in ("mtllib", "map_kd"):
             outside = True
-    notices = ("Materials and textures in other files were not read.",) if outside else ()
+        if points > limits.points or faces > limits.faces:
+            raise refusal(
+                name,
+                f"more than {limits.points} vertices or {limits.faces} faces",
+                "Fewer are accepted",
+            )
+    if points == 0:
+        raise refusal(name, "holds 0 points", "At least 1 point or face is accepted")
     tint = None
-    if colors and len(colors) == len(vertices):
-        tint = np.array(colors)
-        if np.nanmax(np.where(np.isfinite(tint), tint, 0)) > 1:
-            tint = tint / 255.0
-    points = np.array(vertices, dtype=np.float64).reshape(-1, 3)
-    triangles = np.array(faces, dtype=np.int64).reshape(-1, 3)
-    return Surface(points, triangles, tint, notices=notices)
+    if len(tints) == points:
+        tint = np.array(tints)
+        tint = tint / (255.0 if np.nanmax(np.where(np.isfinite(tint), tint, 0)) > 1 else 1.0)
+    # Order is kept: row i of the vertices is the i-th "v", so that colours fit.
+    found = _surface(name, "\n".join(kept), "obj", maintain_order=True, skip_materials=True)
+    notices = ("Materials and textures in other files were not read.",) if outside else ()
+    return Surface(found.vertices, found.faces, tint, notices=notices)
 
 
-def _index(name: str, line: int, word: str, count: int) -> int:
-    first = word.split("/", 1)[0]
-    if not re.fullmatch(r"[+-]?\d{1,18}", first) or int(first) == 0:
+def _index(name: str, line: int, word: str, count: int) -> str:
+    """The corner's vertex, counted from 1 on from the first vertex of the file."""
+    match = _CORNER.fullmatch(word)
+    index = int(match.group(1)) if match else 0
+    if index == 0:
         raise _odd(
             name, line, f'the corner "{shown(word, 16)}"', "Indices from 1 up, or negative ones"
         )
-    index = int(first)
     if index < 0 and -index > count:
         raise _odd(name, line, f"index {index} with {count} vertices before it", _AGAIN)
-    return index - 1 if index > 0 else count + index
+    return str(index if index > 0 else count + index + 1)
 
 
 def read_stl(name: str, data: bytes, limits: Limits) -> Surface:
@@ -100,8 +162,8 @@ def read_stl(name: str, data: bytes, limits: Limits) -> Surface:
         raise refusal(
             name, f"{size_text(len(data))} are too short for an STL header of 84 bytes", _AGAIN
         )
-    corners: list[list[float]] = []
-    open_facet = 0
+    kept = ["solid"]
+    corners = open_facet = 0
     ended = False
     for number, line in enumerate(text_of(name, data).splitlines(), 1):
         words = line.split()
@@ -109,11 +171,12 @@ def read_stl(name: str, data: bytes, limits: Limits) -> Surface:
             continue
         key = words[0].lower()
         if key == "vertex":
-            values = _floats(name, number, words[1:])
-            if len(values) != 3:
-                raise _odd(name, number, f"{len(values)} numbers in a vertex", "3 are accepted")
-            corners.append(values)
-            if len(corners) > 3 * limits.faces:
+            if len(words) != 4:
+                raise _odd(name, number, f"{len(words) - 1} numbers in a vertex", "3 are accepted")
+            _numbers(name, number, words[1:])
+            corners += 1
+            kept.append(f"vertex {' '.join(words[1:])}")
+            if corners > 3 * limits.faces:
                 raise refusal(
                     name, f"more than {limits.faces} faces", f"At most {limits.faces} are accepted"
                 )
@@ -121,17 +184,17 @@ def read_stl(name: str, data: bytes, limits: Limits) -> Surface:
             open_facet += 1
         elif key == "endfacet":
             open_facet -= 1
-            if len(corners) % 3:
+            if corners % 3:
                 raise _odd(name, number, "a facet without 3 vertices", _AGAIN)
         elif key == "endsolid":
             ended = True
         elif key not in ("solid", "outer", "endloop", "color"):
             raise _odd(name, number, f'"{shown(words[0], 16)}" is no STL word', _AGAIN)
-    if open_facet or len(corners) % 3 or not ended:
-        raise refusal(name, f"ends inside facet {len(corners) // 3}", "Copy or export it again")
+    if open_facet or corners % 3 or not ended:
+        raise refusal(name, f"ends inside facet {corners // 3}", "Copy or export it again")
     if not corners:
         raise refusal(name, "holds 0 facets", "At least 1 is accepted")
-    return _soup(np.array(corners, dtype=np.float64))
+    return _surface(name, "\n".join([*kept, "endsolid", ""]), "stl")
 
 
 def _binary_stl(name: str, data: bytes, count: int, limits: Limits) -> Surface:
@@ -140,13 +203,7 @@ def _binary_stl(name: str, data: bytes, count: int, limits: Limits) -> Surface:
         raise refusal(name, f"declares {count} faces", f"At most {limits.faces} are accepted")
     if count != held or count == 0:
         raise refusal(name, f"the header says {count} facets, the file holds {held}", _AGAIN)
-    rows = np.frombuffer(data, np.dtype([("n", "<f4", 3), ("v", "<f4", (3, 3)), ("a", "<u2")]),
-                         count, 84)  # fmt: skip
-    return _soup(rows["v"].reshape(-1, 3).astype(np.float64))
-
-
-def _soup(corners: np.ndarray) -> Surface:
-    return Surface(corners, np.arange(len(corners), dtype=np.int64).reshape(-1, 3))
+    return _gathered(name, loaded(name, data[: 84 + 50 * count], "stl"))
 
 
 def read_off(name: str, data: bytes, limits: Limits) -> Surface:
@@ -161,7 +218,7 @@ def read_off(name: str, data: bytes, limits: Limits) -> Surface:
     words = text[head.end() :].split()
     if words and words[0] == "BINARY":
         raise refusal(name, "is binary OFF", "Text OFF is accepted")
-    if len(words) < 3 or not all(re.fullmatch(r"\d{1,18}", w) for w in words[:3]):
+    if len(words) < 3 or not all(re.fullmatch(r"[0-9]{1,18}", w) for w in words[:3]):
         raise refusal(name, "has no counts after OFF", "Vertices, faces, edges are expected")
     n, m = int(words[0]), int(words[1])
     if n > limits.points or m > limits.faces:
@@ -178,55 +235,62 @@ def read_off(name: str, data: bytes, limits: Limits) -> Surface:
             f"{n} vertices and {m} faces are declared; only {len(words) - 3} numbers follow",
             _AGAIN,
         )
-    values = np.array(_floats(name, 0, words[3 : 3 + n * width])).reshape(n, width)
-    rest = words[3 + n * width :]
-    faces: list[tuple[int, int, int]] = []
-    at = 0
-    lines = iter(_face_lines(text[head.end() :], n, m))
-    for row in range(m):
-        corners = next(lines, None)
-        if corners is None:  # all on one line: read by counts, without colours
-            corners, at = _flat_face(name, row, rest, at)
-        faces += [(corners[0], corners[i], corners[i + 1]) for i in range(1, len(corners) - 1)]
+    _numbers(name, 0, words[3 : 3 + n * width])
+    rows = [words[i : i + width] for i in range(3, 3 + n * width, width)]
+    kept = ["OFF", f"{n} {m} 0", *(" ".join(row[:3]) for row in rows)]
+    kept += _face_lines(name, text[head.end() :], n, m) or _flat_faces(
+        name, words[3 + n * width :], m
+    )
+    found = _surface(name, "\n".join(kept), "off")
     colors = None
     if width == 7:
-        colors = values[:, 3:6] / (255.0 if np.nanmax(values[:, 3:6]) > 1 else 1.0)
-    return Surface(values[:, :3], np.array(faces, dtype=np.int64).reshape(-1, 3), colors)
+        colors = np.array([row[3:6] for row in rows], dtype=np.float64).reshape(n, 3)
+        colors = colors / (255.0 if colors.max(initial=0) > 1 else 1.0)
+    return Surface(found.vertices, found.faces, colors)
 
 
-def _face_lines(text: str, n: int, m: int) -> list[list[int]]:
-    """Faces one a line (colours may follow them), or nothing when it has other line breaks."""
+def _face_lines(name: str, text: str, n: int, m: int) -> list[str]:
+    """Faces one a line, as OFF is written mostly (colours may follow them); else nothing."""
     lines = [line.split() for line in text.splitlines() if line.strip()]
     if len(lines) != 1 + n + m:
         return []
     out = []
-    for words in lines[1 + n :]:
-        if not words[0].isdigit() or len(words) <= int(words[0]):
+    for row, words in enumerate(lines[1 + n :]):
+        if not re.fullmatch(r"[0-9]{1,9}", words[0]) or len(words) <= int(words[0]):
             return []
-        corners = words[1 : 1 + int(words[0])]
-        if not all(re.fullmatch(r"\d{1,18}", w) for w in corners):
-            return []
-        out.append([int(w) for w in corners])
+        out.append(_face(name, row, words[: 1 + int(words[0])]))
     return out
 
 
-def _flat_face(name: str, row: int, rest: list[str], at: int) -> tuple[list[int], int]:
-    size = rest[at] if at < len(rest) else ""
-    if not re.fullmatch(r"\d{1,9}", size) or at + 1 + int(size) > len(rest):
-        raise refusal(name, f"face {row} is cut off", _AGAIN)
-    corners = rest[at + 1 : at + 1 + int(size)]
-    if not all(re.fullmatch(r"\d{1,18}", w) for w in corners):
-        raise refusal(name, f"face {row} holds an index that is not a whole number", _AGAIN)
-    return [int(w) for w in corners], at + 1 + int(size)
+def _flat_faces(name: str, words: list[str], m: int) -> list[str]:
+    """Faces with other line breaks, or none: read by their counts, without colours."""
+    out, at = [], 0
+    for row in range(m):
+        size = words[at] if at < len(words) else ""
+        if not re.fullmatch(r"[0-9]{1,9}", size) or at + 1 + int(size) > len(words):
+            raise refusal(name, f"face {row} is cut off", _AGAIN)
+        out.append(_face(name, row, words[at : at + 1 + int(size)]))
+        at += 1 + int(size)
+    return out
 
 
-def _floats(name: str, line: int, words: list[str]) -> list[float]:
-    try:
-        return [float(w) for w in words]
-    except ValueError:
-        where = f"line {line}" if line else "a vertex"
-        text = shown(" ".join(words[:4]), 24)
-        raise refusal(name, f'{where}: "{text}" is not numbers', _AGAIN) from None
+def _face(name: str, row: int, words: list[str]) -> str:
+    if len(words) < 4 or not all(re.fullmatch(r"[0-9]{1,18}", w) for w in words):
+        raise refusal(name, f"face {row} has no 3 indices that are whole numbers", _AGAIN)
+    return " ".join(words)
+
+
+def _numbers(name: str, line: int, words: list[str]) -> None:
+    """Refuses words that are not finite numbers."""
+    for word in words:
+        if not _NUMBER.fullmatch(word):
+            where = f"line {line}" if line else "a vertex"
+            raise refusal(name, f'{where}: "{shown(word, 24)}" is not a finite number', _AGAIN)
+
+
+def _float(word: str) -> float:
+    """A colour's number; one that is none becomes NaN, which is shown as grey with a notice."""
+    return float(word) if _NUMBER.fullmatch(word) else np.nan
 
 
 def _odd(name: str, line: int, wrong: str, way_out: str):

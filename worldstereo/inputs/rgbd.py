@@ -58,7 +58,15 @@ def read_frames(bundle: Bundle, member: str) -> Capture:
         cloud = cloud_of(*ply.points_of(bundle, points), assembled.origin)
     elif (sparse := colmap.points_beside(bundle, base)) is not None:
         cloud = cloud_of(*sparse, assembled.origin)
-    return captured(bundle, kind, assembled, cloud=cloud)
+    return captured(bundle, kind, assembled, cloud=cloud, metres_per_unit=_metres(root))
+
+
+def _metres(root: jsonfile.Node) -> float | None:
+    """1 where `units` says metre, or where only the depth does; None for any other unit."""
+    if root.has("units"):
+        word = str(root.at("units").value).strip().lower()
+        return 1.0 if word in ("m", "metre", "metres", "meter", "meters") else None
+    return 1.0 if root.has("depth") else None
 
 
 def _lens(node: jsonfile.Node, half: float) -> Lens:
@@ -141,7 +149,10 @@ def read_text(bundle: Bundle, member: str, form: str) -> Capture:
         Shot(f"frame {i}", pair.color, poses.pose(name, f"frame {i}", m), lens, pair.depth, unit)
         for i, (pair, m) in enumerate(zip(pairs, c2w, strict=True))
     ]
-    return captured(bundle, "rgbd", assemble(name, bundle, shots), notices=notices)
+    # All text forms give positions in metres and depth in a fixed part of a metre.
+    return captured(
+        bundle, "rgbd", assemble(name, bundle, shots), notices=notices, metres_per_unit=1.0
+    )
 
 
 def _head(bundle: Bundle, name: str) -> bytes:

@@ -156,3 +156,47 @@ def _unit(vectors: np.ndarray) -> np.ndarray:
     length = np.linalg.norm(vectors, axis=1, keepdims=True)
     good = np.isfinite(length) & (length > 1e-12)
     return np.where(good, vectors / np.where(good, length, 1), 0.0)
+
+
+def srgb(linear: np.ndarray) -> np.ndarray:
+    """Linear light in [0, 1] as it is shown. Source: IEC 61966-2-1."""
+    return np.where(
+        linear <= 0.0031308,
+        12.92 * linear,
+        1.055 * np.maximum(linear, 0.0031308) ** (1 / 2.4) - 0.055,
+    )
+
+
+def joined(parts: list[Surface], notices: tuple[str, ...]) -> Surface:
+    """One surface; textures are sampled at the vertices when parts do not share one."""
+    notices = tuple(dict.fromkeys(notices))
+    if len(parts) == 1:
+        only = parts[0]
+        return Surface(only.vertices, only.faces, only.colors, None, only.uv, only.texture, notices)
+    shared = parts[0].texture is not None and all(p.texture is parts[0].texture for p in parts)
+    points = np.concatenate([p.vertices for p in parts])
+    starts = np.cumsum([0] + [len(p.vertices) for p in parts[:-1]])
+    faces = np.concatenate([p.faces + s for p, s in zip(parts, starts, strict=True)])
+    mixed = any(len(p.faces) == 0 for p in parts) and len(faces) > 0
+    if mixed:
+        notices = (*notices, "Loose points beside a mesh were left out.")
+    if shared and all(p.uv is not None for p in parts):
+        uv = np.concatenate([p.uv for p in parts if p.uv is not None])
+        return Surface(points, faces, None, None, uv, parts[0].texture, notices)
+    tints = [_vertex_colors(p) for p in parts]
+    if all(t is None for t in tints):
+        return Surface(points, faces, notices=notices)
+    filled = [np.full((len(p.vertices), 3), 0.7) if t is None else t
+              for p, t in zip(parts, tints, strict=True)]  # fmt: skip
+    return Surface(points, faces, np.concatenate(filled), notices=notices)
+
+
+def _vertex_colors(part: Surface) -> np.ndarray | None:
+    if part.uv is None or part.texture is None:
+        return part.colors
+    height, width = part.texture.shape[:2]
+    uv = np.nan_to_num(part.uv) % 1.0
+    column = np.minimum((uv[:, 0] * width).astype(int), width - 1)
+    row = np.minimum((uv[:, 1] * height).astype(int), height - 1)
+    colors = part.texture[row, column] / 255.0
+    return colors if part.colors is None else colors * part.colors

@@ -16,7 +16,7 @@ from worldstereo.scene import Capture, PointCloud, View
 from worldstereo.trajectory import Trajectory
 
 TENSORS, TEXT = "capture.safetensors", "capture.json"
-_PLAIN = ("name", "kind", "rough_depth", "prompt", "notices")
+_PLAIN = ("name", "kind", "rough_depth", "prompt", "notices", "metres_per_unit")
 _CLOUD = ("points", "colors", "confidence", "step", "normals", "radii", "source")
 
 
@@ -59,7 +59,7 @@ def read(folder: Path) -> Capture:
             if len(value) != n:
                 raise ValueError(f"cloud.{key} has {len(value)} rows, the points {n}.")
         cloud = PointCloud(**columns)
-    path = text.get("trajectory")
+    path, metres = text.get("trajectory"), text["metres_per_unit"]
     return Capture(
         name=str(text["name"]),
         kind=str(text["kind"]),
@@ -70,6 +70,7 @@ def read(folder: Path) -> Capture:
         rough_depth=bool(text["rough_depth"]),
         prompt=str(text["prompt"]),
         notices=tuple(str(n) for n in text["notices"]),
+        metres_per_unit=None if metres is None else float(metres),
     )
 
 
