@@ -19,6 +19,7 @@ import cv2
 import numpy as np
 import torch
 
+from bench.harness import Context, Row
 from bench.views_sets import (
     Job,
     jobs,
@@ -34,7 +35,7 @@ from bench.views_sets import (
     workings,
 )
 from worldstereo import intake, synthesis
-from worldstereo.fusion import fetch, make_working, pose_distance
+from worldstereo.fusion import fetch, make_working, pose_distance, pose_of
 from worldstereo.intake import Intake, IntakeOptions
 from worldstereo.render import RenderResult, render_points
 from worldstereo.scene import Origin, PointCloud, View
@@ -42,6 +43,12 @@ from worldstereo.synthesis import SynthesisOptions
 
 WHOLE, ENTIRE = SynthesisOptions(), IntakeOptions()
 SETS = ("livingroom1", "apc-shelf", "icl-nuim-5")
+PHOTOS = ("lund-door", "buddha", "plush")
+FLOORS = {
+    "livingroom1": {"floor": "28.3/.865/29.7", "stretch": "29.3/.885/30.5"},
+    "apc-shelf": {"floor": "17.2/.60/18.4", "stretch": "18.5/.64/19.5"},
+    "icl-nuim-5": {"floor": "23.0/.84/27.0", "stretch": "23.6/.855/27.6"},
+}
 OFF_INTAKE = IntakeOptions(
     rig=False, clean=False, contradict=False, by_others=False, exposure=False, complete=False,
     stereo=False,
@@ -161,6 +168,33 @@ def baselines(bench: Bench) -> None:
         return image_of(one(target, OFF_SYNTHESIS))
 
     bench.score("nearest view, warped", nearest)
+
+
+def photo_baseline(bench: Bench, memory: Sequence[Remembered]) -> None:
+    """For photos without depth: the nearest one, warped with our own completed depth."""
+
+    def nearest(k: int, target: View) -> np.ndarray:
+        m = memory[k]
+        camera = m.camera(target)
+        pose = pose_of(camera, m.intake.unit)
+        best = min(m.views, key=lambda v: pose_distance(pose_of(v.cameras, m.intake.unit), pose))
+        return image_of(
+            synthesis.synthesize(camera, [best], unit=m.intake.unit, options=OFF_SYNTHESIS)
+        )
+
+    bench.score("nearest photo, our depth", nearest)
+
+
+def every_target(bench: Bench, folder: Path, memory: Sequence[Remembered]) -> None:
+    """All frames that were not kept, beside the evenly chosen ones of the protocol."""
+    rest = jobs(bench.name, load(folder), None, every=True)[0].targets
+    rows = []
+    for target in rest:
+        image, truth = image_of(memory[0](target)), picture(target)
+        rows.append(scores(image, truth, bench._seen(0, target)))
+    row = mean_of(rows)
+    bench.rows.append({"set": bench.name, "what": f"all {len(rest)} targets"} | row)
+    print(f"{bench.name:12s} {f'all {len(rest)} targets':34s} " + _figures(row), flush=True)
 
 
 def full(bench: Bench) -> list[Remembered]:
@@ -326,13 +360,19 @@ def measure(
     rows: list[dict] = []
     for name, folder in folders.items():
         bench = Bench(name, folder, fixtures, quick)
-        baselines(bench)
+        photos = not any(bool(view.mask.any()) for view in bench.jobs[0].kept)
+        if not photos:
+            baselines(bench)
         memory = full(bench)
+        if photos:
+            photo_baseline(bench, memory)
+        if name == "livingroom1" and not quick:
+            every_target(bench, folder, memory)
         consistency(bench, memory)
         growth(bench, memory)
         if sheets is not None:
             sheet(bench, memory, sheets)
-        if all_rungs:
+        if all_rungs and not photos:
             rungs(bench)
         rows += bench.rows
     return rows
@@ -347,6 +387,30 @@ def found_folders(root: Path, names: Sequence[str]) -> dict[str, Path]:
                 out[name] = candidate
                 break
     return out
+
+
+def views(context: Context) -> list[Row]:
+    """Held-out views predicted from remembered ones, every rung; needs WORLDSTEREO_DATA."""
+    root = Path(os.environ.get("WORLDSTEREO_DATA", ""))
+    if not root.is_dir() or not os.environ.get("WORLDSTEREO_DATA"):
+        print("views: skipped, WORLDSTEREO_DATA does not name a folder of captures")
+        return []
+    names = SETS[:1] if context.quick else (*SETS, *PHOTOS)
+    found = measure(
+        found_folders(root, names), fixtures=root.parent / "fixtures", quick=context.quick,
+        all_rungs=not context.quick, sheets=None,
+    )  # fmt: skip
+    rows = []
+    for figures in found:
+        name, what = figures.pop("set"), figures.pop("what")
+        cpu, wall = (1e3 * figures.pop(k, 0.0) for k in ("cpu_target", "s_target"))
+        targets = FLOORS.get(name, {}) if what == "all rungs" else {}
+        rounded = {k: round(v, 4) for k, v in figures.items()}
+        rows.append(Row(name, what, 0, cpu, wall, 1, rounded | targets))
+    return rows
+
+
+BENCHMARKS = {"views": views}
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import torch
 
 from worldstereo import inputs
 from worldstereo.fusion import Working, make_working, nearest_fill, relative
@@ -30,7 +31,24 @@ class Job:
 
 def load(folder: Path) -> list[View]:
     """The views of a capture as the product reads them, in its own order."""
-    return list(inputs.read(folder).views)
+    return [_at_most(view, PHOTO_SIDE) for view in inputs.read(folder).views]
+
+
+def _at_most(view: View, side: int) -> View:
+    """The view with its longer side at most `side`, averaged down; depth by the nearest sample."""
+    factor = side / max(view.width, view.height)
+    if factor >= 1:
+        return view
+    size = (round(view.width * factor), round(view.height * factor))
+    color = cv2.resize(picture(view), size, interpolation=cv2.INTER_AREA)
+    depth = cv2.resize(view.depth[0].numpy(), size, interpolation=cv2.INTER_NEAREST)
+    return View.of(
+        torch.from_numpy(color).permute(2, 0, 1).contiguous(),
+        torch.from_numpy(np.asarray(depth, np.float32))[None],
+        view.given.scaled(*size),
+        frame=view.frame,
+        name=view.name,
+    )
 
 
 def jobs(name: str, views: list[View], fixtures: Path | None, every: bool = False) -> list[Job]:
@@ -171,7 +189,10 @@ def sparsification(error: np.ndarray, confidence: np.ndarray) -> float:
 
 def mean_of(rows: Sequence[dict[str, float]]) -> dict[str, float]:
     """Means over images; `pooled` is the PSNR of the mean squared error."""
-    out = {k: float(np.nanmean([row[k] for row in rows])) for k in rows[0]}
+    out = {}
+    for k in rows[0]:
+        values = [row[k] for row in rows if np.isfinite(row[k])]
+        out[k] = float(np.mean(values)) if values else float("nan")
     out["pooled"] = float(-10 * np.log10(out.pop("mse")))
     return out
 
