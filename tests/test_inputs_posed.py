@@ -5,6 +5,7 @@ import json
 import shutil
 import struct
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from worldstereo.inputs.lens import Lens, undistorted
 from worldstereo.scene import DepthKind, PointCloud, Scene, View
 
 
-def zipped(files: dict[str, bytes | str]) -> bytes:
+def zipped(files: Mapping[str, bytes | str]) -> bytes:
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w") as archive:
         for name, data in files.items():

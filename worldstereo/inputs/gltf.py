@@ -420,7 +420,7 @@ class _Document:
         if bad.any():
             raise self.refuse(f"{part['what']}: vertex {int(bad.argmax())} is not finite",
                               "Only finite coordinates are accepted")  # fmt: skip
-        faces = np.asarray(getattr(geometry, "faces", np.zeros((0, 3))), dtype=np.int64)
+        faces = np.asarray(getattr(geometry, "faces", ()), dtype=np.int64).reshape(-1, 3)
         if len(faces) and not 0 <= int(faces.min()) <= int(faces.max()) < len(points):
             raise self.refuse(f"{part['what']}: index {int(faces.max())} of {len(points)} vertices")
         if not np.isfinite(world).all():

@@ -73,7 +73,8 @@ def _gathered(name: str, scene: trimesh.Scene) -> Surface:
     points, faces, start = [np.zeros((0, 3))], [np.zeros((0, 3), np.int64)], 0
     for part in scene.geometry.values():
         points.append(np.asarray(part.vertices, dtype=np.float64))
-        faces.append(np.asarray(getattr(part, "faces", faces[0]), dtype=np.int64) + start)
+        triangles = np.asarray(getattr(part, "faces", ()), dtype=np.int64).reshape(-1, 3)
+        faces.append(triangles + start)
         start += len(points[-1])
     return Surface(np.concatenate(points), np.concatenate(faces))
 

@@ -224,7 +224,8 @@ def _surface(vertex: np.ndarray, faces: np.ndarray) -> Surface:
         known = vertex.dtype.names or ()
         if not all(n in known and vertex[n].dtype.kind in "iuf" for n in names):
             return None
-        return np.stack([vertex[n].astype(np.float64) for n in names], axis=1)
+        with np.errstate(invalid="ignore"):  # NaNs are counted and refused, or become grey, later
+            return np.stack([vertex[n].astype(np.float64) for n in names], axis=1)
 
     points = stacked("x", "y", "z")
     assert points is not None  # checked in `read`
