@@ -444,7 +444,7 @@ def _groups(keys: Float[np.ndarray, "M 3"]) -> tuple[np.ndarray, np.ndarray]:
     if has_compiler():
         from worldstereo._geometric_memory_hash import group_rows
 
-        group, first = group_rows(keys)
+        group, first = group_rows(keys + 0.0)  # -0.0 and 0.0 are one place, their bits are not
         return first, group
     _, first, group = np.unique(keys, axis=0, return_index=True, return_inverse=True)
     order = np.argsort(first, kind="stable")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from playwright.sync_api import TimeoutError as PlaywrightTimeout
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
 
@@ -61,6 +62,19 @@ def small_clip(page: Any, frames: int) -> None:
     idle(page)
 
 
+def slide_until(page, slider, value, condition):
+    """Slide as a hand does, several events; on a starved page a single one can fall between."""
+    move = "(e, v) => { e.value = v; e.dispatchEvent(new Event('input', {bubbles: true})); }"
+    for _ in range(12):
+        slider.evaluate(move, value)
+        try:
+            page.wait_for_function(f"() => {condition}", timeout=10_000)
+        except PlaywrightTimeout:
+            continue
+        return
+    pytest.fail(f"sliding to {value} never showed {condition}")
+
+
 def test_the_whole_story(visit, app, tmp_path):
     page = visit()
 
@@ -82,9 +96,8 @@ def test_the_whole_story(visit, app, tmp_path):
     page.wait_for_function("() => document.querySelector('#amount')?.innerText.includes('%')")
     idle(page)
     slider = page.locator("#frame input[type=range]")
-    slider.evaluate("e => { e.value = 9; e.dispatchEvent(new Event('input', {bubbles: true})); }")
-    page.wait_for_function(
-        "() => /Frame 9 of 25, draft/.test(document.querySelector('#preview').innerText)"
+    slide_until(
+        page, slider, 9, "/Frame 9 of 25, draft/.test(document.querySelector('#preview').innerText)"
     )
     slider.dispatch_event("pointerup")
     page.wait_for_function(
