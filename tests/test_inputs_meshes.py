@@ -227,3 +227,8 @@ def test_glb_asks_for_nothing_outside():
     root["accessors"][0]["sparse"] = {"count": 1}
     with pytest.raises(InputRefused, match=r"Export it again without sparse accessors"):
         gltf.read("a.glb", corpus.glb(root, body), LOCAL)
+
+
+def test_off_without_faces_is_a_cloud():
+    cloud = inputs.read(b"OFF\n2 0 0\n0 0 0\n1 2 3\n", "a.off").cloud
+    assert cloud is not None and cloud.points.tolist() == [[0, 0, 0], [1, 2, 3]]
