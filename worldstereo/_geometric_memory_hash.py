@@ -164,7 +164,8 @@ def gap(value, c, h):
     """How far a coordinate is from a cell, less a little for rounding; the outermost never end."""
     if abs(c) >= np.int64(4000000000000000000):
         return 0.0
-    return max(max(c * h - value, value - (c + 1) * h), 0.0) * 0.999999
+    away = max(c * h - value, value - (c + 1) * h) - abs(value) * 1e-15
+    return max(away, 0.0) * 0.999999
 
 
 @kernel(inline="always")
