@@ -34,9 +34,7 @@ def test_a_point_behind_keeps_its_negative_depth(cameras):
 
 
 @settings(max_examples=30, deadline=None)
-@given(
-    u=st.floats(-20, 60), v=st.floats(-20, 60), z=st.floats(0.05, 50), index=st.integers(0, 4)
-)
+@given(u=st.floats(-20, 60), v=st.floats(-20, 60), z=st.floats(0.05, 50), index=st.integers(0, 4))
 def test_unproject_inverts_project(u, v, z, index):
     from tests.conftest import turned_cameras
 
@@ -73,9 +71,7 @@ def test_plucker_moment_is_zero_distance_from_every_point_of_the_ray(cameras):
     assert plucker.shape == (5, 6, 7, 9)
     direction, moment = plucker[:, :3].movedim(1, -1), plucker[:, 3:].movedim(1, -1)
     point = cameras.position[:, None, None] + 1.7 * direction
-    torch.testing.assert_close(
-        moment, torch.linalg.cross(point, direction), atol=1e-5, rtol=0
-    )
+    torch.testing.assert_close(moment, torch.linalg.cross(point, direction), atol=1e-5, rtol=0)
 
 
 def test_scaled_keeps_what_the_camera_sees(cameras):
