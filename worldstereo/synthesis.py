@@ -57,6 +57,7 @@ class SynthesisOptions:
     """Relative depth within which a remembered pixel confirms a point."""
 
 
+CLOUD, INVENTED = 0.3, 0.2  # confidence of what no remembered pixel confirms, at most
 SEEN = 1e-6  # weight from which on a pixel counts as confirmed
 
 
@@ -154,8 +155,8 @@ def synthesize(
         depth = np.where(known, depth, 0)
     origin = np.full(pose.shape, int(Origin.INVENTED), np.uint8)
     origin[from_cloud], origin[seen] = int(Origin.GLOBAL), int(Origin.STEREO)
-    confidence = blend.confidence(seen)
-    confidence[from_cloud] = 0.15
+    confidence = np.where(seen, blend.confidence(), np.where(from_cloud, CLOUD, INVENTED))
+    confidence = np.where(depth > 0, confidence * _smoothness(color), 0).astype(np.float32)
     if rig is not None and tuple(rig[0].shape) == pose.shape:
         mask = rig[0].cpu().numpy()
         color = np.where(mask[..., None], rig[1].permute(1, 2, 0).cpu().numpy(), color)
@@ -300,16 +301,23 @@ class _Blend:
     def color(self) -> np.ndarray:
         return self.total / np.maximum(self.weights, 1e-9)[..., None]
 
-    def confidence(self, seen: np.ndarray) -> np.ndarray:
-        """Ranking of the expected error: mass of agreement, spread of the colours, angle."""
-        color = self.color()
-        luminance = color @ np.array([0.3, 0.6, 0.1], np.float32)
+    def confidence(self) -> np.ndarray:
+        """Mass of agreement, spread of the agreeing colours and angle of the nearest view."""
+        luminance = self.color() @ np.array([0.3, 0.6, 0.1], np.float32)
         spread = self.energy / np.maximum(self.weights, 1e-9) - luminance**2
         spread = np.sqrt(np.maximum(spread, 0))
-        mass = 1 - np.exp(-2 * self.mass)
+        mass = np.sqrt(1 - np.exp(-2 * self.mass))
         near = self.best / (self.best + 10)
-        value = mass * (0.3 + 0.7 * near) * np.exp(-spread / 0.05)
-        return np.where(seen, np.clip(value, 0.02, 1), 0).astype(np.float32)
+        return np.clip(mass * (0.6 + 0.4 * near) * np.exp(-spread / 0.05), 0.02, 1)
+
+
+def _smoothness(color: np.ndarray) -> np.ndarray:
+    """exp(-gradient / 0.2): in smooth pictures a small error of depth or pose costs little."""
+    import cv2
+
+    grey = cv2.cvtColor(np.ascontiguousarray(color, np.float32), cv2.COLOR_RGB2GRAY)
+    slope = np.hypot(cv2.Sobel(grey, cv2.CV_32F, 1, 0), cv2.Sobel(grey, cv2.CV_32F, 0, 1))
+    return np.exp(-cv2.GaussianBlur(slope, (0, 0), 1.5) / 0.2)
 
 
 def _gains(views: Sequence[Working], pose: Pose) -> np.ndarray:
