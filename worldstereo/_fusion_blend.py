@@ -12,11 +12,12 @@ import numpy as np
 from worldstereo._compiled import kernel
 
 FLAGS = {"cache": True, "fastmath": True, "nogil": True, "error_model": "numpy"}
+INLINED = FLAGS | {"forceinline": True}
 
 CONFIRMS, OUTSIDE, UNKNOWN, LOOKED_THROUGH, BEHIND = 0, 1, 2, 3, 4
 
 
-@kernel(**FLAGS)
+@kernel(**INLINED)
 def attend(X, Y, Z, view, color, depth, rim, trust, K, T, centre, agree, feather, near):
     """One point of the target seen by one view.
 

@@ -342,7 +342,7 @@ def _passes(
     y, x = y * stride, x * stride
     detail = _detail_at(fetched, i, x, y, depth[y, x])
     detail = detail[detail > 0]
-    top = _level(float(detail.max()), view) + 1 if len(detail) else 0
+    top = _level(float(detail.max()), view) if len(detail) else 0
     top = min(top, view.level(top).power)
     edges = [0.0, *(2.0 ** (k - 0.5) for k in range(1, top + 1)), np.inf]
     return [(k, edges[k] * 0.5**k, edges[k + 1] * 0.5**k) for k in range(top + 1)]
