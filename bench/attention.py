@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench.harness import Context, Row
-from worldstereo._stereo_memory_checks import check_view
-from worldstereo._stereo_memory_matches import torch_matches
+from worldstereo._stereo_memory.checks import check_view
+from worldstereo._stereo_memory.matches import torch_matches
 from worldstereo.attention import csr_attention, has_numba
 from worldstereo.cameras import Cameras, look_at
 from worldstereo.render import RenderResult, render_points

@@ -16,7 +16,7 @@ import torch
 
 from bench.harness import Context, Row
 from bench.views import SETS, Bench, Remembered, found_folders, image_of
-from worldstereo._mini_inputs import make_inputs
+from worldstereo._mini.inputs import make_inputs
 from worldstereo.mini import FOLDER, MiniGenerator
 from worldstereo.scene import View
 

@@ -5,11 +5,10 @@ import pytest
 import torch
 
 from tests.conftest import room, turned_cameras
-from worldstereo import _fusion_blend as blend
-from worldstereo import _fusion_kernels as kernels
-from worldstereo import _fusion_torch as twin
 from worldstereo import fusion
-from worldstereo._fusion_working import WorkingCache
+from worldstereo._fusion import blend, kernels
+from worldstereo._fusion import twin as twin
+from worldstereo._fusion.working import WorkingCache
 from worldstereo.cameras import Cameras, look_at
 from worldstereo.fusion import Fetched, make_working, membrane, pose_of, relative
 from worldstereo.scene import View

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from worldstereo import _geometric_memory_store as store_module
 from worldstereo import spatial_index
+from worldstereo._geometric_memory import store as store_module
 from worldstereo.cameras import Cameras
 from worldstereo.geometric_memory import GlobalGeometricMemory
 

@@ -10,9 +10,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 
 from tests.conftest import room, turned_cameras
-from worldstereo import _intake_depth as stages
-from worldstereo._intake_exposure import exposure_gains
-from worldstereo._intake_rig import find_rig
+from worldstereo._intake import depth as stages
+from worldstereo._intake.exposure import exposure_gains
+from worldstereo._intake.rig import find_rig
 from worldstereo.cameras import Cameras
 from worldstereo.fusion import make_working
 from worldstereo.intake import IntakeOptions, cloud_from, enter, generated

@@ -8,8 +8,8 @@ from safetensors.torch import load_file, save_file
 
 from tests.conftest import room_capture
 from worldstereo import Origin, Trajectory, WarpGenerator, WeightsMissing, World
-from worldstereo._mini_inputs import BINS, MiniInputs, batched, error_bins
-from worldstereo._mini_network import MiniNetwork
+from worldstereo._mini.inputs import BINS, MiniInputs, batched, error_bins
+from worldstereo._mini.network import MiniNetwork
 from worldstereo.explore import explore, start
 from worldstereo.mini import VERSION, MiniGenerator, load_network
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from worldstereo import multiview
-from worldstereo._multiview_arrays import job_of, judge
+from worldstereo._multiview.arrays import job_of, judge
 from worldstereo.cameras import Cameras, look_at
 from worldstereo.multiview import MatchOptions, MatchView
 

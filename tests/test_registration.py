@@ -8,8 +8,8 @@ import torch
 
 from tests.conftest import room
 from worldstereo import registration as module
-from worldstereo._registration_field import CorrectionField, exp6, log6
-from worldstereo._registration_solve import _jacobian, _jacobian_second
+from worldstereo._registration.field import CorrectionField, exp6, log6
+from worldstereo._registration.solve import _jacobian, _jacobian_second
 from worldstereo.cameras import Cameras, look_at
 from worldstereo.fusion import make_working
 from worldstereo.registration import doubts, register, registered

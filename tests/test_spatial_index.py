@@ -8,7 +8,7 @@ import torch
 
 from worldstereo import spatial_index
 from worldstereo._morton import MortonTree, morton_order
-from worldstereo._spatial_index_compiled import CompiledIndex
+from worldstereo._spatial_index.compiled import CompiledIndex
 from worldstereo.spatial_index import KeopsIndex, ScipyIndex, build_index
 
 

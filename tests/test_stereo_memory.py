@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.conftest import room, turned_cameras
-from worldstereo import _stereo_memory_matches as matching
+from worldstereo._stereo_memory import matches as matching
 from worldstereo.attention import has_numba
 from worldstereo.cameras import Cameras
 from worldstereo.render import RenderResult

@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from train.tuples import Pool, unpack
-from worldstereo._mini_inputs import BINS, MiniInputs
-from worldstereo._mini_network import MiniNetwork
+from worldstereo._mini.inputs import BINS, MiniInputs
+from worldstereo._mini.network import MiniNetwork
 
 STAGES = ("joint", "prior", "geometric", "stereo")
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from worldstereo import Cameras, View, render_points
-from worldstereo._mini_inputs import MiniInputs, make_inputs
+from worldstereo._mini.inputs import MiniInputs, make_inputs
 from worldstereo.intake import cloud_from
 from worldstereo.scene import DepthKind
 from worldstereo.synthesis import synthesize

@@ -148,7 +148,7 @@ def fits_kernel(*tensors: Tensor) -> bool:
 
 
 def _fused_attention(q, k, v, offsets, column, num_heads, per_head) -> AttentionResult:
-    from worldstereo import _attention_kernels as kernels
+    from worldstereo._attention import kernels
     from worldstereo._parallel import parallel_for
 
     q, k, v = (x.detach().contiguous() for x in (q, k, v))

@@ -1,7 +1,7 @@
 """Kernels on views: surfel warp, depth fusion, fetch at correspondences, gaps, membrane.
 
 Everything here works on `Working` views (numpy, lengths in u) and on one `Pose` as target. The
-compiled loops lie in `_fusion_kernels.py` and `_fusion_blend.py`; each runs over bands of rows, or
+compiled loops lie in `_fusion/kernels.py` and `_fusion/blend.py`; each runs over bands of rows, or
 one view a task, on the threads of `_parallel`.
 
 Sources: Shade et al. 1998 (layered warping), Merrell et al. 2007 (visibility-based fusion of depth
@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from worldstereo._fusion_working import (
+from worldstereo._fusion.working import (
     AGREE,
     Pose,
     Working,
@@ -90,7 +90,7 @@ def unproject(pose: Pose, depth: np.ndarray) -> np.ndarray:
 
 def warp(view: Working, target: Pose) -> np.ndarray:
     """Depth of one view as the target would see it, EMPTY where nothing falls."""
-    from worldstereo import _fusion_kernels as kernels
+    from worldstereo._fusion import kernels
 
     out = np.full(target.shape, kernels.EMPTY, np.float32)
     kernels.surfel_warp(
@@ -109,7 +109,7 @@ def fused_depth(
         agree: relative depth within which views support one surface.
         free: how much farther a view must see to look through a surface; 0 leaves the test out.
     """
-    from worldstereo import _fusion_kernels as kernels
+    from worldstereo._fusion import kernels
 
     out = np.zeros(target.shape, np.float32)
     if not views:
@@ -177,7 +177,7 @@ def fetch(
         colours in [0, 1] (H, W, 3), agreement in [0, 1] (0: does not correspond) and the angle
         between the two rays in radians.
     """
-    from worldstereo import _fusion_blend as blend
+    from worldstereo._fusion import blend
 
     color = np.zeros((*depth.shape, 3), np.float32)
     agreement = np.zeros(depth.shape, np.float32)
@@ -195,7 +195,7 @@ def fetch(
 
 def fill_gaps(d: np.ndarray, radius: int, least: int, agree: float = 0.02) -> np.ndarray:
     """Disparity with small gaps filled where the samples around lie on one surface."""
-    from worldstereo import _fusion_kernels as kernels
+    from worldstereo._fusion import kernels
 
     out = np.empty_like(d)
     rows = bands(len(d))
@@ -207,7 +207,7 @@ def clean_disparity(d: np.ndarray) -> np.ndarray:
     """Measured disparity without lone samples and islands, small gaps filled on single surfaces."""
     import cv2
 
-    from worldstereo import _fusion_kernels as kernels
+    from worldstereo._fusion import kernels
 
     if not (d > 0).any():
         return d
@@ -285,7 +285,7 @@ def _pyramid(
 
 
 def _relaxed(film: np.ndarray, fixed: np.ndarray, weight: np.ndarray, sweeps: int) -> np.ndarray:
-    from worldstereo import _fusion_kernels as kernels
+    from worldstereo._fusion import kernels
 
     wide = film.shape[1] + 2
     y, x = np.nonzero(~fixed)

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from worldstereo._geometric_memory_checks import (
+from worldstereo._geometric_memory.checks import (
     WrongType,
     check_option,
     check_pose,
@@ -27,10 +27,10 @@ from worldstereo._geometric_memory_checks import (
     check_threshold,
     check_whole,
 )
-from worldstereo._geometric_memory_features import AGGREGATIONS, INJECTIONS, PointFeatures
-from worldstereo._geometric_memory_files import MemoryFiles
-from worldstereo._geometric_memory_index import GrowingIndex
-from worldstereo._geometric_memory_store import Columns, PointStore, Version
+from worldstereo._geometric_memory.features import AGGREGATIONS, INJECTIONS, PointFeatures
+from worldstereo._geometric_memory.files import MemoryFiles
+from worldstereo._geometric_memory.index import GrowingIndex
+from worldstereo._geometric_memory.store import Columns, PointStore, Version
 from worldstereo.cameras import Cameras
 from worldstereo.render import RenderResult, check_render, render_points
 from worldstereo.spatial_index import KINDS

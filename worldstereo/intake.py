@@ -14,10 +14,10 @@ import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
-from worldstereo import _intake_depth as stages
-from worldstereo._intake_exposure import exposure_gains
-from worldstereo._intake_rig import find_rig
-from worldstereo._intake_stereo import fill_by_stereo, measure_photos, rescaled
+from worldstereo._intake import depth as stages
+from worldstereo._intake.exposure import exposure_gains
+from worldstereo._intake.rig import find_rig
+from worldstereo._intake.stereo import fill_by_stereo, measure_photos, rescaled
 from worldstereo.cameras import Cameras
 from worldstereo.fusion import RADIAN, Pose, Working, make_working, parallel_for, pose_of
 from worldstereo.registration import (

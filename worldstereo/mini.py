@@ -3,21 +3,22 @@
 The weight-free view is the anchor; the network adds a learned correction to it, steered by the
 global geometric memory (splat, holes, depth, rays) and by the spatial-stereo memory (reference
 views at the target's 3D correspondences). It returns colour, depth and confidence, and says from
-its own attention whether a pixel was remembered or invented. Architecture: `_mini_network.py`;
+its own attention whether a pixel was remembered or invented. Architecture: `_mini/network.py`;
 how it was trained: `train/README.md`; figures and limits: `weights/mini/MODEL_CARD.md`.
 """
 
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from worldstereo._mini_inputs import MiniInputs, batched, make_inputs
-from worldstereo._mini_network import Estimate, MiniNetwork
+from worldstereo._mini.inputs import MiniInputs, batched, make_inputs
+from worldstereo._mini.network import Estimate, MiniNetwork
 from worldstereo.control import GuideFrame, splat_cloud
 from worldstereo.errors import WeightsMissing
 from worldstereo.generator import (
@@ -65,7 +66,8 @@ class MiniGenerator:
         if steps not in (1, 2, 4):
             raise ValueError(f"steps must be 1, 2 or 4 for the mini generator, got {steps}.")
         self.steps, self.stereo, self.geometric, self.device = steps, stereo, geometric, device
-        self.network = load_network(folder).to(device, memory_format=torch.channels_last)
+        network: Any = load_network(folder)  # torch's stubs do not know memory_format here
+        self.network: MiniNetwork = network.to(device, memory_format=torch.channels_last)
         self._warp = WarpGenerator()
 
     def new_memories(self, max_points: int = 2_000_000):  # noqa: ANN201  (as WarpGenerator)

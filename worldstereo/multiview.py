@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional
 
-from worldstereo._multiview_arrays import (
+from worldstereo._multiview.arrays import (
     MatchOptions,
     MatchView,
     consistent,
@@ -33,7 +33,7 @@ from worldstereo._multiview_arrays import (
     upsampled,
     without_specks,
 )
-from worldstereo._multiview_choice import choose_neighbours, depth_range_of
+from worldstereo._multiview.choice import choose_neighbours, depth_range_of
 from worldstereo.cameras import Cameras
 
 __all__ = [

@@ -17,9 +17,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from worldstereo._registration_field import CorrectionField
-from worldstereo._registration_matches import overlaps, project
-from worldstereo._registration_solve import solve, with_c2w
+from worldstereo._registration.field import CorrectionField
+from worldstereo._registration.matches import overlaps, project
+from worldstereo._registration.solve import solve, with_c2w
 from worldstereo.cameras import Cameras
 from worldstereo.fusion import Working, make_working
 from worldstereo.scene import View

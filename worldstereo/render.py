@@ -7,7 +7,7 @@ one-pixel z-buffer followed by a (2R+1)^2 minimum filter of the packed words `de
 index`, so the filter costs per pixel and never per point.
 
 The projection is written out elementwise (`_project`), so that the compiled kernels of
-`_render_kernels.py` and the torch operators here round alike: their results are the same bits.
+`_render/kernels.py` and the torch operators here round alike: their results are the same bits.
 
 Source: Schuetz et al. 2021, "Rendering point clouds with compute shaders", arXiv:2104.07526.
 """
@@ -85,7 +85,7 @@ def render_points(
     check_render(points, colors, cameras, radius, near)
     if points.device.type != "cpu" or not has_compiler() or cameras.batch_shape == (0,):
         return render_torch(points, colors, cameras, radius, near)
-    from worldstereo._render_compiled import render_compiled
+    from worldstereo._render.compiled import render_compiled
 
     return render_compiled(points, colors, cameras, radius, near, block_index)
 

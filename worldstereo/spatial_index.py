@@ -58,7 +58,7 @@ def exact_index(points: Float[np.ndarray, "N 3"]) -> SpatialIndex:
     """The fastest exact index at hand for points that live on the CPU."""
     if has_compiler():
         from worldstereo._morton import MOST, REACH, reach
-        from worldstereo._spatial_index_compiled import CompiledIndex
+        from worldstereo._spatial_index.compiled import CompiledIndex
 
         if len(points) < MOST and reach(points) < REACH:
             return CompiledIndex(points)

@@ -1,6 +1,6 @@
 """Spatial-stereo memory: a bank of features, each tied to the 3D points it describes.
 
-A query looks only at entries that correspond to it in 3D; `_stereo_memory_matches` states the rules
+A query looks only at entries that correspond to it in 3D; `_stereo_memory.matches` states the rules
 (window, depth tolerance, occlusion). There are no learned weights: keys and values are the stored
 features, projections belong to the generator. World points in scene units, `Cameras` in OpenCV
 frame, pixels with the first centre at (0.5, 0.5).
@@ -22,24 +22,23 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from worldstereo import _stereo_memory_recall as recall
-from worldstereo import _stereo_memory_usage as usage
-from worldstereo._geometric_memory_checks import (
+from worldstereo._geometric_memory.checks import (
     WrongType,
     check_option,
     check_range,
     check_tensor,
     check_whole,
 )
-from worldstereo._stereo_memory_bank import Bank, Scalars, Version
-from worldstereo._stereo_memory_checks import (
+from worldstereo._stereo_memory import recall, usage
+from worldstereo._stereo_memory.bank import Bank, Scalars, Version
+from worldstereo._stereo_memory.checks import (
     check_cameras,
     check_flag,
     check_metadata,
     check_number,
     check_view,
 )
-from worldstereo._stereo_memory_matches import (
+from worldstereo._stereo_memory.matches import (
     ACCEPTED,
     Matches,
     Search,
@@ -47,7 +46,7 @@ from worldstereo._stereo_memory_matches import (
     camera_numbers,
     to_pixels,
 )
-from worldstereo._stereo_memory_matches import matches as find_matches
+from worldstereo._stereo_memory.matches import matches as find_matches
 from worldstereo.attention import csr_attention, dense_attention
 from worldstereo.cameras import Cameras
 from worldstereo.render import RenderResult
@@ -390,7 +389,7 @@ class SpatialStereoMemory(nn.Module):
 
         For a correspondence of confidence 1, at level 0 and without a normal, the window reaches
         attention_window / 2 pixels each way and the depth tolerance is 5 % of the query's depth,
-        borders included; `_stereo_memory_matches` states how both adapt, and the occlusion test.
+        borders included; `_stereo_memory.matches` states how both adapt, and the occlusion test.
         """
         positions = check_tensor("query_positions", query_positions, ("B", "N", 3), self.device)
         check_flag("reasons", reasons)

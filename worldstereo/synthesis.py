@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 from worldstereo import fusion
-from worldstereo._synthesis_choice import LIMIT, ViewIndex, choose_views
+from worldstereo._synthesis.choice import LIMIT, ViewIndex, choose_views
 from worldstereo.cameras import Cameras
 from worldstereo.fusion import METRES, Fetched, Pose, Working, invert, pose_distance, pose_of
 from worldstereo.render import RenderResult
@@ -191,7 +191,7 @@ def explain(
     Raises:
         ValueError: `pixel` lies outside the target.
     """
-    from worldstereo import _fusion_blend as kernels
+    from worldstereo._fusion import blend as kernels
 
     x, y = int(np.floor(pixel[0])), int(np.floor(pixel[1]))
     if not (0 <= x < target.width and 0 <= y < target.height):
@@ -235,7 +235,7 @@ def weights_map(
     options: SynthesisOptions = SynthesisOptions(),  # noqa: B008  (frozen)
 ) -> Float[Tensor, "H W"]:
     """Share of one of `views` in every pixel of the target, in [0, 1]."""
-    from worldstereo import _fusion_blend as kernels
+    from worldstereo._fusion import blend as kernels
 
     pose = pose_of(target, unit)
     served = [fusion.working(v, unit) for v in views]
@@ -272,7 +272,7 @@ class _Blend:
     def add_all(
         self, views: Sequence[Working], pose: Pose, depth: np.ndarray, options: SynthesisOptions
     ) -> None:
-        from worldstereo import _fusion_blend as kernels
+        from worldstereo._fusion import blend as kernels
 
         if not views or not (depth > 0).any():
             return
@@ -404,7 +404,7 @@ def _antialias(color: np.ndarray, depth: np.ndarray, known: np.ndarray) -> np.nd
     """At depth edges a 3x3 Gaussian over both surfaces: a photograph mixes them."""
     import cv2
 
-    from worldstereo import _fusion_kernels as kernels
+    from worldstereo._fusion import kernels
 
     if not known.any():
         return color

@@ -2,17 +2,18 @@
 
 `attend` decides everything about one (target pixel, view) pair: where the view shows the point, how
 much it weighs and, if nothing, why. The blend, the heat map and the explanation of a pixel all call
-it, so that what the inspector shows is what was used. Conventions as in `_fusion_kernels.py`.
+it, so that what the inspector shows is what was used. Conventions as in `_fusion/kernels.py`.
 """
 
 import math
+from typing import Any
 
 import numpy as np
 
 from worldstereo._compiled import kernel
 
 FLAGS = {"cache": True, "fastmath": True, "nogil": True, "error_model": "numpy"}
-INLINED = FLAGS | {"forceinline": True}
+INLINED: Any = FLAGS | {"forceinline": True}
 
 CONFIRMS, OUTSIDE, UNKNOWN, LOOKED_THROUGH, BEHIND = 0, 1, 2, 3, 4
 

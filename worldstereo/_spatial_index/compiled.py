@@ -3,7 +3,6 @@
 import numpy as np
 from jaxtyping import Float, Int
 
-from worldstereo import _spatial_index_kernels as kernels
 from worldstereo._morton import (
     GONE,
     MOST,
@@ -16,6 +15,7 @@ from worldstereo._morton import (
     places,
     reach,
 )
+from worldstereo._spatial_index import kernels
 from worldstereo.spatial_index import ScipyIndex
 
 PER_CELL = 4.0  # points aimed at per occupied cell; anything from 2 to 12 costs the same
@@ -53,7 +53,7 @@ class CompiledIndex:
     ) -> tuple[Float[np.ndarray, "Q m"], Int[np.ndarray, "Q m"]]:
         """`query` with squared distances, for coordinates below `REACH`.
 
-        Where removed points leave fewer than `m`, rows are `_spatial_index_kernels.NOBODY`.
+        Where removed points leave fewer than `m`, rows are `_spatial_index.kernels.NOBODY`.
         """
         m, Q = min(k, self.n), len(queries)
         square, rows = np.empty((Q, m)), np.empty((Q, m), np.int64)

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Int
 
 if TYPE_CHECKING:
-    from worldstereo._geometric_memory_hash import BrickHash
+    from worldstereo._geometric_memory.hash import BrickHash
 
 Columns = dict[str, np.ndarray]
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 
-from worldstereo._geometric_memory_store import PointStore
+from worldstereo._geometric_memory.store import PointStore
 from worldstereo.spatial_index import SpatialIndex, build_index, has_compiler
 
 SHARE = 8  # the small index may hold this part of the cloud
@@ -62,8 +62,8 @@ class GrowingIndex:
         )
 
     def _search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        from worldstereo._spatial_index_compiled import CompiledIndex
-        from worldstereo._spatial_index_kernels import merge_lists
+        from worldstereo._spatial_index.compiled import CompiledIndex
+        from worldstereo._spatial_index.kernels import merge_lists
 
         store = self._store
         self._refresh()
@@ -86,7 +86,7 @@ class GrowingIndex:
 
     def _refresh(self) -> None:
         """Takes in what changed since the last query."""
-        from worldstereo._spatial_index_compiled import CompiledIndex
+        from worldstereo._spatial_index.compiled import CompiledIndex
 
         store = self._store
         touched = store.take_touched()

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from worldstereo._stereo_memory_matches import BLOCK, Entries, refresh_boxes
+from worldstereo._stereo_memory.matches import BLOCK, Entries, refresh_boxes
 from worldstereo.spatial_index import SpatialIndex, build_index
 
 GROUP = 64  # channels that share one scale in compressed storage

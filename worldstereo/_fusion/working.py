@@ -65,7 +65,7 @@ class Working:
     def __post_init__(self) -> None:
         import cv2
 
-        from worldstereo import _fusion_kernels as kernels
+        from worldstereo._fusion import kernels
 
         shape = self.disparity.shape
         self.slope_x, self.slope_y = np.empty(shape, np.float32), np.empty(shape, np.float32)
@@ -96,7 +96,7 @@ class Working:
 
     def level(self, k: int) -> "Level":
         """The view `k` times halved, with intrinsics for it. Made when first asked for."""
-        from worldstereo import _fusion_blend as blend
+        from worldstereo._fusion import blend
 
         if not self._levels:
             self._levels.append(Level(self.color, self.depth, self.rim, self.confidence, 0))

@@ -5,8 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from worldstereo._stereo_memory_bank import Bank
-from worldstereo._stereo_memory_matches import SLACK, TOLERANCE, camera_frame, to_pixels
+from worldstereo._stereo_memory.bank import Bank
+from worldstereo._stereo_memory.matches import SLACK, TOLERANCE, camera_frame, to_pixels
 from worldstereo.spatial_index import SpatialIndex, build_index
 
 NEAR = 0.01  # an observation meets an entry within this share of its depth, or one pixel
@@ -21,7 +21,7 @@ class Visible(NamedTuple):
     """One camera's view of the stored correspondences, for ranking."""
 
     camera: Tensor
-    """(17,) as `_stereo_memory_matches.camera_numbers`."""
+    """(17,) as `_stereo_memory.matches.camera_numbers`."""
     size: tuple[int, int]
     occluder: Tensor
     """(h, w) depth, inf in holes; (0, 0): the entries hide each other."""

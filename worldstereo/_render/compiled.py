@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from worldstereo import _parallel
-from worldstereo import _render_kernels as kernels
 from worldstereo._morton import BLOCK, MOST, REACH, MortonTree, reach
+from worldstereo._render import kernels
 from worldstereo.cameras import Cameras
 from worldstereo.render import (
     FAR,

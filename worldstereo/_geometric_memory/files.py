@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from worldstereo._geometric_memory_storage import Columns
-from worldstereo._geometric_memory_store import PointStore
+from worldstereo._geometric_memory.storage import Columns
+from worldstereo._geometric_memory.store import PointStore
 
 log = logging.getLogger("worldstereo.geometric_memory")
 

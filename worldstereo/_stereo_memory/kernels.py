@@ -3,7 +3,7 @@
 Queries are listed in the image cells that their windows touch; every correspondence is projected
 once and tested against the queries of its cell. Blocks of entries whose box cannot reach a query
 are skipped. All arithmetic is double precision and elementwise in the order of the torch twin
-(`_stereo_memory_matches.torch_matches`), so both give the same pairs.
+(`_stereo_memory.matches.torch_matches`), so both give the same pairs.
 """
 
 import math
@@ -95,7 +95,7 @@ def match_entries(
 
     Args:
         rules: half window, threshold, depth tolerance, slack, level gain, level cap, flattest,
-            slope cap; see `_stereo_memory_matches`.
+            slope cap; see `_stereo_memory.matches`.
         reach: pixels and depths that any query can reach: u_min, u_max, v_min, v_max, z_min, z_max.
         grid: u and v of the first cell, cell size, cells across, cells down.
         occluder: (h, w) depth, inf in holes; and its pixels per image pixel in `grid[5:7]`.

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from worldstereo._geometric_memory_checks import WrongType
+from worldstereo._geometric_memory.checks import WrongType
 from worldstereo.cameras import Cameras
 
 ALIASES = {

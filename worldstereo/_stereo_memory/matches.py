@@ -204,7 +204,7 @@ def refresh_boxes(entries: Entries, threshold: float, block: Tensor) -> None:
     """Writes the bounds of the given blocks' accepted correspondences into `entries.boxes`."""
     if not has_numba():
         return  # only the compiled search looks at them
-    from worldstereo import _stereo_memory_kernels as kernels
+    from worldstereo._stereo_memory import kernels
 
     points, confidence = entries.points.numpy(), entries.confidence.numpy()
     boxes: Any = entries.boxes.numpy()
@@ -222,8 +222,8 @@ def matches(entries: Entries, s: Search) -> Matches:
 
 def compiled_matches(entries: Entries, s: Search) -> Matches:
     """The search on the CPU; blocks of entries run on the library's threads."""
-    from worldstereo import _stereo_memory_kernels as kernels
     from worldstereo._parallel import parallel_for, spans
+    from worldstereo._stereo_memory import kernels
 
     n = len(s.pixels)
     cells = lay_cells(entries, s)

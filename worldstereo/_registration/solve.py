@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from worldstereo._registration_field import exp6, log6
-from worldstereo._registration_matches import Match, chosen_pairs, match, project
+from worldstereo._registration.field import exp6, log6
+from worldstereo._registration.matches import Match, chosen_pairs, match, project
 from worldstereo.fusion import METRES, Pose, Working, parallel_for
 
 HUBER = 1.0  # pixels

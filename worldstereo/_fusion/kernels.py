@@ -3,7 +3,7 @@
 Arrays count pixels by index here, so pixel (x, y) is centred at index (x, y): `index_intrinsics` of
 `fusion` takes the half pixel off the principal point on the way in. `d` is disparity 1/z (0 where
 unknown), `T` a 3x4 rigid transform, lengths are in units of u. The twins in plain torch are in
-`_fusion_torch.py`; both are tested against each other.
+`_fusion/twin.py`; both are tested against each other.
 """
 
 import math

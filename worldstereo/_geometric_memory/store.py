@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from worldstereo._geometric_memory_storage import (
+from worldstereo._geometric_memory.storage import (
     DEFAULTS,
     Columns,
     Difference,
@@ -28,7 +28,7 @@ from worldstereo._geometric_memory_storage import (
 from worldstereo.spatial_index import SpatialIndex, exact_index, has_compiler
 
 if TYPE_CHECKING:
-    from worldstereo._geometric_memory_hash import BrickHash
+    from worldstereo._geometric_memory.hash import BrickHash
 
 
 class Merged(NamedTuple):
@@ -367,7 +367,7 @@ class PointStore:
         return blended
 
     def _hash(self, threshold: float) -> "BrickHash":
-        from worldstereo._geometric_memory_hash import build_hash
+        from worldstereo._geometric_memory.hash import build_hash
 
         storage = self._storage
         if storage.hash is None or not storage.hash.suits(threshold):
@@ -442,7 +442,7 @@ def _sums(values: np.ndarray, group: np.ndarray, groups: int) -> Float[np.ndarra
 def _groups(keys: Float[np.ndarray, "M 3"]) -> tuple[np.ndarray, np.ndarray]:
     """First row of each group of equal rows, in the order of those, and the group of each row."""
     if has_compiler():
-        from worldstereo._geometric_memory_hash import group_rows
+        from worldstereo._geometric_memory.hash import group_rows
 
         group, first = group_rows(keys + 0.0)  # -0.0 and 0.0 are one place, their bits are not
         return first, group

@@ -164,7 +164,7 @@ def judge(
     prior: float,
 ) -> np.ndarray:
     """Fills `cost` of the active pixels; returns a copy."""
-    from worldstereo import _multiview_kernels as kernels
+    from worldstereo._multiview import kernels
 
     guess = guess.astype(np.float32, copy=False)
     bands = spans(len(plane), 16)
@@ -188,7 +188,7 @@ def improve(
     sweeps: int,
     seed: int,
 ) -> None:
-    from worldstereo import _multiview_kernels as kernels
+    from worldstereo._multiview import kernels
 
     low, high, guess = (a.astype(np.float32, copy=False) for a in (low, high, guess))
     bands = spans(len(plane), 16)
@@ -209,7 +209,7 @@ def improve(
 
 def swept(job: Job, near: float, far: float, *, planes: int = 48, stride: int = 2) -> np.ndarray:
     """(H, W) disparity of the best fronto-parallel plane, looked for at every `stride`-th pixel."""
-    from worldstereo import _multiview_kernels as kernels
+    from worldstereo._multiview import kernels
 
     h, w = job.grey.shape
     disparities = np.linspace(1 / far, 1 / near, planes).astype(np.float32)
@@ -225,7 +225,7 @@ def swept(job: Job, near: float, far: float, *, planes: int = 48, stride: int = 
 
 def consistent(job: Job, depth: np.ndarray, pixels: float, relative: float) -> np.ndarray:
     """(H, W) how many of the job's views return to the pixel within `pixels` and `relative`."""
-    from worldstereo import _multiview_kernels as kernels
+    from worldstereo._multiview import kernels
 
     count = np.zeros(depth.shape, np.int32)
     bands = spans(len(depth), 16)

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 
 from worldstereo._compiled import kernel
 from worldstereo._morton import REACH, for_pieces, morton_order, reach
-from worldstereo._spatial_index_compiled import cell_size
+from worldstereo._spatial_index.compiled import cell_size
 
 NONE = np.int32(-1)
 CROWDED = np.int64(-2)

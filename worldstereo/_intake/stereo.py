@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from worldstereo._intake_depth import INFINITY
+from worldstereo._intake.depth import INFINITY
 from worldstereo.cameras import Cameras
 from worldstereo.fusion import Pose, Working, invert, membrane, pose_distance
 from worldstereo.multiview import MatchView, fill_unmeasured, photo_depth

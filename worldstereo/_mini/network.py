@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from worldstereo._mini_inputs import BINS, MiniInputs
+from worldstereo._mini.inputs import BINS, MiniInputs
 
 WIDTHS = (32, 64, 96, 128)
 OUTPUTS = 5

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from worldstereo._stereo_memory_bank import Bank
+from worldstereo._stereo_memory.bank import Bank
 
 STRATEGIES = ("fifo", "lru", "importance_based")
 HALF_LIFE = 256

@@ -1,0 +1,1 @@
+"""Inside of `attention.py`: nothing here is public."""

@@ -1,0 +1,1 @@
+"""Inside of `fusion.py`: nothing here is public."""

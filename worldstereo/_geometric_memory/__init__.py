@@ -1,0 +1,1 @@
+"""Inside of `geometric_memory.py`: nothing here is public."""

@@ -1,0 +1,1 @@
+"""Inside of `intake.py`: nothing here is public."""

@@ -1,0 +1,1 @@
+"""Inside of `mini.py`: nothing here is public."""

@@ -1,0 +1,1 @@
+"""Inside of `multiview.py`: nothing here is public."""

@@ -1,0 +1,1 @@
+"""Inside of `registration.py`: nothing here is public."""

@@ -1,0 +1,1 @@
+"""Inside of `render.py`: nothing here is public."""

@@ -1,0 +1,1 @@
+"""Inside of `spatial_index.py`: nothing here is public."""

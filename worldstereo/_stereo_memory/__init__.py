@@ -1,0 +1,1 @@
+"""Inside of `stereo_memory.py`: nothing here is public."""

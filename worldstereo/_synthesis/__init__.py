@@ -1,0 +1,1 @@
+"""Inside of `synthesis.py`: nothing here is public."""
