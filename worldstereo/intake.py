@@ -93,7 +93,8 @@ def enter(
     Args:
         views: step-0 views. Only their measured pixels count; what an earlier intake added is made
             anew.
-        register: solve for the poses; without it the given ones are used.
+        register: solve for the poses; without it, and for photos whose depth was measured from
+            their poses, the given ones are used.
         previous: intake of the first views of `views`: those stay where they are, and only what
             lies near the new ones is looked at again. Leave it out now and then for a global pass.
 
@@ -139,9 +140,10 @@ def _whole(
         on_step(1, STAGES, "Cleaning depth")
         work = stages.apply(stages.clean, work, range(len(work)))
     registration = None
-    if len(work) > 1:
+    if len(work) > 1 and not photos:
         notices += doubts(work)
-    if register and len(work) > 1:
+    # Depth that was measured from the poses carries their errors and cannot judge them.
+    if register and len(work) > 1 and not photos:
         given = [view.given for view in measured]
         registration = continued(
             register_workings(work, given, unit, on_step=on_step),
