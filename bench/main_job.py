@@ -146,6 +146,76 @@ def growth(context: Context) -> list[Row]:
     return [row]
 
 
+def step_growth(context: Context) -> list[Row]:
+    """One whole step (guide, retrieval, blend, fill, update, publish) as the world grows."""
+    import torch
+
+    from worldstereo import Trajectory
+    from worldstereo.explore import default_view, explore
+
+    sizes = (100_000, 200_000) if context.quick else (100_000, 1_000_000, 5_000_000)
+    rows, first = [], 0.0
+    for size in sizes:
+        world, _ = _example_world(max_points=6_000_000)
+        with world.step("thin") as draft:
+            keep = torch.arange(draft.geometry.num_points) % 5 == 0
+            draft.geometry.prune(keep=keep)
+        g = torch.Generator().manual_seed(1)
+        more = size - len(world.scene.cloud)
+        if more > 0:  # the walls of a hall around the room: seen behind it, and beside it
+            wall = (torch.rand(more, 3, generator=g) - 0.5) * 20
+            side = torch.randint(3, (more,), generator=g)
+            wall[torch.arange(more), side] = torch.where(
+                wall[torch.arange(more), side] > 0, 10.0, -10.0
+            )
+            with world.step("grow") as draft:
+                draft.geometry.update(wall, torch.eye(4), merge_threshold=1e-4)
+        camera = default_view(world.scene)
+        path = Trajectory.preset("truck", camera, distance=1.8, frames=1, amount=0.5)
+        explore(world, path)  # builds what is built once
+        seconds = []
+        for seed in range(3 if context.quick else 7):
+            nudged = Trajectory.preset(
+                "truck", camera, distance=1.8, frames=2, amount=0.1 + 0.05 * seed
+            )
+            seconds.append(_timed(lambda nudged=nudged: explore(world, nudged, seed=seed)))  # noqa: B023
+        row = _row("step", f"2 views 640x480, {len(world.scene.cloud):,} points", seconds)
+        first = first or row.wall_ms
+        row.extra["against the smallest"] = round(row.wall_ms / first, 2)
+        rows.append(row)
+    return rows
+
+
+def two_sessions(context: Context) -> list[Row]:
+    """Two worlds exploring at once, each against itself alone."""
+    import threading
+
+    from worldstereo import Trajectory
+    from worldstereo.explore import default_view, explore
+
+    worlds = [_example_world()[0] for _ in range(2)]
+    frames = 2 if context.quick else 6
+    path = Trajectory.preset("truck", default_view(worlds[0].scene), distance=1.8, frames=frames)
+    explore(worlds[0], path)
+    alone = [_timed(lambda: explore(worlds[0], path)) for _ in range(3)]
+    together: list[float] = []
+
+    def work(world) -> None:  # noqa: ANN001
+        together.append(_timed(lambda: explore(world, path)))
+
+    for _ in range(2):
+        threads = [threading.Thread(target=work, args=(world,)) for world in worlds]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    row = _row("two sessions", f"{frames} views 640x480 at once", together, target="<= 2.2x alone")
+    row.extra["slower than alone"] = round(
+        statistics.median(together) / statistics.median(alone), 2
+    )
+    return [row]
+
+
 def _held(world) -> int:  # noqa: ANN001
     """Bytes of the tensors that the world must hold: memories, views, clips, cloud."""
     scene = world.scene
@@ -157,11 +227,11 @@ def _held(world) -> int:  # noqa: ANN001
     return total + len(scene.cloud) * 56
 
 
-def _example_world():  # noqa: ANN202
+def _example_world(max_points: int = 2_000_000):  # noqa: ANN202
     from worldstereo import WarpGenerator, World, read
     from worldstereo.explore import start
 
-    world, capture = World(WarpGenerator()), read(EXAMPLE)
+    world, capture = World(WarpGenerator(), max_points=max_points), read(EXAMPLE)
     return world, _timed(lambda: start(world, capture))
 
 
@@ -212,4 +282,6 @@ BENCHMARKS = {
     "cancel": cancel,
     "determinism": determinism,
     "growth": growth,
+    "step": step_growth,
+    "sessions": two_sessions,
 }
