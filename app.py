@@ -94,7 +94,7 @@ def mini_choice(config: AppConfig) -> "GeneratorChoice":
 
     there = (FOLDER / "config.json").is_file() and any(FOLDER.glob("*.safetensors"))
     why = "" if there else "Its weights are not in this package. Install a release that has them."
-    about = "A small trained network that corrects the warped views. Any CPU, slower than Warp."
+    about = "A small network, an hour of training so far: measures below Warp. An experiment."
     return GeneratorChoice("mini", "Mini", about, MiniGenerator.limits, make, why)
 
 

@@ -45,10 +45,11 @@ class Ship:
 
 def main() -> None:
     """Run the command that was asked for."""
-    command = tyro.extras.subcommand_cli_from_dict(
-        {"scenes": scenes, "tuples": tuples, "run": train, "ship": ship}, prog="train"
+    tyro.extras.subcommand_cli_from_dict(
+        {"scenes": scenes, "tuples": tuples, "run": train, "ship": ship},
+        prog="train",
+        config=(tyro.conf.OmitArgPrefixes,),
     )
-    del command
 
 
 def scenes(options: Scenes) -> None:

@@ -51,17 +51,22 @@ def make_inputs(
     splat: RenderResult | None,
     unit: float,
 ) -> MiniInputs:
-    """The maps of one target; `views` are its references, the best first."""
+    """The maps of one target; of `views` the nearest serve as references."""
     h, w = target.height, target.width
     seen = depth[depth > 0]
     middle = float(seen.median()) if len(seen) > 0 else unit
     closeness = (middle / depth.clamp_min(0.1 * middle) - 1).where(depth > 0, torch.tensor(0.0))
     pose = fusion.pose_of(target, unit)
     z = depth[0].numpy().astype(np.float32) / np.float32(unit)
+    near = sorted(
+        (fusion.working(view, unit) for view in views),
+        key=lambda work: fusion.pose_distance(pose, work.pose),
+    )[:REFERENCES]
+    common = np.mean([work.gain for work in near], axis=0) if near else np.zeros(3)
     maps = []
-    for view in list(views)[:REFERENCES]:
-        work = fusion.working(view, unit)
+    for work in near:
         fetched, agreement, angle = fusion.fetch(z, pose, work)
+        fetched = np.clip(fetched * np.exp(work.gain - common), 0, 1)
         far = float(np.linalg.norm(work.pose.position - pose.position)) * unit / middle
         valid = agreement > 0
         rest = np.stack([agreement, np.where(valid, angle, 0), valid * min(far, 2.0)])
