@@ -189,19 +189,22 @@ class WarpGenerator:
             on_step(t, total, f"View {t + 1} of {total}, filling from memory")
             known = request.guide[t]
             frame = repeat_inventions(known, made, request.unit, request.seed)
-            made.append(
-                generated(
-                    frame.color,
-                    frame.depth,
-                    frame.origin,
-                    frame.confidence,
-                    known.camera,
-                    step=request.step,
-                    frame=t,
-                )
-            )
+            made.append(as_view(frame, known.camera, request.step, t))
             yield frame
         on_step(total, total, f"{total} of {total} views made")
+
+
+def as_view(frame: Frame, camera: Cameras, step: int, index: int) -> View:
+    """A generated frame as the memories keep it: only what nobody had seen has depth."""
+    return generated(
+        frame.color,
+        frame.depth,
+        frame.origin,
+        frame.confidence,
+        camera,
+        step=step,
+        frame=index,
+    )
 
 
 def repeat_inventions(known: GuideFrame, made: list[View], unit: float, seed: int) -> Frame:

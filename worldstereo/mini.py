@@ -27,11 +27,11 @@ from worldstereo.generator import (
     GeneratorLimits,
     OnStep,
     WarpGenerator,
+    as_view,
     ignore,
     patch_features,
     repeat_inventions,
 )
-from worldstereo.intake import generated
 from worldstereo.scene import Origin, View
 
 FOLDER = Path(__file__).parent / "weights" / "mini"
@@ -86,17 +86,7 @@ class MiniGenerator:
             known = request.guide[t]
             base = repeat_inventions(known, made, request.unit, request.seed)
             frame = self.refine(base, known, request, seed=request.seed + t)
-            made.append(
-                generated(
-                    frame.color,
-                    frame.depth,
-                    frame.origin,
-                    frame.confidence,
-                    known.camera,
-                    step=request.step,
-                    frame=t,
-                )
-            )
+            made.append(as_view(frame, known.camera, request.step, t))
             yield frame
         on_step(total, total, f"{total} of {total} views made")
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from worldstereo.cameras import Cameras
-from worldstereo.generator import Frame, Generator, OnStep
-from worldstereo.intake import cloud_from, enter, generated
+from worldstereo.generator import Frame, Generator, OnStep, as_view
+from worldstereo.intake import cloud_from, enter
 from worldstereo.scene import Capture, View
 from worldstereo.world import Draft
 
@@ -60,15 +60,7 @@ def remember_given(
 def remember_generated(
     draft: Draft, frame: Frame, camera: Cameras, index: int, generator: Generator
 ) -> None:
-    view = generated(
-        frame.color,
-        frame.depth,
-        frame.origin,
-        frame.confidence,
-        camera,
-        step=draft.step,
-        frame=index,
-    )
+    view = as_view(frame, camera, draft.step, index)
     remember_view(draft, view, generator)
 
 
