@@ -307,9 +307,6 @@ class Viewport:
         self.selecting = on
         self._post(lambda: self._pointer.select(on, self._on_rect))
 
-    def clear_selection(self) -> None:
-        self._post(lambda: self._marks.clear("selection"))
-
     def show_matches(self, point: Point | None, matches: Sequence[Match] = ()) -> None:
         """Mark a point and draw its lines to the views that were asked; None removes them."""
         kept = tuple(matches)

@@ -16,7 +16,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 _DEFAULT = 2
 _lock = threading.Lock()
-_kernel_lock = threading.Lock()
 _pool: ThreadPoolExecutor | None = None
 
 
@@ -33,11 +32,6 @@ def available_processors() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def kernel_lock() -> threading.Lock:
-    """Held around any kernel that starts its own threads (numba's work queue is not reentrant)."""
-    return _kernel_lock
 
 
 def parallel_for(n: int, work: Callable[[int], object]) -> None:
@@ -90,8 +84,8 @@ def _shared_pool() -> ThreadPoolExecutor:
 
 def _forget_pool() -> None:
     """A forked child has none of its parent's threads; it must start its own."""
-    global _pool, _lock, _kernel_lock
-    _pool, _lock, _kernel_lock = None, threading.Lock(), threading.Lock()
+    global _pool, _lock
+    _pool, _lock = None, threading.Lock()
 
 
 if hasattr(os, "register_at_fork"):

@@ -12,7 +12,6 @@ if TYPE_CHECKING:
 Columns = dict[str, np.ndarray]
 
 WIDTHS = {"point": 3, "color": 3, "normal": 3}  # the others hold one number per point
-OPTIONAL = ("normal", "radius", "feature")  # only stored once given
 TYPES = {"count": np.int32, "seen": np.int32, "source": np.int32}
 DEFAULTS = {"color": 0.5, "confidence": 1.0, "count": 1, "source": -1}
 

@@ -385,6 +385,3 @@ def panorama_order(paths: Sequence[str]) -> list[str]:
 
     ranked = [(key, path) for path in paths if (key := rank(path)) is not None]
     return [path for _, path in sorted(ranked)]
-
-
-RECONSTRUCTION_ORDER = ("traj_eloop", "traj_up", "traj_right", "traj_left")

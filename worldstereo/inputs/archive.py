@@ -96,17 +96,6 @@ class Bundle:
         """Release what reading holds open."""
 
 
-class Memory(Bundle):
-    """One file, already in memory."""
-
-    def __init__(self, name: str, data: bytes, limits: Limits) -> None:
-        super().__init__(name, {name: len(data)}, limits)
-        self._data = data
-
-    def _fetch(self, name: str, size: int) -> bytes:
-        return self._data
-
-
 class Folder(Bundle):
     """A folder on disk, walked without following links."""
 
