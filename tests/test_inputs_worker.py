@@ -134,7 +134,7 @@ tries = [
     lambda: open("/etc/passwd"), lambda: open(source.parent / "canary"),
     lambda: open(f"{source}/../canary"), lambda: os.open("/etc/passwd", os.O_RDONLY),
     lambda: open(source, "wb"), lambda: open(job.parent / "x", "w"), lambda: os.listdir("/"),
-    lambda: os.remove(source), lambda: os.rename(source, job / "y"), lambda: os.mkdir(os.path.join(os.sep, "tmp", "zz9")),
+    lambda: os.remove(source), lambda: os.rename(source, job / "y"), lambda: os.mkdir("/tmp/zz9"),
     lambda: socket.socket(), lambda: socket.getaddrinfo("localhost", 80),
     lambda: subprocess.run(["true"]), lambda: os.system("true"), lambda: os.fork(),
     lambda: ctypes.CDLL("libc.so.6"), lambda: os.symlink("/etc", job / "link"),
