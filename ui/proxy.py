@@ -250,7 +250,10 @@ class _Proxy:
             await page.accept(subprotocol=viser.subprotocol)
             code, reason = await self._pump(page, viser)
         finally:
-            await viser.close()
+            try:
+                await viser.close()
+            finally:  # cancelled in the middle of a polite goodbye, it still leaves no socket open
+                viser.transport.abort()
             with contextlib.suppress(RuntimeError, WebSocketDisconnect):
                 await page.close(code=code, reason=reason)
 
