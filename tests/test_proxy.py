@@ -12,6 +12,7 @@ import pytest
 from starlette.applications import Starlette
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
+from websockets.asyncio.client import ClientConnection
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.datastructures import Headers
 from websockets.http11 import Response
@@ -273,6 +274,19 @@ def test_tabs_are_counted_and_capped(stage):
         until(lambda: sockets.total == 0)
         assert sockets.seconds_without("right") is not None
         assert client.get("/healthz").json()["sockets"] == 0
+
+
+def test_a_relay_cancelled_while_it_says_goodbye_leaves_no_socket(stage, monkeypatch):
+    left = []
+
+    async def endless(connection: ClientConnection) -> None:
+        left.append(connection.transport)
+        await asyncio.sleep(60)
+
+    monkeypatch.setattr(ClientConnection, "close", endless)
+    with client_of(stage) as client, client.websocket_connect("/viewport/right"):
+        pass
+    assert left and all(transport.is_closing() for transport in left)
 
 
 # ---- events --------------------------------------------------------------------------------------
