@@ -71,8 +71,11 @@ def plucker_rays(
 
     `K` must be in pixels of height x width. To feed a model, normalise `w2c` first.
     """
-    origins, directions = camera_rays(K, w2c, height, width)
-    rays = torch.cat([directions, torch.linalg.cross(origins, directions, dim=-1)], dim=-1)
+    try:
+        origins, directions = camera_rays(K, w2c, height, width)
+        rays = torch.cat([directions, torch.linalg.cross(origins, directions, dim=-1)], dim=-1)
+    except torch.linalg.LinAlgError:  # a singular K or pose has no finite inverse
+        rays = torch.full((len(w2c), height * width, 6), torch.nan, device=K.device)
     if not bool(torch.isfinite(rays).all()):
         rays = torch.zeros_like(rays)
     return rays.reshape(len(w2c), height, width, 6).permute(3, 0, 1, 2)[None]

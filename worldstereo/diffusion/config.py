@@ -74,11 +74,10 @@ class ControlConfig:
     camera_embedding_dim: int | None = None
 
     def __post_init__(self) -> None:
-        head = self.dim // self.num_heads
-        if self.dim % self.num_heads or head < 6 or head % 2:
+        if self.dim % self.num_heads or self.dim // self.num_heads % 2:
             raise ValueError(
-                f"controlnet_cfg.num_heads must divide dim {self.dim} into even parts of 6 or "
-                f"more, got {self.num_heads}."
+                f"controlnet_cfg.num_heads must divide dim {self.dim} into even parts, "
+                f"got {self.num_heads}."
             )
         if self.mid_channels % 8:
             raise ValueError(
@@ -91,14 +90,21 @@ class ControlConfig:
             )
 
     @staticmethod
-    def of(entries: "Mapping[str, Any] | ControlConfig") -> "ControlConfig":
+    def of(
+        entries: "Mapping[str, Any] | ControlConfig", proven: Mapping[str, Any] | None = None
+    ) -> "ControlConfig":
         """From the mapping in the file; entries this project has no use for are ignored.
+
+        Args:
+            proven: what the weights say (`derive_control`); fills what the file leaves out.
 
         Raises:
             ValueError: a required entry is missing or holds no usable value.
         """
         if isinstance(entries, ControlConfig):
             return entries
+        said = {name: value for name, value in entries.items() if value is not None}
+        entries = {**(proven or {}), **said}
         missing = [name for name in _CONTROL_REQUIRED if name not in entries]
         if missing:
             raise ValueError(f"controlnet_cfg lacks {', '.join(missing)}.")
@@ -109,8 +115,8 @@ class ControlConfig:
                     f"controlnet_cfg.{name} must be a whole number >= 1, got {value!r}."
                 )
         known = {field.name for field in fields(ControlConfig)}
-        # diffusers adds private entries when it stores a config; None means "use the default".
-        return ControlConfig(**{k: v for k, v in entries.items() if k in known and v is not None})
+        # diffusers adds private entries when it stores a config
+        return ControlConfig(**{k: v for k, v in entries.items() if k in known})
 
     def as_dict(self) -> dict[str, Any]:
         return {field.name: getattr(self, field.name) for field in fields(self)}
@@ -144,8 +150,13 @@ _REQUIRED = ("base_model", "controlnet_cfg", "scale_map", "nframe", "latent_cond
 _REQUIRED_DMD = ("dmd_start_steps", "dmd_end_steps", "gen_shift", "dmd_steps")
 
 
-def read_config(path: Path, variant: str) -> ModelConfig:
+def read_config(
+    path: Path, variant: str, shapes: Mapping[str, tuple[int, ...]] | None = None
+) -> ModelConfig:
     """`config.json` of a checkpoint folder, checked.
+
+    Args:
+        shapes: of the tensors beside it; they prove what the file does not say.
 
     Raises:
         WeightsMissing: the file is not there or is not a JSON object.
@@ -165,11 +176,14 @@ def read_config(path: Path, variant: str) -> ModelConfig:
         ) from error
     if not isinstance(entries, dict):
         raise WeightsMissing(f"{path} must hold a JSON object, got {type(entries).__name__}.")
-    return parse_config(entries, kind, where=str(path))
+    return parse_config(entries, kind, where=str(path), shapes=shapes)
 
 
 def parse_config(
-    entries: Mapping[str, Any], variant: Variant, where: str = "config"
+    entries: Mapping[str, Any],
+    variant: Variant,
+    where: str = "config",
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
 ) -> ModelConfig:
     """The entries of a `config.json` as a `ModelConfig`.
 
@@ -190,21 +204,29 @@ def parse_config(
         raise ValueError(f"{where}: controlnet_cfg must be an object.")
     if not isinstance(entries["base_model"], str) or not entries["base_model"]:
         raise ValueError(f"{where}: base_model must be a hub id or a folder.")
-    nframe = entries["nframe"]
-    if isinstance(nframe, bool) or not isinstance(nframe, int) or nframe < 1:
-        raise ValueError(f"{where}: nframe must be a whole number >= 1, got {nframe!r}.")
+    whole = {"nframe": entries["nframe"]}
+    if variant.distilled:
+        whole |= {name: entries[name] for name in _REQUIRED_DMD if name != "gen_shift"}
+    for name, value in whole.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{where}: {name} must be a whole number >= 1, got {value!r}.")
+    shift = entries.get("gen_shift") if variant.distilled else 1.0
+    if isinstance(shift, bool) or not isinstance(shift, int | float) or not shift > 0:
+        raise ValueError(f"{where}: gen_shift must be a number above 0, got {shift!r}.")
     return ModelConfig(
         variant=variant,
         base_model=entries["base_model"],
-        control=ControlConfig.of(entries["controlnet_cfg"]),
+        control=ControlConfig.of(
+            entries["controlnet_cfg"], None if shapes is None else derive_control(shapes)
+        ),
         sizes=_sizes(entries["scale_map"], where),
-        nframe=nframe,
+        nframe=whole["nframe"],
         latent_cond_mode=mode,
         negative_prompt=str(entries.get("negative_prompt") or ""),
-        dmd_start=int(entries.get("dmd_start_steps", 250)),
-        dmd_end=int(entries.get("dmd_end_steps", 1000)),
-        dmd_shift=float(entries.get("gen_shift", 1.0)),
-        dmd_steps=int(entries.get("dmd_steps", 4)),
+        dmd_start=whole.get("dmd_start_steps", 250),
+        dmd_end=whole.get("dmd_end_steps", 1000),
+        dmd_shift=float(shift),
+        dmd_steps=whole.get("dmd_steps", 4),
     )
 
 
@@ -311,11 +333,15 @@ def check_agreement(config: ModelConfig, shapes: Mapping[str, tuple[int, ...]], 
         ValueError: names the field, its value in the config and the value in the weights.
     """
     found = derive_control(shapes)
+    ignored = {"ref_embedding"}  # the table is dead weight: never mind
+    if not config.variant.references:  # nor does the camera class read what follows
+        ignored |= {"main_camera_embedding", "camera_embedding_dim"}
     for name, value in found.items():
         said = getattr(config.control, name)
-        if name == "ref_embedding" or said == value:  # the table is dead weight: never mind
-            continue
-        raise ValueError(f"{where}: controlnet_cfg.{name} is {said}, but the weights have {value}.")
+        if name not in ignored and said != value:
+            raise ValueError(
+                f"{where}: controlnet_cfg.{name} is {said}, but the weights have {value}."
+            )
     if not config.variant.references and found["main_camera_embedding"]:
         raise WeightsMissing(
             f"{where}: holds camera_embedding.*, which worldstereo-camera does not have; load it "

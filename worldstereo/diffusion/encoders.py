@@ -63,8 +63,8 @@ class ImageEncoder:
     def pixels(self, image: Image.Image) -> Tensor:
         """(1, 3, crop, crop): bicubic to the shortest edge, centre crop, then mean and std."""
         image = image.convert("RGB")
-        scale = self.size / min(image.size)
-        width, height = (max(self.crop, int(side * scale)) for side in image.size)
+        short = min(image.size)
+        width, height = (max(self.crop, int(self.size * side / short)) for side in image.size)
         image = image.resize((width, height), Image.Resampling.BICUBIC)
         left, top = (width - self.crop) // 2, (height - self.crop) // 2
         image = image.crop((left, top, left + self.crop, top + self.crop))

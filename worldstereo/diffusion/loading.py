@@ -212,9 +212,9 @@ def load_transformer(
     """
     began = time.perf_counter()
     folder = find_variant(repo_or_folder, variant, offline=offline)
-    config = read_config(folder / "config.json", variant)
     weights = Weights.open(folder / "model.safetensors")
     where = str(folder / "model.safetensors")
+    config = read_config(folder / "config.json", variant, weights.shapes)
     check_agreement(config, weights.shapes, where)
     root = find_base(config, folder, base)
     arguments = backbone_arguments(weights, root, offline)

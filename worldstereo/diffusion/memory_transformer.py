@@ -173,8 +173,9 @@ class WorldStereoRefSModel(WorldStereoModel):
         )
         residuals = self.control(hidden_states, render_latent, render_mask, camera_embedding, state)
         rotary = self.rope(hidden_states, ref_index)
-        tokens = self.placed(self.embed(hidden_states), camera_qt)
-        first = self.placed(self.embed(reference_latent.to(hidden_states.dtype)), camera_qt_ref)
+        tokens = self.placed("camera_qt", self.embed(hidden_states), camera_qt, hidden_states)
+        first = self.embed(reference_latent.to(hidden_states.dtype))
+        first = self.placed("camera_qt_ref", first, camera_qt_ref, reference_latent)
         tokens, first = self.token_entry(tokens), self.reference_entry(first)
         reference = first
         for block in self.blocks:
@@ -185,18 +186,20 @@ class WorldStereoRefSModel(WorldStereoModel):
                 tokens = tokens + residual.type_as(tokens)
         return self.finish(tokens, state.temb, hidden_states, return_dict)
 
-    def placed(self, tokens: Tensor, pose_vectors: Tensor | None) -> Tensor:
+    def placed(
+        self, name: str, tokens: Tensor, pose_vectors: Tensor | None, latents: Tensor
+    ) -> Tensor:
         """Adds to all tokens of a frame the embedding of its pose vector (B, frames, 7)."""
         if self.camera_embedding is None or pose_vectors is None:
             return tokens
+        frames, width = latents.shape[2], self.control_config.camera_embedding_dim
+        if pose_vectors.ndim != 3 or tuple(pose_vectors.shape[1:]) != (frames, width):
+            raise ValueError(
+                f"{name} must be (B, {frames}, {width}), one vector per frame, got "
+                f"{tuple(pose_vectors.shape)}."
+            )
         weight = next(self.camera_embedding.parameters())
         embedded = self.camera_embedding(pose_vectors.to(weight.dtype)).type_as(tokens)
-        frames = pose_vectors.shape[1]
-        if tokens.shape[1] % frames:
-            raise ValueError(
-                f"pose vectors must be one per frame: {tokens.shape[1]} tokens are not {frames} "
-                f"equal frames."
-            )
         return tokens + embedded.repeat_interleave(tokens.shape[1] // frames, dim=1)
 
     def set_constraint(self, constraint: ReferenceConstraint | None) -> None:
@@ -228,6 +231,13 @@ class WorldStereoRefSModel(WorldStereoModel):
             given = "none" if ref_index is None else tuple(ref_index.shape)
             raise ValueError(
                 f"ref_index must hold one slot for each of {count} references, got {given}."
+            )
+        last = max(latents.shape[2] - 2, 0)
+        slots = ref_index.tolist()
+        if ref_index.is_floating_point() or not all(0 <= slot <= last for slot in slots):
+            raise ValueError(
+                f"ref_index must hold whole slots 0 .. {last} for {latents.shape[2]} keyframes, "
+                f"got {slots}."
             )
         if references.shape[1] != latents.shape[1] or references.shape[3:] != latents.shape[3:]:
             raise ValueError(

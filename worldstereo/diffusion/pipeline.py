@@ -25,36 +25,40 @@ OnStep = Callable[[int, int, str], None]
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class SampleInputs:
-    """What one clip is made from. Batch 1; pictures in [-1, 1]; F keyframes of H x W pixels."""
+    """What a clip is made from; pictures in [-1, 1]; F keyframes of H x W pixels.
+
+    B clips, usually 1, can be made together where they share `ref_index`.
+    """
 
     image: Tensor
-    """The start picture (1, 3, H, W)."""
+    """The start picture (B, 3, H, W)."""
     prompt_embeds: Tensor
-    """(1, 512, text width); zeros behind the true length."""
+    """(B, 512, text width); zeros behind the true length."""
     image_embeds: Tensor
-    """CLIP tokens of the start picture (1, tokens, width)."""
+    """CLIP tokens of the start picture (B, tokens, width)."""
     render_video: Tensor
-    """The guide (1, 3, F, H, W); mid grey in holes."""
+    """The guide (B, 3, F, H, W); mid grey in holes. Without references also a whole video of
+    4 (F - 1) + 1 frames, which then goes through the temporal VAE."""
     render_mask: Tensor
-    """(1, 1, F, H, W); 1 = hole."""
+    """(B, 1, Fp, H, W); 1 = hole. Fp is F for checkpoints whose `mask_downsample` is 1."""
     camera_embedding: Tensor
-    """Rays (1, 6, F, H, W)."""
+    """Rays (B, 6, Fp, H, W)."""
     negative_prompt_embeds: Tensor | None = None
     """Needed for guidance above 1."""
     reference_video: Tensor | None = None
-    """Reference pictures (1, 3, N, H, W), for the memory variants."""
+    """Reference pictures (B, 3, N, H, W), for the memory variants."""
     ref_index: Tensor | None = None
     """(N,) slots."""
     camera_qt: Tensor | None = None
-    """(1, F, 7)"""
+    """(B, F, 7)"""
     camera_qt_ref: Tensor | None = None
-    """(1, N, 7)"""
+    """(B, N, 7)"""
     extrinsics: Tensor | None = None
     intrinsics: Tensor | None = None
 
 
 class SampleResult:
-    """Latents (1, 16, F, h, w), pictures (1, F, 3, H, W) in [0, 1], and the steps if kept."""
+    """Latents (B, 16, F, h, w), pictures (B, F, 3, H, W) in [0, 1], and the steps if kept."""
 
     def __init__(self, latents: Tensor, video: Tensor | None, trace: list[Tensor]) -> None:
         self.latents, self.video, self.trace = latents, video, trace
@@ -83,6 +87,7 @@ def sample(
     *,
     scheduler: UniPCMultistepScheduler | FlowEuler,
     latent_cond_mode: str,
+    num_frames: int | None = None,
     steps: int = 40,
     guidance: float | int = 5.0,
     spacing: Spacing = "release",
@@ -99,20 +104,21 @@ def sample(
     Args:
         scheduler: `flow_unipc(...)` for the camera and memory variants, `FlowEuler` for the
             distilled one (which brings its own steps and takes no guidance).
-        latents: the noise (1, 16, F, h, w); drawn from `seed` on the CPU where None.
+        num_frames: the release's frame counter (`latent_frames`); None for one keyframe per frame
+            of the guide.
+        latents: the noise (B, 16, F, h, w); drawn from `seed` on the CPU where None.
         on_step: `(step, total, message)` before each step and each decoded frame; may raise.
         keep_trace: keeps the latents after every step.
 
     Raises:
         ValueError: an input is missing or of another size; nothing has run by then.
     """
-    check_inputs(
-        transformer, inputs, guidance if isinstance(scheduler, UniPCMultistepScheduler) else 1
-    )
+    euler = scheduler if isinstance(scheduler, FlowEuler) else None
+    frames = inputs.render_video.shape[2] if num_frames is None else latent_frames(num_frames)
+    keyframed = isinstance(transformer, WorldStereoRefSModel) and euler is None
+    check_inputs(transformer, inputs, frames, guidance if euler is None else 1, keyframed)
     device = torch.device(device) if device is not None else transformer.device
     report = on_step or (lambda step, total, message: None)
-    frames = inputs.render_video.shape[2]
-    euler = scheduler if isinstance(scheduler, FlowEuler) else None
     timesteps = (
         scheduler.timesteps.to(device)
         if isinstance(scheduler, FlowEuler)
@@ -156,9 +162,9 @@ def sample(
 def prepare_latents(
     inputs: SampleInputs, frames: int, seed: int, latents: Tensor | None, device: torch.device
 ) -> Tensor:
-    """Float32 noise (1, 16, F, h, w); the same seed is the same noise on every device."""
+    """Float32 noise (B, 16, F, h, w); the same seed is the same noise on every device."""
     height, width = inputs.image.shape[-2:]
-    shape = (1, 16, frames, height // SPATIAL, width // SPATIAL)
+    shape = (len(inputs.image), 16, frames, height // SPATIAL, width // SPATIAL)
     if latents is None:
         generator = torch.Generator().manual_seed(seed)
         latents = torch.randn(shape, generator=generator, dtype=torch.float32)
@@ -168,21 +174,33 @@ def prepare_latents(
 
 
 def check_inputs(
-    transformer: WorldStereoModel, inputs: SampleInputs, guidance: float | int
+    transformer: WorldStereoModel,
+    inputs: SampleInputs,
+    frames: int,
+    guidance: float | int,
+    keyframed: bool = False,
 ) -> None:
-    """Raises `ValueError`, naming argument, value and what is accepted, before anything runs."""
-    height, width = inputs.image.shape[-2:]
+    """Raises `ValueError`, naming argument, value and what is accepted, before anything runs.
+
+    Args:
+        frames: keyframes F of the clip.
+        keyframed: only a guide of F keyframes is accepted, no whole video.
+    """
+    batch, _, height, width = inputs.image.shape
     if height % 16 or width % 16:
         raise ValueError(f"height and width must be multiples of 16, got {height} x {width}.")
-    frames = inputs.render_video.shape[2]
+    video = inputs.render_video.shape[2]
+    if video != frames and (keyframed or video != TEMPORAL * (frames - 1) + 1):
+        whole = "" if keyframed else f" or {TEMPORAL * (frames - 1) + 1}"
+        raise ValueError(f"render_video must hold {frames}{whole} frames, got {video}.")
     for name, tensor, channels in (
         ("render_video", inputs.render_video, 3),
         ("render_mask", inputs.render_mask, 1),
         ("camera_embedding", inputs.camera_embedding, 6),
     ):
-        expected = (1, channels, frames, height, width)
-        if name != "render_video" and transformer.control_config.mask_downsample > 1:
-            expected = (1, channels, tensor.shape[2], height, width)
+        expected = (batch, channels, frames, height, width)
+        if name == "render_video" or transformer.control_config.mask_downsample > 1:
+            expected = (batch, channels, tensor.shape[2], height, width)
         if tuple(tensor.shape) != expected:
             raise ValueError(f"{name} must be {expected}, got {tuple(tensor.shape)}.")
     if inputs.prompt_embeds.shape[1] != 512:
@@ -208,10 +226,12 @@ def _encoded(
     device: torch.device,
 ) -> dict[str, Any]:
     """What stays the same over all steps and both guidance passes."""
+    keyframed = inputs.render_video.shape[2] == frames
+    encode = vae.encode if keyframed else vae.encode_video
     constant: dict[str, Any] = {
         "condition": vae.condition(inputs.image, frames, mode).to(device),
         "encoder_hidden_states_image": inputs.image_embeds.to(device),
-        "render_latent": vae.encode(inputs.render_video).to(device),
+        "render_latent": encode(inputs.render_video).to(device),
         "render_mask": inputs.render_mask.to(device),
         "camera_embedding": inputs.camera_embedding.to(device),
         "extrinsics": inputs.extrinsics,

@@ -70,8 +70,8 @@ class FlowEuler:
     def __init__(
         self, start: float | int = 250, end: int = 1000, shift: float | int = 1.0, steps: int = 4
     ) -> None:
-        if not 0 < start <= end:
-            raise ValueError(f"start must be above 0 and at most end = {end}, got {start}.")
+        if not 0 <= start <= end:
+            raise ValueError(f"start must be 0 .. {end} (end), got {start}.")
         if not shift > 0:
             raise ValueError(f"shift must be above 0, got {shift}.")
         if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:

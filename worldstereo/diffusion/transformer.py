@@ -99,11 +99,6 @@ class WorldStereoModel(WanTransformer3DModel):
                 f"controlnet_cfg.conv_out_dim must equal the backbone width {width}, "
                 f"got {self.control_config.conv_out_dim}."
             )
-        if self.control_config.num_layers > num_layers:
-            raise ValueError(
-                f"controlnet_cfg.num_layers must be at most the backbone's {num_layers}, "
-                f"got {self.control_config.num_layers}."
-            )
         if self.control_config.time_embed_dim != width:
             raise ValueError(
                 f"controlnet_cfg.time_embed_dim must equal the backbone width {width}, "
