@@ -37,6 +37,8 @@ def clouds() -> dict[str, np.ndarray]:
         "tiny": cube * 1e-6,
         "huge": cube * 1e6,
         "shifted": cube + 1e6,
+        "stacks": np.repeat(g.random((41, 3)), 53, axis=0),
+        "thinning out": cube**4 * [1, 1, 0.01],
         "two scales": np.concatenate([g.random((1009, 3)) * 1e-4, g.random((1009, 3)) * 1e4]),
     }
     return {name: points.astype(np.float32) for name, points in made.items()}
@@ -55,7 +57,7 @@ def queries_of(points: np.ndarray) -> np.ndarray:
 def test_neighbours_are_those_of_a_slow_loop(name):
     points = clouds()[name]
     queries = queries_of(points)
-    for k in (1, 8, 701):
+    for k in (1, 8, 32, 701, 3001):  # the last is larger than any of the clouds
         expected = slow(points, queries, k)
         for index in (build_index(torch.from_numpy(points)), ScipyIndex(points)):
             distance, rows = index.query(queries, k)
@@ -69,10 +71,35 @@ def test_the_tree_alone_and_points_removed_from_it():
     index = CompiledIndex(points)
     index.remove(gone)
     kept = np.setdiff1d(np.arange(2003), gone)
+    for k in (11, 1301):
+        expected = kept[slow(points[kept], queries, k)[1]]
+        np.testing.assert_array_equal(index.query(queries, k)[1], expected)
+    index._grid = None
     expected = kept[slow(points[kept], queries, 11)[1]]
     np.testing.assert_array_equal(index.query(queries, 11)[1], expected)
-    index._grid = None
-    np.testing.assert_array_equal(index.query(queries, 11)[1], expected)
+
+
+def test_queries_in_order_start_from_what_the_last_ones_found():
+    """Dense and sparse places, copies and points far away, one after the other; also ties."""
+    g = np.random.default_rng(9)
+    parts = [g.random((3001, 3)) * [2, 2, 0.01], g.random((2003, 3)) * 0.05]
+    parts += [np.round(g.random((1009, 3)) * 9) / 9, np.repeat(g.random((7, 3)), 301, axis=0)]
+    points = np.concatenate(parts).astype(np.float32)
+    queries = np.concatenate([points[g.permutation(len(points))[:397]], g.random((101, 3)) * 4 - 1])
+    queries = queries.astype(np.float32)
+    for k in (1, 8, 32, 100):
+        distance, rows = build_index(points).query(queries, k)
+        expected = slow(points, queries, k)
+        np.testing.assert_array_equal(rows, expected[1])
+        np.testing.assert_array_equal(distance, expected[0])
+
+
+def test_as_many_neighbours_as_points_are_sorted_and_not_inserted():
+    points = np.random.default_rng(2).random((300_007, 3)).astype(np.float32)
+    distance, rows = build_index(points).query(points[:2], 10**6)
+    assert rows.shape == (2, 300_007)
+    np.testing.assert_array_equal(rows, slow(points, points[:2], 300_007)[1])
+    assert (np.diff(distance) >= 0).all()
 
 
 def test_distances_too_large_for_float32_squares_take_another_path():

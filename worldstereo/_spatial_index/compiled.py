@@ -16,13 +16,14 @@ from worldstereo._morton import (
     reach,
 )
 from worldstereo._spatial_index import kernels
-from worldstereo.spatial_index import ScipyIndex
+from worldstereo.spatial_index import ScipyIndex, brute_force, squares
 
 PER_CELL = 4.0  # points aimed at per occupied cell; anything from 2 to 12 costs the same
 CELLS = 6  # cells per point at most, 4 bytes each; of a small cloud four times as many
 MANY_CELLS = 1 << 24
 PIECE = 512  # queries a thread takes at once
 SMALL = 256  # up to here the tree alone is as quick
+WIDE = 512  # more neighbours than this are ranked at once when they are a fair part of the cloud
 
 
 class CompiledIndex:
@@ -59,6 +60,10 @@ class CompiledIndex:
         square, rows = np.empty((Q, m)), np.empty((Q, m), np.int64)
         if m == 0 or Q == 0:
             return square, rows
+        if (
+            m > WIDE and m * m > 256 * self.n
+        ):  # a sorted list of so many costs more than sorting all
+            return self._rank_all(queries, m)
         turn = query_order(queries)
         if self._grid is not None:
             open_ = np.empty(Q, np.bool_)
@@ -73,6 +78,16 @@ class CompiledIndex:
                 PIECE,
             )
         return square, rows
+
+    def _rank_all(
+        self, queries: Float[np.ndarray, "Q 3"], m: int
+    ) -> tuple[Float[np.ndarray, "Q m"], Int[np.ndarray, "Q m"]]:
+        points = self._points.copy()
+        for rows in self._gone:
+            points[rows] = GONE
+        rows = brute_force(points, queries, m)[1]
+        square = squares(points, rows, queries.astype(np.float64))
+        return square, np.where(square < kernels.FAR, rows, kernels.NOBODY)
 
     @property
     def tree(self) -> MortonTree:
@@ -133,12 +148,12 @@ class Grid:
         return Grid(points, low, high, h)
 
     def search(self, queries, turn, k: int, distance, rows, open_) -> None:
-        budget = 64 * k + 1024
+        room = min(64 * k + 1024, 1 << 16)
         columns = (self.x, self.y, self.z, self.order, self.starts, self.low, self.h, *self.shape)
         for_pieces(
             len(turn),
             lambda a, b: kernels.grid_search(
-                queries, turn, *columns, k, budget, distance, rows, open_, a, b
+                queries, turn, *columns, k, room, distance, rows, open_, a, b
             ),
             PIECE,
         )

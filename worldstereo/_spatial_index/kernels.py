@@ -13,7 +13,9 @@ FAR = 1e34
 """Squared distance no real point reaches (`_morton.REACH`) and every removed one exceeds."""
 NOBODY = np.int64(1 << 62)
 SHELLS = 5
-"""Shells of cells around a query before the tree takes over: it is off the surface."""
+"""Cells between a query and the farthest place the grid looks at; then it is off the surface."""
+COUNTED = 512
+"""Candidates up to here are ordered by counting, which is quadratic but has no branch."""
 
 
 @kernel
@@ -76,7 +78,7 @@ def scan(px, py, pz, order, start, stop, x, y, z, k, distance, rows):
 @kernel(inline="always")
 def gap(value, low, h, i, cells):
     """How far a value is from cell `i`, a little less for rounding; border cells have no end."""
-    slack = 0.01 * h
+    slack = (0.01 + 1e-6 * i) * h  # of the float32 position in cells, which grows with it
     near = 0.0
     if i > 0:
         near = max(near, low + i * h - value - slack)
@@ -85,88 +87,134 @@ def gap(value, low, h, i, cells):
     return near
 
 
+@kernel(inline="always")
+def collect(px, py, pz, start, stop, x, y, z, within, near, at, found):
+    """Appends the points of a run that lie within a squared distance; without a branch."""
+    for i in range(start, stop):
+        dx = np.float64(px[i]) - x
+        dy = np.float64(py[i]) - y
+        dz = np.float64(pz[i]) - z
+        d = dx * dx + dy * dy + dz * dz
+        near[found] = d
+        at[found] = i
+        if d <= within:
+            found += 1
+    return found
+
+
+@kernel(inline="always")
+def place(near, at, found, order, k, sorted_d, sorted_at, best, who):
+    """Writes the `k` nearest of a list in order: each goes where the number of nearer ones says.
+
+    Counting has no branch to mispredict, which an insertion has at every step. Equal distances
+    count to the same place; then, and in long lists, an insertion decides and looks at the rows.
+    """
+    if found <= COUNTED:
+        total = 0
+        for i in range(found):
+            d = near[i]
+            rank = 0
+            for j in range(found):
+                rank += near[j] < d
+            sorted_d[rank] = d
+            sorted_at[rank] = at[i]
+            total += rank
+        if total == found * (found - 1) // 2:  # no two share a place
+            for j in range(k):
+                best[j] = sorted_d[j]
+                who[j] = order[sorted_at[j]]
+            return
+    for j in range(k):
+        best[j] = FAR
+        who[j] = NOBODY
+    for i in range(found):
+        offer(near[i], np.int64(order[at[i]]), k, best, who)
+
+
+@kernel(inline="always")
+def thin(near, at, found, limit, k):
+    """Keeps what lies within a squared distance, unless that is fewer than `k`; how many stay."""
+    count = 0
+    for i in range(found):
+        count += near[i] <= limit
+    if count < k:
+        return found
+    kept = 0
+    for i in range(found):
+        d, w = near[i], at[i]
+        near[kept] = d
+        at[kept] = w
+        if d <= limit:
+            kept += 1
+    return kept
+
+
 @kernel
 def grid_search(
-    queries, turn, px, py, pz, order, starts, low, h, nx, ny, nz, k, budget,
+    queries, turn, px, py, pz, order, starts, low, h, nx, ny, nz, k, room,
     distance, rows, open_, start, stop,
 ):  # fmt: skip
-    """Settles the queries `turn[start:stop]` whose answer is near; marks the others in `open_`."""
+    """Settles the queries `turn[start:stop]` whose answer is near; marks the others in `open_`.
+
+    All points in a ball are collected, at most `room`; where it holds at least `k`, the nearest of
+    them are the answer. The first ball follows from how far the queries before had to look.
+    """
     inverse = np.float32(1.0 / h)
-    have = False
-    lx = ly = lz = last = 0.0
+    near, sorted_d = np.empty(room, np.float64), np.empty(room, np.float64)
+    at, sorted_at = np.empty(room, np.int32), np.empty(room, np.int32)
+    wanted = k + 2.0 + 1.3 * np.sqrt(k)  # k and what chance takes away, once in twenty queries
+    widest = (SHELLS * h) ** 2
+    usual = min(0.5 * k * h * h, widest)
+    lost = False
+    ox, oy = np.float64(low[0]), np.float64(low[1])
     for t in range(start, stop):
         q = turn[t]
         x, y, z = np.float64(queries[q, 0]), np.float64(queries[q, 1]), np.float64(queries[q, 2])
-        cx = cell_of(queries[q, 0], low[0], inverse, nx)
-        cy = cell_of(queries[q, 1], low[1], inverse, ny)
-        cz = cell_of(queries[q, 2], low[2], inverse, nz)
-        ox, oy, oz = np.float64(low[0]), np.float64(low[1]), np.float64(low[2])
-        best, who = distance[q], rows[q]
-        bound = FAR
-        if have:  # the k-th neighbour is at most as far as from the last query, plus the way here
-            reach = np.sqrt((x - lx) ** 2 + (y - ly) ** 2 + (z - lz) ** 2) + np.sqrt(last)
-            bound = min(bound, reach * reach * 1.000001)
-        for j in range(k):
-            best[j] = bound
-            who[j] = NOBODY
-        looked = 0
+        within = usual
         settled = False
-        for s in range(SHELLS + 1):
-            x0, x1, y0, y1 = cx - s, cx + s, cy - s, cy + s
-            z0, z1 = max(cz - s, 0), min(cz + s, nz - 1)
-            for i in range(max(x0, 0), min(x1, nx - 1) + 1):
+        found = 0
+        for attempt in range(4):
+            r = np.sqrt(within) * 1.000001
+            x0 = cell_of(np.float32(x - r), low[0], inverse, nx)
+            x1 = cell_of(np.float32(x + r), low[0], inverse, nx)
+            y0 = cell_of(np.float32(y - r), low[1], inverse, ny)
+            y1 = cell_of(np.float32(y + r), low[1], inverse, ny)
+            z0 = cell_of(np.float32(z - r), low[2], inverse, nz)
+            z1 = cell_of(np.float32(z + r), low[2], inverse, nz)
+            found = 0
+            full = False
+            for i in range(x0, x1 + 1):
                 ex = gap(x, ox, h, i, nx)
-                for j in range(max(y0, 0), min(y1, ny - 1) + 1):
+                for j in range(y0, y1 + 1):
                     ey = gap(y, oy, h, j, ny)
-                    if ex * ex + ey * ey > best[k - 1]:
+                    if ex * ex + ey * ey > within:
                         continue
                     line = (i * ny + j) * nz
-                    if abs(i - cx) == s or abs(j - cy) == s:
-                        a, b = starts[line + z0], starts[line + z1 + 1]
-                        looked += b - a
-                        if looked > budget:
-                            break
-                        scan(px, py, pz, order, a, b, x, y, z, k, best, who)
-                    else:
-                        if cz - s >= 0:
-                            a, b = starts[line + cz - s], starts[line + cz - s + 1]
-                            looked += b - a
-                            if looked > budget:
-                                break
-                            scan(px, py, pz, order, a, b, x, y, z, k, best, who)
-                        if cz + s < nz:
-                            a, b = starts[line + cz + s], starts[line + cz + s + 1]
-                            looked += b - a
-                            if looked > budget:
-                                break
-                            scan(px, py, pz, order, a, b, x, y, z, k, best, who)
-                if looked > budget:
+                    a, b = starts[line + z0], starts[line + z1 + 1]
+                    if found + b - a >= room:
+                        full = True
+                        break
+                    found = collect(px, py, pz, a, b, x, y, z, within, near, at, found)
+                if full:
                     break
-            if looked > budget:
-                break
-            edge = np.inf
-            if x0 > 0:
-                edge = min(edge, x - (ox + x0 * h))
-            if x1 < nx - 1:
-                edge = min(edge, ox + (x1 + 1) * h - x)
-            if y0 > 0:
-                edge = min(edge, y - (oy + y0 * h))
-            if y1 < ny - 1:
-                edge = min(edge, oy + (y1 + 1) * h - y)
-            if cz - s > 0:
-                edge = min(edge, z - (oz + (cz - s) * h))
-            if cz + s < nz - 1:
-                edge = min(edge, oz + (cz + s + 1) * h - z)
-            edge -= 0.01 * h
-            if edge > 0 and best[k - 1] < edge * edge:
+            if full:
+                within *= 0.25
+                usual = within
+                continue
+            if found >= k:
                 settled = True
                 break
-            if s == 2 and who[0] == NOBODY:
+            if within >= widest or (found == 0 and (lost or attempt == 1)):
                 break
+            within = min(within * min(max(1.3 * wanted / max(found, 1), 1.5), 4.0), widest)
         open_[q] = not settled
+        lost = not settled
         if settled:
-            have = True
-            last, lx, ly, lz = best[k - 1], x, y, z
+            if found > 2 * wanted:  # on a surface the number grows with the squared distance
+                found = thin(near, at, found, within * wanted / found, k)
+            best = distance[q]
+            place(near, at, found, order, k, sorted_d, sorted_at, best, rows[q])
+            usual = min(0.7 * usual + 0.3 * best[k - 1] * wanted / k, widest)
 
 
 @kernel
