@@ -87,15 +87,13 @@ def sessions_config(config: AppConfig) -> "SessionsConfig":
 def mini_choice(config: AppConfig) -> "GeneratorChoice":
     """The small trained model, or why it is off."""
     from ui.session_config import GeneratorChoice
-    from worldstereo.mini import FOLDER, MiniGenerator
+    from worldstereo.mini import MiniGenerator, why_not
 
     def make() -> Any:
         return MiniGenerator(device=device_of(config))
 
-    there = (FOLDER / "config.json").is_file() and any(FOLDER.glob("*.safetensors"))
-    why = "" if there else "Its weights are not in this package. Install a release that has them."
     about = "A small network, an hour of training so far: measures below Warp. An experiment."
-    return GeneratorChoice("mini", "Mini", about, MiniGenerator.limits, make, why)
+    return GeneratorChoice("mini", "Mini", about, MiniGenerator.limits, make, why_not())
 
 
 def device_of(config: AppConfig) -> str:

@@ -9,14 +9,17 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.nn import functional as F
 
+from train.damage import Leftover, damaged
 from train.tuples import Pool, unpack
 from worldstereo._mini.inputs import BINS, MiniInputs
-from worldstereo._mini.network import MiniNetwork
+from worldstereo._mini.network import Estimate, MiniNetwork
 
 STAGES = ("joint", "prior", "geometric", "stereo")
 
@@ -47,6 +50,10 @@ class Plan:
     batch: int = 4
     crop: int = 128
     rate: float = 7e-4
+    leftover: Leftover = Leftover()
+    """What registration and sensors leave over, drawn anew for every crop."""
+    harm: float = 1.0
+    """Weight of the loss that counts only where the answer is worse than the anchor."""
     seed: int = 0
     device: str = "cpu"
     threads: int = 1
@@ -61,25 +68,27 @@ class Plan:
 def run(plan: Plan) -> None:
     """Train until the plan or this slice is done; everything is saved on the way out."""
     torch.set_num_threads(plan.threads)
-    torch.manual_seed(plan.seed)
     plan.out.mkdir(parents=True, exist_ok=True)
-    pool = Pool(plan.tuples, plan.crop, plan.seed)
-    network = MiniNetwork().to(plan.device, memory_format=torch.channels_last)
+    fresh: Any = MiniNetwork()  # torch's stubs do not know memory_format here
+    network: MiniNetwork = fresh.to(plan.device, memory_format=torch.channels_last)
     if plan.load is not None:
         network.load_state_dict(load_file(plan.load))
     trained = _trained(network, plan.stage)
     optimizer = torch.optim.AdamW(trained, lr=plan.rate, betas=(0.9, 0.95), weight_decay=0.01)
     mean = {name: value.clone() for name, value in network.state_dict().items()}
     step = _resume(plan, network, optimizer, mean)
+    torch.manual_seed(plan.seed + step)  # a resumed slice must not draw the first one's crops again
+    pool = Pool(plan.tuples, plan.crop, plan.seed + step, plan.leftover.enlarged)
     if step == 0 and plan.load is None:
         calibrate(network, pool)
         mean["sigma"] = network.sigma.clone()
-    log = (plan.out / "log.jsonl").open("a")
     began, running, noted = time.monotonic(), None, time.monotonic()
     while step < plan.steps and time.monotonic() - began < 60 * plan.minutes:
         for group in optimizer.param_groups:
             group["lr"] = plan.rate * schedule(step, plan.steps)
-        loss = train_step(network, pool.batch(plan.batch), plan, optimizer, trained)
+        maps, truth, closeness = unpack(pool.batch(plan.batch))
+        batch = damaged(maps, truth, closeness, plan.leftover, pool.g)
+        loss = train_step(network, batch, plan, optimizer, trained)
         step += 1
         keep = min(0.999, (1 + step) / (10 + step))
         for name, value in network.state_dict().items():
@@ -90,20 +99,20 @@ def run(plan: Plan) -> None:
             pool.refresh()
             minutes = (noted - began) / 60
             line = {"step": step, "loss": round(running, 4), "minutes": round(minutes, 2)}
-            log.write(json.dumps(line | {"tuples": len(pool)}) + "\n")
-            log.flush()
+            with (plan.out / "log.jsonl").open("a") as log:
+                log.write(json.dumps(line | {"tuples": len(pool)}) + "\n")
     _save(plan, network, optimizer, mean, step)
 
 
 def train_step(
     network: MiniNetwork,
-    batch: dict[str, Tensor],
+    batch: tuple[MiniInputs, Tensor, Tensor],
     plan: Plan,
     optimizer: torch.optim.Optimizer,
     trained: list[torch.nn.Parameter],
 ) -> float:
     """One step; a step with a non-finite gradient changes nothing and counts as loss 0."""
-    maps, truth, closeness = unpack(batch)
+    maps, truth, closeness = batch
     maps = MiniInputs(*(m.to(plan.device) for m in maps))
     truth, closeness = truth.to(plan.device), closeness.to(plan.device)
     B = len(truth)
@@ -117,7 +126,7 @@ def train_step(
         stereo = plan.stage in ("joint", "stereo") and without > 0.25
         residuals, _ = network.control(maps, geometric=geometric, stereo=stereo)
         estimate = network.denoise(z, t, maps, residuals)
-    loss = objective(estimate, maps, truth, closeness)
+    loss = objective(estimate, maps, truth, closeness, plan.harm)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     norm = torch.nn.utils.clip_grad_norm_(trained, 1.0)
@@ -127,8 +136,15 @@ def train_step(
     return float(loss.detach())
 
 
-def objective(estimate, maps: MiniInputs, truth: Tensor, closeness: Tensor) -> Tensor:  # noqa: ANN001
+def objective(
+    estimate: Estimate, maps: MiniInputs, truth: Tensor, closeness: Tensor, harm: float = 0.0
+) -> Tensor:
     """Squared error in units of the anchor's own, holes twice; L1 on depth; Laplace likelihood.
+
+    `harm` counts once more, by 8x8 block, what is worse than where the answer started from: a
+    correction that is as often wrong as right must cost, or unsure pixels are moved at random.
+    Each crop counts by its share of the error that it began with, as PSNR does by image: a nearly
+    right wall is not to be spoiled for the sake of a wrong fence.
 
     Fully normalised, the surest pixels would decide everything and their outliers would swamp the
     rest; the factor goes half of the way back to plain squared error, which is what PSNR counts.
@@ -136,12 +152,16 @@ def objective(estimate, maps: MiniInputs, truth: Tensor, closeness: Tensor) -> T
     weight = 2 - maps.known
     wanted = ((truth - estimate.linear) / estimate.spread).clamp(-8, 8)
     half_way = (estimate.spread / 0.15).clamp(0.3, 3)
-    squared = (weight * half_way * (estimate.scaled[:, :3] - wanted) ** 2).mean()
-    depth = (weight * (estimate.closeness - closeness).abs().clamp_max(2)).mean()
+    weight = weight * half_way
+    after, before = weight * (estimate.scaled[:, :3] - wanted) ** 2, weight * wanted**2
+    share = 1 / (before.mean((1, 2, 3), keepdim=True) + 0.03)
+    squared = (after * share).mean()
+    worse = (F.avg_pool2d(after - before, 8).mean(1, keepdim=True).relu() * share).mean()
+    depth = ((2 - maps.known) * (estimate.closeness - closeness).abs().clamp_max(2)).mean()
     error = (estimate.color.detach() - truth).abs().mean(dim=1, keepdim=True)
     scale = estimate.log_scale.clamp(-7, 2)
     likelihood = (error * torch.exp(-scale) + scale).mean()
-    return squared + 0.1 * depth + 0.02 * likelihood
+    return squared + harm * worse + 0.1 * depth + 0.02 * likelihood
 
 
 def schedule(step: int, steps: int) -> float:

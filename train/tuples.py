@@ -15,10 +15,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from worldstereo import Cameras, View, render_points
-from worldstereo._mini.inputs import MiniInputs, make_inputs
+from train.damage import enlarged
+from worldstereo._mini.inputs import MiniInputs, cloud_map, make_inputs
+from worldstereo.cameras import Cameras
 from worldstereo.intake import cloud_from
-from worldstereo.scene import DepthKind
+from worldstereo.render import render_points
+from worldstereo.scene import DepthKind, View
 from worldstereo.synthesis import synthesize
 
 
@@ -70,7 +72,14 @@ def _tuple(
     splat = render_points(points, colors, here, radius=1)
     result = synthesize(here, views, splat=splat, unit=unit)
     maps = make_inputs(
-        here, result.color, result.depth, result.confidence, result.known, views, splat, unit
+        here,
+        result.color,
+        result.depth,
+        result.confidence,
+        result.known,
+        views,
+        cloud_map(colors, splat.index),
+        unit,
     )
     middle = float(result.depth[result.depth > 0].median()) if bool(result.known.any()) else unit
     target_closeness = (middle / depth.clamp_min(0.1 * middle) - 1).clamp(-1, 9)
@@ -210,8 +219,8 @@ def write_shard(scenes: Path, out: Path, count: int, seed: int) -> None:
 class Pool:
     """Crops of packed tuples from a folder; files that appear later are picked up."""
 
-    def __init__(self, folder: Path, crop: int, seed: int) -> None:
-        self.folder, self.crop = folder, crop
+    def __init__(self, folder: Path, crop: int, seed: int, enlarged: float = 0.0) -> None:
+        self.folder, self.crop, self.enlarged = folder, crop, enlarged
         self.g = torch.Generator().manual_seed(seed)
         self._files: dict[Path, dict[str, Tensor]] = {}
         self.refresh()
@@ -231,8 +240,12 @@ class Pool:
         for _ in range(size):
             shard = shards[int(torch.randint(len(shards), (1,), generator=self.g))]
             i = int(torch.randint(len(shard["truth"]), (1,), generator=self.g))
-            room = shard["truth"].shape[-1] - self.crop
+            side = self.crop
+            if float(torch.rand(1, generator=self.g)) < self.enlarged:
+                side = int(self.crop * (0.5 + 0.4 * float(torch.rand(1, generator=self.g))))
+            room = shard["truth"].shape[-1] - side
             y, x = torch.randint(room // 2 + 1, (2,), generator=self.g).mul(2).tolist()
-            span = (..., slice(y, y + self.crop), slice(x, x + self.crop))
-            picked.append({name: maps[i][span] for name, maps in shard.items()})
+            span = (..., slice(y, y + side), slice(x, x + side))
+            item = {name: maps[i][span] for name, maps in shard.items()}
+            picked.append(enlarged(item, self.crop))
         return {name: torch.stack([p[name] for p in picked]) for name in picked[0]}

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from worldstereo._mini.inputs import MiniInputs, batched, make_inputs
+from worldstereo._mini.inputs import MiniInputs, batched, cloud_map, make_inputs
 from worldstereo._mini.network import Estimate, MiniNetwork
-from worldstereo.control import GuideFrame, splat_cloud
+from worldstereo.control import GuideFrame
 from worldstereo.errors import WeightsMissing
 from worldstereo.generator import (
     Frame,
@@ -95,7 +95,7 @@ class MiniGenerator:
     ) -> Frame:
         """One frame: the anchor corrected, its origin and confidence from the network's own say."""
         views = [request.views[i] for i in known.references]
-        splat = splat_cloud(request.guide.scene, known.camera) if self.geometric else None
+        colors = request.guide.scene.cloud.colors
         maps = make_inputs(
             known.camera,
             base.color,
@@ -103,21 +103,29 @@ class MiniGenerator:
             base.confidence,
             known.mask,
             views,
-            splat,
+            cloud_map(colors, known.index) if self.geometric else None,
             request.unit,
         )
+        return self.correct(base, known.mask, maps, seed=seed)
+
+    def correct(
+        self, base: Frame, known: Bool[Tensor, "1 H W"], maps: MiniInputs, *, seed: int = 0
+    ) -> Frame:
+        """The weight-free frame `base` as the network would have it; `known`: a memory's surface.
+
+        What is fixed to the camera stays as it was pasted, and so does depth that a memory knows.
+        """
         estimate, found = self.estimate(maps, seed=seed)
         color = (estimate.color[0] + 1) / 2
-        # The rig is pasted, never redrawn.
         fixed = base.origin == int(Origin.RIG)
         color = torch.where(fixed, base.color, color).clamp(0, 1)
         middle = float(base.depth[base.depth > 0].median()) if bool((base.depth > 0).any()) else 1.0
         learned = middle / (1 + estimate.closeness[0]).clamp_min(0.1)
-        depth = torch.where(known.mask & (base.depth > 0), base.depth, learned)
+        depth = torch.where(known & (base.depth > 0), base.depth, learned)
         confidence = torch.exp(-estimate.log_scale[0].exp() / 0.1).clamp(0.02, 1)
         origin = base.origin.clone()
         # Where the memories were silent but the attention found a reference, it was not invented.
-        heard = (found > 0.5) & (origin == int(Origin.INVENTED)) & known.mask
+        heard = (found > 0.5) & (origin == int(Origin.INVENTED)) & known
         origin[heard] = int(Origin.STEREO)
         return Frame(color, depth, origin, confidence, found, base.references)
 
@@ -177,6 +185,26 @@ class MiniGenerator:
         return Estimate(*estimate), found[0]
 
 
+def why_not(folder: Path = FOLDER) -> str:
+    """Why the weights in a folder cannot be used, in one line; "" where they can.
+
+    Reads the headers alone, so that the app can say it before anybody waits for a view.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        files = _weight_files(folder)
+    except WeightsMissing as refusal:
+        return str(refusal)
+    for path in files:
+        try:
+            with safe_open(path, "pt"):
+                continue
+        except (SafetensorError, OSError):
+            return f"mini/{path.name} is missing or cut short; install it again."
+    return ""
+
+
 def load_network(folder: Path = FOLDER) -> MiniNetwork:
     """The network with its weights, in float32.
 
@@ -186,6 +214,28 @@ def load_network(folder: Path = FOLDER) -> MiniNetwork:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    tensors: dict[str, Tensor] = {}
+    for path in _weight_files(folder):
+        try:
+            tensors |= load_file(path)
+        except (SafetensorError, OSError):
+            raise WeightsMissing(
+                f"mini/{path.name} is missing or cut short; install it again."
+            ) from None
+    network = MiniNetwork()
+    wanted = network.state_dict()
+    if tensors.keys() != wanted.keys():
+        odd = sorted(tensors.keys() ^ wanted.keys())[0]
+        raise WeightsMissing(f"mini weights do not fit this version: {odd} is missing or foreign.")
+    for name, value in tensors.items():
+        if value.shape != wanted[name].shape or not bool(torch.isfinite(value).all()):
+            raise WeightsMissing(f"mini weights: {name} has another shape or is not finite.")
+    network.load_state_dict({name: value.float() for name, value in tensors.items()})
+    return network.eval()
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """What `config.json` lists, once its version is this one."""
     config_file = folder / "config.json"
     if not config_file.is_file():
         raise WeightsMissing(
@@ -200,24 +250,7 @@ def load_network(folder: Path = FOLDER) -> MiniNetwork:
         ) from None
     if version != VERSION:
         raise WeightsMissing(f"mini weights are of version {version}; version {VERSION} is needed.")
-    tensors: dict[str, Tensor] = {}
-    for name in names:
-        try:
-            tensors |= load_file(folder / Path(str(name)).name)
-        except (SafetensorError, OSError):
-            raise WeightsMissing(
-                f"mini/{name} is missing or cut short; install it again."
-            ) from None
-    network = MiniNetwork()
-    wanted = network.state_dict()
-    if tensors.keys() != wanted.keys():
-        odd = sorted(tensors.keys() ^ wanted.keys())[0]
-        raise WeightsMissing(f"mini weights do not fit this version: {odd} is missing or foreign.")
-    for name, value in tensors.items():
-        if value.shape != wanted[name].shape or not bool(torch.isfinite(value).all()):
-            raise WeightsMissing(f"mini weights: {name} has another shape or is not finite.")
-    network.load_state_dict({name: value.float() for name, value in tensors.items()})
-    return network.eval()
+    return [folder / Path(str(name)).name for name in names]
 
 
 def _padded(x: Tensor, pad: tuple[int, int, int, int]) -> Tensor:

@@ -9,12 +9,11 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from worldstereo import fusion
 from worldstereo.cameras import Cameras
-from worldstereo.render import RenderResult
 from worldstereo.scene import View
 
 REFERENCES = 3
@@ -48,10 +47,15 @@ def make_inputs(
     confidence: Float[Tensor, "1 H W"],
     known: Bool[Tensor, "1 H W"],
     views: Sequence[View],
-    splat: RenderResult | None,
+    cloud: Float[Tensor, "4 H W"] | None,
     unit: float,
 ) -> MiniInputs:
-    """The maps of one target; of `views` the nearest serve as references."""
+    """The maps of one target; of `views` the nearest serve as references.
+
+    Args:
+        cloud: what the global memory's points show there (`cloud_map`); None leaves it out.
+        unit: length that depths are counted in while fetching; scene units.
+    """
     h, w = target.height, target.width
     seen = depth[depth > 0]
     middle = float(seen.median()) if len(seen) > 0 else unit
@@ -74,19 +78,27 @@ def make_inputs(
         maps.append(torch.from_numpy(np.concatenate([colors, rest]).astype(np.float32)))
     while len(maps) < REFERENCES:
         maps.append(torch.zeros(6, h, w))
-    if splat is None:
-        cloud = torch.zeros(4, h, w)
-    else:
-        cloud = torch.cat([(splat.color * 2 - 1) * splat.mask, splat.mask.float()])
     return MiniInputs(
         anchor=color * 2 - 1,
         known=known.float(),
         bins=error_bins(confidence, known),
         closeness=closeness.clamp(-1, 9),
-        splat=cloud,
+        splat=torch.zeros(4, h, w) if cloud is None else cloud,
         rays=_rays(target, views[0].cameras if len(views) > 0 else target, middle),
         references=torch.stack(maps),
     )
+
+
+def cloud_map(colors: Float[Tensor, "N 3"], index: Int[Tensor, "1 H W"]) -> Float[Tensor, "4 H W"]:
+    """Colour in [-1, 1] of the point seen at each pixel, and 1 where there is one.
+
+    The guide already knows which point that is: nothing is drawn a second time.
+    """
+    seen = (index >= 0).float()
+    if len(colors) == 0:
+        return torch.zeros(4, *index.shape[-2:])
+    color = colors[index[0].clamp_min(0)].permute(2, 0, 1)
+    return torch.cat([(color * 2 - 1) * seen, seen])
 
 
 def error_bins(

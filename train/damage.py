@@ -1,0 +1,138 @@
+"""Damage done to tuples while training: what registration and sensors leave over in real captures.
+
+Tuples are made once and are better registered than a handheld capture ever is, so the network would
+learn to trust every reference to a fraction of a pixel. Here each reference is moved by a smooth
+field of its own, the truth by one more (the target's own pose error), exposure and noise differ by
+reference, and a part of the crops is enlarged and paled, as a 640x480 frame is smoother than a
+rendered one of 160x160. The anchor, being a mean of the references, follows them to first order.
+Colours are inverted and exchanged at random: what is added must not depend on which colour it is.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from worldstereo._mini.inputs import MiniInputs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Leftover:
+    """How much is left over; lengths in pixels of the crop."""
+
+    moved: float = 0.8
+    """Share of the crops whose references are moved at all."""
+    drift: float = 0.6
+    """Median length of a reference's displacement in a moved crop; half as much for the truth."""
+    exposure: float = 0.03
+    """Standard deviation of a reference's log gain."""
+    noise: float = 0.015
+    """Largest standard deviation of the pixel noise; colours in [-1, 1]."""
+    enlarged: float = 0.4
+    """Share of the crops enlarged by up to 2."""
+    pale: float = 0.6
+    """Share of the crops whose contrast is lowered to as little as a fifth."""
+
+
+def damaged(
+    maps: MiniInputs, truth: Tensor, closeness: Tensor, how: Leftover, g: torch.Generator
+) -> tuple[MiniInputs, Tensor, Tensor]:
+    """The batch with references, anchor and truth moved apart; shapes stay, inputs are not changed.
+
+    Args:
+        maps: a batch, colours in [-1, 1].
+        truth: (B, 3, H, W) true colour.
+        closeness: (B, 1, H, W) true closeness, moved with the truth.
+        g: every draw comes from it.
+    """
+    maps, truth = _toned(maps, truth, how, g)
+    B, R, _, H, W = maps.references.shape
+    length = how.drift * torch.exp(0.9 * torch.randn(B, generator=g))
+    length = length * (torch.rand(B, generator=g) < how.moved)
+    own = _smooth(B * R, (H, W), g) * length.repeat_interleave(R)[:, None, None, None]
+    flat = maps.references.flatten(0, 1)
+    references = _moved(flat, own).unflatten(0, (B, R))
+    valid = references[:, :, 3:4] > 0
+    gain = torch.exp(how.exposure * torch.randn(B, R, 1, 1, 1, generator=g))
+    grain = how.noise * torch.rand(B, 1, 1, 1, 1, generator=g)
+    grain = grain * torch.randn(B, R, 3, H, W, generator=g)
+    color = ((references[:, :, :3] + 1) * gain - 1 + grain).clamp(-1, 1) * valid
+    references = torch.cat([color, references[:, :, 3:] * valid], 2)
+    both = valid & (maps.references[:, :, 3:4] > 0)
+    weight = maps.references[:, :, 3:4] * both
+    weight = weight / weight.sum(1, keepdim=True).clamp_min(1e-3)
+    change = (weight * (color - maps.references[:, :, :3])).sum(1) * maps.known
+    there = 0.5 * length[:, None, None, None] * _smooth(B, (H, W), g)
+    moved = _moved(torch.cat([truth, closeness], 1), there)
+    maps = maps._replace(
+        anchor=(maps.anchor + change).clamp(-1, 1),
+        splat=_moved(maps.splat, own.unflatten(0, (B, R)).mean(1)),
+        references=references,
+    )
+    maps = maps._replace(splat=maps.splat * (maps.splat[:, 3:] > 0.5))
+    return maps, moved[:, :3], moved[:, 3:]
+
+
+def _toned(maps: MiniInputs, truth: Tensor, how: Leftover, g: torch.Generator):  # noqa: ANN202
+    """Contrast, sign and order of the channels changed alike in everything that has a colour."""
+    B = len(truth)
+    lower = torch.rand(B, generator=g) < how.pale
+    contrast = torch.where(lower, 0.2 + 0.8 * torch.rand(B, generator=g), 1.0)
+    room = (1 - contrast)[:, None].expand(B, 3)
+    middle = room * (2 * torch.rand(B, 3, generator=g) - 1)
+    sign = torch.where(torch.rand(B, generator=g) < 0.5, -1.0, 1.0)
+    scale = (contrast * sign)[:, None, None, None]
+    middle = middle[:, :, None, None]
+    order = torch.stack([torch.randperm(3, generator=g) for _ in range(B)])
+
+    def tone(x: Tensor) -> Tensor:
+        return torch.stack([one[p] for one, p in zip(x, order, strict=True)]) * scale + middle
+
+    valid = maps.references[:, :, 3:4] > 0
+    shown = torch.stack([tone(x) for x in maps.references[:, :, :3].unbind(1)], 1) * valid
+    maps = maps._replace(
+        anchor=tone(maps.anchor),
+        splat=torch.cat([tone(maps.splat[:, :3]) * maps.splat[:, 3:], maps.splat[:, 3:]], 1),
+        references=torch.cat([shown, maps.references[:, :, 3:]], 2),
+    )
+    return maps, tone(truth)
+
+
+def _smooth(n: int, size: tuple[int, int], g: torch.Generator) -> Float[Tensor, "n 2 H W"]:
+    """Displacements that vary over a third of the crop; their median length is about 1."""
+    whole = torch.randn(n, 2, 1, 1, generator=g)
+    local = torch.randn(n, 2, 4, 4, generator=g)
+    return F.interpolate(0.7 * whole + 0.5 * local, size, mode="bicubic", align_corners=True)
+
+
+def _moved(x: Float[Tensor, "n c H W"], by: Float[Tensor, "n 2 H W"]) -> Float[Tensor, "n c H W"]:
+    """What is found `by` pixels away, bilinear, the border repeated."""
+    H, W = x.shape[-2:]
+    rows = torch.linspace(-1, 1, H)[None, :, None] + by[:, 1] * (2 / (H - 1))
+    columns = torch.linspace(-1, 1, W)[None, None, :] + by[:, 0] * (2 / (W - 1))
+    grid = torch.stack([columns, rows], -1)
+    return F.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=True)
+
+
+WHOLE_NUMBERS = ("known", "bins")
+
+
+def enlarged(batch: dict[str, Tensor], crop: int) -> dict[str, Tensor]:
+    """Packed maps of a smaller crop at `crop` pixels: colours bilinear, masks and classes nearest.
+
+    Agreement of a reference is kept from the nearest pixel, so that no border is half valid.
+    """
+    if batch["truth"].shape[-1] == crop:
+        return batch
+    out = {}
+    for name, maps in batch.items():
+        flat = maps.float().reshape(-1, 1, *maps.shape[-2:])
+        if name in WHOLE_NUMBERS or name == "reference_rest":
+            big = F.interpolate(flat, (crop, crop), mode="nearest")
+        else:
+            big = F.interpolate(flat, (crop, crop), mode="bilinear", align_corners=False)
+        big = big.round() if not maps.is_floating_point() else big
+        out[name] = big.reshape(*maps.shape[:-2], crop, crop).to(maps.dtype)
+    return out
