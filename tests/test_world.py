@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tests.conftest import InstantGenerator, room_capture
 from worldstereo import Cancelled, Trajectory, World, WorldBusy, WorldStereoError
-from worldstereo.edits import delete_points, set_scale, set_up
+from worldstereo.edits import delete_points, set_registration, set_scale, set_up
 from worldstereo.explore import explore, start
 
 
@@ -209,3 +209,27 @@ def test_readers_in_other_threads_always_see_a_whole_scene(world):
     for reader in readers:
         reader.join()
     assert broken == []
+
+
+def test_a_photo_keeps_its_guessed_depth(instant):
+    """The only depth there is becomes the cloud, weighs little, and is never registered."""
+    from io import BytesIO
+
+    from PIL import Image
+
+    from worldstereo import read
+
+    rows = torch.arange(48)[:, None, None].expand(48, 64, 3)
+    picture = BytesIO()
+    Image.fromarray((rows * 5).byte().numpy()).save(picture, "PNG")
+    capture = read(picture.getvalue(), "street.png")
+    assert capture.rough_depth
+    world = World(instant, max_points=50_000)
+    start(world, capture)
+    view = world.scene.views[0]
+    assert torch.equal(view.depth, capture.views[0].depth)
+    assert len(world.scene.cloud) == int((view.depth[0, 1::2, 1::2] > 0).sum()) > 500
+    assert float(world.scene.cloud.confidence.max()) < 0.5
+    assert world.scene.unit == pytest.approx(float(view.depth.median()), rel=0.2)
+    with pytest.raises(WorldStereoError, match="two given views"):
+        set_registration(world, True)

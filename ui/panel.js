@@ -53,7 +53,7 @@
     if (!hit || hit.disabled) return;
     if (hit.dataset.send) act(hit, event);
     else if ('hint' in hit.dataset) { store('hint', 'closed'); $('#hint').style.display = 'none'; }
-    else if ('close' in hit.dataset) hit.closest('.error').remove();
+    else if ('close' in hit.dataset) hit.closest('.refusal').remove();
     else hit.closest('dialog').close();
   });
   let focused = '';
@@ -150,9 +150,10 @@
     const file = $('[data-download]'); // an export is ready: take it home without a second click
     if (file && !file.dataset.taken) { file.dataset.taken = '1'; setTimeout(() => ($('a#download, #download a') ?? $('#download'))?.click(), 200); }
     const film = $('.film'); // the newest view comes into sight; otherwise the strip stays where it was
-    if (film && (film !== strip || film.dataset.newest !== newest)) {
-      const fresh = newest && film.dataset.newest !== newest && !film.dataset.newest.startsWith('0.0.0');
-      [strip, newest] = [film, film.dataset.newest];
+    const latest = film?.dataset.newest ?? ''; // none in an empty strip
+    if (film && (film !== strip || latest !== newest)) {
+      const fresh = newest && latest !== newest && !latest.startsWith('0.0.0');
+      [strip, newest] = [film, latest];
       film.scrollLeft = fresh ? film.scrollWidth : scrolled;
     }
     if (focused && document.activeElement === document.body) document.getElementById(focused)?.focus({ preventScroll: true });

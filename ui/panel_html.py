@@ -128,7 +128,7 @@ def film(
     planned: int = 0,
 ) -> str:
     """Every view as a picture: given, made, being made, planned."""
-    if not views and not making and not total:
+    if not views and not making and not total and not planned:
         text = "Views appear here: open an example or your own picture under World."
         return f'<div class="film"><span class="empty">{text}</span></div>'
     shown = list(enumerate(views))
@@ -136,7 +136,7 @@ def film(
     made = [entry for entry in shown if entry[1].step > 0]
     given, made = given[: FILM_LIMIT // 2], made[-FILM_LIMIT // 2 :]
     parts = [_frame(i, view, thumbnails, newest_step) for i, view in given]
-    if (given and (made or total or planned)) or (made and not given):
+    if given and (made or total or planned):
         parts.append('<div class="sep"></div>')
     parts += [_frame(i, view, thumbnails, newest_step) for i, view in made]
     for i, pixels in enumerate(making):
@@ -187,13 +187,15 @@ def cost(
 
 def progress(step: int, total: int, message: str, seconds_left: float | None) -> str:
     """The same place while a job runs."""
-    share = 100 * min(1.0, step / total) if total > 0 else 0.0
     left = "" if seconds_left is None else f"{duration(seconds_left)} left"
+    share = 100 * min(1.0, step / total) if total > 0 else 0.0
+    now = f'aria-valuenow="{share:.0f}" aria-valuemin="0" aria-valuemax="100"'
+    bar = f'<div class="meter" role="progressbar" {now}><span style="width:{share:.1f}%"></span>'
+    if total <= 0:  # nobody knows how far: it moves, and promises nothing
+        bar = '<div class="meter unknown" role="progressbar"><span></span>'
     return (
         f'<div class="split" role="status"><span>{esc(message)}</span>'
-        f'<span class="num muted">{left}</span></div><div class="meter" role="progressbar" '
-        f'aria-valuenow="{share:.0f}" aria-valuemin="0" aria-valuemax="100" '
-        f'style="margin-top:6px"><span style="width:{share:.1f}%"></span></div>'
+        f'<span class="num muted">{left}</span></div>{bar}</div>'
     )
 
 
@@ -207,7 +209,7 @@ def said(text: str) -> str:
 def failed(text: str) -> str:
     """One line where it went wrong, with the way out in its words; closed by its cross."""
     return (
-        f'<div class="error" role="alert">{icon("triangle-alert")}<span>{esc(text)}</span>'
+        f'<div class="refusal" role="alert">{icon("triangle-alert")}<span>{esc(text)}</span>'
         f'<button type="button" data-close aria-label="Close">{icon("x")}</button></div>'
     )
 

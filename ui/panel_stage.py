@@ -8,6 +8,7 @@ from ui import panel_html as piece
 from ui.panel_core import Updates, html
 from ui.session import Session
 from worldstereo.errors import WorldStereoError
+from worldstereo.explore import default_view
 
 if TYPE_CHECKING:
     from ui.panel import Panel
@@ -65,10 +66,8 @@ class Stage:
         return self.panel.memory.choose(session, index)
 
     def on_home(self, session: Session, data: dict[str, Any]) -> Updates:
-        views = session.world.scene.views
-        if not views:
-            raise WorldStereoError("There is no view to go back to yet.")
-        session.viewport.fly_to(views[0].cameras)
+        scene = session.world.scene
+        session.viewport.fly_to(scene.views[0].cameras if scene.views else default_view(scene))
         return {self.hud: self._hud(session)}
 
     def on_stage(self, session: Session, data: dict[str, Any], mode: str) -> Updates:
@@ -124,8 +123,8 @@ class Stage:
         why = {} if session.plan else {"play": "Plan a path first, under Path."}
         if not len(scene.cloud):
             why |= dict.fromkeys(("measure", "select", "record", "keyframe"), "No world yet.")
-        if not scene.views:
-            why["home"] = "There is no view to go back to yet."
+            if not scene.views:
+                why["home"] = "No world yet."
         return piece.tools(
             playing=viewport.playing,
             recording=viewport.recording,

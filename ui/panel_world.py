@@ -15,13 +15,10 @@ from worldstereo.scene import Scene
 if TYPE_CHECKING:
     from ui.panel import Panel
 
-ACCEPTED = [
-    ".zip", ".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".hdr", ".exr",
-    ".ply", ".glb", ".gltf", ".obj", ".stl", ".off", ".pcd", ".xyz", ".las", ".laz", ".spz",
-    ".3mf", ".dae", ".worldstereo", ".world",
-]  # fmt: skip
-"""What the file dialog offers; the reader decides by content and refuses in one line."""
-
+ACCEPTED = (
+    "Zip of RGB-D frames, of posed photos (COLMAP, transforms.json) or of a saved project; one "
+    "photo; PLY, GLB, OBJ, STL, OFF."
+)
 COLORS = ("photo", "step", "source", "confidence", "age")
 ROWS = 60  # of the registration table
 
@@ -35,13 +32,13 @@ class WorldTab:
         gr.Markdown("#### Start from")
         html(self._examples())
         self.upload = gr.UploadButton(
-            "Your photo, RGB-D capture, mesh or cloud",
-            file_types=ACCEPTED,
+            "Your photo, RGB-D capture, mesh or cloud",  # of any name: the reader decides
             size="sm",
             icon=str(icons / "upload.svg"),
             elem_classes="tint",
             elem_id="upload",
         )
+        html(f'<p class="muted" style="margin:0">{ACCEPTED}</p>')
         self.problem = shown(line())
         gr.Markdown("#### Show", elem_classes="gap-top")
         self.drawing = shown(
@@ -146,20 +143,21 @@ class WorldTab:
             self.facts: self._facts(session),
             self.table: self._table(session),
             self.registered: gr.update(
-                value=session.registered, interactive=sum(v.step == 0 for v in scene.views) > 1
+                value=session.registered, interactive=not _why_not_registered(scene)
             ),
             self.drawing: viewport.drawing,
             self.color: viewport.color_mode,
             self.scale: scene.metres_per_unit or 1.0,
             self.delete: self._delete_button(session),
+            self.problem: "",
         }
 
     def why_not(self, session: Session) -> dict[str, str]:
         why = {}
         if not session.selected:
             why["#delete"] = "Select points first: Box-select, then draw a box."
-        if sum(view.step == 0 for view in session.world.scene.views) < 2:
-            why["#registered"] = "Registration needs at least two given views."
+        if reason := _why_not_registered(session.world.scene):
+            why["#registered"] = reason
         return why
 
     # ---- a new world -------------------------------------------------------------------------
@@ -209,6 +207,9 @@ class WorldTab:
     def on_registered(self, session: Session, wanted: Any) -> Iterator[Updates]:
         session.set_registration(bool(wanted))
         yield from self.panel.follow(session)
+        if wanted and session.registration is None and not session.busy:
+            text = "Depth that was measured from the poses cannot correct them: nothing moved."
+            yield {self.table: piece.said(text)}
 
     def on_scale(self, session: Session, value: Any) -> Updates:
         factor = number(value, "metres in one unit", 1e-6, 1e6)
@@ -330,6 +331,12 @@ class WorldTab:
         head = "<tr><th>View</th><th class=r>Moved</th><th>With the others</th></tr>"
         notes = "".join(f'<p class="notice">{piece.esc(n)}</p>' for n in registration.notices)
         return f'<table class="small">{head}{"".join(rows)}</table>{notes}'
+
+
+def _why_not_registered(scene: Scene) -> str:
+    if sum(view.step == 0 for view in scene.views) < 2:
+        return "Registration needs at least two given views."
+    return "Registration needs measured depth; here it is a guess." if scene.rough_depth else ""
 
 
 # ---- numbers about a scene -----------------------------------------------------------------------

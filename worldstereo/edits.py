@@ -73,8 +73,10 @@ def set_registration(world: World, on: bool, *, on_step: OnStep = ignore) -> Sce
     with world.step("register views" if on else "use the given poses") as draft:
         given = [as_given(view) for view in draft.views if view.step == 0]
         made = [view for view in draft.views if view.step != 0]
-        if not given:
-            raise WorldStereoError("This world has no given views to register.")
+        if len(given) < 2:
+            raise WorldStereoError("Registration needs at least two given views.")
+        if draft.scene.rough_depth:
+            raise WorldStereoError("Registration needs measured depth; here it is a rough guess.")
         before, clips = draft.registration, list(draft.clips)
         forget(draft)
         remember_given(draft, given, world.generator, on, on_step)

@@ -339,6 +339,19 @@ def as_measured(view: View) -> View:
     )
 
 
+def as_estimated(views: Sequence[View]) -> Intake | None:
+    """Views whose depth is an estimate, the only one there is: they enter as they are.
+
+    One photo, or pictures from one place: nothing was measured and no second view can. None where
+    a view holds measured depth, or none holds any.
+    """
+    if any(bool((view.kind == int(DepthKind.MEASURED)).any()) for view in views):
+        return None
+    if not any(bool(view.mask.any()) for view in views):
+        return None
+    return Intake(tuple(views), None, None, median_depth(views))
+
+
 def _at(pose: Pose, c2w: Tensor, unit: float) -> Pose:
     moved = c2w.detach().cpu().double().numpy().copy()
     moved[:3, 3] /= unit

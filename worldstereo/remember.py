@@ -11,7 +11,7 @@ from torch import Tensor
 
 from worldstereo.cameras import Cameras
 from worldstereo.generator import Frame, Generator, OnStep, as_view
-from worldstereo.intake import cloud_from, enter
+from worldstereo.intake import as_estimated, cloud_from, enter
 from worldstereo.scene import Capture, View
 from worldstereo.world import Draft
 
@@ -47,7 +47,7 @@ def remember_given(
     register: bool,
     on_step: OnStep,
 ) -> None:
-    entered = enter(views, register=register, on_step=on_step)
+    entered = as_estimated(views) or enter(views, register=register, on_step=on_step)
     draft.registration = entered.registration
     draft.changes |= {"unit": entered.unit, "rig": entered.rig}
     notices = draft.changes.get("notices", draft.scene.notices)

@@ -100,7 +100,10 @@ def cloud_of(name: str, surface: Surface, limits: Limits) -> tuple[PointCloud, t
         normals = _unit(surface.normals[keep]) if surface.normals is not None else None
         normals = np.zeros_like(points) if normals is None else normals
         radii = np.zeros(len(points))
-    if colors is None:
+    if colors is None and normals.any():
+        colors = shaded(normals)
+        notices.append("The file holds no colours; grey is shown, shaded by the shape.")
+    elif colors is None:
         notices.append("The file holds no colours; grey is shown.")
     far = np.abs(points).max()
     middle = np.round((points.min(axis=0) + points.max(axis=0)) / 2)
@@ -115,6 +118,17 @@ def cloud_of(name: str, surface: Surface, limits: Limits) -> tuple[PointCloud, t
     tint = None if colors is None else torch.from_numpy(np.clip(colors, 0, 1).astype(np.float32))
     cloud = PointCloud.of(torch.from_numpy(points.astype(np.float32)), tint, **columns)
     return cloud, tuple(notices)
+
+
+def shaded(normals: np.ndarray) -> np.ndarray:
+    """Greys (N, 3) that let a shape without colours be read: light from above and the front.
+
+    Half-Lambert, so that what turns away from the light keeps its shape; a light between +y and
+    +z is above in files of either convention.
+    """
+    light = np.array([0.35, 0.65, 0.67])
+    grey = 0.22 + 0.56 * (0.5 + 0.5 * (normals @ (light / np.linalg.norm(light)))) ** 1.5
+    return np.repeat(grey[:, None], 3, axis=1)
 
 
 def _sampled(
