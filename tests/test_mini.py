@@ -6,12 +6,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.conftest import room_capture
+from tests.conftest import room_capture, turned_cameras
 from worldstereo import Origin, Trajectory, WarpGenerator, WeightsMissing, World
-from worldstereo._mini.inputs import BINS, MiniInputs, batched, error_bins
+from worldstereo._mini.inputs import BINS, MiniInputs, batched, cloud_map, error_bins, make_inputs
 from worldstereo._mini.network import MiniNetwork
 from worldstereo.explore import explore, start
-from worldstereo.mini import VERSION, MiniGenerator, load_network
+from worldstereo.mini import VERSION, MiniGenerator, load_network, why_not
+from worldstereo.render import render_points
 
 
 def random_maps(height=48, width=64, seed=0):
@@ -145,6 +146,39 @@ def test_sizes_that_do_not_fit_are_named(folder):
         explore(world, path.scaled(70, 48))
 
 
+def test_the_cloud_is_drawn_once_and_read_from_the_guide():
+    """What the index map says is the splat's own colour and mask, bit for bit."""
+    g = torch.Generator().manual_seed(2)
+    points, colors = torch.rand(3000, 3, generator=g) * 2, torch.rand(3000, 3, generator=g)
+    camera = turned_cameras(1)[0]
+    splat = render_points(points + torch.tensor([0.0, 0.0, 2.0]), colors, camera, radius=1)
+    assert 0.1 < float(splat.mask.mean()) < 0.9
+    cloud = cloud_map(colors, splat.index)
+    assert torch.equal(cloud[3:], splat.mask)
+    assert torch.equal(cloud[:3], (splat.color * 2 - 1) * splat.mask)
+    assert float(cloud_map(torch.zeros(0, 3), torch.full((1, 4, 4), -1)).abs().max()) == 0
+
+
+@pytest.mark.parametrize("count", [0, 1, 16])
+def test_any_number_of_references_and_depth_that_is_not_finite(folder, count):
+    """The nearest three serve, empty ones fill up, and nothing non-finite reaches the network."""
+    capture = room_capture(n=max(count, 1), width=64, height=48)
+    camera = capture.views[0].cameras
+    frame = capture.views[0].color
+    depth = capture.views[0].depth.clone()
+    depth[0, :8, :8], depth[0, 8:16, :8] = float("nan"), float("inf")
+    known = depth > 0
+    maps = make_inputs(
+        camera, frame, depth, known.float(), known, list(capture.views[:count]), None, 1.0
+    )
+    assert maps.references.shape == (3, 6, 48, 64)
+    held = (maps.references[:, 3] > 0).flatten(1).any(1).sum()
+    assert int(held) == min(count, 3)
+    assert all(bool(torch.isfinite(m).all()) for m in maps)
+    estimate, _ = MiniGenerator(folder).estimate(maps)
+    assert all(bool(torch.isfinite(value).all()) for value in estimate)
+
+
 def cut(folder):
     weights = folder / "w.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])
@@ -192,3 +226,27 @@ def test_bad_weights_are_named_in_one_line(folder, tmp_path, harm, message):
 def test_no_weights_at_all(tmp_path):
     with pytest.raises(WeightsMissing, match="use the warp generator"):
         load_network(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [(None, ""), (cut, "cut short"), (missing, "missing or cut"), (other_version, "version 99")],
+)
+def test_the_app_offers_warp_and_says_why_mini_is_off(folder, tmp_path, monkeypatch, harm, message):
+    """Harmed weights turn the choice off with the same line; a sound folder leaves it on."""
+    import app
+    from worldstereo import mini
+
+    for file in folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    if harm is not None:
+        harm(tmp_path)
+    assert message in why_not(tmp_path)
+    monkeypatch.setattr(mini, "why_not", lambda: why_not(tmp_path))
+    config = app.sessions_config(app.AppConfig())
+    choices = {choice.name: choice for choice in config.generators}
+    assert (choices["mini"].why_not == "") == (harm is None)
+    assert message in choices["mini"].why_not
+    assert config.generator == "warp"
+    assert choices["warp"].why_not == ""
+    assert why_not(tmp_path / "nothing") != ""

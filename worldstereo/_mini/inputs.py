@@ -54,9 +54,11 @@ def make_inputs(
 
     Args:
         cloud: what the global memory's points show there (`cloud_map`); None leaves it out.
+        depth: scene units; 0 or not finite: unknown.
         unit: length that depths are counted in while fetching; scene units.
     """
     h, w = target.height, target.width
+    depth = torch.where(torch.isfinite(depth), depth, 0.0)  # as intake: not finite is not measured
     seen = depth[depth > 0]
     middle = float(seen.median()) if len(seen) > 0 else unit
     closeness = (middle / depth.clamp_min(0.1 * middle) - 1).where(depth > 0, torch.tensor(0.0))
