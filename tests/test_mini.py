@@ -99,7 +99,7 @@ def test_tiles_agree_with_the_whole(folder, monkeypatch):
     from worldstereo import mini
 
     maps = random_maps(64, 448)
-    generator = MiniGenerator(folder)
+    generator = MiniGenerator(folder, half=False)
     whole, _ = generator.estimate(maps)
     monkeypatch.setattr(mini, "TILE", (320, 64))
     tiled, found = generator.estimate(maps)
@@ -107,6 +107,17 @@ def test_tiles_agree_with_the_whole(folder, monkeypatch):
     assert found.shape == (1, 64, 448)
     torch.testing.assert_close(tiled.color[..., :96], whole.color[..., :96], atol=2e-4, rtol=0)
     assert float((tiled.color - whole.color).abs().mean()) < 0.02
+
+
+def test_half_precision_says_nearly_the_same_and_repeats_its_bits(folder):
+    maps = random_maps()
+    exact, _ = MiniGenerator(folder, half=False).estimate(maps)
+    rough = MiniGenerator(folder, half=True)
+    one, two = rough.estimate(maps)[0], rough.estimate(maps)[0]
+    assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+    assert float((one.color - exact.color).abs().max()) < 0.05
+    moved = float((exact.color - maps.anchor).abs().mean())
+    assert float((one.color - exact.color).abs().mean()) < 0.02 * moved
 
 
 def test_photo_to_frames_same_seed_same_bits(folder):
