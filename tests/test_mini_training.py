@@ -52,7 +52,7 @@ def test_the_anchor_follows_its_references():
     """All references twice as bright by one: the anchor where known moves by as much, else not."""
     maps, truth, closeness = batch()
     same = maps.references.clone()
-    same[:, :, 3] = 0.5  # all valid
+    same[:, :, 3:5] = 0.5  # all valid, all as far
     same[:, :, :3] = 0.2
     maps = maps._replace(references=same, anchor=torch.zeros_like(maps.anchor))
     how = Leftover(moved=0, exposure=0.2, noise=0, pale=0)
@@ -81,6 +81,27 @@ def test_a_smooth_displacement_moves_a_ramp_by_its_length():
         lengths.append(float(change.median()))
     assert 0.2 < sorted(lengths)[100] < 1.5  # half of 2, one of two axes
     assert max(lengths) > 2
+
+
+def test_a_reference_from_the_same_place_hardly_moves():
+    """Displacement grows with the angle; the truth stays with its nearest reference."""
+    side = 64
+    ramp = torch.linspace(-1, 1, side).expand(1, 3, side, side)
+    known = torch.ones(1, 1, side, side)
+    references = torch.zeros(1, 3, 6, side, side)
+    references[:, :, :3], references[:, :, 3] = ramp[:, None], 0.9
+    references[:, 0, 4], references[:, 1, 4], references[:, 2, 4] = 0.0, 0.1, 0.5
+    splat, rays = torch.zeros(1, 4, side, side), torch.zeros(1, 6, side, side)
+    maps = MiniInputs(ramp, known, known, known, splat, rays, references)
+    how = Leftover(moved=1, exposure=0, noise=0, pale=0)
+    moved = torch.zeros(4)
+    for seed in range(60):
+        seen, truth, _ = damaged(maps, ramp, known, how, torch.Generator().manual_seed(seed))
+        shown = torch.cat([seen.references[0, :, :3], truth]) * (seen.anchor * ramp).mean().sign()
+        moved += (shown - ramp).abs().mean((1, 2, 3)) * (side - 1) / 2 / 60
+    first, second, third, target = moved.tolist()
+    assert 0.02 < target < first < 0.3 * second
+    assert 1.5 * second < third
 
 
 def test_damage_is_repeatable_and_leaves_its_input_alone():

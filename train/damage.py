@@ -25,7 +25,8 @@ class Leftover:
     moved: float = 0.8
     """Share of the crops whose references are moved at all."""
     drift: float = 0.6
-    """Median length of a reference's displacement in a moved crop; half as much for the truth."""
+    """Median displacement in a moved crop of a reference seen from 0.1 rad away. What depth and
+    pose leave over grows with that angle; the truth moves half as far as its nearest reference."""
     exposure: float = 0.03
     """Standard deviation of a reference's log gain."""
     noise: float = 0.015
@@ -51,7 +52,8 @@ def damaged(
     B, R, _, H, W = maps.references.shape
     length = how.drift * torch.exp(0.9 * torch.randn(B, generator=g))
     length = length * (torch.rand(B, generator=g) < how.moved)
-    own = _smooth(B * R, (H, W), g) * length.repeat_interleave(R)[:, None, None, None]
+    away = _apart(maps.references)
+    own = _smooth(B * R, (H, W), g) * (length[:, None] * away).flatten()[:, None, None, None]
     flat = maps.references.flatten(0, 1)
     references = _moved(flat, own).unflatten(0, (B, R))
     valid = references[:, :, 3:4] > 0
@@ -61,10 +63,11 @@ def damaged(
     color = ((references[:, :, :3] + 1) * gain - 1 + grain).clamp(-1, 1) * valid
     references = torch.cat([color, references[:, :, 3:] * valid], 2)
     both = valid & (maps.references[:, :, 3:4] > 0)
-    weight = maps.references[:, :, 3:4] * both
+    # The weights of the weight-free blend (`_fusion/blend.py`).
+    weight = maps.references[:, :, 3:4] * both / (0.03 + maps.references[:, :, 4:5].abs()) ** 2
     weight = weight / weight.sum(1, keepdim=True).clamp_min(1e-3)
     change = (weight * (color - maps.references[:, :, :3])).sum(1) * maps.known
-    there = 0.5 * length[:, None, None, None] * _smooth(B, (H, W), g)
+    there = 0.5 * (length * away.amin(1))[:, None, None, None] * _smooth(B, (H, W), g)
     moved = _moved(torch.cat([truth, closeness], 1), there)
     maps = maps._replace(
         anchor=(maps.anchor + change).clamp(-1, 1),
@@ -73,6 +76,14 @@ def damaged(
     )
     maps = maps._replace(splat=maps.splat * (maps.splat[:, 3:] > 0.5))
     return maps, moved[:, :3], moved[:, 3:]
+
+
+def _apart(references: Float[Tensor, "B R 6 H W"]) -> Float[Tensor, "B R"]:
+    """How far each reference may be displaced: 1 at 0.1 rad from the target, and where unknown."""
+    valid = (references[:, :, 3] > 0).float()
+    count = valid.sum((2, 3))
+    angle = (references[:, :, 4].abs() * valid).sum((2, 3)) / count.clamp_min(1)
+    return torch.where(count > 0, 0.15 + 0.85 * (angle / 0.1).clamp_max(3), 1.0)
 
 
 def _toned(maps: MiniInputs, truth: Tensor, how: Leftover, g: torch.Generator):  # noqa: ANN202
