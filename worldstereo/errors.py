@@ -17,6 +17,18 @@ class WeightsMissing(WorldStereoError):
     """A generator or depth model was asked for whose weights are not at hand."""
 
 
+class OutOfMemory(WorldStereoError):
+    """The card was too small for a step; the world is as it was before.
+
+    Args:
+        smaller: the next memory mode that takes less of the card; "" where there is none.
+    """
+
+    def __init__(self, message: str, smaller: str = "") -> None:
+        super().__init__(message)
+        self.smaller = smaller
+
+
 class InputRefused(WorldStereoError):
     """A file that cannot be read safely or does not hold what its name promises."""
 

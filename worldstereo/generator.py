@@ -33,14 +33,14 @@ def ignore(step: int, total: int, message: str) -> None:
 class SamplerConfig:
     """How a generator walks from noise to frames."""
 
-    steps: int = 4
-    """Denoising steps. A distilled model wants 4, a full one 30 to 50; the warp generator none."""
+    steps: int | None = None
+    """Denoising steps; None for as many as the generator was made for (4 distilled, 40 full)."""
 
     guidance: float = 5.0
     """Classifier-free guidance scale; 1 switches it off and halves the time."""
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
+        if self.steps is not None and self.steps < 1:
             raise ValueError(f"sampler.steps must be at least 1, got {self.steps}.")
         if not self.guidance >= 1:
             raise ValueError(f"sampler.guidance must be at least 1, got {self.guidance}.")
@@ -59,8 +59,14 @@ class GeneratorLimits:
     """Width and height must be multiples of this many pixels."""
     max_pixels: int = 1920 * 1088
     prompt: bool = False
+    default_prompt: str = ""
+    """What to begin with where nobody has written a prompt."""
     steps: tuple[int, int, int] | None = None
     """(least, most, default) denoising steps; None where there are none."""
+    guidance: float | None = None
+    """The guidance scale to begin with; None where there is no guidance, nor a negative prompt."""
+    negative_prompt: str = ""
+    """What guidance leads away from where nobody says otherwise."""
     seconds_per_frame: float = 0.5
     """A first guess for 640x480 on two cores; the app replaces it by what it measures."""
 
@@ -120,6 +126,25 @@ class GenerationRequest:
     negative_prompt: str = ""
     seed: int = 0
     sampler: SamplerConfig = SamplerConfig()
+
+
+@dataclass(frozen=True)
+class Fit:
+    """One memory mode of a generator: whether it fits this machine, and what it would take."""
+
+    mode: str
+    label: str
+    fits: bool
+    gib: float
+    """Estimated peak on the card."""
+    seconds: float
+    """Estimated for all steps of one clip."""
+    why: str = ""
+    """One line where it does not fit."""
+
+    def __str__(self) -> str:
+        state = "fits" if self.fits else self.why
+        return f"{self.mode:<11}{self.gib:6.1f} GiB  about {self.seconds:6.0f} s  {state}"
 
 
 @runtime_checkable

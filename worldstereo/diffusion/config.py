@@ -11,12 +11,20 @@ from pathlib import Path
 from typing import Any
 
 from worldstereo.errors import WeightsMissing
+from worldstereo.generator import GeneratorLimits
 
 LICENCE = "Apache-2.0"
 """Licence of the public release and its base model, named before any download."""
 
 SIZES = ((480, 768), (512, 720), (576, 640), (608, 608), (640, 576), (720, 512), (768, 480))
 """Built-in (height, width) list, used where the config's `scale_map` is null."""
+
+DEFAULT_PROMPT = (
+    "A photorealistic place, seen by a camera that moves smoothly through it. Sharp detail, "
+    "natural light, consistent geometry and materials in every view."
+)
+STEPS, GUIDANCE = 40, 5.0
+"""Of the variants that are not distilled."""
 
 COND_MODES = ("full_vae", "first_frame_only")
 MAX_REFERENCES = 8
@@ -144,6 +152,25 @@ class ModelConfig:
     dmd_end: int = 1000
     dmd_shift: float = 1.0
     dmd_steps: int = 4
+
+    @property
+    def limits(self) -> GeneratorLimits:
+        """What a generator with this checkpoint accepts, and begins with."""
+        distilled = self.variant.distilled
+        return GeneratorLimits(
+            name=self.variant.name,
+            min_frames=2,
+            max_frames=self.nframe,
+            size_multiple=16,
+            prompt=True,
+            default_prompt=DEFAULT_PROMPT,
+            # a single step would start in the middle of the schedule
+            steps=(2, max(4, 2 * self.dmd_steps), max(2, self.dmd_steps))
+            if distilled
+            else (1, 100, STEPS),
+            guidance=None if distilled else GUIDANCE,
+            negative_prompt=self.negative_prompt,
+        )
 
 
 _REQUIRED = ("base_model", "controlnet_cfg", "scale_map", "nframe", "latent_cond_mode")

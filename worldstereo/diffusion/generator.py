@@ -6,7 +6,9 @@ a surface the frame keeps their depth and origin; elsewhere it is marked as inve
 """
 
 import logging
+import traceback
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +28,17 @@ from worldstereo.diffusion.conditioning import (
     gather_references,
     start_picture,
 )
+from worldstereo.diffusion.config import DEFAULT_PROMPT
 from worldstereo.diffusion.constraint import constraint_of, correspondence_pairs
-from worldstereo.diffusion.loading import pick_variant
+from worldstereo.diffusion.folders import pick_variant
 from worldstereo.diffusion.memory_transformer import WorldStereoRefSModel
 from worldstereo.diffusion.pipeline import SampleInputs, sample
 from worldstereo.diffusion.published import Published, load_published
 from worldstereo.diffusion.samplers import FlowEuler, Spacing, flow_unipc
-from worldstereo.errors import WorldStereoError
+from worldstereo.diffusion.survey import Survey, device_named
+from worldstereo.errors import OutOfMemory
 from worldstereo.generator import (
+    Fit,
     Frame,
     GenerationRequest,
     GeneratorLimits,
@@ -48,10 +53,6 @@ from worldstereo.stereo_memory import SpatialStereoMemory
 
 log = logging.getLogger(__name__)
 
-DEFAULT_PROMPT = (
-    "A photorealistic place, seen by a camera that moves smoothly through it. Sharp detail, "
-    "natural light, consistent geometry and materials in every view."
-)
 AGREEMENT = 10.0
 """How fast confidence falls with the colour difference between a frame and its guide."""
 
@@ -77,6 +78,7 @@ class DiffusionGenerator:
         max_frames=21,
         size_multiple=16,
         prompt=True,
+        default_prompt=DEFAULT_PROMPT,
         steps=(1, 100, 4),
     )
     """Of the published checkpoints before one is loaded; an instance has its own."""
@@ -98,22 +100,12 @@ class DiffusionGenerator:
         self.published, self.device, self.mode = published, torch.device(device), mode
         self.constraint, self.depth = constraint, depth
         self.spacing: Spacing = spacing
-        self.size = memory_modes.ModelSize.of(published.transformer)
-        variant = published.config.variant
-        clip = self._clip(published.config.nframe, *published.config.sizes[0])
-        seconds = memory_modes.clip_seconds(
-            self.size, clip, memory_modes.MODES[mode], memory_modes.Card.at(self.device)
-        )
-        steps = published.config.dmd_steps
-        self.limits = GeneratorLimits(
-            name=variant.name,
-            min_frames=2,
-            max_frames=published.config.nframe,
-            size_multiple=16,
-            prompt=True,
-            steps=(1, 2 * steps, steps) if variant.distilled else (1, 100, 40),
-            seconds_per_frame=seconds / published.config.nframe,
-        )
+        size = memory_modes.ModelSize.of(published.transformer)
+        self.survey = Survey(published.config, size, self.device)
+        self.limits = published.config.limits
+        references = isinstance(published.transformer, WorldStereoRefSModel)
+        self.layers = len(published.transformer.blocks) if references else 0
+        """Layers whose attention to references can be looked at; 0 where there are none."""
 
     @staticmethod
     def from_pretrained(
@@ -148,8 +140,7 @@ class DiffusionGenerator:
             )
         if mode != "auto":
             memory_modes.mode_named(mode)
-        where = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-        at = torch.device(where)
+        at = device_named(device)
         published, used = load_published(
             repo_or_folder,
             variant,
@@ -173,24 +164,20 @@ class DiffusionGenerator:
     def encode(self, color: Float[Tensor, "T 3 H W"]) -> Float[Tensor, "T 48 h w"]:
         return patch_features(color)
 
-    def modes(self, clip: memory_modes.ClipSize | None = None) -> list[memory_modes.Fit]:
-        """The preflight: every memory mode on this device, and whether it fits."""
-        height, width = self.published.config.sizes[0]
-        clip = clip or self._clip(self.published.config.nframe, height, width)
-        return memory_modes.preflight(self.size, clip, memory_modes.Card.at(self.device))
+    def modes(self, *clip: Any, **options: Any) -> list[Fit]:
+        """The preflight, as in `Survey.modes`: every memory mode, and whether it fits here."""
+        return self.survey.modes(*clip, **options)
 
     def __call__(self, request: GenerationRequest, on_step: OnStep = ignore) -> Iterator[Frame]:
         """One frame per camera of the path, after the whole clip was denoised.
 
         Raises:
             ValueError: the path, its size or the prompt is not accepted; nothing has run.
-            WorldStereoError: the card ran out of memory; the line names the next smaller mode.
+            OutOfMemory: the card was too small; the line names the next smaller mode.
         """
         self.check(request)
-        try:
+        with self._card():
             video, guide, references = self._run(request, on_step)
-        except torch.OutOfMemoryError as error:
-            raise self._out_of_memory(error) from None
         for t in range(len(video)):
             yield self._frame(video[t], guide, t, references)
 
@@ -210,12 +197,13 @@ class DiffusionGenerator:
 
         Raises:
             ValueError: an index is outside, or the variant takes no references.
+            OutOfMemory: as when frames are made.
         """
         self.check(request)
         model = self.published.transformer
         if not isinstance(model, WorldStereoRefSModel):
             raise ValueError(f"{self.limits.name} takes no references: there is no row to look at.")
-        steps = request.sampler.steps
+        steps = self._steps(request)
         if not 0 <= step < steps:
             raise ValueError(f"step must be 0 .. {steps - 1}, got {step}.")
         cameras = request.trajectory.cameras
@@ -237,7 +225,8 @@ class DiffusionGenerator:
         guide, references, pairs, constraint = self._prepared(request)
         model.set_probe(None)
         try:
-            self._sampled(request, guide, references, constraint, report, watch)
+            with self._card():
+                self._sampled(request, guide, references, constraint, report, watch)
         except _Stop:
             pass
         finally:
@@ -272,7 +261,6 @@ class DiffusionGenerator:
         finally:
             if isinstance(model, WorldStereoRefSModel):
                 model.set_constraint(None)
-            memory_modes.free(self.device)
         return video, guide, references
 
     def _prepared(
@@ -325,7 +313,7 @@ class DiffusionGenerator:
         )
         if isinstance(parts.transformer, WorldStereoRefSModel):
             parts.transformer.set_constraint(constraint)
-        steps = request.sampler.steps
+        steps = self._steps(request)
         scheduler: UniPCMultistepScheduler | FlowEuler = (
             FlowEuler(config.dmd_start, config.dmd_end, config.dmd_shift, steps)
             if config.variant.distilled
@@ -369,26 +357,30 @@ class DiffusionGenerator:
             references=tuple(i for i in references.views if i >= 0),
         )
 
-    def _clip(self, frames: int, height: int, width: int) -> memory_modes.ClipSize:
-        config = self.published.config
-        distilled = config.variant.distilled
-        return memory_modes.ClipSize(
-            frames=frames,
-            height=height,
-            width=width,
-            references=8 if config.variant.references else 0,
-            steps=config.dmd_steps if distilled else 40,
-            guided=not distilled,
-        )
+    def _steps(self, request: GenerationRequest) -> int:
+        assert self.limits.steps is not None
+        return request.sampler.steps or self.limits.steps[2]
 
-    def _out_of_memory(self, error: BaseException) -> WorldStereoError:
-        memory_modes.free(self.device)
-        smaller = memory_modes.smaller_mode(self.mode)
-        way_out = f"Use mode {smaller}" if smaller else "Use fewer or smaller frames"
-        log.warning("out of memory in mode %s: %s", self.mode, error)
-        return WorldStereoError(
-            f"The card ran out of memory in mode {self.mode}. {way_out}; the world is unchanged."
-        )
+    @contextmanager
+    def _card(self) -> Iterator[None]:
+        """What runs on the card: whatever ends it, its tensors do not stay behind."""
+        try:
+            yield
+        except torch.OutOfMemoryError as error:
+            log.warning("out of memory in mode %s: %s", self.mode, error)
+            traceback.clear_frames(error.__traceback__)  # they hold what filled the card
+            smaller = memory_modes.smaller_mode(self.mode) or ""
+            way_out = f"Use mode {smaller}" if smaller else "Use fewer or smaller frames"
+            raise OutOfMemory(
+                f"The card ran out of memory in mode {self.mode}. {way_out}; the world is "
+                f"unchanged.",
+                smaller,
+            ) from None
+        except BaseException as error:
+            traceback.clear_frames(error.__traceback__)
+            raise
+        finally:
+            memory_modes.free(self.device)
 
 
 class _Stop(Exception):

@@ -1,8 +1,7 @@
 """`from_pretrained`: one variant of the published model from a folder or the hub, or nothing.
 
 Everything that can be refused is refused from headers and configs, before memory is taken. Then
-tensors stream to their place one by one. Licence of the public weights: Apache-2.0 (named in the
-log before a download).
+tensors stream to their place one by one.
 """
 
 import json
@@ -19,20 +18,19 @@ from torch import Tensor, nn
 from worldstereo.diffusion.checkpoint import Weights, component_files
 from worldstereo.diffusion.config import (
     LICENCE,
-    VARIANTS,
     ModelConfig,
     check_agreement,
     derive_backbone,
     read_config,
-    variant_named,
 )
+from worldstereo.diffusion.folders import base_part, find_base, find_variant
 from worldstereo.diffusion.memory_transformer import WorldStereoRefSModel
 from worldstereo.diffusion.transformer import WorldStereoModel
 from worldstereo.errors import WeightsMissing
+from worldstereo.generator import OnStep, ignore
 
 log = logging.getLogger(__name__)
 
-OnStep = Callable[[int, int, str], None]
 Place = Callable[[str, Tensor], Tensor]
 """(name, tensor as in the file) -> the tensor at its destination, in its destination's type."""
 
@@ -76,168 +74,111 @@ def half_type(device: torch.device | str) -> torch.dtype:
     return torch.float32
 
 
-def find_variant(repo_or_folder: str | Path, variant: str, *, offline: bool = False) -> Path:
-    """The folder with `config.json` and `model.safetensors` of a variant.
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """A variant whose headers and configs were read and agree; no weight is in memory."""
 
-    A local folder may be the variant's own or the one that holds it. Anything else is a hub id:
-    the two files are downloaded (interrupted downloads resume), or taken from the cache when
-    `offline` or the environment's `HF_HUB_OFFLINE` says so.
+    folder: Path
+    config: ModelConfig
+    base: Path | str
+    model: WorldStereoModel
+    """Without memory for its weights; rotary tables are real."""
+    sources: tuple[tuple[Weights, tuple[str, ...]], ...]
+    """Files, and the tensors that each gives."""
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
 
-    Raises:
-        ValueError: there is no such variant.
-        WeightsMissing: neither a folder with them nor a repository that could be read.
-    """
-    variant_named(variant)
-    root = Path(repo_or_folder).expanduser()
-    if root.is_dir():
-        for folder in (root / variant, root):
-            if (folder / "config.json").is_file() or (folder / "model.safetensors").is_file():
-                if folder == root and _is_another_variant(root.name, variant):
-                    raise WeightsMissing(f"{root} holds {root.name}, but {variant} was asked for.")
-                return folder
-        raise WeightsMissing(
-            f"{root} holds no {variant}: {variant}/config.json and {variant}/model.safetensors "
-            f"are expected in it."
-        )
-    patterns = [f"{variant}/config.json", f"{variant}/model.safetensors"]
-    folder = fetch(str(repo_or_folder), patterns, offline=offline) / variant
-    if not (folder / "config.json").is_file():
-        raise WeightsMissing(f"{repo_or_folder} has no {variant}/config.json.")
-    return folder
+    @property
+    def where(self) -> str:
+        return str(self.folder / "model.safetensors")
 
 
-def pick_variant(repo_or_folder: str | Path, variant: str | None) -> str:
-    """The variant asked for, or of those in a local folder the quickest.
-
-    Raises:
-        ValueError: there is no such variant.
-        WeightsMissing: none was asked for and the folder holds none.
-    """
-    if variant is not None:
-        return variant_named(variant).name
-    root = Path(repo_or_folder).expanduser()
-    if root.name in VARIANTS:
-        return root.name
-    held = [name for name in reversed(VARIANTS) if (root / name / "config.json").is_file()]
-    if root.is_dir() and not held:
-        raise WeightsMissing(f"{root} holds none of {', '.join(VARIANTS)}.")
-    return held[0] if held else "worldstereo-memory-dmd"
-
-
-def _is_another_variant(name: str, variant: str) -> bool:
-    return name.startswith("worldstereo-") and name != variant
-
-
-def fetch(repo: str, patterns: list[str], *, offline: bool = False) -> Path:
-    """Files of a hub repository, downloaded or from the cache.
-
-    Raises:
-        WeightsMissing: the name is no repository id, or its files cannot be had.
-    """
-    import os
-
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    if repo.count("/") != 1 or repo.startswith(("/", ".", "~")):
-        raise WeightsMissing(f"{repo} is neither a folder here nor a hub id like owner/name.")
-    offline = offline or os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
-    if not offline:
-        log.info("%s: published under %s; fetching %s", repo, LICENCE, ", ".join(patterns))
-    try:
-        return Path(snapshot_download(repo, allow_patterns=patterns, local_files_only=offline))
-    except HFValidationError as error:
-        raise WeightsMissing(f"{repo} is neither a folder here nor a valid hub id.") from error
-    except LocalEntryNotFoundError as error:
-        how = "offline, and not in the cache" if offline else "not reachable, and not in the cache"
-        raise WeightsMissing(
-            f"{repo} is {how}; give a folder that holds {patterns[0]} (--model PATH)."
-        ) from error
-    except (HfHubHTTPError, OSError) as error:
-        raise WeightsMissing(
-            f"{repo} could not be downloaded ({type(error).__name__}); try again to resume, or "
-            f"give a folder (--model PATH)."
-        ) from error
-
-
-def find_base(config: ModelConfig, folder: Path, base: str | Path | None) -> Path | str:
-    """The base model: `base`, else the config's `base_model` as a folder near the checkpoint."""
-    if base is not None:
-        root = Path(base).expanduser()
-        if not root.is_dir() and str(base).count("/") != 1:
-            raise WeightsMissing(f"base {base} is neither a folder here nor a hub id.")
-        return root if root.is_dir() else str(base)
-    for root in (folder, folder.parent):
-        candidate = (root / config.base_model).resolve()
-        if candidate.is_dir():
-            return candidate
-    return config.base_model
-
-
-def base_part(base: Path | str, part: str, *, offline: bool = False, weights: bool = True) -> Path:
-    """The folder of one component of the base model, fetched if it is not local."""
-    if isinstance(base, Path):
-        return base / part
-    patterns = [f"{part}/*.json"]
-    if weights:
-        patterns += [f"{part}/*.safetensors", f"{part}/*.model", f"{part}/*.txt"]
-    return fetch(base, patterns, offline=offline) / part
-
-
-def load_transformer(
+def open_checkpoint(
     repo_or_folder: str | Path,
     variant: str,
     *,
-    device: torch.device | str = "cpu",
-    dtype: torch.dtype | None = None,
-    control_dtype: torch.dtype = torch.float32,
     base: str | Path | None = None,
     offline: bool = False,
-    place: Callable[[WorldStereoModel], Place] | None = None,
-    on_step: OnStep | None = None,
-) -> tuple[WorldStereoModel, ModelConfig, LoadReport]:
-    """The transformer of one variant with its weights in place, in evaluation mode.
-
-    Args:
-        dtype: type of the backbone; `half_type(device)` where None. Norms, time embedder and
-            scale-shift tables stay float32, as diffusers keeps them.
-        control_dtype: type of the control branch and the pose embedding.
-        base: folder or hub id of the base model, over the config's `base_model`.
-        place: instead of `device`: given the empty model, where each tensor goes.
-        on_step: `(tensors done, total, message)`; may raise to stop, which leaves nothing behind.
+) -> Checkpoint:
+    """Everything about a variant that can be known, and refused, without reading a weight.
 
     Raises:
         ValueError: the variant, the config or a width is not accepted.
         WeightsMissing: a file is absent, truncated, foreign or incomplete.
     """
-    began = time.perf_counter()
     folder = find_variant(repo_or_folder, variant, offline=offline)
     weights = Weights.open(folder / "model.safetensors")
     where = str(folder / "model.safetensors")
     config = read_config(folder / "config.json", variant, weights.shapes)
     check_agreement(config, weights.shapes, where)
     root = find_base(config, folder, base)
-    arguments = backbone_arguments(weights, root, offline)
-    model = empty_model(config, arguments)
+    model = empty_model(config, backbone_arguments(weights, root, offline))
     expected = {name: tuple(p.shape) for name, p in model.state_dict().items()}
-    unexpected = tuple(sorted(set(weights.shapes) - set(expected)))
     missing = tuple(sorted(set(expected) - set(weights.shapes)))
-    sources = [(weights, [name for name in expected if name in weights])]
+    sources = [(weights, tuple(name for name in expected if name in weights))]
     sources += _from_base(missing, root, where, offline)
     for source, names in sources:
         _check_shapes(source, names, expected)
-    if unexpected:
-        count, first = len(unexpected), unexpected[0]
-        log.warning("%s: %d unexpected tensors are ignored, first %s", where, count, first)
+    unexpected = tuple(sorted(set(weights.shapes) - set(expected)))
+    return Checkpoint(folder, config, root, model, tuple(sources), missing, unexpected)
 
+
+def load_transformer(
+    repo_or_folder: str | Path,
+    variant: str,
+    *,
+    base: str | Path | None = None,
+    offline: bool = False,
+    **how: Any,
+) -> tuple[WorldStereoModel, ModelConfig, LoadReport]:
+    """The transformer of one variant with its weights in place, in evaluation mode.
+
+    Args:
+        base: folder or hub id of the base model, over the config's `base_model`.
+        how: the other arguments of `read_weights`.
+
+    Raises:
+        ValueError: the variant, the config or a width is not accepted.
+        WeightsMissing: a file is absent, truncated, foreign or incomplete.
+    """
+    checkpoint = open_checkpoint(repo_or_folder, variant, base=base, offline=offline)
+    report = read_weights(checkpoint, **how)
+    return checkpoint.model, checkpoint.config, report
+
+
+def read_weights(
+    checkpoint: Checkpoint,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    control_dtype: torch.dtype = torch.float32,
+    place: Callable[[WorldStereoModel], Place] | None = None,
+    on_step: OnStep = ignore,
+) -> LoadReport:
+    """Streams the weights of a checkpoint into its model, tensor by tensor.
+
+    Args:
+        dtype: type of the backbone; `half_type(device)` where None. Norms, time embedder and
+            scale-shift tables stay float32, as diffusers keeps them.
+        control_dtype: type of the control branch and the pose embedding.
+        place: instead of `device`: given the empty model, where each tensor goes.
+        on_step: `(tensors done, total, message)`; may raise to stop, which leaves nothing behind.
+
+    Raises:
+        WeightsMissing: a file ends early, or a tensor is absent or no floats.
+    """
+    began = time.perf_counter()
+    model, where, variant = checkpoint.model, checkpoint.where, checkpoint.config.variant.name
+    if checkpoint.unexpected:
+        count, first = len(checkpoint.unexpected), checkpoint.unexpected[0]
+        log.warning("%s: %d unexpected tensors are ignored, first %s", where, count, first)
     dtype = dtype or half_type(device)
     put = place(model) if place else _to_device(torch.device(device), dtype, control_dtype)
-    total, done, placed = sum(len(names) for _, names in sources), 0, 0
+    total, done, placed = sum(len(names) for _, names in checkpoint.sources), 0, 0
     try:
-        for source, names in sources:
+        for source, names in checkpoint.sources:
             for name, tensor in source.stream(names):
-                if on_step is not None:
-                    on_step(done, total, f"Loading {variant}: {done} of {total} tensors")
+                on_step(done, total, f"Loading {variant}: {done} of {total} tensors")
                 if not tensor.is_floating_point():
                     raise WeightsMissing(f"{where}: {name} holds {tensor.dtype}, floats expected.")
                 at = put(name, tensor)
@@ -245,24 +186,40 @@ def load_transformer(
                 placed += at.numel() * at.element_size()
                 done += 1
                 del tensor, at
-        for name in missing:
+        for name in checkpoint.missing:
             if name.startswith(_OPTIONAL):
-                set_parameter(model, name, put(name, torch.zeros(expected[name])))
+                set_parameter(model, name, put(name, torch.zeros(model.get_parameter(name).shape)))
         left = [name for name, p in model.named_parameters() if p.device.type == "meta"]
         if left:
             raise WeightsMissing(
                 f"{where} and its base model lack {len(left)} tensors, first {left[0]}."
             )
     except BaseException:
-        nn.Module.to(model, "meta")  # gives back what was taken, whoever still holds the traceback
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        discard(model)
         raise
     model.requires_grad_(False).eval()
     seconds = time.perf_counter() - began
-    report = LoadReport(variant, str(folder), total, placed, missing, unexpected, seconds)
+    report = LoadReport(
+        variant,
+        str(checkpoint.folder),
+        total,
+        placed,
+        checkpoint.missing,
+        checkpoint.unexpected,
+        seconds,
+    )
     log.info("%s", report)
-    return model, config, report
+    return report
+
+
+def discard(*models: nn.Module) -> None:
+    """Gives back the memory of models that are of no use, whoever still holds a traceback."""
+    for model in models:
+        for module in model.modules():
+            module._parameters.clear()
+            module._buffers.clear()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def backbone_arguments(weights: Weights, base: Path | str, offline: bool) -> dict[str, Any]:
@@ -365,9 +322,9 @@ def _to_device(device: torch.device, dtype: torch.dtype, control_dtype: torch.dt
 
 def _from_base(
     missing: tuple[str, ...], base: Path | str, where: str, offline: bool
-) -> list[tuple[Weights, list[str]]]:
+) -> list[tuple[Weights, tuple[str, ...]]]:
     """Where the tensors that a partial checkpoint lacks come from."""
-    needed = [name for name in missing if not name.startswith(_OPTIONAL)]
+    needed = tuple(name for name in missing if not name.startswith(_OPTIONAL))
     lost = [name for name in needed if _is_control(name)]
     if lost:
         raise WeightsMissing(
@@ -386,7 +343,9 @@ def _from_base(
     return [(source, needed)]
 
 
-def _check_shapes(weights: Weights, names: list[str], expected: dict[str, tuple[int, ...]]) -> None:
+def _check_shapes(
+    weights: Weights, names: tuple[str, ...], expected: dict[str, tuple[int, ...]]
+) -> None:
     for name in names:
         if weights.shapes[name] != expected[name]:
             raise ValueError(

@@ -15,6 +15,7 @@ from torch import nn
 from worldstereo.diffusion.loading import kept_float32
 from worldstereo.diffusion.transformer import WorldStereoModel
 from worldstereo.errors import WeightsMissing
+from worldstereo.generator import Fit
 
 log = logging.getLogger(__name__)
 
@@ -131,45 +132,41 @@ class Card:
 
     name: str
     memory: int
-    """Bytes in all."""
+    """Bytes that this process can have of it."""
     tflops: float = 150.0
     """Half-precision rate that attention and matrix products reach in practice."""
     link: float = 20e9
     """Bytes per second from main memory."""
+    main: int | None = None
+    """Bytes of main memory; None where it is not known and not asked for."""
+    cuda: bool = True
+
+    @property
+    def half(self) -> int:
+        """Bytes of a weight in the type that the device computes in."""
+        return 2 if self.cuda else 4
 
     @staticmethod
     def at(device: torch.device) -> "Card":
-        if device.type != "cuda":
-            import psutil
+        import psutil
 
-            return Card("CPU", psutil.virtual_memory().total, tflops=0.2, link=20e9)
+        main = psutil.virtual_memory().total
+        if device.type != "cuda":
+            return Card("this CPU", main, tflops=0.2, cuda=False)
         properties = torch.cuda.get_device_properties(device)
         major = properties.major
         rate = {7: 40.0, 8: 120.0, 9: 400.0}.get(major, 400.0 if major > 9 else 20.0)
-        return Card(properties.name, properties.total_memory, tflops=rate)
+        free, total = torch.cuda.mem_get_info(device)  # others may be on the card too
+        mine = min(total, free + torch.cuda.memory_reserved(device))
+        return Card(properties.name, mine, tflops=rate, main=main)
 
 
-@dataclass(frozen=True)
-class Fit:
-    """Whether a mode fits a card, and what it would take."""
+def device_bytes(size: ModelSize, clip: ClipSize, mode: Mode, half: int = 2) -> float:
+    """Estimated peak on the card: weights there, activations of the widest moment, context.
 
-    mode: str
-    label: str
-    fits: bool
-    gib: float
-    """Estimated peak on the card."""
-    seconds: float
-    """Estimated for all steps of one clip."""
-    why: str = ""
-    """One line where it does not fit."""
-
-    def __str__(self) -> str:
-        state = "fits" if self.fits else self.why
-        return f"{self.mode:<11}{self.gib:6.1f} GiB  about {self.seconds:6.0f} s  {state}"
-
-
-def device_bytes(size: ModelSize, clip: ClipSize, mode: Mode) -> float:
-    """Estimated peak on the card: weights there, activations of the widest moment, context."""
+    Args:
+        half: bytes of a weight in the type that the device computes in.
+    """
     activations = max(
         # hidden state, its norm in float32, q k v of both streams and their concatenation
         clip.tokens * size.width * 26,
@@ -179,13 +176,14 @@ def device_bytes(size: ModelSize, clip: ClipSize, mode: Mode) -> float:
     decoded = 512 * 512 if mode.tiled_vae else clip.height * clip.width
     activations = max(activations, decoded * VAE_BYTES_PER_PIXEL)
     if mode.offload == "group":  # two blocks: the next one is fetched while one computes
-        weights = 2 * size.largest_block * 2 + size.control * 2 + 0.5e9
+        weights = 2 * size.largest_block * half + size.control * half + 0.5e9
     elif mode.offload == "sequential":
-        weights = size.width * max(size.ffn, size.width) * 2 + 0.1e9
+        weights = size.width * max(size.ffn, size.width) * half + 0.1e9
+    elif mode.name == "full":
+        weights = (size.linear + size.other) * half
+        weights += size.control * (4 - half)  # it is float32, as in the release
     else:
-        weights = size.linear * mode.weight_bytes + size.other * 2
-        if mode.name == "full":
-            weights += size.control * 2  # the other half: it is float32, as in the release
+        weights = size.linear * mode.weight_bytes + size.other * half
     return float(weights + activations + CONTEXT)
 
 
@@ -213,12 +211,18 @@ def preflight(size: ModelSize, clip: ClipSize, card: Card) -> list[Fit]:
     """Every mode on a card, fastest first; what does not fit says why in one line."""
     found = []
     for mode in MODES.values():
-        needed = device_bytes(size, clip, mode)
+        needed = device_bytes(size, clip, mode, card.half)
+        whole = (size.linear + size.other) * card.half * 1.05
         why = ""
-        if needed > card.memory * 0.95:
-            why = f"needs {needed / GIB:.0f} GiB, the card has {card.memory / GIB:.0f}"
+        if not card.cuda and (mode.offload != "none" or mode.name == "int4"):
+            why = "only with a CUDA card"
         elif mode.needs and importlib.util.find_spec(mode.needs) is None:
             why = f"needs the package {mode.needs}"
+        elif needed > card.memory * 0.95:
+            there = "the card has" if card.cuda else "this machine has"
+            why = f"needs {needed / GIB:.0f} GiB, {there} {card.memory / GIB:.0f}"
+        elif mode.name != "full" and card.main is not None and whole > card.main:
+            why = f"needs {whole / GIB:.0f} GiB of main memory, there are {card.main / GIB:.0f}"
         seconds = clip_seconds(size, clip, mode, card)
         found.append(Fit(mode.name, mode.label, not why, needed / GIB, seconds, why))
     return found

@@ -19,8 +19,7 @@ from worldstereo.diffusion.memory_transformer import WorldStereoRefSModel
 from worldstereo.diffusion.samplers import FlowEuler, Spacing, set_steps
 from worldstereo.diffusion.transformer import WorldStereoModel
 from worldstereo.diffusion.vae import SPATIAL, TEMPORAL, KeyframeVae
-
-OnStep = Callable[[int, int, str], None]
+from worldstereo.generator import OnStep, ignore
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -94,7 +93,7 @@ def sample(
     seed: int = 1024,
     latents: Tensor | None = None,
     device: torch.device | str | None = None,
-    on_step: OnStep | None = None,
+    on_step: OnStep = ignore,
     on_velocity: Callable[[int, Tensor], None] | None = None,
     decode: bool = True,
     keep_trace: bool = False,
@@ -118,14 +117,13 @@ def sample(
     keyframed = isinstance(transformer, WorldStereoRefSModel) and euler is None
     check_inputs(transformer, inputs, frames, guidance if euler is None else 1, keyframed)
     device = torch.device(device) if device is not None else transformer.device
-    report = on_step or (lambda step, total, message: None)
     timesteps = (
         scheduler.timesteps.to(device)
         if isinstance(scheduler, FlowEuler)
         else set_steps(scheduler, steps, spacing, device)
     )
     total = len(timesteps)
-    report(0, total, "Encoding the guide")
+    on_step(0, total, "Encoding the guide")
     state = prepare_latents(inputs, frames, seed, latents, device)
     constant = _encoded(transformer, vae, inputs, frames, latent_cond_mode, device)
     condition = constant.pop("condition")
@@ -134,7 +132,7 @@ def sample(
     guided = euler is None and guidance > 1
     trace: list[Tensor] = []
     for i, t in enumerate(timesteps):
-        report(i, total, f"Denoising step {i + 1} of {total}")
+        on_step(i, total, f"Denoising step {i + 1} of {total}")
         model_input = torch.cat([state, condition], dim=1).to(dtype)
         with half:
             velocity = _velocity(transformer, model_input, t, inputs.prompt_embeds, constant)
@@ -154,7 +152,9 @@ def sample(
             trace.append(state.clone())
     video = None
     if decode:
-        video = vae.decode(state, lambda done, of: report(total, total, f"Decoding {done} of {of}"))
+        video = vae.decode(
+            state, lambda done, of: on_step(total, total, f"Decoding {done} of {of}")
+        )
         video = (video.float() / 2 + 0.5).clamp(0, 1).transpose(1, 2)
     return SampleResult(state, video, trace)
 

@@ -1,6 +1,5 @@
 """All parts of one published variant: transformer, VAE, encoders and scheduler, loaded together."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,19 +16,21 @@ from worldstereo.diffusion.encoders import (
     load_image_encoder,
     load_text_encoder,
 )
+from worldstereo.diffusion.folders import base_part
 from worldstereo.diffusion.loading import (
+    Checkpoint,
     LoadReport,
-    base_part,
-    find_base,
-    find_variant,
+    discard,
     half_type,
-    load_transformer,
+    open_checkpoint,
+    read_weights,
 )
+from worldstereo.diffusion.memory_modes import ModelSize
+from worldstereo.diffusion.survey import Survey
 from worldstereo.diffusion.transformer import WorldStereoModel
 from worldstereo.diffusion.vae import KeyframeVae
 from worldstereo.errors import WeightsMissing
-
-OnStep = Callable[[int, int, str], None]
+from worldstereo.generator import OnStep
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,48 +58,68 @@ def load_published(
     offline: bool,
     on_step: OnStep,
 ) -> tuple[Published, str]:
-    """All parts of a variant, and the mode that was used."""
-    from diffusers import AutoencoderKLWan
+    """All parts of a variant, and the mode that was used; nothing stays of a load that fails.
 
-    half = dtype or half_type(device)
+    Raises:
+        ValueError: the variant, the config or a width is not accepted.
+        WeightsMissing: a part is absent, truncated or foreign, or no mode fits.
+    """
+    checkpoint = open_checkpoint(repo_or_folder, variant, base=base, offline=offline)
     devices = distributed.join() if distributed.wanted() else None
-    straight = mode == "full" or device.type == "cpu" or devices is not None
     if devices is not None:  # weights are shared out instead: the other modes are for one card
         mode, device = "full", devices.device
-    transformer, config, report = load_transformer(
-        repo_or_folder,
-        variant,
+    elif mode == "auto":
+        survey = Survey(checkpoint.config, ModelSize.of(checkpoint.model), device)
+        mode = memory_modes.choose_mode(survey.size, survey.clip(), memory_modes.Card.at(device))
+    chosen = memory_modes.mode_named(mode)
+    held: list[nn.Module] = [checkpoint.model]
+    try:
+        return _loaded(checkpoint, held, chosen, device, devices, dtype, offline, on_step), mode
+    except BaseException:
+        discard(*held)
+        raise
+
+
+def _loaded(
+    checkpoint: Checkpoint,
+    held: list[nn.Module],
+    mode: memory_modes.Mode,
+    device: torch.device,
+    devices: distributed.Devices | None,
+    dtype: torch.dtype | None,
+    offline: bool,
+    on_step: OnStep,
+) -> Published:
+    """The parts; each goes into `held` as soon as it takes memory."""
+    from diffusers import AutoencoderKLWan
+
+    half, model = dtype or half_type(device), checkpoint.model
+    straight = mode.name == "full"  # the other modes rearrange weights that main memory holds
+    report = read_weights(
+        checkpoint,
         device=device if straight else "cpu",
         dtype=half,
         control_dtype=torch.float32 if straight else half,
-        base=base,
-        offline=offline,
         place=distributed.shard_place(devices, half, torch.float32) if devices else None,
         on_step=on_step,
     )
     if devices is not None:
-        distributed.split_tokens(transformer, devices)
-    if mode == "auto":
-        size = memory_modes.ModelSize.of(transformer)
-        height, width = config.sizes[0]
-        clip = memory_modes.ClipSize(config.nframe, height, width)
-        mode = (
-            "full"
-            if device.type == "cpu"
-            else memory_modes.choose_mode(size, clip, memory_modes.Card.at(device))
-        )
-    chosen = memory_modes.mode_named(mode)
-    if not straight or mode != "full":
-        memory_modes.apply_mode(transformer, chosen, device)
-    root = find_base(config, find_variant(repo_or_folder, variant, offline=offline), base)
+        distributed.split_tokens(model, devices)
+    elif not straight:
+        memory_modes.apply_mode(model, mode, device)
+    root = checkpoint.base
 
     def part(name: str) -> Path:
         return base_part(root, name, offline=offline)
 
-    on_step(0, 1, "Loading text and image encoders")
+    on_step(0, 3, "Loading the text encoder")
     encoder_type = torch.float32 if device.type == "cpu" else half
     text = load_text_encoder(part("text_encoder"), part("tokenizer"), encoder_type)
+    held.append(text.encoder)
+    on_step(1, 3, "Loading the image encoder")
     image = load_image_encoder(part("image_encoder"), part("image_processor"), encoder_type)
+    held.append(image.encoder)
+    on_step(2, 3, "Loading the VAE")
     try:
         vae = AutoencoderKLWan.from_pretrained(
             part("vae"), torch_dtype=half, use_safetensors=True, local_files_only=True
@@ -107,11 +128,12 @@ def load_published(
     except (OSError, ValueError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise WeightsMissing(f"the base model in {root} cannot be loaded: {reason}") from error
+    held.append(vae)
     nn.Module.to(vae.eval().requires_grad_(False), device)
-    if chosen.tiled_vae:
+    if mode.tiled_vae:
         vae.enable_tiling()
         vae.enable_slicing()
     settings: Any = scheduler[0] if isinstance(scheduler, tuple) else scheduler
     settings = {k: v for k, v in settings.items() if not k.startswith("_")}
-    keyframes = KeyframeVae(vae, batch=1 if chosen.tiled_vae else 4)
-    return Published(config, transformer, keyframes, text, image, settings, report), mode
+    keyframes = KeyframeVae(vae, batch=1 if mode.tiled_vae else 4)
+    return Published(checkpoint.config, model, keyframes, text, image, settings, report)
