@@ -7,6 +7,7 @@ from pathlib import Path
 import tyro
 
 from train.run import Plan
+from train.shards import each, write_scenes, write_tuples
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,8 @@ class Scenes:
     size: int = 160
     held_out: bool = False
     """Scenes with textures that training never sees."""
+    workers: int = 1
+    """Processes; each writes whole shards, and the shards do not depend on how many there are."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,8 @@ class Tuples:
     out: Path
     per_shard: int = 100
     rounds: int = 1
+    workers: int = 1
+    """Processes, as for scenes."""
 
 
 @dataclass(frozen=True)
@@ -54,34 +59,25 @@ def main() -> None:
 
 def scenes(options: Scenes) -> None:
     """Render shards of procedural scenes."""
-    from safetensors.torch import save_file
-
-    from train.scenes import load_textures, make_scenes
-
     options.out.mkdir(parents=True, exist_ok=True)
-    bank = load_textures(options.textures, options.held_out)
-    kind, seed = ("held", 99) if options.held_out else ("scenes", 1000)
-    for i in range(options.first, options.shards):
-        path = options.out / f"{kind}-{i:03d}.safetensors"
-        if not path.exists():
-            shard = make_scenes(options.per_shard, seed + i, bank, options.views, options.size)
-            save_file({k: v.contiguous() for k, v in shard.items()}, path.with_suffix(".part"))
-            path.with_suffix(".part").replace(path)
-            print(path, flush=True)
+    kind = "held" if options.held_out else "scenes"
+    shards = range(options.first, options.shards)
+    seed = 99 if options.held_out else 1000
+    how = (options.textures, options.held_out, options.per_shard, options.views, options.size)
+    wanted = [(*how, seed + i, options.out / f"{kind}-{i:03d}.safetensors") for i in shards]
+    each(write_scenes, [job for job in wanted if not job[-1].exists()], options.workers)
 
 
 def tuples(options: Tuples) -> None:
     """Make training tuples from every shard of scenes."""
-    from train.tuples import write_shard
-
     options.out.mkdir(parents=True, exist_ok=True)
-    shards = sorted(options.scenes.glob("scenes-*.safetensors"))
-    for r in range(options.rounds):
-        for i, shard in enumerate(shards):
-            path = options.out / f"tuples-{r}-{i:03d}.safetensors"
-            if not path.exists():
-                write_shard(shard, path, options.per_shard, 1000 * r + i)
-                print(path, flush=True)
+    shards = list(enumerate(sorted(options.scenes.glob("scenes-*.safetensors"))))
+    wanted = [
+        (shard, options.per_shard, 1000 * r + i, options.out / f"tuples-{r}-{i:03d}.safetensors")
+        for r in range(options.rounds)
+        for i, shard in shards
+    ]
+    each(write_tuples, [job for job in wanted if not job[-1].exists()], options.workers)
 
 
 def train(plan: Plan) -> None:

@@ -46,20 +46,20 @@ def damaged(
         maps: a batch, colours in [-1, 1].
         truth: (B, 3, H, W) true colour.
         closeness: (B, 1, H, W) true closeness, moved with the truth.
-        g: every draw comes from it.
+        g: every draw comes from it; it lives where the batch does.
     """
     maps, truth = _toned(maps, truth, how, g)
     B, R, _, H, W = maps.references.shape
-    length = how.drift * torch.exp(0.9 * torch.randn(B, generator=g))
-    length = length * (torch.rand(B, generator=g) < how.moved)
+    length = how.drift * torch.exp(0.9 * torch.randn(B, generator=g, device=g.device))
+    length = length * (torch.rand(B, generator=g, device=g.device) < how.moved)
     away = _apart(maps.references)
     own = _smooth(B * R, (H, W), g) * (length[:, None] * away).flatten()[:, None, None, None]
     flat = maps.references.flatten(0, 1)
     references = _moved(flat, own).unflatten(0, (B, R))
     valid = references[:, :, 3:4] > 0
-    gain = torch.exp(how.exposure * torch.randn(B, R, 1, 1, 1, generator=g))
-    grain = how.noise * torch.rand(B, 1, 1, 1, 1, generator=g)
-    grain = grain * torch.randn(B, R, 3, H, W, generator=g)
+    gain = torch.exp(how.exposure * torch.randn(B, R, 1, 1, 1, generator=g, device=g.device))
+    grain = how.noise * torch.rand(B, 1, 1, 1, 1, generator=g, device=g.device)
+    grain = grain * torch.randn(B, R, 3, H, W, generator=g, device=g.device)
     color = ((references[:, :, :3] + 1) * gain - 1 + grain).clamp(-1, 1) * valid
     references = torch.cat([color, references[:, :, 3:] * valid], 2)
     both = valid & (maps.references[:, :, 3:4] > 0)
@@ -89,14 +89,14 @@ def _apart(references: Float[Tensor, "B R 6 H W"]) -> Float[Tensor, "B R"]:
 def _toned(maps: MiniInputs, truth: Tensor, how: Leftover, g: torch.Generator):  # noqa: ANN202
     """Contrast, sign and order of the channels changed alike in everything that has a colour."""
     B = len(truth)
-    lower = torch.rand(B, generator=g) < how.pale
-    contrast = torch.where(lower, 0.2 + 0.8 * torch.rand(B, generator=g), 1.0)
+    lower = torch.rand(B, generator=g, device=g.device) < how.pale
+    contrast = torch.where(lower, 0.2 + 0.8 * torch.rand(B, generator=g, device=g.device), 1.0)
     room = (1 - contrast)[:, None].expand(B, 3)
-    middle = room * (2 * torch.rand(B, 3, generator=g) - 1)
-    sign = torch.where(torch.rand(B, generator=g) < 0.5, -1.0, 1.0)
+    middle = room * (2 * torch.rand(B, 3, generator=g, device=g.device) - 1)
+    sign = torch.where(torch.rand(B, generator=g, device=g.device) < 0.5, -1.0, 1.0)
     scale = (contrast * sign)[:, None, None, None]
     middle = middle[:, :, None, None]
-    order = torch.stack([torch.randperm(3, generator=g) for _ in range(B)])
+    order = torch.stack([torch.randperm(3, generator=g, device=g.device) for _ in range(B)])
 
     def tone(x: Tensor) -> Tensor:
         return torch.stack([one[p] for one, p in zip(x, order, strict=True)]) * scale + middle
@@ -113,16 +113,16 @@ def _toned(maps: MiniInputs, truth: Tensor, how: Leftover, g: torch.Generator): 
 
 def _smooth(n: int, size: tuple[int, int], g: torch.Generator) -> Float[Tensor, "n 2 H W"]:
     """Displacements that vary over a third of the crop; their median length is about 1."""
-    whole = torch.randn(n, 2, 1, 1, generator=g)
-    local = torch.randn(n, 2, 4, 4, generator=g)
+    whole = torch.randn(n, 2, 1, 1, generator=g, device=g.device)
+    local = torch.randn(n, 2, 4, 4, generator=g, device=g.device)
     return F.interpolate(0.7 * whole + 0.5 * local, size, mode="bicubic", align_corners=True)
 
 
 def _moved(x: Float[Tensor, "n c H W"], by: Float[Tensor, "n 2 H W"]) -> Float[Tensor, "n c H W"]:
     """What is found `by` pixels away, bilinear, the border repeated."""
     H, W = x.shape[-2:]
-    rows = torch.linspace(-1, 1, H)[None, :, None] + by[:, 1] * (2 / (H - 1))
-    columns = torch.linspace(-1, 1, W)[None, None, :] + by[:, 0] * (2 / (W - 1))
+    rows = torch.linspace(-1, 1, H, device=x.device)[None, :, None] + by[:, 1] * (2 / (H - 1))
+    columns = torch.linspace(-1, 1, W, device=x.device)[None, None, :] + by[:, 0] * (2 / (W - 1))
     grid = torch.stack([columns, rows], -1)
     return F.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=True)
 

@@ -1,12 +1,12 @@
 """One training run: resumes from its folder, ends by itself after the minutes it was given.
 
 The learning rate warms up, stays, and falls to zero over the last quarter of the whole plan.
-State is safetensors and JSON: weights, their running mean (EMA), Adam's moments, step, seed.
+State is safetensors and JSON: weights, their running mean (EMA), Adam's two moments, step, seed;
+each file below 15 MB, so that a run can wander between machines that are lent for a short while.
 """
 
 import json
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,8 @@ class Plan:
     seed: int = 0
     device: str = "cpu"
     threads: int = 1
+    workers: int = 0
+    """Threads that prepare the batches to come: 0 for a CPU, about 8 for a GPU."""
 
     def __post_init__(self) -> None:
         if self.stage not in STAGES:
@@ -77,17 +79,19 @@ def run(plan: Plan) -> None:
     optimizer = torch.optim.AdamW(trained, lr=plan.rate, betas=(0.9, 0.95), weight_decay=0.01)
     mean = {name: value.clone() for name, value in network.state_dict().items()}
     step = _resume(plan, network, optimizer, mean)
-    torch.manual_seed(plan.seed + step)  # a resumed slice must not draw the first one's crops again
-    pool = Pool(plan.tuples, plan.crop, plan.seed + step, plan.leftover.enlarged)
+    torch.manual_seed(plan.seed + step)  # a resumed slice must not draw the first one's noise again
+    g = torch.Generator(plan.device).manual_seed(plan.seed + step)
+    pool = Pool(plan.tuples, plan.crop, plan.seed, plan.leftover.enlarged)
     if step == 0 and plan.load is None:
         calibrate(network, pool)
         mean["sigma"] = network.sigma.clone()
     began, running, noted = time.monotonic(), None, time.monotonic()
+    batches = pool.batches(plan.batch, step, plan.workers)
     while step < plan.steps and time.monotonic() - began < 60 * plan.minutes:
         for group in optimizer.param_groups:
             group["lr"] = plan.rate * schedule(step, plan.steps)
-        maps, truth, closeness = unpack(pool.batch(plan.batch))
-        batch = damaged(maps, truth, closeness, plan.leftover, pool.g)
+        maps, truth, closeness = unpack({k: v.to(plan.device) for k, v in next(batches).items()})
+        batch = damaged(maps, truth, closeness, plan.leftover, g)
         loss = train_step(network, batch, plan, optimizer, trained)
         step += 1
         keep = min(0.999, (1 + step) / (10 + step))
@@ -101,6 +105,7 @@ def run(plan: Plan) -> None:
             line = {"step": step, "loss": round(running, 4), "minutes": round(minutes, 2)}
             with (plan.out / "log.jsonl").open("a") as log:
                 log.write(json.dumps(line | {"tuples": len(pool)}) + "\n")
+    batches.close()
     _save(plan, network, optimizer, mean, step)
 
 
@@ -113,8 +118,6 @@ def train_step(
 ) -> float:
     """One step; a step with a non-finite gradient changes nothing and counts as loss 0."""
     maps, truth, closeness = batch
-    maps = MiniInputs(*(m.to(plan.device) for m in maps))
-    truth, closeness = truth.to(plan.device), closeness.to(plan.device)
     B = len(truth)
     late = torch.exp(torch.randn(B) * 0.9 - 1.7).clamp(0.02, 0.9)
     t = torch.where(torch.rand(B) < 0.75, torch.ones(B), late).to(plan.device)
@@ -161,7 +164,7 @@ def objective(
     error = (estimate.color.detach() - truth).abs().mean(dim=1, keepdim=True)
     scale = estimate.log_scale.clamp(-7, 2)
     likelihood = (error * torch.exp(-scale) + scale).mean()
-    return squared + harm * worse + 0.1 * depth + 0.02 * likelihood
+    return squared + harm * worse + 0.1 * depth + 0.06 * likelihood
 
 
 def schedule(step: int, steps: int) -> float:
@@ -172,8 +175,8 @@ def schedule(step: int, steps: int) -> float:
 def calibrate(network: MiniNetwork, pool: Pool, batches: int = 24) -> None:
     """Measure the anchor's error by class: the unit in which the network's answer is counted."""
     squared, count = torch.zeros(BINS), torch.zeros(BINS)
-    for _ in range(batches):
-        maps, truth, _ = unpack(pool.batch(8))
+    for i in range(batches):
+        maps, truth, _ = unpack(pool.batch(8, -1 - i))
         error = (maps.anchor - truth).pow(2).mean(dim=1, keepdim=True).flatten()
         bins = maps.bins.long().flatten()
         squared.index_add_(0, bins, error)
@@ -197,37 +200,39 @@ def _trained(network: MiniNetwork, stage: str) -> list[torch.nn.Parameter]:
     return [p for p in network.parameters() if p.requires_grad]
 
 
-def _state_files(plan: Plan) -> tuple[Path, Path, Path]:
-    return (plan.out / "state.safetensors", plan.out / "ema.safetensors", plan.out / "run.json")
+PARTS = ("weights", "ema", "exp_avg", "exp_avg_sq")
+"""Files of a run; the last two are Adam's moments."""
 
 
 def _save(plan, network, optimizer, mean: dict[str, Tensor], step: int) -> None:  # noqa: ANN001
-    state, ema, facts = _state_files(plan)
-    tensors = {f"weights/{k}": v.contiguous() for k, v in network.state_dict().items()}
-    tensors |= {f"adam/{name}": value.contiguous() for name, value in _moments(network, optimizer)}
-    for path, content in ((state, tensors), (ema, {k: v.contiguous() for k, v in mean.items()})):
-        save_file(content, path.with_suffix(".part"))
-        path.with_suffix(".part").replace(path)
-    plain = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(plan).items()}
-    facts.write_text(json.dumps({"step": step, "plan": plain}, indent=1))
-
-
-def _moments(network, optimizer) -> Iterator[tuple[str, Tensor]]:  # noqa: ANN001
-    for name, parameter in network.named_parameters():
-        for moment, value in optimizer.state.get(parameter, {}).items():
-            yield f"{moment}/{name}", value.clone()
+    found: dict[str, dict[str, Tensor]] = {"weights": network.state_dict(), "ema": mean}
+    states = [(name, optimizer.state.get(p, {})) for name, p in network.named_parameters()]
+    for moment in PARTS[2:]:
+        found[moment] = {name: state[moment] for name, state in states if moment in state}
+    for name, tensors in found.items():
+        plain = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+        save_file(plain, plan.out / f"{name}.part")
+    for name in found:
+        (plan.out / f"{name}.part").replace(plan.out / f"{name}.safetensors")
+    updates = max((int(state["step"]) for _, state in states if "step" in state), default=0)
+    facts = asdict(plan) | {k: str(v) for k, v in vars(plan).items() if isinstance(v, Path)}
+    content = {"step": step, "updates": updates, "plan": facts}
+    (plan.out / "run.json").write_text(json.dumps(content, indent=1))
 
 
 def _resume(plan, network, optimizer, mean: dict[str, Tensor]) -> int:  # noqa: ANN001
-    state, ema, facts = _state_files(plan)
-    if not facts.exists():
+    """The step to go on from. A run without moments (weights alone were kept) begins them anew."""
+    if not (plan.out / "run.json").exists():
         return 0
-    tensors = load_file(state)
-    network.load_state_dict({k[8:]: v for k, v in tensors.items() if k.startswith("weights/")})
-    for name, parameter in network.named_parameters():
-        moments = ("step", "exp_avg", "exp_avg_sq")
-        found = {m: tensors[f"adam/{m}/{name}"] for m in moments if f"adam/{m}/{name}" in tensors}
-        if found:
-            optimizer.state[parameter] = found
-    mean.update(load_file(ema))
-    return int(json.loads(facts.read_text())["step"])
+    facts = json.loads((plan.out / "run.json").read_text())
+    network.load_state_dict(load_file(plan.out / "weights.safetensors"))
+    mean.update({k: v.to(plan.device) for k, v in load_file(plan.out / "ema.safetensors").items()})
+    if all((plan.out / f"{moment}.safetensors").exists() for moment in PARTS[2:]):
+        moments = {m: load_file(plan.out / f"{m}.safetensors") for m in PARTS[2:]}
+        updates = torch.tensor(float(facts["updates"]))
+        for name, parameter in network.named_parameters():
+            if name in moments["exp_avg"]:
+                optimizer.state[parameter] = {"step": updates.clone()} | {
+                    m: moments[m][name].to(plan.device) for m in PARTS[2:]
+                }
+    return int(facts["step"])

@@ -5,13 +5,15 @@ edges, missing patches, sparse masks, pose error), remembered as views, and aske
 that none of them is. The answer goes through the product's own synthesis and `make_inputs`.
 """
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -33,17 +35,16 @@ class Damage:
     """Standard deviation of the log gain that intake leaves over."""
 
 
-def make_tuples(scenes: dict[str, Tensor], count: int, seed: int) -> Iterator[dict[str, Tensor]]:
-    """`count` tuples from random scenes of a shard, the same for the same seed."""
+def make_tuples(scenes: dict[str, Tensor], many: int, seed: int) -> Iterator[dict[str, Tensor]]:
+    """`many` tuples from random scenes of a shard, the same for the same seed."""
     g = torch.Generator().manual_seed(seed)
     n, v = scenes["rgb"].shape[:2]
-    while count > 0:
+    for _ in range(many):
         scene = int(torch.randint(n, (1,), generator=g))
         order = torch.randperm(v, generator=g).tolist()
         used = 1 + int(torch.multinomial(torch.tensor([0.1, 0.25, 0.4, 0.25]), 1, generator=g))
         target, sources = order[0], order[1 : 1 + min(used, v - 1)]
         yield _tuple(scenes, scene, target, sources, g)
-        count -= 1
 
 
 def _tuple(
@@ -207,21 +208,11 @@ def unpack(batch: dict[str, Tensor]) -> tuple[MiniInputs, Tensor, Tensor]:
     return maps, color(batch["truth"]), batch["target_closeness"].float()
 
 
-def write_shard(scenes: Path, out: Path, count: int, seed: int) -> None:
-    """Tuples of one shard of scenes, as one safetensors file."""
-    items = list(make_tuples(load_file(scenes), count, seed))
-    stacked = {name: torch.stack([item[name] for item in items]) for name in items[0]}
-    partial = out.with_suffix(".part")
-    save_file(stacked, partial)
-    partial.replace(out)
-
-
 class Pool:
     """Crops of packed tuples from a folder; files that appear later are picked up."""
 
     def __init__(self, folder: Path, crop: int, seed: int, enlarged: float = 0.0) -> None:
-        self.folder, self.crop, self.enlarged = folder, crop, enlarged
-        self.g = torch.Generator().manual_seed(seed)
+        self.folder, self.crop, self.seed, self.enlarged = folder, crop, seed, enlarged
         self._files: dict[Path, dict[str, Tensor]] = {}
         self.refresh()
 
@@ -234,18 +225,32 @@ class Pool:
     def __len__(self) -> int:
         return sum(len(shard["truth"]) for shard in self._files.values())
 
-    def batch(self, size: int) -> dict[str, Tensor]:
+    def batch(self, size: int, step: int) -> dict[str, Tensor]:
+        """The crops of one step: the same for the same seed, step and files, in any order."""
+        g = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
         shards = list(self._files.values())
         picked = []
         for _ in range(size):
-            shard = shards[int(torch.randint(len(shards), (1,), generator=self.g))]
-            i = int(torch.randint(len(shard["truth"]), (1,), generator=self.g))
+            shard = shards[int(torch.randint(len(shards), (1,), generator=g))]
+            i = int(torch.randint(len(shard["truth"]), (1,), generator=g))
             side = self.crop
-            if float(torch.rand(1, generator=self.g)) < self.enlarged:
-                side = int(self.crop * (0.5 + 0.4 * float(torch.rand(1, generator=self.g))))
+            if float(torch.rand(1, generator=g)) < self.enlarged:
+                side = int(self.crop * (0.5 + 0.4 * float(torch.rand(1, generator=g))))
             room = shard["truth"].shape[-1] - side
-            y, x = torch.randint(room // 2 + 1, (2,), generator=self.g).mul(2).tolist()
+            y, x = torch.randint(room // 2 + 1, (2,), generator=g).mul(2).tolist()
             span = (..., slice(y, y + side), slice(x, x + side))
             item = {name: maps[i][span] for name, maps in shard.items()}
             picked.append(enlarged(item, self.crop))
         return {name: torch.stack([p[name] for p in picked]) for name in picked[0]}
+
+    def batches(
+        self, size: int, first: int, workers: int = 0
+    ) -> Generator[dict[str, Tensor], None, None]:
+        """Batches of step `first` on; `workers` threads prepare those to come, for a GPU."""
+        if workers == 0:
+            yield from (self.batch(size, step) for step in count(first))
+        with ThreadPoolExecutor(workers) as threads:
+            coming = deque(threads.submit(self.batch, size, first + i) for i in range(2 * workers))
+            for step in count(first + len(coming)):
+                yield coming.popleft().result()
+                coming.append(threads.submit(self.batch, size, step))
