@@ -153,6 +153,7 @@ class FakeSession:
         self.saved, self.notices = "saved", ()
         self.registration, self.registered = None, True
         self.selected, self.flight, self.generator = 0, None, "warp"
+        self.settings, self.keys_planned, self.measured = None, None, None
         self.can_undo, self.undone = True, 0
         self.generators = choices()
 

@@ -127,7 +127,7 @@ def target_of(scene: Scene, view: int) -> Target:
     if not 0 <= view < len(scene.views):
         raise WorldStereoError(f"View {view + 1} is gone; there are {len(scene.views)}.")
     seen = scene.views[view]
-    clip = _clip_of(scene, seen)
+    clip = clip_of(scene, seen)
     if clip is None:
         references = _others(scene, view)
         return Target(view, seen.cameras, seen.color8, seen.depth, None, None, references)
@@ -322,7 +322,7 @@ def tinted(color: UInt8[np.ndarray, "H W 3"], known: Bool[np.ndarray, "H W"]) ->
 # ---- helpers -------------------------------------------------------------------------------------
 
 
-def _clip_of(scene: Scene, view: View) -> Clip | None:
+def clip_of(scene: Scene, view: View) -> Clip | None:
     """The clip whose frame a view is; None for a given view, or one whose clip is gone."""
     if view.step == 0:
         return None

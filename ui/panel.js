@@ -66,7 +66,7 @@
     p: () => press('#act-play'), k: () => press('#act-keyframe'), r: () => press('#act-record'),
     m: () => press('#act-measure'), b: () => press('#act-select'), h: () => press('#act-home'),
     z: () => press('#act-undo'), Z: () => press('#act-redo'), c: () => press('#act-shot'),
-    t: () => local.theme(), '?': () => local.keys(),
+    Delete: () => send('delete'), Backspace: () => send('delete'), t: () => local.theme(), '?': () => local.keys(),
     '[': () => send('scrub', { by: -1 }), ']': () => send('scrub', { by: 1 }),
   };
   const arrows = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
@@ -135,17 +135,17 @@
   const labels = { '#generate': 'Generate along the path (G)', '#cancel': 'Cancel (Esc)' };
   let strip = null, newest = '', scrolled = 0;
   document.addEventListener('scroll', (event) => { if (event.target === strip && strip.isConnected) scrolled = strip.scrollLeft; }, true);
+  const bar = (element, on) => { for (const one of element.matches('button') ? [element] : element.querySelectorAll('input')) one.disabled = on; };
   const explain = () => {
     if (stored('hint') === 'closed' && $('#hint')) $('#hint').style.display = 'none';
     let why = {};
     try { why = JSON.parse($('[data-why]')?.dataset.why || '{}'); } catch { /* half rendered */ }
     for (const element of document.querySelectorAll('[data-told]')) if (!(element.dataset.told in why)) {
-      element.removeAttribute('title'); element.querySelectorAll('input').forEach((input) => { input.disabled = false; }); delete element.dataset.told;
+      element.removeAttribute('title'); bar(element, false); delete element.dataset.told;
     }
-    if ($('#generate')) $('#generate').disabled = '#generate' in why;
     for (const [selector, reason] of Object.entries({ ...labels, ...why })) for (const element of document.querySelectorAll(selector)) {
       if (element.title !== reason) element.title = reason;
-      if (selector in why) { element.dataset.told = selector; if (element.matches('label')) element.querySelectorAll('input').forEach((input) => { input.disabled = true; }); }
+      if (selector in why) { element.dataset.told = selector; bar(element, true); }
     }
     const file = $('[data-download]'); // an export is ready: take it home without a second click
     if (file && !file.dataset.taken) { file.dataset.taken = '1'; setTimeout(() => ($('a#download, #download a') ?? $('#download'))?.click(), 200); }

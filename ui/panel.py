@@ -217,7 +217,7 @@ class Panel(Core):
 
     def on_opened(self, session: Session) -> Iterator[Updates]:
         """The page has its world: show it, and follow what runs in it."""
-        yield self.refresh(session)
+        yield self.refresh(session) | self.path.restore(session)
         if running(session):
             yield from self.follow(session)
         else:

@@ -280,6 +280,7 @@ KEYS = (
     ("[ ]", "previous, next frame of the preview"),
     ("M", "measure between two points"),
     ("B", "box-select points"),
+    ("Delete, Backspace", "forget the selected points"),
     ("H", "back to the first view"),
     ("1 to 5", "World, Path, Generate, Memory, Export"),
     ("C", "save a picture of the stage"),

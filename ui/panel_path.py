@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from ui.panel import Panel
 
 UNITS = {"deg": "degrees", "%": "% of the distance", "x": "times"}
+WAITING = {
+    KEYFRAMES: "No path yet. Fly somewhere and press K, fly on and press K again.",
+    FLIGHT: "No path yet. Press R, fly through the stage, press R again.",
+}
 
 
 class PathTab:
@@ -53,7 +57,7 @@ class PathTab:
         )
         with gr.Row(visible=False) as tools:
             icons = piece.ICONS
-            self.add = gr.Button(
+            add = gr.Button(
                 "Keyframe here",
                 size="sm",
                 icon=str(icons / "plus.svg"),
@@ -61,14 +65,20 @@ class PathTab:
                 elem_id="add-keyframe",
                 min_width=120,
             )
-            self.clear = gr.Button(
-                "Clear",
+            self.back = gr.Button(
+                "Remove last",
                 size="sm",
-                icon=str(icons / "eraser.svg"),
-                elem_classes="tint",
-                elem_id="clear-keyframes",
+                elem_id="remove-keyframe",
                 min_width=80,
             )
+            clear = gr.Button(
+                "Clear",
+                size="sm",
+                elem_id="clear-keyframes",
+                min_width=60,
+            )
+            self.add, self.clear = shown(add), shown(clear)
+            shown(self.back)
             self.record = shown(
                 gr.Button(
                     "Record",
@@ -106,10 +116,11 @@ class PathTab:
         on(self.frame.input, self.on_scrub, [self.frame], says=self.problem, latest=True)
         on(self.frame.release, self.on_rest, [self.frame], says=self.problem)
         on(self.add.click, self.on_keyframe, lambda: self.inputs, says=self.problem)
+        on(self.back.click, self.on_back, lambda: self.inputs, says=self.problem)
         on(self.clear.click, self.on_clear, lambda: self.inputs, says=self.problem)
         on(self.record.click, self.on_record, lambda: self.inputs, says=self.problem)
-        panel.bridge("keyframe", self.on_key_keyframe, says=self.problem)
-        panel.bridge("record", self.on_key_record, says=self.problem)
+        panel.bridge("keyframe", self.on_key_keyframe, self.inputs, says=self.problem)
+        panel.bridge("record", self.on_key_record, self.inputs, says=self.problem)
         panel.bridge("scrub", self.on_step, [self.frame], says=self.problem)
 
     def refresh(self, session: Session) -> Updates:
@@ -120,10 +131,23 @@ class PathTab:
             self.record: gr.update(value="Stop" if session.viewport.recording else "Record"),
         }
 
+    def restore(self, session: Session) -> Updates:
+        """A page that opens on a planned path: its tile, slider and start as they were left."""
+        settings = session.settings
+        if session.plan is None or not isinstance(settings, Settings):
+            return {}
+        updates: Updates = {self.preset: settings.preset, self.start: settings.start}
+        updates |= self._looks(settings.preset)
+        if parameter(settings.preset) is not None:
+            shape = slider_of(settings.preset) | {"value": settings.value}
+            updates[self.value] = gr.update(**shape)
+            updates[self.start] = gr.update(value=settings.start, visible=True)
+        return updates | {self.panel.generate.frames: len(session.plan)}
+
     def why_not(self, session: Session) -> dict[str, str]:
         why = {}
         if not session.viewport.keyframes:
-            why["#clear-keyframes"] = "There are no keyframes yet."
+            why["#clear-keyframes"] = why["#remove-keyframe"] = "There are no keyframes yet."
         if session.plan is None:
             why["#frame"] = "Plan a path first."
         return why
@@ -138,14 +162,13 @@ class PathTab:
         default = parameter(FIRST_PRESET)
         assert default is not None
         settings = Settings(FIRST_PRESET, default.default, "first", 25, "", session.generator)
+        session.settings = settings
         with contextlib.suppress(WorldStereoError):
             session.set_plan(plan(session, settings))
         yield {
             self.preset: FIRST_PRESET,
+            **self._looks(FIRST_PRESET),
             self.start: gr.update(value="first", visible=True),
-            self.tools: gr.update(visible=False),
-            self.value: gr.update(**slider_of(FIRST_PRESET)),
-            self.about: self._about(FIRST_PRESET),
             self.frame: gr.update(maximum=25, value=1),
             self.problem: "",
         } | self.panel.refresh(session)
@@ -158,14 +181,11 @@ class PathTab:
         """A tile: its own slider at its default, and the path at once."""
         preset = str(values[0])
         slider = parameter(preset)
-        looks: Updates = {
-            self.value: gr.update(**slider_of(preset)),
-            self.start: gr.update(visible=slider is not None),
-            self.tools: gr.update(visible=slider is None),
-            self.about: self._about(preset),
-            self.problem: "",
-        }
-        yield looks
+        yield self._looks(preset) | {self.problem: ""}
+        few = preset == KEYFRAMES and len(session.viewport.keyframes) < 2
+        if few or (preset == FLIGHT and session.flight is None):
+            yield self._waiting(session, preset)
+            return
         value = slider.default if slider else 0.0
         yield from self.on_plan(session, preset, value, *values[2:])
 
@@ -173,12 +193,15 @@ class PathTab:
         """Something settled: the path, its cost, and the final preview of its first frame."""
         settings = Settings.of(*values)
         session.set_plan(plan(session, settings))
+        session.settings = settings
         yield self._planned(session)
         yield self.show_preview(session, 0)
 
     def on_drag(self, session: Session, *values: Any) -> Updates:
         """A slider being dragged: path and a draft of its last frame, where most changes."""
-        session.set_plan(plan(session, Settings.of(*values)))
+        settings = Settings.of(*values)
+        session.set_plan(plan(session, settings))
+        session.settings = settings
         assert session.plan is not None
         return self._planned(session) | self.show_preview(
             session, len(session.plan) - 1, final=False
@@ -191,6 +214,19 @@ class PathTab:
             self.keys: self._keyframes(session),
             self.problem: "",
         } | self.panel.action(session)
+
+    def _waiting(self, session: Session, preset: str) -> Updates:
+        """Nothing to make this path of yet: no plan, and the preview says what to do."""
+        session.set_plan(None)
+        return (
+            {
+                self.preview: f'<div class="empty-state">{WAITING[preset]}</div>',
+                self.frame: gr.update(maximum=2, value=1),
+                self.keys: self._keyframes(session),
+            }
+            | self.panel.changed(session)
+            | self.panel.action(session)
+        )
 
     # ---- preview -----------------------------------------------------------------------------
 
@@ -231,14 +267,26 @@ class PathTab:
     # ---- keyframes and flights ---------------------------------------------------------------
 
     def on_keyframe(self, session: Session, *values: Any) -> Iterator[Updates]:
-        session.viewport.add_keyframe()
-        yield {self.preset: KEYFRAMES, self.keys: self._keyframes(session)} | self._looks(KEYFRAMES)
-        if len(session.viewport.keyframes) >= 2:
-            yield from self.on_plan(session, KEYFRAMES, 0, *values[2:])
+        if not session.viewport.add_keyframe():
+            raise WorldStereoError("The stage is not connected yet. Wait a moment and try again.")
+        yield {self.preset: KEYFRAMES, self.problem: ""} | self._looks(KEYFRAMES)
+        yield from self._through(session, *values)
+
+    def on_back(self, session: Session, *values: Any) -> Iterator[Updates]:
+        session.viewport.remove_keyframe()
+        yield from self._through(session, *values)
+
+    def _through(self, session: Session, *values: Any) -> Iterator[Updates]:
+        """The path through the keyframes there are now."""
+        if len(session.viewport.keyframes) < 2:
+            yield self._waiting(session, KEYFRAMES)
+            return
+        session.keys_planned = session.viewport.keyframes
+        yield from self.on_plan(session, KEYFRAMES, 0, *values[2:])
 
     def on_clear(self, session: Session, *values: Any) -> Updates:
         session.viewport.clear_keyframes()
-        return {self.keys: self._keyframes(session)} | self.panel.action(session)
+        return self._waiting(session, KEYFRAMES)
 
     def on_record(self, session: Session, *values: Any) -> Iterator[Updates]:
         """Start recording, or stop and plan along what was flown."""
@@ -250,35 +298,30 @@ class PathTab:
         yield self.refresh(session) | self.panel.stage.refresh(session)
         if flight is None:
             raise WorldStereoError("The camera did not move, so nothing was recorded. Try again.")
-        yield {self.preset: FLIGHT} | self._looks(FLIGHT)
+        yield {self.preset: FLIGHT, self.problem: ""} | self._looks(FLIGHT)
         yield from self.on_plan(session, FLIGHT, 0, *values[2:])
 
-    def on_key_keyframe(self, session: Session, data: dict[str, Any]) -> Updates:
-        session.viewport.add_keyframe()
-        return self.keyframes_changed(session) | {self.preset: KEYFRAMES} | self._looks(KEYFRAMES)
+    def on_key_keyframe(
+        self, session: Session, data: dict[str, Any], *values: Any
+    ) -> Iterator[Updates]:
+        yield from self.on_keyframe(session, *values)
 
-    def on_key_record(self, session: Session, data: dict[str, Any]) -> Updates:
-        starts = not session.viewport.recording
-        flight = session.record(starts)
-        updates = self.refresh(session) | self.panel.stage.refresh(session)
-        if flight is not None:
-            session.set_plan(plan(session, self._like_now(session, FLIGHT)))
-            updates |= {self.preset: FLIGHT} | self._looks(FLIGHT) | self._planned(session)
-        return updates
+    def on_key_record(
+        self, session: Session, data: dict[str, Any], *values: Any
+    ) -> Iterator[Updates]:
+        yield from self.on_record(session, *values)
 
-    def keyframes_changed(self, session: Session) -> Updates:
-        """A keyframe came, went or was moved by its gizmo: the path through them follows."""
-        if len(session.viewport.keyframes) >= 2:
-            session.set_plan(plan(session, self._like_now(session, KEYFRAMES)))
-            return self._planned(session)
-        return {self.keys: self._keyframes(session)} | self.panel.action(session)
-
-    def _like_now(self, session: Session, preset: str) -> Settings:
-        """Frames and size of the present plan, for events that bring no settings with them."""
-        now = session.plan
-        frames = len(now) if now else 25
-        size = f"{now.cameras.width}x{now.cameras.height}" if now else ""
-        return Settings(preset, 0.0, "first", frames, size, session.generator)
+    def keyframes_changed(self, session: Session, settled: bool, *values: Any) -> Updates:
+        """A keyframe was moved by its gizmo: the path through them all follows."""
+        keys = session.viewport.keyframes
+        if len(keys) < 2 or keys is session.keys_planned:  # whoever added it has planned already
+            return {self.keys: self._keyframes(session)}
+        session.keys_planned = keys
+        settings = Settings.of(KEYFRAMES, 0, *values[2:])
+        session.set_plan(plan(session, settings))
+        session.settings = settings
+        updates = {self.preset: KEYFRAMES} | self._looks(KEYFRAMES) | self._planned(session)
+        return updates | self.show_preview(session, 0, final=settled)
 
     # ---- pieces ------------------------------------------------------------------------------
 
@@ -287,12 +330,17 @@ class PathTab:
             self.value: gr.update(**slider_of(preset)),
             self.start: gr.update(visible=parameter(preset) is not None),
             self.tools: gr.update(visible=parameter(preset) is None),
+            self.add: gr.update(visible=preset == KEYFRAMES),
+            self.back: gr.update(visible=preset == KEYFRAMES),
+            self.clear: gr.update(visible=preset == KEYFRAMES),
+            self.record: gr.update(visible=preset == FLIGHT),
             self.about: self._about(preset),
         }
 
     def _about(self, preset: str) -> str:
         texts = {
-            KEYFRAMES: "A smooth path through the cameras you place with K.",
+            KEYFRAMES: "A smooth path through the cameras you place with K. Drag a placed one "
+            "by its handles; click another to get them there.",
             FLIGHT: "Press R, fly through the stage, press R again.",
         }
         text = texts[preset] if preset in texts else PRESETS[preset].description

@@ -34,7 +34,7 @@ class Stage:
         panel.bridge("fly", self.on_fly)
         panel.bridge("home", self.on_home)
         panel.bridge("renderer", self.on_renderer)
-        panel.bridge("stage", self.on_stage, [panel.memory.mode])
+        panel.bridge("stage", self.on_stage, [panel.memory.mode, *panel.path.inputs])
         panel.bridge("play", self.on_play)
         panel.bridge("measure", self.on_measure)
         panel.bridge("select", self.on_select)
@@ -70,7 +70,7 @@ class Stage:
         session.viewport.fly_to(scene.views[0].cameras if scene.views else default_view(scene))
         return {self.hud: self._hud(session)}
 
-    def on_stage(self, session: Session, data: dict[str, Any], mode: str) -> Updates:
+    def on_stage(self, session: Session, data: dict[str, Any], mode: str, *path: Any) -> Updates:
         """What happened in the viewport, as its events socket told the page."""
         kind = data.get("kind")
         if kind == "pick":
@@ -79,7 +79,7 @@ class Stage:
             views = session.world.scene.views
             return self.panel.memory.choose(session, _index(data.get("index"), len(views)))
         if kind == "keyframes":
-            return self.panel.path.keyframes_changed(session)
+            return self.panel.path.keyframes_changed(session, bool(data.get("settled")), *path)
         if kind == "selection":
             return self.panel.world.selected(session)
         if kind == "measure":
@@ -102,12 +102,13 @@ class Stage:
         return {self.tools: self._tools(session)}
 
     def on_measure(self, session: Session, data: dict[str, Any]) -> Updates:
+        session.measured = None
         session.viewport.measure(not session.viewport.measuring)
-        return {self.tools: self._tools(session), self.hud: self._hud(session)}
+        return self.refresh(session) | self.panel.world.measuring(session)
 
     def on_select(self, session: Session, data: dict[str, Any]) -> Updates:
         session.viewport.select(not session.viewport.selecting)
-        return {self.tools: self._tools(session), self.hud: self._hud(session)}
+        return self.refresh(session)
 
     # ---- pieces ------------------------------------------------------------------------------
 
@@ -138,7 +139,7 @@ class Stage:
         if viewport.measuring:
             return piece.hud(measure="click two points")
         if viewport.selecting:
-            return piece.hud(select="draw a box; Delete is under World")
+            return piece.hud(select="draw a box around points")
         if viewport.recording:
             return piece.hud(recording="fly; R stops")
         return piece.hud(colour=viewport.color_mode, drawing=viewport.drawing)

@@ -91,7 +91,7 @@ class WorldTab:
                 min_width=90,
             )
             self.sky = gr.Button(
-                "Up is up here",
+                "Up as in my view",
                 size="sm",
                 icon=str(icons / "move-vertical.svg"),
                 elem_classes="tint",
@@ -135,6 +135,7 @@ class WorldTab:
         on(self.measure.click, self.on_measure)
         on(self.select.click, self.on_select)
         on(self.delete.click, self.on_delete)
+        panel.bridge("delete", self.on_key_delete)
 
     def refresh(self, session: Session) -> Updates:
         scene = session.world.scene
@@ -147,7 +148,8 @@ class WorldTab:
             ),
             self.drawing: viewport.drawing,
             self.color: viewport.color_mode,
-            self.scale: scene.metres_per_unit or 1.0,
+            self.scale: self._scale(session),
+            self.measured_text: "",
             self.delete: self._delete_button(session),
             self.problem: "",
         }
@@ -212,11 +214,21 @@ class WorldTab:
             yield {self.table: piece.said(text)}
 
     def on_scale(self, session: Session, value: Any) -> Updates:
-        factor = number(value, "metres in one unit", 1e-6, 1e6)
+        factor = number(value, "metres", 1e-6, 1e6)
+        if session.viewport.measuring and session.measured:
+            factor /= session.measured
         session.rescale(factor / scale_of(session.world.scene))
         return self.panel.refresh(session) | {
-            self.measured_text: piece.said(f"One unit is {factor:g} m now.")
+            self.measured_text: piece.said(f"One unit is {factor:.4g} m now.")
         }
+
+    def _scale(self, session: Session) -> Any:
+        """The field of the scale: of a measured length while there is one, else of one unit."""
+        scale = scale_of(session.world.scene)
+        if session.viewport.measuring and session.measured:
+            length = float(f"{session.measured * scale:.4g}")
+            return gr.update(value=length, label="What you measured is, in metres")
+        return gr.update(value=scale, label="Metres in one unit")
 
     def on_sky(self, session: Session) -> Updates:
         session.set_up("camera")
@@ -225,10 +237,12 @@ class WorldTab:
         }
 
     def on_measure(self, session: Session) -> Updates:
-        session.viewport.measure(not session.viewport.measuring)
-        return self.panel.stage.refresh(session) | {
-            self.measured_text: piece.said("Click two points in the stage.")
-        }
+        return self.panel.stage.on_measure(session, {})
+
+    def measuring(self, session: Session) -> Updates:
+        """Measuring was switched on or off."""
+        says = piece.said("Click two points in the stage.") if session.viewport.measuring else ""
+        return {self.measured_text: says, self.scale: self._scale(session)}
 
     def measured(self, session: Session, data: dict[str, Any]) -> Updates:
         length, unit = data.get("length"), str(data.get("unit", "m"))[:8]
@@ -236,7 +250,8 @@ class WorldTab:
             return {}
         text = f"Measured {piece.length(float(length), unit)}"
         return {
-            self.measured_text: piece.said(text),
+            self.measured_text: piece.said(f"{text}. Say what it really is to set the scale."),
+            self.scale: self._scale(session),
             self.panel.stage.hud: piece.hud(measured=piece.length(float(length), unit)),
         }
 
@@ -247,7 +262,17 @@ class WorldTab:
         return self.panel.stage.refresh(session)
 
     def selected(self, session: Session) -> Updates:
-        return {self.delete: self._delete_button(session)} | self.panel.action(session)
+        count = session.selected
+        hud = piece.hud(selected=f"{count:,} {piece.plural('point', count)}; Delete removes them")
+        return {
+            self.delete: self._delete_button(session),
+            **({self.panel.stage.hud: hud} if count else {}),
+        } | self.panel.action(session)
+
+    def on_key_delete(self, session: Session, data: dict[str, Any]) -> Updates:
+        if not session.selected:
+            raise WorldStereoError("Select points first: press B, then draw a box.")
+        return self.on_delete(session)
 
     def on_delete(self, session: Session) -> Updates:
         count = session.delete_selection()

@@ -1,10 +1,16 @@
 """What the sessions of an app share and may spend; checked once, here."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from worldstereo.generator import Generator, GeneratorLimits, WarpGenerator
+from worldstereo.generator import (
+    Fit,
+    Generator,
+    GeneratorLimits,
+    SamplerConfig,
+    WarpGenerator,
+)
 from worldstereo.inputs import LOCAL, Limits
 from worldstereo.scene import Capture
 
@@ -30,9 +36,13 @@ class GeneratorChoice:
     label: str
     description: str
     limits: GeneratorLimits | None
-    make: Callable[[], Generator]
+    make: Callable[..., Generator]
+    """Called with `mode` and `on_step` where there are `modes`, else without arguments."""
     why_not: str = ""
     """Why it cannot run here and what would change that; "" where it can."""
+    modes: Callable[[int, int, int, SamplerConfig], Sequence[Fit]] | None = None
+    """The preflight of a clip (frames, width, height, sampler): ways to hold the weights, and
+    which of them fit. None where there is one way only."""
 
 
 def warp_choice() -> GeneratorChoice:

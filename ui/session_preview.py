@@ -73,6 +73,12 @@ class Planned:
             self._warnings = describe(inside)
         return self._warnings
 
+    def preview(self, frame: int, wants_final: bool) -> Preview:
+        """The draft or the final picture of one frame, with the path's warnings."""
+        if wants_final:
+            return final(self.guide[frame], self.warnings)
+        return draft(self.scene, self.plan.cameras[frame], self.warnings)
+
 
 def frames_inside(cloud: PointCloud, plan: Trajectory, unit: float) -> list[int]:
     """Frames at which, or on the way to which, the camera passes through a surface.

@@ -10,7 +10,7 @@ from pathlib import Path
 from ui.session_config import Example, GeneratorChoice, SessionsConfig
 from ui.session_jobs import Worker
 from worldstereo.errors import InputRefused
-from worldstereo.generator import Generator
+from worldstereo.generator import Generator, OnStep, ignore
 from worldstereo.inputs import read
 from worldstereo.inputs.worker import ImportWorker
 from worldstereo.project import is_project, save_world
@@ -35,19 +35,43 @@ class Shared:
         self.generators: dict[str, GeneratorChoice] = {
             choice.name: choice for choice in config.generators
         }
-        self._made: dict[str, Generator] = {}
+        self._made: dict[str, tuple[str, Generator]] = {}
+        self._making = threading.Lock()  # weights take minutes: readers of files must not wait
         self._lock = threading.Lock()
         self._importer: ImportWorker | None = None
 
     def new_world(self) -> World:
         return World(self.generator(self.config.generator), max_points=self.config.max_points)
 
-    def generator(self, name: str) -> Generator:
-        """The generator of that name, made on first use: they keep no state between calls."""
-        with self._lock:
-            if name not in self._made:
-                self._made[name] = self.generators[name].make()
-            return self._made[name]
+    def generator(self, name: str, mode: str = "", on_step: OnStep = ignore) -> Generator:
+        """The generator of that name, made on first use: they keep no state between calls.
+
+        One with memory modes is made again when another mode is asked for, after the one before
+        has given back what it held; "" takes the one that is there, or else the quickest.
+        """
+        with self._making:
+            held = self._made.get(name)
+            if held is not None and mode in ("", held[0]):
+                return held[1]
+            self._drop(name)
+            choice = self.generators[name]
+            if choice.modes is None:
+                made = choice.make()
+            else:
+                made = choice.make(mode=mode or "auto", on_step=on_step)
+            self._made[name] = (mode, made)
+            return made
+
+    def forget(self, name: str) -> None:
+        """Give back the card: the generator is made anew when it is next asked for."""
+        with self._making:
+            self._drop(name)
+
+    def _drop(self, name: str) -> None:
+        held = self._made.pop(name, None)
+        close = getattr(held[1], "close", None) if held is not None else None
+        if close is not None:
+            close()
 
     def measured(self, generator: str, seconds_per_pixel: float) -> None:
         """Remember how fast a generator is here; later measurements weigh more."""

@@ -15,15 +15,16 @@ from typing import Any
 import numpy as np
 import torch
 
+from ui.session_attention import Attention, Listener
 from ui.session_config import Example, GeneratorChoice
 from ui.session_jobs import Job
-from ui.session_preview import Planned, Preview, draft, final, new_points
+from ui.session_preview import Planned, Preview, new_points
 from ui.session_shared import Shared
 from ui.viewport import Viewport
-from ui.viewport_events import Event, JobChanged, Selected
+from ui.viewport_events import Event, JobChanged, Measured, Selected
 from worldstereo import edits, export
 from worldstereo.cameras import Cameras
-from worldstereo.errors import WorldBusy, WorldStereoError
+from worldstereo.errors import OutOfMemory, WorldBusy, WorldStereoError
 from worldstereo.explore import explore, start
 from worldstereo.generator import Frame, SamplerConfig
 from worldstereo.project import Project, is_project, load_world, state_of
@@ -46,8 +47,20 @@ class Session:
         self.plan: Trajectory | None = None
         self.flight: Trajectory | None = None
         """The flight last recorded."""
+        self.settings: Any = None
+        """What the page's settings were when the path was planned; only the page knows them."""
+        self.keys_planned: tuple[Cameras, ...] | None = None
+        """The keyframes that the path was last planned through."""
         self.generator = shared.config.generator
         """Name of the generator last chosen."""
+        self.mode = ""
+        """Memory mode last chosen, for generators that have several; "" for the quickest."""
+        self.prompt = ""
+        """Text that came with the file, or was last generated with."""
+        self.attention = Attention(shared)
+        """Rows of the published model's attention, for clips that were made since the start."""
+        self.measured: float | None = None
+        """The length last measured, in scene units."""
         self.saved = "saved"
         """"saved", "saving", or "not saved: why"."""
         self.touched = time.monotonic()
@@ -108,8 +121,15 @@ class Session:
         choice = self.generators.get(generator)
         if choice is None or choice.limits is None:
             return None
-        per_pixel = self._shared.pace.get(generator, choice.limits.seconds_per_frame / (640 * 480))
+        guess = choice.limits.seconds_per_frame / (640 * 480)
+        per_pixel = self._shared.pace.get(self.pace_of(generator), guess)
         return per_pixel * frames * width * height
+
+    def pace_of(self, generator: str) -> str:
+        """The name under which the speed of a generator in its mode is kept."""
+        choice = self.generators.get(generator)
+        modes = choice is not None and choice.modes is not None
+        return f"{generator} {self.mode}" if modes else generator
 
     # ---- jobs ----------------------------------------------------------------------------------
 
@@ -147,6 +167,7 @@ class Session:
         guide: str = "fused",
         steps: int | None = None,
         guidance: float | None = None,
+        mode: str = "",
     ) -> Job:
         """Generate the views of a path; they appear in `job.frames` as they are made.
 
@@ -164,11 +185,11 @@ class Session:
             trajectory = trajectory.scaled(*size)
         if choice.limits is not None:
             choice.limits.check(trajectory)
-        sampler = SamplerConfig()
-        if steps is not None:
-            sampler = replace(sampler, steps=steps)
+        sampler = SamplerConfig(steps=steps)
         if guidance is not None:
             sampler = replace(sampler, guidance=guidance)
+        self.mode = mode if choice.modes is not None else self.mode
+        self.prompt = prompt or self.prompt
 
         def work(job: Job) -> Clip:
             return self._explore(
@@ -254,35 +275,59 @@ class Session:
     def _begin(self, capture: Capture, job: Job) -> None:
         self.set_plan(None, ())
         start(self.world, capture, on_step=job.on_step)
+        self.prompt = capture.prompt
+        if capture.trajectory is not None:  # a path that came with the file
+            self.set_plan(capture.trajectory, ())
 
     def _explore(
         self, job: Job, choice: GeneratorChoice, trajectory: Trajectory, *, guide: str, **rest: Any
     ) -> Clip:
-        generator = self._shared.generator(choice.name)
+        mode = self.mode if choice.modes is not None else ""
+        generator = Listener(self._shared.generator(choice.name, mode, job.on_step))
         began = time.monotonic()
 
         def on_frame(index: int, frame: Frame) -> None:
             color = (frame.color.clamp(0, 1) * 255 + 0.5).byte().permute(1, 2, 0)
             job.add_frame(np.ascontiguousarray(color.cpu().numpy()))
             self.viewport.show_draft(*new_points(frame, trajectory.cameras[index]))
-            pixels = frame.color.shape[-1] * frame.color.shape[-2]
-            self._shared.measured(choice.name, (time.monotonic() - began) / (index + 1) / pixels)
 
         planned = self._planned
         kind: Any = guide
         if planned is not None and planned.matches(self.scene, trajectory, guide, rest["seed"]):
             kind = planned.guide  # the very frames that were previewed
-        clip = explore(
-            self.world,
-            trajectory,
-            guide=kind,
-            generator=generator,
-            on_step=job.on_step,
-            on_frame=on_frame,
-            **rest,
-        )
+        try:
+            clip = explore(
+                self.world,
+                trajectory,
+                guide=kind,
+                generator=generator,
+                on_step=job.on_step,
+                on_frame=on_frame,
+                **rest,
+            )
+        except OutOfMemory:
+            self._shared.forget(choice.name)
+            raise
+        size = trajectory.cameras.width * trajectory.cameras.height
+        seconds = time.monotonic() - began
+        self._shared.measured(self.pace_of(choice.name), seconds / len(clip) / size)
+        self.attention.keep(clip, generator, choice.name, mode)
         self._save(job)
         return clip
+
+    def look(self, view: int, pixel: tuple[float, float], *, layer: int = 0, step: int = 0) -> Job:
+        """What the published model attended to when it made a pixel: `job.result()` is the row.
+
+        Raises:
+            WorldStereoError: no such view, or its clip cannot be looked into.
+            WorldBusy: another job of this session runs.
+        """
+        asked = self.attention.of(self.scene, view)
+        frame = self.scene.views[view].frame
+        return self._start(
+            "attention",
+            lambda job: self.attention.row(asked, frame, pixel, layer, step, job.on_step),
+        )
 
     def _job_changed(self, job: Job) -> None:
         self.touched = time.monotonic()
@@ -370,7 +415,7 @@ class Session:
         if planned is None or not planned.matches(scene, plan, guide, seed):
             planned = self._planned = Planned(scene, plan, guide, seed)
         self.viewport.mark_frame(frame)
-        return make_preview(planned, frame, final)
+        return planned.preview(frame, final)
 
     # ---- the stage -------------------------------------------------------------------------------
 
@@ -383,6 +428,8 @@ class Session:
     def _on_event(self, event: Event) -> None:
         if isinstance(event, Selected):
             self._selection = event
+        elif isinstance(event, Measured):
+            self.measured = event.length / (self.scene.metres_per_unit or 1.0)
 
     def _selected_rows(self) -> np.ndarray:
         selection = self._selection
@@ -479,13 +526,6 @@ class Session:
         self.viewport.close()
         if self._project is not None:
             self._project.close()
-
-
-def make_preview(planned: Planned, frame: int, wants_final: bool) -> Preview:
-    """The draft or the final picture of one frame, with the path's warnings."""
-    if wants_final:
-        return final(planned.guide[frame], planned.warnings)
-    return draft(planned.scene, planned.plan.cameras[frame], planned.warnings)
 
 
 def reason(error: BaseException) -> str:

@@ -369,9 +369,7 @@ class Viewport:
         new_place = not before.views or not scene.views or before.views[0] is not scene.views[0]
         if (new_place and before.name != scene.name) or not self._framed:
             self._frame_first_view()
-        client = self._client()
-        if client is not None:
-            self._views.hide_near(aim_of(client)[0][:3, 3])
+        self._clear_the_eye()
         self.emit(Drawn(scene.revision, self._cloud.shown, self._cloud.notice))
 
     def _set_up(self, scene: Scene) -> None:
@@ -407,26 +405,30 @@ class Viewport:
 
     def _keyframes_changed(self, active: int) -> None:
         self._gizmos.draw(self._keyframes, self._scale, active)
+        self._clear_the_eye()
         self.emit(KeyframesChanged(self._keyframes))
 
     # ---- the camera and what it looks at ---------------------------------------------------------
 
     def _fly_to(self, camera: Cameras, seconds: float) -> None:
         self._framing.stop()
-        client = self._client()
-        if client is not None:
+        if (client := self._client()) is not None:
             self._motion.fly(client, camera, self._scale, seconds)
 
     def _play(self, trajectory: Trajectory) -> None:
         self._framing.stop()
-        client = self._client()
-        if client is not None:
+        if (client := self._client()) is not None:
             self._motion.play(client, trajectory, self._scale)
 
     def _client(self) -> viser.ClientHandle | None:
         """The client that moved last: with two tabs, the one in use."""
         clients = self._server.get_clients()
         return clients.get(self._last_client) or (clients[max(clients)] if clients else None)
+
+    def _clear_the_eye(self) -> None:
+        if (client := self._client()) is not None:
+            for drawing in (self._views, self._gizmos):
+                drawing.hide_near(aim_of(client)[0][:3, 3])
 
     # ---- what viser tells, in viser's threads: into the inbox ------------------------------------
 
@@ -464,7 +466,7 @@ class Viewport:
             if moment - self._recording_told_at > 0.5:
                 self._recording_told_at = moment
                 self.emit(Recording(seconds))
-        self._views.hide_near(pose[:3, 3])
+        self._clear_the_eye()
         if moment - self._camera_told_at > CAMERA_EVENTS:
             self._camera_told_at = moment
             self.emit(CameraMoved(point_of(pose[:3, 3] / self._scale), point_of(pose[:3, 2]), fov))
@@ -483,6 +485,7 @@ class Viewport:
     def _keyframe_clicked(self, index: int) -> None:
         self._view_clicked_at = time.monotonic()
         self._gizmos.draw(self._keyframes, self._scale, index)
+        self._clear_the_eye()
 
     def _gizmo_moved(self, index: int, quaternion: np.ndarray, at: np.ndarray, end: bool) -> None:
         if not 0 <= index < len(self._keyframes):

@@ -31,6 +31,8 @@ THUMBNAIL = 160  # px, the longer side of a picture on a frustum
 FRUSTUM = 0.11  # depth of a frustum on the stage
 MAX_MATCHES = 300  # line segments; 5,000 cost 0.2 s a frame in software
 PLAN_FRUSTA = 12
+LIFT = 0.04  # of the way to the eye, for marks on surfaces
+GIZMO = 0.35  # reach of a gizmo's arms on the stage
 
 
 @dataclass(frozen=True)
@@ -222,8 +224,16 @@ class Marks:
                 handles.append(add_lines(self._server, f"/marks/{name}", lines, color, width))
         self._groups["matches"] = handles
 
-    def measured(self, start: np.ndarray, end: np.ndarray | None, text: str = "") -> None:
+    def measured(
+        self, start: np.ndarray, end: np.ndarray | None, eye: np.ndarray, text: str = ""
+    ) -> None:
+        """A length between two points on the stage, or its first end alone.
+
+        Drawn a little towards the eye, where it looks the same and no surface hides it.
+        """
         self.clear("measure")
+        start = start + LIFT * (eye - start)
+        end = None if end is None else end + LIFT * (eye - end)
         handles = [self._dot("/marks/from", start, (255, 255, 255))]
         if end is not None:
             handles.append(self._dot("/marks/to", end, (255, 255, 255)))
@@ -299,6 +309,14 @@ class KeyframeGizmos:
         self._gizmo: Any = None
         self.active = -1
 
+    def hide_near(self, eye: np.ndarray) -> None:
+        """Hide what stands in the visitor's eye, as a keyframe just placed there does."""
+        for handle, reach in [*((h, 3 * FRUSTUM) for h in self._handles), (self._gizmo, GIZMO)]:
+            if handle is not None:
+                far = float(np.linalg.norm(np.asarray(handle.position) - eye)) > reach
+                if handle.visible != far:
+                    handle.visible = far
+
     def draw(self, cameras: Sequence[Cameras], scale: float, active: int) -> None:
         self.clear()
         self.active = active
@@ -323,7 +341,7 @@ class KeyframeGizmos:
             c2w = poses(cameras[active])[0]
             self._gizmo = self._server.scene.add_transform_controls(
                 "/keyframes/gizmo",
-                scale=0.35,
+                scale=GIZMO,
                 line_width=2.5,
                 depth_test=False,
                 wxyz=wxyz(c2w[:3, :3]),

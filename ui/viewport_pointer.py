@@ -52,7 +52,7 @@ class Pointer:
         if hit is None:
             return
         if self._ends is not None:
-            self._measure_point(hit.point)
+            self._measure_point(hit.point, np.array(event.ray_origin))
             return
         self._marks.clear("matches")
         self._marks.point(hit.point)
@@ -91,17 +91,18 @@ class Pointer:
         self._marks.selected(points[rows] * np.float32(self._scale), max(size, 0.012))
         self._emit(Selected(rows, self._scene.revision))
 
-    def _measure_point(self, at: np.ndarray) -> None:
+    def _measure_point(self, at: np.ndarray, eye: np.ndarray) -> None:
         assert self._ends is not None
         self._ends = [at] if len(self._ends) != 1 else [self._ends[0], at]
         if len(self._ends) == 1:
-            self._marks.measured(at, None)
+            self._marks.measured(at, None, eye)
             return
-        start, end = (point / self._scale for point in self._ends)
+        first, second = self._ends
+        start, end = first / self._scale, second / self._scale
         per_unit = self._scene.metres_per_unit
         length = float(np.linalg.norm(end - start)) * (per_unit or 1.0)
         unit = "units" if per_unit is None else "m"
-        self._marks.measured(*self._ends, text=f"{length:.3g} {unit}")
+        self._marks.measured(first, second, eye, f"{length:.3g} {unit}")
         self._emit(Measured(point_of(start), point_of(end), length, unit))
 
 
