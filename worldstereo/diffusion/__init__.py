@@ -44,7 +44,7 @@ _HOMES = {
     "embeddings": ("StitchedRotary",),
     "generator": ("DEFAULT_PROMPT", "DiffusionGenerator", "Published"),
     "lifting": ("contract_depth", "depth_edges", "lift_depth"),
-    "folders": ("find_variant", "pick_variant"),
+    "folders": ("find_variant", "limits_of", "pick_variant"),
     "loading": ("LoadReport", "load_transformer"),
     "memory_modes": ("MODES", "Card", "ClipSize", "ModelSize", "preflight"),
     "memory_transformer": ("ReferenceBlock", "WorldStereoRefSModel"),

@@ -8,8 +8,16 @@ import logging
 import os
 from pathlib import Path
 
-from worldstereo.diffusion.config import LICENCE, VARIANTS, ModelConfig, variant_named
+from worldstereo.diffusion.checkpoint import Weights
+from worldstereo.diffusion.config import (
+    LICENCE,
+    VARIANTS,
+    ModelConfig,
+    read_config,
+    variant_named,
+)
 from worldstereo.errors import WeightsMissing
+from worldstereo.generator import GeneratorLimits
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +72,19 @@ def pick_variant(repo_or_folder: str | Path, variant: str | None) -> str:
 
 def _is_another_variant(name: str, variant: str) -> bool:
     return name.startswith("worldstereo-") and name != variant
+
+
+def limits_of(folder: str | Path, variant: str | None = None) -> GeneratorLimits:
+    """What a checkpoint in a local folder accepts, from its headers; quick, and loads nothing.
+
+    Raises:
+        ValueError: the variant or a config value is not accepted.
+        WeightsMissing: a file is absent, truncated or foreign.
+    """
+    name = pick_variant(folder, variant)
+    found = find_variant(folder, name, offline=True)
+    shapes = Weights.open(found / "model.safetensors").shapes
+    return read_config(found / "config.json", name, shapes).limits
 
 
 def fetch(repo: str, patterns: list[str], *, offline: bool = False) -> Path:

@@ -31,6 +31,7 @@ from worldstereo.diffusion.conditioning import (
 from worldstereo.diffusion.config import DEFAULT_PROMPT
 from worldstereo.diffusion.constraint import constraint_of, correspondence_pairs
 from worldstereo.diffusion.folders import pick_variant
+from worldstereo.diffusion.loading import discard
 from worldstereo.diffusion.memory_transformer import WorldStereoRefSModel
 from worldstereo.diffusion.pipeline import SampleInputs, sample
 from worldstereo.diffusion.published import Published, load_published
@@ -234,6 +235,12 @@ class DiffusionGenerator:
             model.set_constraint(None)
         grid = grid._replace(references=len(references.ref_index))
         return attention_row(probe, grid, pairs, step, constraint, references.views)
+
+    def close(self) -> None:
+        """Gives back everything that was loaded; the generator cannot be called afterwards."""
+        parts = self.published
+        discard(parts.transformer, parts.vae.vae, parts.text.encoder, parts.image.encoder)
+        memory_modes.free(self.device)
 
     def check(self, request: GenerationRequest) -> None:
         """Raises `ValueError` when this request cannot be run, before anything does."""
