@@ -160,14 +160,14 @@ def _fused_attention(q, k, v, offsets, column, num_heads, per_head) -> Attention
     chunks = -(-n // CHUNK)
 
     wide = v.shape[1] // num_heads
-    attend = kernels.attend_heads(q.shape[1] // num_heads) if num_heads > 1 else None
+    attend = kernels.attend_heads(q.shape[1] // num_heads, wide) if num_heads > 1 else None
 
     def work(c: int) -> None:
         span = (c * CHUNK, min(n, (c + 1) * CHUNK))
         if attend is None:
             kernels.attend_one_head(*arrays, span, scale, out.numpy(), weight.numpy())
         else:
-            attend(*arrays, span, scale, num_heads, wide, out.numpy(), weight.numpy())
+            attend(*arrays, span, scale, num_heads, out.numpy(), weight.numpy())
 
     parallel_for(chunks, work)
     return AttentionResult(out, weight if per_head else weight[:, 0])

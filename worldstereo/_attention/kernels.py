@@ -13,10 +13,20 @@ from typing import Any
 
 import numpy as np
 
+from worldstereo._attention.vectors import add_rows, dot, prefetch
 from worldstereo._compiled import kernel
 
 F = np.float32
 U = np.uint32  # unsigned: no test for negative indices in the inner loops
+AHEAD = 8  # rows asked for before they are needed
+
+
+@kernel(inline="always")
+def _ask(table, column, at, end):
+    """Asks for four rows a few steps ahead; bank rows lie at random places in memory."""
+    for e in range(at + AHEAD, min(at + AHEAD + 4, end)):
+        for line in range(0, 4 * table.shape[1], 64):
+            prefetch(table, column[e], line)
 
 
 @kernel(fastmath=True, inline="always")
@@ -49,6 +59,7 @@ def attend_one_head(q, k, v, offsets, column, span, scale, out, weight):
     for i in range(span[0], span[1]):
         longest = max(longest, offsets[i + 1] - offsets[i])
     local = np.empty(longest, np.float32)
+    end = offsets[span[1]]
     for i in range(span[0], span[1]):
         a = offsets[i]
         n = offsets[i + 1] - a
@@ -57,6 +68,7 @@ def attend_one_head(q, k, v, offsets, column, span, scale, out, weight):
         peak = F(-np.inf)
         e = 0
         while e + 4 <= n:
+            _ask(k, column, a + e, end)
             k0 = k[U(column[a + e])]
             k1 = k[U(column[a + e + 1])]
             k2 = k[U(column[a + e + 2])]
@@ -98,6 +110,7 @@ def attend_one_head(q, k, v, offsets, column, span, scale, out, weight):
             total[x] = F(0)
         e = 0
         while e + 4 <= n:
+            _ask(v, column, a + e, end)
             k0 = v[U(column[a + e])]
             k1 = v[U(column[a + e + 1])]
             k2 = v[U(column[a + e + 2])]
@@ -120,21 +133,22 @@ def attend_one_head(q, k, v, offsets, column, span, scale, out, weight):
 
 
 @functools.cache
-def attend_heads(part: int) -> Any:
-    """The kernel for several heads of `part` channels in q and k.
+def attend_heads(part: int, wide: int) -> Any:
+    """The kernel for several heads of `part` channels in q and k, and `wide` in v.
 
-    The width is a constant of the kernel, so that the short dot products are unrolled; the sum is
-    faster as a loop. All heads are served in one pass, four candidate rows at a time. `weight` has
-    a column per head, or a single one: then it takes the mean over heads.
+    The widths are constants of the kernel, so that short dot products and sums are written out. All
+    heads are served in one pass, four candidate rows at a time. `weight` has a column per head, or
+    a single one: then it takes the mean over heads.
     """
 
     @kernel(fastmath=True)
-    def attend(q, k, v, offsets, column, span, scale, heads, wide, out, weight):
+    def attend(q, k, v, offsets, column, span, scale, heads, out, weight):
         mean = weight.shape[1] < heads
         longest = 0
         for i in range(span[0], span[1]):
             longest = max(longest, offsets[i + 1] - offsets[i])
         local = np.empty((heads, longest + 3), np.float32)
+        end = offsets[span[1]]
         total = np.empty(heads * wide, np.float32)
         query = np.empty(heads * part, np.float32)
         for i in range(span[0], span[1]):
@@ -145,28 +159,17 @@ def attend_heads(part: int) -> Any:
                 query[x] = q[i, x] * scale
             e = 0
             while e < n:
+                _ask(k, column, a + e, end)
                 k0 = k[U(column[a + e])]
                 k1 = k[U(column[min(a + e + 1, last)])]
                 k2 = k[U(column[min(a + e + 2, last)])]
                 k3 = k[U(column[min(a + e + 3, last)])]
                 for h in range(heads):
                     o = h * part
-                    s0 = F(0)
-                    s1 = F(0)
-                    s2 = F(0)
-                    s3 = F(0)
-                    for x in range(part):
-                        s0 += query[o + x] * k0[o + x]
-                    for x in range(part):
-                        s1 += query[o + x] * k1[o + x]
-                    for x in range(part):
-                        s2 += query[o + x] * k2[o + x]
-                    for x in range(part):
-                        s3 += query[o + x] * k3[o + x]
-                    local[h, e] = s0
-                    local[h, e + 1] = s1
-                    local[h, e + 2] = s2
-                    local[h, e + 3] = s3
+                    local[h, e] = dot(query, k0, o, part)
+                    local[h, e + 1] = dot(query, k1, o, part)
+                    local[h, e + 2] = dot(query, k2, o, part)
+                    local[h, e + 3] = dot(query, k3, o, part)
                 e += 4
             if mean:
                 for e in range(n):
@@ -194,6 +197,7 @@ def attend_heads(part: int) -> Any:
                 total[x] = F(0)
             e = 0
             while e < n:
+                _ask(v, column, a + e, end)
                 k0 = v[U(column[a + e])]
                 k1 = v[U(column[min(a + e + 1, last)])]
                 k2 = v[U(column[min(a + e + 2, last)])]
@@ -204,10 +208,7 @@ def attend_heads(part: int) -> Any:
                     s1 = local[h, e + 1]
                     s2 = local[h, e + 2]
                     s3 = local[h, e + 3]
-                    for x in range(wide):
-                        total[o + x] += (
-                            s0 * k0[o + x] + s1 * k1[o + x] + s2 * k2[o + x] + s3 * k3[o + x]
-                        )
+                    add_rows(total, o, wide, s0, k0, s1, k1, s2, k2, s3, k3)
                 e += 4
             for x in range(total.size):
                 out[i, x] = total[x]
