@@ -5,9 +5,7 @@ which is how surfaces arrive from a camera to within a block; `order=random` sho
 Pairs: all entries within the radius that gives a median of about 31 candidates a query, 64 at most.
 """
 
-import ctypes
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bench._attention_peak import extra_memory
 from bench.harness import Context, Row
 from worldstereo._stereo_memory.checks import check_view
 from worldstereo._stereo_memory.matches import torch_matches
@@ -24,6 +23,7 @@ from worldstereo.render import RenderResult, render_points
 from worldstereo.stereo_memory import SpatialStereoMemory
 
 CHANNELS, CAP = 128, 64
+TORCH = "torch only"  # sampled_addmm + embedding_bag
 
 
 def rooms(n: int, seed: int) -> Tensor:
@@ -68,7 +68,7 @@ class Problem:
     """Queries, a bank, and the pairs in the three forms that the candidates want."""
 
     def __init__(self, n: int, m: int, heads: int, shuffled: bool = False) -> None:
-        from scipy.spatial import cKDTree
+        from scipy.spatial import cKDTree  # pyright: ignore[reportAttributeAccessIssue]
 
         g = torch.Generator().manual_seed(0)
         bank, asked = rooms(m, 11), rooms(n, 12)
@@ -143,57 +143,42 @@ class Problem:
         return torch.cat(outs)
 
 
-def peak_bytes(run: Callable[[], object]) -> int | None:
-    """Most resident memory above the start while `run` worked, its results included; Linux only."""
-    libc = ctypes.CDLL(None)
-    if not hasattr(libc, "mallopt") or not Path("/proc/self/clear_refs").exists():
-        return None
-
-    def kilobytes(field: str) -> int:
-        text = Path("/proc/self/status").read_text()
-        return int(text.split(field + ":")[1].split()[0])
-
-    libc.mallopt(-3, 1 << 16)  # M_MMAP_THRESHOLD: what is freed goes back at once and is counted
-    libc.malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # forget the highest resident size so far
-    start = kilobytes("VmRSS")
-    kept = run()
-    peak = kilobytes("VmHWM") - start
-    libc.mallopt(-3, 1 << 25)  # back to keeping memory, or every later timing pays for page faults
-    libc.mallopt(-1, 1 << 26)  # M_TRIM_THRESHOLD
-    del kept
-    return 1024 * max(0, peak)
+def contenders(p: Problem) -> dict[str, Callable[[], Any]]:
+    """Who is measured on a problem, without the dense form."""
+    found: dict[str, Callable[[], Any]] = {
+        "gather + einsum": p.gather,
+        TORCH: lambda: p.ours(False),
+    }
+    if has_numba():
+        found["compiled"] = lambda: p.ours(True)
+    if p.heads == 1:
+        found["torch.sparse softmax"] = p.sparse
+    return found
 
 
 def attention(context: Context) -> list[Row]:
     """Attention over given pairs against gather + einsum, torch.sparse and dense SDPA."""
     rows = []
     n = 624 if context.quick else 6240
-    sizes = [(5_000, 1)] if context.quick else [(100_000, 1), (100_000, 8), (1_000_000, 1)]
+    sizes = [(5_000, 1)]
+    if not context.quick:
+        sizes = [(10_000, 1), (100_000, 1), (1_000_000, 1), (100_000, 8)]
     for m, heads in sizes:
-        for shuffled in (False, True) if m <= 100_000 else (False,):
+        for shuffled in (False, True) if m == 100_000 else (False,):
             rows += _compare_attention(context, Problem(n, m, heads, shuffled), shuffled)
     return rows
 
 
 def _compare_attention(context: Context, p: Problem, shuffled: bool) -> list[Row]:
     part = max(64, min(p.n, int(6.4e7 // p.m) // 64 * 64))
-    candidates: dict[str, Callable[[], Any]] = {
-        "gather + einsum": p.gather,
-        "torch only (sampled_addmm + embedding_bag)": lambda: p.ours(False),
-    }
-    if has_numba():
-        candidates["compiled"] = lambda: p.ours(True)
-    if p.heads == 1:
-        candidates["torch.sparse softmax"] = p.sparse
-    dense = f"dense SDPA with mask ({part} of {p.n} queries, scaled)"
+    candidates = contenders(p)
+    dense = "dense SDPA with mask"
     if not shuffled and p.m <= 100_000:
         candidates[dense] = lambda: p.dense(part)
     timing, reference = context.compare(candidates), p.reference()
     floors: dict[str, tuple[int, ...]] = {"compiled": (20, 25 if p.heads > 1 else 40)}
-    floors["torch only (sampled_addmm + embedding_bag)"] = (8 if p.heads > 1 else 12,)
-    weights = p.pairs * p.heads * 4
-    outputs = p.n * CHANNELS * 4 + weights
+    floors[TORCH] = (8 if p.heads > 1 else 12,)
+    extra_bytes = extra_memory(p.n, p.m, p.heads, shuffled)
     rows = []
     for name, t in timing.items():
         factor = p.n / part if name == dense else 1.0
@@ -205,10 +190,10 @@ def _compare_attention(context: Context, p: Problem, shuffled: bool) -> list[Row
         if name != dense:
             result = candidates[name]()[0]
             extra["error"] = float((result.double() - reference).abs().max())
-            used = peak_bytes(candidates[name])
-            if used is not None:
-                extra["extra memory / sparse weights"] = round((used - outputs) / weights, 2)
+            if name in extra_bytes:
+                extra["extra memory / sparse weights"] = round(extra_bytes[name], 2)
         else:
+            extra["scaled from queries"] = part
             extra["compiled is faster by"] = t.cpu_ms * factor / timing["compiled"].cpu_ms
         title = f"attention, {p.n} queries, d={CHANNELS}, {p.heads} head(s), {extra['order']} order"
         rows.append(Row(title, name, p.m, t.cpu_ms * factor, t.wall_ms * factor, t.rounds, extra))

@@ -95,7 +95,9 @@ def test_the_torch_path_works_piece_by_piece(monkeypatch):
     mask[5] = True  # one query with more pairs than a piece holds
     offsets, column = grouped(mask)
     whole = csr_attention(q, k, v, offsets, column, num_heads=2, compiled=False)
-    monkeypatch.setattr(attention, "PIECE", 29)
+    monkeypatch.setattr(attention, "LEAST_PIECE", 29)
+    monkeypatch.setattr(attention, "PAIR_BYTES", 1 << 20)
+    assert len(attention._pieces(offsets, 2)) > 5
     pieces = csr_attention(q, k, v, offsets, column, num_heads=2, compiled=False)
     torch.testing.assert_close(pieces.output, whole.output, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(pieces.weights, whole.weights, rtol=1e-6, atol=1e-6)

@@ -22,7 +22,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-PIECE = 1 << 18  # pairs that the torch path works on at once
+PAIR_BYTES = 40  # what the torch path needs for a pair it works on, beside the results
+LEAST_PIECE = 1 << 14  # pairs: with fewer at once, calling the operators takes longer than they do
 CHUNK = 512  # queries per task of the fused kernel: a few tenths of a millisecond of work
 
 
@@ -176,57 +177,86 @@ def _fused_attention(q, k, v, offsets, column, num_heads, per_head) -> Attention
 def _torch_attention(q, k, v, offsets, column, num_heads, per_head) -> AttentionResult:
     """The plain twin. Halves are computed in float32, because `sampled_addmm` knows no halves.
 
-    Without gradients it works on at most about `PIECE` pairs at a time.
+    Without gradients on the CPU it works on runs of queries, so that what it needs beside its
+    results is about as large as the weights, and with several heads the keys or values of one.
     """
     dtype = q.dtype if q.dtype in (torch.float32, torch.float64) else torch.float32
-    graded = torch.is_grad_enabled() and any(t.requires_grad for t in (q, k, v))
-    pieces = [(0, len(q))] if graded else _pieces(offsets)
-    row = torch.arange(len(q), dtype=torch.int32, device=q.device)
-    row = row.repeat_interleave(offsets.diff())
+    if torch.is_grad_enabled() and any(t.requires_grad for t in (q, k, v)):
+        return _graded_attention(q, k, v, offsets, column, num_heads, per_head)
+    output = v.new_empty(len(q), v.shape[1], dtype=dtype)
+    weights = q.new_zeros(len(column), num_heads if per_head else 1, dtype=dtype)
+    own = weights[:, 0] if num_heads == 1 else weights.new_empty(len(column))
+    spans = [(a, b, int(offsets[a]), int(offsets[b])) for a, b in _pieces(offsets, num_heads)]
+    for h in range(num_heads):
+        qh, kh = _head(q, h, num_heads, dtype), _head(k, h, num_heads, dtype)
+        for a, b, first, last in spans:
+            local = offsets[a : b + 1] - first
+            own[first:last] = _softmax_scores(qh[a:b], kh, local, column[first:last])
+        del qh, kh
+        vh = _head(v, h, num_heads, dtype)
+        channels = slice(h * vh.shape[1], (h + 1) * vh.shape[1])
+        for a, b, first, last in spans:
+            local = offsets[a : b + 1] - first
+            output[a:b, channels] = _weighted_sums(vh, local, column[first:last], own[first:last])
+        del vh
+        if per_head and num_heads > 1:
+            weights[:, h] = own
+        elif num_heads > 1:
+            weights[:, 0].add_(own, alpha=1 / num_heads)
+    return AttentionResult(output.to(v.dtype), (weights if per_head else weights[:, 0]).to(q.dtype))
+
+
+def _graded_attention(q, k, v, offsets, column, num_heads, per_head) -> AttentionResult:
+    """The same with gradients, which need what every pair went through."""
+    dtype = q.dtype if q.dtype in (torch.float32, torch.float64) else torch.float32
     outputs, weights = [], []
-    for head in zip(*(x.chunk(num_heads, dim=1) for x in (q, k, v)), strict=True):
-        qh, kh, vh = (x.to(dtype).contiguous() for x in head)
-        parts = []
-        for a, b in pieces:
-            first, last = int(offsets[a]), int(offsets[b])
-            local, entries = offsets[a : b + 1] - first, column[first:last]
-            parts.append(_one_head(qh[a:b], kh, vh, local, entries, row[first:last] - a))
-        out, weight = zip(*parts, strict=True)
-        outputs.append(out[0] if len(out) == 1 else torch.cat(out))
-        weights.append(weight[0] if len(weight) == 1 else torch.cat(weight))
-    output = outputs[0] if num_heads == 1 else torch.cat(outputs, dim=1)
-    if per_head:
-        weight = torch.stack(weights, dim=1)
-    else:
-        weight = weights[0] if num_heads == 1 else torch.stack(weights).mean(dim=0)
+    for h in range(num_heads):
+        qh, kh, vh = (_head(x, h, num_heads, dtype) for x in (q, k, v))
+        weights.append(_softmax_scores(qh, kh, offsets, column))
+        outputs.append(_weighted_sums(vh, offsets, column, weights[-1]))
+    weight = torch.stack(weights, dim=1)
+    output, weight = torch.cat(outputs, dim=1), weight if per_head else weight.mean(dim=1)
     return AttentionResult(output.to(v.dtype), weight.to(q.dtype))
 
 
-def _one_head(q, k, v, offsets, column, row) -> tuple[Tensor, Tensor]:
+def _head(x: Tensor, h: int, num_heads: int, dtype: torch.dtype) -> Tensor:
+    """The channels of one head; a copy only where there are others."""
+    return x.chunk(num_heads, dim=1)[h].to(dtype).contiguous()
+
+
+def _softmax_scores(q, k, offsets, column) -> Tensor:
+    """Weights of one head's pairs."""
     pattern = _pattern(offsets, column, (len(q), len(k)), q.dtype)
     scale = q.shape[1] ** -0.5
     score = torch.sparse.sampled_addmm(pattern, q, k.T, beta=0.0, alpha=scale).values()
     del pattern
+    counts, pairs = offsets.diff(), len(column)
+    row = torch.repeat_interleave(counts, output_size=pairs)
     # Each query's own peak, as in any stable softmax: exp of a raw score overflows.
     peak = torch.segment_reduce(score.detach(), "max", offsets=offsets)
     if score.requires_grad:
         weight = (score - peak.index_select(0, row)).exp()
-        weight = weight / torch.segment_reduce(weight, "sum", offsets=offsets).index_select(0, row)
-    else:
-        weight = score.sub_(peak.index_select(0, row)).exp_()
-        weight.div_(torch.segment_reduce(weight, "sum", offsets=offsets).index_select(0, row))
-    output = torch.nn.functional.embedding_bag(
+        return weight / torch.segment_reduce(weight, "sum", offsets=offsets).index_select(0, row)
+    weight = score.sub_(peak.index_select(0, row)).exp_()
+    return weight.div_(torch.segment_reduce(weight, "sum", offsets=offsets).index_select(0, row))
+
+
+def _weighted_sums(v, offsets, column, weight) -> Tensor:
+    return torch.nn.functional.embedding_bag(
         column, v, offsets, mode="sum", per_sample_weights=weight, include_last_offset=True
     )
-    return output, weight
 
 
-def _pieces(offsets: Tensor) -> list[tuple[int, int]]:
-    """Runs of queries with about `PIECE` pairs each; on a device, everything at once."""
+def _pieces(offsets: Tensor, num_heads: int) -> list[tuple[int, int]]:
+    """Runs of queries whose temporaries take about as much as the weights of all pairs and heads.
+
+    On a device everything is done at once.
+    """
     n, pairs = len(offsets) - 1, int(offsets[-1])
-    if offsets.device.type != "cpu" or pairs <= PIECE:
+    piece = max(LEAST_PIECE, 4 * pairs * num_heads // PAIR_BYTES)
+    if offsets.device.type != "cpu" or pairs <= piece:
         return [(0, n)]
-    marks = torch.arange(PIECE, pairs, PIECE)
+    marks = torch.arange(piece, pairs, piece)
     cuts = [0, *torch.unique(torch.searchsorted(offsets, marks)).tolist(), n]
     return [(a, b) for a, b in itertools.pairwise(cuts) if b > a]
 
