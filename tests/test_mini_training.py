@@ -131,7 +131,7 @@ def test_an_enlarged_crop_keeps_masks_and_classes_whole():
 
 @torch.no_grad()
 def test_loss_of_the_anchor_itself_is_one_and_harm_counts_twice():
-    """Nothing corrected: each crop's share is before / (before + 0.03); worse than that costs."""
+    """Nothing corrected: each crop's share is before / (before + 0.01); worse than that costs."""
     maps, truth, closeness = batch()
     network = MiniNetwork().eval()
     estimate = network.denoise(truth, torch.ones(len(truth)), maps, None)

@@ -22,7 +22,7 @@ from worldstereo._mini.inputs import MiniInputs
 class Leftover:
     """How much is left over; lengths in pixels of the crop."""
 
-    moved: float = 0.8
+    moved: float = 0.6
     """Share of the crops whose references are moved at all."""
     drift: float = 0.6
     """Median displacement in a moved crop of a reference seen from 0.1 rad away. What depth and
@@ -31,7 +31,7 @@ class Leftover:
     """Standard deviation of a reference's log gain."""
     noise: float = 0.015
     """Largest standard deviation of the pixel noise; colours in [-1, 1]."""
-    enlarged: float = 0.4
+    enlarged: float = 0.15
     """Share of the crops enlarged by up to 2."""
     pale: float = 0.6
     """Share of the crops whose contrast is lowered to as little as a fifth."""
@@ -55,7 +55,9 @@ def damaged(
     away = _apart(maps.references)
     own = _smooth(B * R, (H, W), g) * (length[:, None] * away).flatten()[:, None, None, None]
     flat = maps.references.flatten(0, 1)
-    references = _moved(flat, own).unflatten(0, (B, R))
+    rest = _moved(flat[:, 3:], own, "nearest")
+    painted = flat[:, :3] + (flat[:, 3:4] <= 0) * maps.anchor.repeat_interleave(R, 0)
+    references = torch.cat([_moved(painted, own, "bicubic"), rest], 1).unflatten(0, (B, R))
     valid = references[:, :, 3:4] > 0
     gain = torch.exp(how.exposure * torch.randn(B, R, 1, 1, 1, generator=g, device=g.device))
     grain = how.noise * torch.rand(B, 1, 1, 1, 1, generator=g, device=g.device)
@@ -68,14 +70,14 @@ def damaged(
     weight = weight / weight.sum(1, keepdim=True).clamp_min(1e-3)
     change = (weight * (color - maps.references[:, :, :3])).sum(1) * maps.known
     there = 0.5 * (length * away.amin(1))[:, None, None, None] * _smooth(B, (H, W), g)
-    moved = _moved(torch.cat([truth, closeness], 1), there)
+    truth, closeness = _moved(truth, there, "bicubic").clamp(-1, 1), _moved(closeness, there)
     maps = maps._replace(
         anchor=(maps.anchor + change).clamp(-1, 1),
         splat=_moved(maps.splat, own.unflatten(0, (B, R)).mean(1)),
         references=references,
     )
     maps = maps._replace(splat=maps.splat * (maps.splat[:, 3:] > 0.5))
-    return maps, moved[:, :3], moved[:, 3:]
+    return maps, truth, closeness
 
 
 def _apart(references: Float[Tensor, "B R 6 H W"]) -> Float[Tensor, "B R"]:
@@ -118,20 +120,26 @@ def _smooth(n: int, size: tuple[int, int], g: torch.Generator) -> Float[Tensor, 
     return F.interpolate(0.7 * whole + 0.5 * local, size, mode="bicubic", align_corners=True)
 
 
-def _moved(x: Float[Tensor, "n c H W"], by: Float[Tensor, "n 2 H W"]) -> Float[Tensor, "n c H W"]:
-    """What is found `by` pixels away, bilinear, the border repeated."""
+def _moved(
+    x: Float[Tensor, "n c H W"], by: Float[Tensor, "n 2 H W"], mode: str = "bilinear"
+) -> Float[Tensor, "n c H W"]:
+    """What is found `by` pixels away, the border repeated.
+
+    Colours are moved bicubically: bilinear would blur the truth, and teach to blur. Agreement and
+    angle are those of the nearest pixel, so that no border is half valid.
+    """
     H, W = x.shape[-2:]
     rows = torch.linspace(-1, 1, H, device=x.device)[None, :, None] + by[:, 1] * (2 / (H - 1))
     columns = torch.linspace(-1, 1, W, device=x.device)[None, None, :] + by[:, 0] * (2 / (W - 1))
     grid = torch.stack([columns, rows], -1)
-    return F.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=True)
+    return F.grid_sample(x, grid, mode=mode, padding_mode="border", align_corners=True)
 
 
 WHOLE_NUMBERS = ("known", "bins")
 
 
 def enlarged(batch: dict[str, Tensor], crop: int) -> dict[str, Tensor]:
-    """Packed maps of a smaller crop at `crop` pixels: colours bilinear, masks and classes nearest.
+    """Packed maps of a smaller crop at `crop` pixels: colours bicubic, masks and classes nearest.
 
     Agreement of a reference is kept from the nearest pixel, so that no border is half valid.
     """
@@ -143,7 +151,7 @@ def enlarged(batch: dict[str, Tensor], crop: int) -> dict[str, Tensor]:
         if name in WHOLE_NUMBERS or name == "reference_rest":
             big = F.interpolate(flat, (crop, crop), mode="nearest")
         else:
-            big = F.interpolate(flat, (crop, crop), mode="bilinear", align_corners=False)
-        big = big.round() if not maps.is_floating_point() else big
+            big = F.interpolate(flat, (crop, crop), mode="bicubic", align_corners=False)
+        big = big.round().clamp(0, 255) if not maps.is_floating_point() else big
         out[name] = big.reshape(*maps.shape[:-2], crop, crop).to(maps.dtype)
     return out

@@ -157,7 +157,7 @@ def objective(
     half_way = (estimate.spread / 0.15).clamp(0.3, 3)
     weight = weight * half_way
     after, before = weight * (estimate.scaled[:, :3] - wanted) ** 2, weight * wanted**2
-    share = 1 / (before.mean((1, 2, 3), keepdim=True) + 0.03)
+    share = 1 / (before.mean((1, 2, 3), keepdim=True) + 0.01)
     squared = (after * share).mean()
     worse = (F.avg_pool2d(after - before, 8).mean(1, keepdim=True).relu() * share).mean()
     depth = ((2 - maps.known) * (estimate.closeness - closeness).abs().clamp_max(2)).mean()

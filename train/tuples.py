@@ -59,10 +59,14 @@ def _tuple(
 
     truth = scenes["rgb"][scene, target].float() / 255
     depth = scenes["dep"][scene, target].float()
+    # Half of the tuples are nearly as good as a rendering, as good captures are: what is right
+    # must be seen to be left alone.
+    clean = float(torch.rand(1, generator=g)) < 0.5
+    damage = Damage(strength=0.3 * float(torch.rand(1, generator=g))) if clean else Damage()
     views = []
     for i, source in enumerate(sources):
         color, z = scenes["rgb"][scene, source].float() / 255, scenes["dep"][scene, source].float()
-        color, z, pose = _damaged(color, z, scenes["M"][scene, source], g, exposed=i > 0)
+        color, z, pose = _damaged(color, z, scenes["M"][scene, source], g, damage, exposed=i > 0)
         views.append(_remembered(color, z, camera(pose), g))
     seen = torch.cat([view.depth[view.depth > 0] for view in views])
     unit = float(seen.median()) if len(seen) > 0 else 1.0
@@ -106,9 +110,9 @@ def _damaged(
     depth: Tensor,
     pose: Tensor,
     g: torch.Generator,
+    damage: Damage,
     *,
     exposed: bool,
-    damage: Damage = Damage(),  # noqa: B008  (frozen)
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Colour, depth (0: nothing measured) and pose as a sensor would report them."""
 
@@ -125,15 +129,18 @@ def _damaged(
         ]
 
     if exposed and chance(0.7):
-        gain = torch.exp(damage.exposure * normal(1, 1, 1) + 0.01 * normal(3, 1, 1))
-        color = (color.clamp_min(1e-3) ** torch.exp(0.03 * normal(1, 1, 1))) * gain
+        part = damage.strength
+        gain = torch.exp(part * (damage.exposure * normal(1, 1, 1) + 0.01 * normal(3, 1, 1)))
+        color = (color.clamp_min(1e-3) ** torch.exp(part * 0.03 * normal(1, 1, 1))) * gain
     if chance(0.6):
-        color = color + 0.02 * float(torch.rand(1, generator=g)) * normal(*color.shape)
+        color = color + 0.02 * damage.strength * float(torch.rand(1, generator=g)) * normal(
+            *color.shape
+        )
     amount = 0.016 * damage.strength * float(torch.rand(1, generator=g)) ** 2
     z = depth * (1 + amount * field(5) + 0.3 * amount * normal(*depth.shape))
     if chance(0.4):
         z = z * (1 + 0.008 * damage.strength * float(normal(1)))
-    if chance(0.3):  # flying points between the two sides of an edge
+    if chance(0.3 * damage.strength):  # flying points between the two sides of an edge
         blurred = F.avg_pool2d(F.pad(z, (1, 1, 1, 1), mode="replicate"), 3, 1)
         z = torch.where(torch.rand(depth.shape, generator=g) < 0.8, blurred, z)
     valid = depth < 150
