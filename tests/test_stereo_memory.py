@@ -184,6 +184,29 @@ def test_compiled_and_torch_searches_give_the_same_pairs(m, misses, monkeypatch)
         assert torch.equal(a, b)
 
 
+@pytest.mark.skipif(not has_numba(), reason="numba is not installed")
+def test_blocks_that_a_surface_hides_are_skipped_without_losing_a_pair(monkeypatch):
+    """Three walls in runs of 64 neighbours; the queries see the first, the last, and past both."""
+    K = torch.tensor([[64.0, 0, 32], [0, 64, 32], [0, 0, 1]])
+    camera = Cameras(K, torch.eye(4), 64, 64)
+    at = torch.arange(64)
+    x, y = (at % 8 + 0.5) / 8, (at // 8 + 0.5) / 8  # a block of the wall is 8 by 8 entries
+    corner = torch.cartesian_prod(torch.arange(6), torch.arange(6)) / 6.0 - 0.5
+    flat = torch.stack([x, y], dim=-1)[None] / 6 + corner[:, None]
+    walls = [torch.cat([flat * z, torch.full((36, 64, 1), z)], dim=-1) for z in (2.0, 2.09, 4.0)]
+    points = torch.cat(walls).reshape(-1, 1, 3)
+    memory = SpatialStereoMemory(len(points), 4, 1, attention_window=3)
+    memory.add_to_memory(torch.zeros(len(points), 4), points, torch.ones(len(points), 1))
+    front, back = points[::7, 0], points[2 * 36 * 64 :: 5, 0]
+    seen = torch.cat([front[front[:, 0] < -0.2], back[back[:, 0] > 0.4], points[:3, 0] * 1.3])
+    compiled = memory.correspondence_mask(seen[None], camera)
+    monkeypatch.setattr(matching, "has_numba", lambda: False)
+    plain = memory.correspondence_mask(seen[None], camera)
+    assert torch.equal(compiled, plain)
+    depths = points[:, 0, 2][plain[2]].unique()
+    torch.testing.assert_close(depths, torch.tensor([2.0, 2.09, 4.0]))
+
+
 def test_window_and_depth_reach_exactly_as_far_as_promised():
     """Confidence 1, no normal, no level: half the window each way and 5 % in depth."""
     K = torch.tensor([[64.0, 0, 32], [0, 64, 32], [0, 0, 1]])

@@ -13,6 +13,7 @@ import numpy as np
 from worldstereo._compiled import kernel
 
 BLOCK = 64  # entries that share one bounding box
+MOST_CELLS = 1024  # image cells a block is looked up in; testing its points costs as much
 
 
 @kernel
@@ -53,8 +54,8 @@ def list_queries(cells, gw, ptr, listed, low, high, z_low, z_high):
 
 
 @kernel
-def _block_is_out(box, camera, u_min, u_max, v_min, v_max, z_min, z_max):
-    """Whether nothing inside the box can project into the given pixels and depths."""
+def _block_is_out(box, camera, reach, grid, z_low, z_high):
+    """Whether nothing inside the box can meet a query: by pixels and depths, then cell by cell."""
     if not box[0] <= box[3]:
         return True
     ulo, uhi = np.inf, -np.inf
@@ -78,12 +79,30 @@ def _block_is_out(box, camera, u_min, u_max, v_min, v_max, z_min, z_max):
         else:
             behind = True
     slip = 1e-6 * max(abs(zlo), abs(zhi))  # rounding must never lose a point
-    if zhi + slip < z_min or zlo - slip > z_max or zhi + slip <= 0:
+    zlo, zhi = zlo - slip, zhi + slip
+    if zhi < reach[4] or zlo > reach[5] or zhi <= 0:
         return True
     if behind:
         return False
     edge = 1e-3
-    return uhi + edge < u_min or ulo - edge > u_max or vhi + edge < v_min or vlo - edge > v_max
+    ulo, uhi, vlo, vhi = ulo - edge, uhi + edge, vlo - edge, vhi + edge
+    if uhi < reach[0] or ulo > reach[1] or vhi < reach[2] or vlo > reach[3]:
+        return True
+    x0, x1 = _cell(ulo, grid[0], grid[2], grid[3]), _cell(uhi, grid[0], grid[2], grid[3])
+    y0, y1 = _cell(vlo, grid[1], grid[2], grid[4]), _cell(vhi, grid[1], grid[2], grid[4])
+    if (x1 - x0 + 1) * (y1 - y0 + 1) > MOST_CELLS:
+        return False
+    for y in range(y0, y1 + 1):
+        for x in range(x0, x1 + 1):
+            c = y * int(grid[3]) + x
+            if zhi >= z_low[c] and zlo <= z_high[c]:
+                return False
+    return True  # a surface hides it from every query, or it lies before all of them
+
+
+@kernel(inline="always")
+def _cell(value, start, side, cells):
+    return int(min(max((value - start) / side, 0.0), cells - 1.0))
 
 
 @kernel
@@ -118,9 +137,7 @@ def match_entries(
     oriented, levelled = normal.shape[0] > 0, level.shape[0] > 0
     size = points.shape[0]
     for b in range(span[0], span[1]):
-        if not misses and _block_is_out(
-            boxes[b], camera, reach[0], reach[1], reach[2], reach[3], reach[4], reach[5]
-        ):
+        if not misses and _block_is_out(boxes[b], camera, reach, grid, z_low, z_high):
             continue
         for i in range(b * BLOCK, min(size, (b + 1) * BLOCK)):
             for s in range(points.shape[1]):
@@ -140,9 +157,7 @@ def match_entries(
                 v = camera[15] * y / z + camera[16]
                 if not (u >= reach[0] and u <= reach[1] and v >= reach[2] and v <= reach[3]):
                     continue
-                cu = int(min(max((u - u0) / side, 0.0), gw - 1.0))
-                cv = int(min(max((v - v0) / side, 0.0), gh - 1.0))
-                cell = cv * gw + cu
+                cell = _cell(v, v0, side, gh) * gw + _cell(u, u0, side, gw)
                 if z < z_low[cell] or z > z_high[cell]:
                     continue
                 slack = 1.0 + slack_gain * (1.0 - sure)
