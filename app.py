@@ -37,7 +37,14 @@ class AppConfig:
     """Capacity of the global memory's cloud; beyond it the oldest points go."""
 
     model: Path | None = None
-    """Folder with the weights of the diffusion generator; without it the app runs weight-free."""
+    """Folder with the published model's weights, or WORLDSTEREO_MODEL in the environment; without
+    it the app runs weight-free."""
+
+    variant: str | None = None
+    """worldstereo-camera, worldstereo-memory or worldstereo-memory-dmd; the quickest there is."""
+
+    base: Path | None = None
+    """Folder of the Wan base model, where the checkpoint does not name one that is at hand."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the generator runs; auto takes a GPU where there is one."""
@@ -106,29 +113,52 @@ def device_of(config: AppConfig) -> str:
 
 
 def diffusion_choice(config: AppConfig) -> "GeneratorChoice":
-    """The published model, or why it is off."""
+    """The published model, or why it is off. Only headers are read here."""
+    from functools import cache
+
     from ui.session_config import GeneratorChoice
-    from worldstereo.errors import WeightsMissing
+    from worldstereo.errors import WorldStereoError
 
-    def make() -> Any:
-        if config.model is None:
-            raise WeightsMissing(NO_WEIGHTS)
+    def make(mode: str = "auto", on_step: Any = None) -> Any:
         from worldstereo.diffusion import DiffusionGenerator
+        from worldstereo.generator import ignore
 
-        return DiffusionGenerator.from_pretrained(config.model, device=config.device, offline=True)
+        return DiffusionGenerator.from_pretrained(
+            config.model or "",
+            config.variant,
+            mode=mode,
+            device=config.device,
+            base=config.base,
+            offline=True,
+            on_step=on_step or ignore,
+        )
 
-    why = ""
-    if config.model is None:
-        why = NO_WEIGHTS
-    elif not config.model.is_dir():
-        why = f"{config.model.name} is not a folder here. Start the app with --model FOLDER."
-    limits = None
-    if not why:
-        from worldstereo.diffusion import DiffusionGenerator
+    @cache
+    def survey() -> Any:
+        from worldstereo.diffusion import Survey
 
-        limits = DiffusionGenerator.limits
+        return Survey.of(
+            config.model or "",
+            config.variant,
+            device=config.device,
+            base=config.base,
+            offline=True,
+        )
+
+    def modes(*clip: Any) -> Any:
+        return survey().modes(*clip)
+
+    limits, why = None, NO_WEIGHTS
+    if config.model is not None:
+        try:
+            from worldstereo.diffusion import limits_of
+
+            limits, why = limits_of(config.model, config.variant), ""
+        except (WorldStereoError, ValueError) as error:
+            why = str(error)
     about = "The published video model, steered by both memories. Wants a GPU."
-    return GeneratorChoice("diffusion", "WorldStereo 2.0", about, limits, make, why)
+    label = "WorldStereo 2.0"
+    return GeneratorChoice("diffusion", label, about, limits, make, why, modes)
 
 
 def main(config: AppConfig) -> None:
@@ -160,5 +190,6 @@ if __name__ == "__main__":
     default = AppConfig(
         host=os.environ.get("GRADIO_SERVER_NAME", AppConfig.host),
         port=int(os.environ.get("PORT", os.environ.get("GRADIO_SERVER_PORT", AppConfig.port))),
+        model=Path(os.environ["WORLDSTEREO_MODEL"]) if "WORLDSTEREO_MODEL" in os.environ else None,
     )
     main(tyro.cli(AppConfig, default=default))

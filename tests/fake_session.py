@@ -18,7 +18,7 @@ import torch
 from tests.conftest import room, turned_cameras
 from worldstereo.cameras import Cameras
 from worldstereo.errors import WorldStereoError
-from worldstereo.generator import GeneratorLimits
+from worldstereo.generator import GeneratorLimits, SamplerConfig
 from worldstereo.scene import Clip, Origin, PointCloud, Scene, View
 from worldstereo.trajectory import Trajectory
 
@@ -154,6 +154,7 @@ class FakeSession:
         self.registration, self.registered = None, True
         self.selected, self.flight, self.generator = 0, None, "warp"
         self.settings, self.keys_planned, self.measured = None, None, None
+        self.mode, self.sampler, self.prompt = "", SamplerConfig(), ""
         self.can_undo, self.undone = True, 0
         self.generators = choices()
 
@@ -172,6 +173,9 @@ class FakeSession:
         return SimpleNamespace(
             color=color, known=known, unknown=float(1 - known.mean()), warnings=("Too close.",)
         )
+
+    def pace_of(self, generator: str) -> str:
+        return generator
 
     def estimate(self, generator: str, frames: int, width: int, height: int) -> float | None:
         return 0.5 * frames
@@ -235,6 +239,7 @@ def choices() -> dict[str, Any]:
         description="Copies what the memories know.",
         limits=GeneratorLimits(name="warp"),
         why_not="",
+        modes=None,
     )
     diffusion = SimpleNamespace(
         name="diffusion",
@@ -243,6 +248,7 @@ def choices() -> dict[str, Any]:
         limits=GeneratorLimits(
             name="diffusion", frame_step=4, size_multiple=16, prompt=True, steps=(1, 50, 4)
         ),
+        modes=None,
         why_not="No weights found. Start the app with --model FOLDER.",
     )
     return {"warp": warp, "diffusion": diffusion}

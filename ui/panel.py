@@ -171,7 +171,8 @@ class Panel(Core):
         name = plan_generator(session)
         width, height = plan.cameras.width, plan.cameras.height
         seconds = session.estimate(name, len(plan), width, height)
-        label, measured = session.generators[name].label, name in self.sessions.shared.pace
+        label = session.generators[name].label
+        measured = session.pace_of(name) in self.sessions.shared.pace
         return piece.cost(len(plan), width, height, label, seconds, measured)
 
     def _why_not(self, session: Session) -> dict[str, str]:
@@ -217,7 +218,8 @@ class Panel(Core):
 
     def on_opened(self, session: Session) -> Iterator[Updates]:
         """The page has its world: show it, and follow what runs in it."""
-        yield self.refresh(session) | self.path.restore(session)
+        opened = self.generate.opened(session)
+        yield self.refresh(session) | self.path.restore(session) | opened
         if running(session):
             yield from self.follow(session)
         else:
@@ -296,7 +298,8 @@ class Panel(Core):
         except Exception:  # the job has logged it with its place
             yield self.refresh(session) | {self.message: piece.failed(BUG)}
         else:
-            yield self.refresh(session) | {self.message: ""}
+            brought = self.generate.opened(session) if job.kind == "open" else {}
+            yield self.refresh(session) | {self.message: ""} | brought
         yield from self.settle(session)
 
     def settle(self, session: Session) -> Iterator[Updates]:

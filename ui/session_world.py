@@ -34,6 +34,8 @@ from worldstereo.trajectory import Trajectory
 
 log = logging.getLogger(__name__)
 
+KEYFRAMES = 21  # of a path that came with a file
+
 
 class Session:
     """One open world. Made by `Sessions.create` or `Sessions.get`, never directly by the page."""
@@ -55,6 +57,8 @@ class Session:
         """Name of the generator last chosen."""
         self.mode = ""
         """Memory mode last chosen, for generators that have several; "" for the quickest."""
+        self.sampler = SamplerConfig()
+        """Steps and guidance last chosen, as the preflight counts with them."""
         self.prompt = ""
         """Text that came with the file, or was last generated with."""
         self.attention = Attention(shared)
@@ -121,6 +125,9 @@ class Session:
         choice = self.generators.get(generator)
         if choice is None or choice.limits is None:
             return None
+        if choice.modes is not None and self.pace_of(generator) not in self._shared.pace:
+            fits = choice.modes(frames, width, height, self.sampler)
+            return next((fit.seconds for fit in fits if fit.mode == self.mode), None)
         guess = choice.limits.seconds_per_frame / (640 * 480)
         per_pixel = self._shared.pace.get(self.pace_of(generator), guess)
         return per_pixel * frames * width * height
@@ -129,7 +136,7 @@ class Session:
         """The name under which the speed of a generator in its mode is kept."""
         choice = self.generators.get(generator)
         modes = choice is not None and choice.modes is not None
-        return f"{generator} {self.mode}" if modes else generator
+        return f"{generator} {self.mode} {self.sampler}" if modes else generator
 
     # ---- jobs ----------------------------------------------------------------------------------
 
@@ -188,7 +195,8 @@ class Session:
         sampler = SamplerConfig(steps=steps)
         if guidance is not None:
             sampler = replace(sampler, guidance=guidance)
-        self.mode = mode if choice.modes is not None else self.mode
+        if choice.modes is not None:
+            self.mode, self.sampler = mode, sampler
         self.prompt = prompt or self.prompt
 
         def work(job: Job) -> Clip:
@@ -276,8 +284,9 @@ class Session:
         self.set_plan(None, ())
         start(self.world, capture, on_step=job.on_step)
         self.prompt = capture.prompt
-        if capture.trajectory is not None:  # a path that came with the file
-            self.set_plan(capture.trajectory, ())
+        path = capture.trajectory
+        if path is not None:  # it came with the file; the release thins it to its keyframes too
+            self.set_plan(path if len(path) <= KEYFRAMES else path.resampled(KEYFRAMES), ())
 
     def _explore(
         self, job: Job, choice: GeneratorChoice, trajectory: Trajectory, *, guide: str, **rest: Any
@@ -305,8 +314,9 @@ class Session:
                 on_frame=on_frame,
                 **rest,
             )
-        except OutOfMemory:
+        except OutOfMemory as error:
             self._shared.forget(choice.name)
+            self.mode = error.smaller or self.mode
             raise
         size = trajectory.cameras.width * trajectory.cameras.height
         seconds = time.monotonic() - began

@@ -81,6 +81,8 @@ def limits_of(folder: str | Path, variant: str | None = None) -> GeneratorLimits
         ValueError: the variant or a config value is not accepted.
         WeightsMissing: a file is absent, truncated or foreign.
     """
+    if not Path(folder).expanduser().is_dir():
+        raise WeightsMissing(f"{Path(folder).name} is not a folder here; one with weights is.")
     name = pick_variant(folder, variant)
     found = find_variant(folder, name, offline=True)
     shapes = Weights.open(found / "model.safetensors").shapes

@@ -313,8 +313,9 @@ def _quantize(model: WorldStereoModel, name: str, device: torch.device) -> None:
 
 def free(device: torch.device) -> None:
     """Gives cached memory back to the card."""
+    if device.type != "cuda":
+        return
     import gc
 
     gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
+    torch.cuda.empty_cache()

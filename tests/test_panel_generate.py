@@ -1,0 +1,219 @@
+"""The Generate tab with a tiny random-weight model: memory modes, prompts, a full card."""
+
+import gc
+import html
+import re
+import weakref
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.conftest import room_capture
+from tests.fake_session import quietly
+from tests.tiny_model import write_tiny_model
+from worldstereo.errors import OutOfMemory, WorldStereoError
+from worldstereo.generator import Fit, SamplerConfig
+from worldstereo.scene import Capture
+
+with quietly():
+    from app import AppConfig, diffusion_choice
+    from ui.panel import Panel
+    from ui.session import GeneratorChoice, Session, Sessions, SessionsConfig
+    from ui.session_config import warp_choice
+
+SECONDS = 120.0
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return write_tiny_model(tmp_path_factory.mktemp("model"))
+
+
+def capture(path: Path, name: str) -> Capture:
+    return replace(room_capture(2, 96, 64), prompt="a room with a table")
+
+
+def sessions_with(choice: GeneratorChoice) -> Sessions:
+    config = SessionsConfig(generators=(warp_choice(), choice), examples=(), read=capture)
+    return Sessions(config)
+
+
+@pytest.fixture
+def page(folder, request) -> Iterator[tuple[Panel, Session]]:
+    variant = getattr(request, "param", "worldstereo-memory-dmd")
+    choice = diffusion_choice(AppConfig(model=folder, variant=variant, device="cpu"))
+    sessions = sessions_with(choice)
+    with quietly():
+        panel = Panel(sessions)
+    session = sessions.create()
+    session.open(Path("room.zip"), "room.zip").result(SECONDS)
+    try:
+        yield panel, session
+    finally:
+        sessions.close_all()
+
+
+def merged(answers: Any) -> dict:
+    found: dict = {}
+    for answer in answers:
+        found |= answer
+    return found
+
+
+def choose(panel: Panel, session: Session, prompt: str = "", frames: int = 3) -> dict:
+    """The click on the model's name, with the path's settings as the page sends them."""
+    values = ("truck", 10, "first", frames, "96x64", "diffusion", prompt)
+    handler = panel.guarded(panel.generate.on_generator)
+    return merged(handler(session.token, *values))
+
+
+def generate(panel: Panel, session: Session, **changes: Any) -> dict:
+    values = {
+        "name": "diffusion", "size": "96x64", "seed": 3, "prompt": "a room", "guide": "fused",
+        "steps": 2, "guidance": 5, "negative": "", "mode": session.mode,
+    }  # fmt: skip
+    answers = panel.guarded(panel.on_generate)(session.token, *(values | changes).values())
+    return merged(answers)
+
+
+def text(update: Any) -> str:
+    return html.unescape(re.sub(r"<[^>]+>", " ", str(update)))
+
+
+def test_choosing_the_model_offers_what_fits_before_anything_is_loaded(page):
+    panel, session = page
+    shown = choose(panel, session)
+    modes = shown[panel.generate.mode]
+    assert modes["visible"] and modes["value"] == session.mode == "full"
+    labels = {mode: label for label, mode in modes["choices"]}
+    assert re.fullmatch(r"Full: \d+\.\d GiB, about \d+ s", labels["full"])
+    assert labels["group"] == "Group: only with a CUDA card"
+    why = panel.generate.why_not(session)
+    place = list(labels).index("group") + 1
+    assert "only with a CUDA card" in why[f"#memory-mode label:nth-child({place})"]
+    assert "#memory-mode label:nth-child(1)" not in why and "#generate" not in why
+    assert shown[panel.generate.prompt]["value"] == "a room with a table"  # came with the file
+    assert shown[panel.generate.steps]["value"] == 4
+    assert not shown[panel.generate.guidance]["visible"]  # the distilled variant has none
+    assert session._shared._made.keys() == {"warp"}  # nothing was loaded
+    refused = merged(panel.guarded(panel.generate.on_mode)(session.token, "group"))
+    assert "only with a CUDA card" in text(refused[panel.message]) and session.mode == "full"
+    session.set_plan(None)
+    assert panel.generate.why_not(session).keys() == why.keys()  # without a path: the largest clip
+
+
+@pytest.mark.parametrize("page", ["worldstereo-memory"], indirect=True)
+def test_the_full_variant_brings_guidance_and_its_negative_prompt(page):
+    panel, session = page
+    session.prompt = ""
+    shown = choose(panel, session)
+    assert (
+        shown[panel.generate.guidance] | {"value": 5.0, "visible": True}
+        == (shown[panel.generate.guidance])
+    )
+    assert "overexposed" in shown[panel.generate.negative]["value"]
+    assert shown[panel.generate.steps]["value"] == 40
+    assert shown[panel.generate.prompt]["value"].startswith("A photorealistic place")
+    assert "value" not in choose(panel, session, "my own words")[panel.generate.prompt]
+    slow = merged([panel.generate.on_sampler(session, 80, 5)])
+    assert session.sampler == SamplerConfig(steps=80, guidance=5)
+    assert slow[panel.generate.mode]["choices"]
+    shown = panel.generate.opened(session)
+    assert shown[panel.generate.negative]["visible"]
+
+
+def test_frames_are_made_in_the_chosen_mode_and_another_mode_replaces_the_model(page):
+    panel, session = page
+    choose(panel, session)
+    shown = generate(panel, session)
+    assert shown[panel.message] == ""
+    assert len(session.scene.clips[-1]) == 3
+    assert session.scene.clips[-1].generator == "worldstereo-memory-dmd"
+    first = session._shared.generator("diffusion")
+    weights = weakref.ref(first.published.transformer.blocks[0].ffn.net[0].proj.weight)
+    assert first.mode == "full" and weights() is not None
+    merged(panel.guarded(panel.generate.on_mode)(session.token, "float8"))
+    assert session.mode == "float8" and session._shared.generator("diffusion") is first
+    assert generate(panel, session)[panel.message] == ""
+    second = session._shared.generator("diffusion")
+    assert second is not first and second.mode == "float8"
+    gc.collect()
+    assert weights() is None  # gone before the second was loaded, though `first` is still held
+    assert session.pace_of("diffusion") in session._shared.pace
+    assert "about" in text(panel.action(session)[panel.status])
+
+
+def test_an_empty_prompt_is_refused_in_one_line(page):
+    panel, session = page
+    choose(panel, session)
+    before = session.scene
+    shown = generate(panel, session, prompt=" ")
+    assert "The prompt is empty; WorldStereo 2.0 needs one." in text(shown[panel.message])
+    assert session.scene is before
+
+
+def test_a_full_card_keeps_the_world_and_moves_on_to_the_next_smaller_mode(page, monkeypatch):
+    from worldstereo.diffusion import generator as module
+
+    panel, session = page
+    choose(panel, session)
+    held: list[weakref.ref] = []
+
+    def full(transformer: Any, *args: Any, **kwargs: Any) -> None:
+        filled = torch.zeros(1000)
+        held.append(weakref.ref(filled))
+        held.append(weakref.ref(transformer.blocks[0].ffn.net[0].proj.weight))
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
+
+    monkeypatch.setattr(module, "sample", full)
+    before = session.scene
+    shown = generate(panel, session)
+    line = text(shown[panel.message])
+    assert "ran out of memory in mode full. Use mode float8; the world is unchanged" in line
+    assert session.scene is before
+    assert session.mode == "float8" == shown[panel.generate.mode]["value"]
+    assert isinstance(session.job._error, OutOfMemory)  # held, and yet nothing is held by it
+    gc.collect()
+    assert len(held) == 2 and not any(ref() is not None for ref in held)
+    monkeypatch.undo()
+    assert generate(panel, session)[panel.message] == ""
+    assert session._shared.generator("diffusion").mode == "float8"
+
+
+def test_a_checkpoint_that_cannot_be_used_is_off_with_its_reason(folder, tmp_path):
+    choice = diffusion_choice(AppConfig(model=tmp_path, device="cpu"))
+    assert "holds none of worldstereo-camera" in choice.why_not
+    assert "not a folder" in diffusion_choice(AppConfig(model=tmp_path / "no")).why_not
+    assert "--model FOLDER" in diffusion_choice(AppConfig()).why_not
+    assert diffusion_choice(AppConfig(model=folder, variant="big")).why_not.startswith("variant")
+
+
+def test_nothing_that_does_not_fit_can_be_asked_for():
+    small = Fit("full", "all on the card", False, 41.0, 9.0, "needs 41 GiB, the card has 16")
+    made: list[str] = []
+
+    def make(**how: Any) -> Any:
+        made.append("x")
+
+    choice = GeneratorChoice("diffusion", "Model", "", None, make, modes=lambda *clip: [small])
+    sessions = sessions_with(choice)
+    try:
+        with quietly():
+            panel = Panel(sessions)
+        session = sessions.create()
+        session.open(Path("room.zip"), "room.zip").result(SECONDS)
+        shown = choose(panel, session)
+        assert shown[panel.generate.mode]["choices"] == [
+            ("Full: needs 41 GiB, the card has 16", "full")
+        ]
+        assert "No memory mode fits" in panel.generate.why_not(session)["#generate"]
+        line = text(generate(panel, session, mode="full")[panel.message])
+        assert "needs 41 GiB, the card has 16" in line and made == []
+        with pytest.raises(WorldStereoError, match="no memory mode 'huge'"):
+            panel.generate.wish(session, ["diffusion", "", 0, "", "fused", 4, 5, "", "huge"])
+    finally:
+        sessions.close_all()
