@@ -150,5 +150,9 @@ def _still_invented(
     if len(scene.cloud) == 0:
         return origin
     from_cloud = (origin == int(Origin.GLOBAL)) & (index >= 0)
-    made = scene.cloud.step[index.clamp_min(0)] > 0
-    return torch.where(from_cloud & made, int(Origin.INVENTED), origin).to(torch.uint8)
+    made = scene.cloud.step[index[from_cloud]] > 0
+    marked = origin.clone()
+    marked[from_cloud] = torch.where(made, int(Origin.INVENTED), int(Origin.GLOBAL)).to(
+        origin.dtype
+    )
+    return marked

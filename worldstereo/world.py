@@ -266,13 +266,16 @@ def published_cloud(geometry: GlobalGeometricMemory, views: list[View]) -> Point
     """The memory's columns as readers see them; a point's step is that of the view it came from."""
     source = geometry.sources.long()
     steps = torch.tensor([view.step for view in views] + [0], dtype=torch.int64)
-    inside = (source >= 0) & (source < len(views))
+    if len(source) > 0:
+        low, high = source.aminmax()  # each pass over millions of points costs as much as a view
+        if low < -1 or high >= len(views):
+            source = torch.where((source >= 0) & (source < len(views)), source, -1)
     return PointCloud(
         points=geometry.points,
         colors=geometry.colors,
         confidence=geometry.confidence,
-        step=steps[torch.where(inside, source, len(views))],
+        step=steps[source],  # -1, no view, is the last: step 0
         normals=geometry.normals,
         radii=geometry.radii,
-        source=torch.where(inside, source, -1),
+        source=source,
     )
