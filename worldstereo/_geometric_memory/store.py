@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from worldstereo import _parallel
 from worldstereo._geometric_memory.storage import (
     DEFAULTS,
     Columns,
@@ -88,7 +89,16 @@ class PointStore:
         column, slots = self._storage.columns[name], self.slots()
         if rows is not None:
             return column[rows if slots is None else slots[rows]]
-        return column[: self._storage.size].copy() if slots is None else column[slots]
+        if slots is not None:
+            return column[slots]
+        whole = np.empty((self._storage.size, *column.shape[1:]), column.dtype)
+        parts = _parallel.spans(len(whole), len(whole) >> 18)  # fresh pages cost more than reading
+
+        def copy(i: int) -> None:
+            whole[slice(*parts[i])] = column[slice(*parts[i])]
+
+        _parallel.parallel_for(len(parts), copy)
+        return whole
 
     def memory_bytes(self) -> int:
         return self._storage.nbytes() + sum(column.nbytes for column in self._cache.values())
