@@ -14,7 +14,7 @@ from train.tuples import Pool, pack, unpack
 from worldstereo._mini.inputs import MiniInputs, batched
 from worldstereo._mini.network import MiniNetwork
 
-NONE = Leftover(moved=0, exposure=0, noise=0, pale=0, enlarged=0)
+NONE = Leftover(moved=0, exact=0, exposure=0, noise=0, pale=0, enlarged=0)
 
 
 def batch(n=3, side=48):
@@ -55,7 +55,7 @@ def test_the_anchor_follows_its_references():
     same[:, :, 3:5] = 0.5  # all valid, all as far
     same[:, :, :3] = 0.2
     maps = maps._replace(references=same, anchor=torch.zeros_like(maps.anchor))
-    how = Leftover(moved=0, exposure=0.2, noise=0, pale=0)
+    how = Leftover(moved=0, exact=0, exposure=0.2, noise=0, pale=0)
     seen, _, _ = damaged(maps, truth, closeness, how, torch.Generator().manual_seed(2))
     tone = seen.anchor - (seen.references[:, :, :3].mean(1) - _toned(0.2, seen)) * maps.known
     assert float(tone.abs().max()) < 1e-5
@@ -74,7 +74,7 @@ def test_a_smooth_displacement_moves_a_ramp_by_its_length():
     empty = torch.zeros(1, 3, 6, side, side)
     splat, rays = torch.zeros(1, 4, side, side), torch.zeros(1, 6, side, side)
     maps = MiniInputs(ramp, known, known, known, splat, rays, empty)
-    how = Leftover(moved=1, drift=2, exposure=0, noise=0, pale=0)
+    how = Leftover(moved=1, exact=0, drift=2, exposure=0, noise=0, pale=0)
     for seed in range(200):
         _, truth, _ = damaged(maps, ramp, known, how, torch.Generator().manual_seed(seed))
         change = ((truth.abs() - ramp.abs()) * (side - 1) / 2)[..., 8:24].abs()
@@ -93,7 +93,7 @@ def test_a_reference_from_the_same_place_hardly_moves():
     references[:, 0, 4], references[:, 1, 4], references[:, 2, 4] = 0.0, 0.1, 0.5
     splat, rays = torch.zeros(1, 4, side, side), torch.zeros(1, 6, side, side)
     maps = MiniInputs(ramp, known, known, known, splat, rays, references)
-    how = Leftover(moved=1, exposure=0, noise=0, pale=0)
+    how = Leftover(moved=1, exact=0, exposure=0, noise=0, pale=0)
     moved = torch.zeros(4)
     for seed in range(60):
         seen, truth, _ = damaged(maps, ramp, known, how, torch.Generator().manual_seed(seed))
@@ -102,6 +102,25 @@ def test_a_reference_from_the_same_place_hardly_moves():
     first, second, third, target = moved.tolist()
     assert 0.02 < target < first < 0.3 * second
     assert 1.5 * second < third
+
+
+def test_an_exact_crop_shows_the_truth_a_little_softer():
+    """Smooth truth comes back; a checkerboard loses contrast, and no reference is displaced."""
+    maps, truth, closeness = batch(2, 64)
+    rows = torch.linspace(0, 3, 64)
+    smooth = (rows[:, None] + rows.flip(0)[None, :]).sin().expand(2, 3, 64, 64)
+    board = ((torch.arange(64)[:, None] + torch.arange(64)) % 2 * 2.0 - 1).expand(2, 3, 64, 64)
+    how = Leftover(moved=0, exact=1, exposure=0, noise=0, pale=0)
+    for truth, softer in ((smooth, False), (board, True)):
+        seen, answer, _ = damaged(maps, truth, closeness, how, torch.Generator().manual_seed(3))
+        valid = (seen.references[:, :, 3:4] > 0).float()
+        shown = (seen.anchor, maps.known * valid.amax(1))
+        inside = (..., slice(4, 60), slice(4, 60))
+        error = ((shown[0] - answer) * shown[1])[inside].abs()
+        assert (float(error.mean()) < 0.02) != softer
+        torch.testing.assert_close(answer.abs(), truth.abs(), atol=1e-4, rtol=0)
+        change = ((seen.references[:, :, :3] - answer[:, None]) * valid)[inside]
+        assert float(change.abs().mean()) < (0.9 if softer else 0.02)
 
 
 def test_damage_is_repeatable_and_leaves_its_input_alone():

@@ -27,6 +27,9 @@ class Leftover:
     drift: float = 0.6
     """Median displacement in a moved crop of a reference seen from 0.1 rad away. What depth and
     pose leave over grows with that angle; the truth moves half as far as its nearest reference."""
+    exact: float = 0.35
+    """Share of the crops whose references show the truth itself, but for being interpolated. There
+    the anchor is only softer than the truth, and what is right must be sharpened, not blurred."""
     exposure: float = 0.03
     """Standard deviation of a reference's log gain."""
     noise: float = 0.015
@@ -48,10 +51,13 @@ def damaged(
         closeness: (B, 1, H, W) true closeness, moved with the truth.
         g: every draw comes from it; it lives where the batch does.
     """
-    maps, truth = _toned(maps, truth, how, g)
     B, R, _, H, W = maps.references.shape
+    exact = torch.rand(B, generator=g, device=g.device) < how.exact
+    maps = _exact(maps, truth, exact, g)
+    maps, truth = _toned(maps, truth, how, g)
     length = how.drift * torch.exp(0.9 * torch.randn(B, generator=g, device=g.device))
     length = length * (torch.rand(B, generator=g, device=g.device) < how.moved)
+    length = torch.where(exact, 0.2 * length, length)
     away = _apart(maps.references)
     own = _smooth(B * R, (H, W), g) * (length[:, None] * away).flatten()[:, None, None, None]
     flat = maps.references.flatten(0, 1)
@@ -65,9 +71,7 @@ def damaged(
     color = ((references[:, :, :3] + 1) * gain - 1 + grain).clamp(-1, 1) * valid
     references = torch.cat([color, references[:, :, 3:] * valid], 2)
     both = valid & (maps.references[:, :, 3:4] > 0)
-    # The weights of the weight-free blend (`_fusion/blend.py`).
-    weight = maps.references[:, :, 3:4] * both / (0.03 + maps.references[:, :, 4:5].abs()) ** 2
-    weight = weight / weight.sum(1, keepdim=True).clamp_min(1e-3)
+    weight = _weights(maps.references) * both
     change = (weight * (color - maps.references[:, :, :3])).sum(1) * maps.known
     there = 0.5 * (length * away.amin(1))[:, None, None, None] * _smooth(B, (H, W), g)
     truth, closeness = _moved(truth, there, "bicubic").clamp(-1, 1), _moved(closeness, there)
@@ -78,6 +82,33 @@ def damaged(
     )
     maps = maps._replace(splat=maps.splat * (maps.splat[:, 3:] > 0.5))
     return maps, truth, closeness
+
+
+def _weights(references: Float[Tensor, "B R 6 H W"]) -> Float[Tensor, "B R 1 H W"]:
+    """Those of the weight-free blend (`_fusion/blend.py`); 0 where nothing corresponds."""
+    weight = references[:, :, 3:4] / (0.03 + references[:, :, 4:5].abs()) ** 2
+    return weight / weight.sum(1, keepdim=True).clamp_min(1e-3)
+
+
+def _exact(maps: MiniInputs, truth: Tensor, chosen: Tensor, g: torch.Generator) -> MiniInputs:
+    """The chosen crops as perfect depth and poses would show them: each reference is the truth,
+    interpolated once; the anchor is their mean where one corresponds, else what it was."""
+    pick = chosen.nonzero().flatten()
+    if len(pick) == 0:
+        return maps
+    held = maps.references[pick]
+    (n, R), (H, W) = held.shape[:2], held.shape[-2:]
+    there = 2 * torch.rand(n * R, 2, 1, 1, generator=g, device=g.device) - 1
+    there = there + 0.5 * _smooth(n * R, (H, W), g)
+    source = _moved(truth[pick].repeat_interleave(R, 0), -there, "bicubic")
+    color = _moved(source, there).unflatten(0, (n, R))
+    valid = held[:, :, 3:4] > 0
+    mean = (_weights(held) * color).sum(1)
+    shown = maps.known[pick] * valid.any(1)
+    anchor, references = maps.anchor.clone(), maps.references.clone()
+    anchor[pick] = torch.where(shown > 0, mean, maps.anchor[pick]).clamp(-1, 1)
+    references[pick] = torch.cat([color.clamp(-1, 1) * valid, held[:, :, 3:]], 2)
+    return maps._replace(anchor=anchor, references=references)
 
 
 def _apart(references: Float[Tensor, "B R 6 H W"]) -> Float[Tensor, "B R"]:

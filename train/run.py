@@ -47,6 +47,8 @@ class Plan:
     minutes: float = 9.0
     """This slice ends after so many minutes of wall time and resumes when called again."""
 
+    average: float = 0.999
+    """How much of the running mean of the weights stays at each step."""
     batch: int = 4
     crop: int = 128
     rate: float = 7e-4
@@ -94,7 +96,7 @@ def run(plan: Plan) -> None:
         batch = damaged(maps, truth, closeness, plan.leftover, g)
         loss = train_step(network, batch, plan, optimizer, trained)
         step += 1
-        keep = min(0.999, (1 + step) / (10 + step))
+        keep = min(plan.average, (1 + step) / (10 + step))
         for name, value in network.state_dict().items():
             mean[name].lerp_(value, 1 - keep)
         running = loss if running is None else 0.98 * running + 0.02 * loss
