@@ -15,7 +15,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("KMP_BLOCKTIME", "0")
 
 import importlib.metadata  # noqa: E402  (after the thread counts, which libraries read at import)
-import importlib.util  # noqa: E402
 import platform  # noqa: E402
 import statistics  # noqa: E402
 import time  # noqa: E402
@@ -23,7 +22,8 @@ from collections.abc import Callable, Mapping  # noqa: E402
 from dataclasses import asdict, dataclass, field  # noqa: E402
 from typing import Any, NamedTuple  # noqa: E402
 
-PACKAGES = ("torch", "numpy", "scipy", "numba", "pykeops", "open3d", "napf", "gradio", "viser")
+PACKAGES = ("torch", "numpy", "scipy", "numba", "pykeops", "gradio", "viser")
+PACKAGES += ("napf", "pynanoflann", "small_gicp", "scikit-learn", "open3d-cpu")
 
 
 class Timing(NamedTuple):
@@ -105,11 +105,6 @@ class Context:
 
 
 Benchmark = Callable[[Context], list[Row]]
-
-
-def has(package: str) -> bool:
-    """Whether an optional peer is installed."""
-    return importlib.util.find_spec(package) is not None
 
 
 def machine() -> dict[str, Any]:

@@ -7,13 +7,15 @@ import functools
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
 
+from bench._peers import neighbour_trees, slow_neighbours, splatters, voxel_maps
 from bench._scenes import Scanner, rooms, walk
-from bench.harness import THREADS, Context, Row, Timing, has
+from bench.harness import THREADS, Context, Row, Timing
 from worldstereo.geometric_memory import GlobalGeometricMemory
 from worldstereo.render import render_points, render_torch
 from worldstereo.spatial_index import build_index
@@ -59,22 +61,15 @@ def _neighbours(
     stretch: float | None = None,
     rounds: int = 5,
 ) -> list[Row]:
-    from scipy.spatial import cKDTree  # pyright: ignore[reportAttributeAccessIssue]
-
-    ours, tree = build_index(points), cKDTree(points)
-    work = {
-        "worldstereo": lambda: ours.query(queries, k),
-        "scipy cKDTree": lambda: tree.query(queries, k, workers=THREADS),
-    }
-    if has("napf"):
-        import napf
-
-        other = napf.KDT(points, THREADS)
-        work["napf (nanoflann)"] = lambda: other.knn_search(queries, k, THREADS)
-    distance = ours.query(queries, k)[0]
-    assert np.allclose(distance, tree.query(queries, k, workers=THREADS)[0], atol=1e-5)
+    ours = build_index(points)
+    peers = neighbour_trees(points, queries, k)
+    distance, expected = ours.query(queries, k)[0], peers["scipy cKDTree"]()[0]
+    assert np.allclose(distance, expected, atol=1e-5)
+    work = {"worldstereo": lambda: ours.query(queries, k), **peers}
+    if len(points) <= 100_000:
+        work |= slow_neighbours(points, queries, k)
     timings = context.compare(work, rounds)
-    extra = {"floor": floor, "stretch": stretch} if floor is not None else {}
+    extra: dict[str, Any] = {"floor": floor, "stretch": stretch} if floor is not None else {}
     each = 1e3 * timings["worldstereo"].cpu_ms / len(queries)
     return context.rows_of(
         name, len(points), timings, against="scipy cKDTree", us_per_query=each, **extra
@@ -105,17 +100,20 @@ def update(context: Context) -> list[Row]:
                 tree = cKDTree(cloud)
                 tree.query(frame.numpy(), 1, distance_upper_bound=r, workers=THREADS)
 
-        work = {
+        work: dict[str, Callable[[], object]] = {
             "worldstereo": functools.partial(pair, plain, iter(range(16))),
             "worldstereo at capacity": functools.partial(pair, capped, iter(range(16))),
         }
         if n <= 1_000_000:
             work["scipy cKDTree rebuild"] = rebuild
+        if n <= 5_000_000:
+            for who, insert in voxel_maps(cloud, frames, r).items():
+                work[who] = functools.partial(_twice, insert)
         timings = context.compare(work, rounds=7)
         timings = {who: Timing(t.cpu_ms / 2, t.wall_ms / 2, t.rounds) for who, t in timings.items()}
         cost[n] = timings["worldstereo"].cpu_ms
         capped_ratio = timings["worldstereo at capacity"].cpu_ms / cost[n]
-        extra = {"floor": 40.0, "stretch": 100.0} if n == 1_000_000 else {}
+        extra: dict[str, Any] = {"floor": 40.0, "stretch": 100.0} if n == 1_000_000 else {}
         rows += context.rows_of(
             f"update, {m} points a frame",
             n,
@@ -128,6 +126,11 @@ def update(context: Context) -> list[Row]:
         if n == 10_000_000:
             rows[-2].extra["10M_over_1M"] = f"{cost[n] / cost[1_000_000]:.2f} (floor 2.5)"
     return rows
+
+
+def _twice(work: Callable[[], object]) -> None:
+    work()
+    work()
 
 
 def _fill(cloud: np.ndarray, max_points: int) -> GlobalGeometricMemory:
@@ -145,7 +148,7 @@ def _frame(cloud: np.ndarray, i: int, m: int, r: float) -> torch.Tensor:
     place = cloud[::3][np.argpartition(away, m)[:m]]
     place = place + g.normal(scale=r / 4, size=place.shape).astype(np.float32)
     if i % 2 == 1:
-        place = place + np.float32([0, 0, 50 + 10 * i])
+        place = place + np.array([0, 0, 50 + 10 * i], np.float32)
     return torch.from_numpy(np.ascontiguousarray(place[morton_order(place)], np.float32))
 
 
@@ -167,11 +170,12 @@ def render(context: Context) -> list[Row]:
                 "torch scatter_reduce + filter": lambda p=points, c=colors: render_torch(
                     p, c, camera
                 ),
-            },
-            rounds=7,
+            }
+            | splatters(points, colors, camera),
+            rounds=5,
         )
         floor = targets.get(n)
-        extra = {"floor": floor[0], "stretch": floor[1]} if floor else {}
+        extra: dict[str, Any] = {"floor": floor[0], "stretch": floor[1]} if floor else {}
         against = "torch scatter_reduce + filter"
         rows += context.rows_of("splat 480x832, 3x3", n, timings, against=against, **extra)
     return rows

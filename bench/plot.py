@@ -14,9 +14,14 @@ PANELS = (
     ("neighbours", "neighbours k=8, growth", "Neighbours, k=8", "CPU ms"),
     ("update", "update, 20000 points a frame", "Update, 20,000 points", "CPU ms"),
     ("render", "splat 480x832, 3x3", "Splat 480x832, 3x3", "CPU ms"),
-    ("attention", "attention", "Attention", "CPU ms"),
+    (
+        "attention",
+        "attention, 6240 queries, d=128, 1 head(s), Morton order",
+        "Attention, 6,240 queries, 31 candidates",
+        "CPU ms",
+    ),
 )
-COLORS = ("#1f6feb", "#8250df", "#bf8700", "#57606a", "#cf222e", "#1a7f37")
+COLORS = ("#1f6feb", "#8250df", "#bf8700", "#57606a", "#cf222e", "#1a7f37", "#bc4c00", "#0a7ea4")
 START, END = "<!-- results -->", "<!-- end of results -->"
 WIDTH, HEIGHT, LEFT, TOP = 330, 250, 52, 34
 
@@ -72,9 +77,9 @@ def main() -> None:
     for key, name, title, _ in PANELS:
         lines = curves(held.get(key, {}).get("rows", []), name)
         if lines:
-            parts.append(panel(title, dict(list(lines.items())[:5]), x))
+            parts.append(panel(title, dict(list(lines.items())[: len(COLORS)]), x))
             x += WIDTH
-    height = HEIGHT + 40
+    height = HEIGHT + 70
     svg = (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {x} {height}" width="{x}" '
         f'height="{height}" font-family="sans-serif" font-size="11">'
