@@ -452,7 +452,7 @@ def test_flying_goes_to_the_view_itself(panel, session):
 )
 def test_the_renderer_chooses_the_drawing(panel, session, renderer, drawing):
     panel.stage.on_renderer(session, {"name": renderer})
-    assert session.asked[-1] == ("set_drawing", (drawing,), {"by_hand": False})
+    assert ("set_drawing", (drawing,), {"by_hand": False}) in session.asked
 
 
 def test_a_click_in_the_stage_opens_memory_on_the_point(panel, session):
@@ -470,14 +470,14 @@ def test_a_click_in_the_stage_opens_memory_on_the_point(panel, session):
 
 
 def test_a_click_in_a_picture_lands_on_that_pixel(panel, session):
-    answer = panel.memory.on_pixel(session, {"view": "3", "x": 0.5, "y": 0.25}, 1, "Pixel")
+    [answer] = panel.memory.on_pixel(session, {"view": "3", "x": 0.5, "y": 0.25}, 1, "Pixel")
     assert answer[panel.memory.u] == WIDTH // 2 and answer[panel.memory.v] == HEIGHT // 4
     assert answer[panel.memory.view]["value"] == 4
     card = answer[panel.memory.card]
     assert "confidence" in card and 'id="attention"' in card
     assert session.viewport.named("show_matches")[-1][0] is not None
     with pytest.raises(WorldStereoError, match="place in the picture"):
-        panel.memory.on_pixel(session, {"view": "3", "x": "nan", "y": 0}, 1, "Pixel")
+        list(panel.memory.on_pixel(session, {"view": "3", "x": "nan", "y": 0}, 1, "Pixel"))
 
 
 @pytest.mark.parametrize("mode", ["References", "Sources", "Pixel"])

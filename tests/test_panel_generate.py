@@ -1,31 +1,25 @@
 """The Generate tab with a tiny random-weight model: memory modes, prompts, a full card."""
 
 import gc
-import html
 import re
 import weakref
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from tests.conftest import room_capture
 from tests.fake_session import quietly
+from tests.model_page import choose, generate, merged, model_choice, page_with, text
 from tests.tiny_model import write_tiny_model
 from worldstereo.errors import OutOfMemory, WorldStereoError
 from worldstereo.generator import Fit, SamplerConfig
-from worldstereo.scene import Capture
 
 with quietly():
     from app import AppConfig, diffusion_choice
     from ui.panel import Panel
-    from ui.session import GeneratorChoice, Session, Sessions, SessionsConfig
-    from ui.session_config import warp_choice
-
-SECONDS = 120.0
+    from ui.session import GeneratorChoice, Session
 
 
 @pytest.fixture(scope="module")
@@ -33,55 +27,10 @@ def folder(tmp_path_factory) -> Path:
     return write_tiny_model(tmp_path_factory.mktemp("model"))
 
 
-def capture(path: Path, name: str) -> Capture:
-    return replace(room_capture(2, 96, 64), prompt="a room with a table")
-
-
-def sessions_with(choice: GeneratorChoice) -> Sessions:
-    config = SessionsConfig(generators=(warp_choice(), choice), examples=(), read=capture)
-    return Sessions(config)
-
-
 @pytest.fixture
 def page(folder, request) -> Iterator[tuple[Panel, Session]]:
-    variant = getattr(request, "param", "worldstereo-memory-dmd")
-    choice = diffusion_choice(AppConfig(model=folder, variant=variant, device="cpu"))
-    sessions = sessions_with(choice)
-    with quietly():
-        panel = Panel(sessions)
-    session = sessions.create()
-    session.open(Path("room.zip"), "room.zip").result(SECONDS)
-    try:
-        yield panel, session
-    finally:
-        sessions.close_all()
-
-
-def merged(answers: Any) -> dict:
-    found: dict = {}
-    for answer in answers:
-        found |= answer
-    return found
-
-
-def choose(panel: Panel, session: Session, prompt: str = "", frames: int = 3) -> dict:
-    """The click on the model's name, with the path's settings as the page sends them."""
-    values = ("truck", 10, "first", frames, "96x64", "diffusion", prompt)
-    handler = panel.guarded(panel.generate.on_generator)
-    return merged(handler(session.token, *values))
-
-
-def generate(panel: Panel, session: Session, **changes: Any) -> dict:
-    values = {
-        "name": "diffusion", "size": "96x64", "seed": 3, "prompt": "a room", "guide": "fused",
-        "steps": 2, "guidance": 5, "negative": "", "mode": session.mode,
-    }  # fmt: skip
-    answers = panel.guarded(panel.on_generate)(session.token, *(values | changes).values())
-    return merged(answers)
-
-
-def text(update: Any) -> str:
-    return html.unescape(re.sub(r"<[^>]+>", " ", str(update)))
+    with page_with(model_choice(folder, getattr(request, "param", "worldstereo-memory-dmd"))) as it:
+        yield it
 
 
 def test_choosing_the_model_offers_what_fits_before_anything_is_loaded(page):
@@ -200,12 +149,7 @@ def test_nothing_that_does_not_fit_can_be_asked_for():
         made.append("x")
 
     choice = GeneratorChoice("diffusion", "Model", "", None, make, modes=lambda *clip: [small])
-    sessions = sessions_with(choice)
-    try:
-        with quietly():
-            panel = Panel(sessions)
-        session = sessions.create()
-        session.open(Path("room.zip"), "room.zip").result(SECONDS)
+    with page_with(choice) as (panel, session):
         shown = choose(panel, session)
         assert shown[panel.generate.mode]["choices"] == [
             ("Full: needs 41 GiB, the card has 16", "full")
@@ -215,5 +159,3 @@ def test_nothing_that_does_not_fit_can_be_asked_for():
         assert "needs 41 GiB, the card has 16" in line and made == []
         with pytest.raises(WorldStereoError, match="no memory mode 'huge'"):
             panel.generate.wish(session, ["diffusion", "", 0, "", "fused", 4, 5, "", "huge"])
-    finally:
-        sessions.close_all()

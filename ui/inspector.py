@@ -301,14 +301,45 @@ def confidence_picture(target: Target) -> np.ndarray:
 
 def heat_picture(target: Target, weights: Float[Tensor, "h w"]) -> np.ndarray:
     """The frame, warmer where one reference has more of a say, uint8 (H, W, 3)."""
-    height, width = target.color8.shape[1:]
+    return heated(target.color8, weights)
+
+
+def heated(color8: UInt8[Tensor, "3 H W"], weights: Float[Tensor, "h w"]) -> np.ndarray:
+    """A picture in grey, warmer where `weights` in [0, 1] are larger, uint8 (H, W, 3)."""
+    height, width = color8.shape[1:]
     full = torch.nn.functional.interpolate(
         weights[None, None].float(), size=(height, width), mode="bilinear", align_corners=False
     )
-    heat = full[0, 0].clamp(0, 1).numpy()[..., None]
-    grey = pixels_of(target.color8).astype(np.float32).mean(axis=2, keepdims=True)
+    heat = full[0, 0].clamp(0, 1).cpu().numpy()[..., None]
+    grey = pixels_of(color8).astype(np.float32).mean(axis=2, keepdims=True)
     warm = np.array(ORIGIN_COLORS[Origin.STEREO], np.float32) * (0.35 + 0.65 * grey / 255)
     return np.clip((1 - heat) * grey * 0.55 + heat * warm, 0, 255).astype(np.uint8)
+
+
+def attention_picture(
+    color8: UInt8[Tensor, "3 H W"],
+    weights: Float[Tensor, "R C"],
+    window: Bool[Tensor, "R C"],
+    peak: float,
+) -> np.ndarray:
+    """A reference under the attention that one pixel pays it, uint8 (H, W, 3).
+
+    Args:
+        weights: attention on each token of the reference.
+        window: the tokens that show the same place in 3D; outlined in white.
+        peak: the weight that is drawn warmest, so that references can be compared.
+    """
+    image = heated(color8, (weights / max(peak, 1e-12)).clamp(0, 1).sqrt())
+    height, width = image.shape[:2]
+    rows = (np.arange(height) * window.shape[0] / height).astype(int)
+    columns = (np.arange(width) * window.shape[1] / width).astype(int)
+    inside = window.cpu().numpy()[rows][:, columns]
+    padded = np.pad(inside, 2)
+    core = inside.copy()
+    for v, u in ((0, 2), (4, 2), (2, 0), (2, 4)):  # two pixels inwards from every side
+        core &= padded[v : v + height, u : u + width]
+    image[inside & ~core] = 255
+    return image
 
 
 def tinted(color: UInt8[np.ndarray, "H W 3"], known: Bool[np.ndarray, "H W"]) -> np.ndarray:

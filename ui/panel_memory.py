@@ -1,6 +1,9 @@
-"""The Memory tab: where a pixel comes from, who remembers it, and how much each view says."""
+"""The Memory tab: where a pixel comes from, who remembers it, and how much each view says.
 
-from collections.abc import Sequence
+Frames of the published model have one thing more to show: what the model itself attended to.
+"""
+
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
@@ -14,13 +17,15 @@ from ui.panel_plan import number, whole
 from ui.panel_world import scale_of, unit_of
 from ui.session import Session
 from ui.viewport_overlays import Match as Line
-from worldstereo.errors import WorldStereoError
+from worldstereo.errors import Cancelled, WorldStereoError
 from worldstereo.scene import Origin, Scene
 
 if TYPE_CHECKING:
     from ui.panel import Panel
+    from worldstereo.diffusion.attention_inspection import AttentionRow
 
 MODES = ("Pixel", "References", "Sources")
+ATTENTION = "Attention"
 EMPTY = (
     '<div class="empty-state">Click a pixel in this picture, or a point in the stage, to see '
     "where it comes from.</div>"
@@ -67,15 +72,30 @@ class MemoryTab:
                     elem_id="v",
                 )
             )
+        with gr.Row():
+            self.layer = shown(
+                gr.Slider(1, 2, 1, step=1, label="Layer", visible=False, elem_id="layer")
+            )
+            self.step = shown(
+                gr.Slider(1, 2, 1, step=1, label="Denoising step", visible=False, elem_id="at-step")
+            )
         self.problem = shown(line())
 
     def wire(self) -> None:
-        on, where = self.panel.on, [self.view, self.u, self.v, self.mode]
+        on = self.panel.on
+        where = [self.view, self.u, self.v, self.mode, self.layer, self.step]
         on(self.mode.input, self.on_mode, where, says=self.problem)
         on(self.view.release, self.on_view, where, says=self.problem)
         on(self.u.submit, self.on_inspect, where, says=self.problem)
         on(self.v.submit, self.on_inspect, where, says=self.problem)
-        self.panel.bridge("pixel", self.on_pixel, [self.view, self.mode], says=self.problem)
+        on(self.layer.release, self.on_inspect, where, says=self.problem)
+        on(self.step.release, self.on_inspect, where, says=self.problem)
+        self.panel.bridge(
+            "pixel",
+            self.on_pixel,
+            [self.view, self.mode, self.layer, self.step],
+            says=self.problem,
+        )
 
     def refresh(self, session: Session) -> Updates:
         count = len(session.world.scene.views)
@@ -98,11 +118,15 @@ class MemoryTab:
         view, _, mode = self._checked(session, where)
         return self._show(session, view, None, mode)
 
-    def on_inspect(self, session: Session, *where: Any) -> Updates:
+    def on_inspect(self, session: Session, *where: Any) -> Iterator[Updates]:
         view, pixel, mode = self._checked(session, where)
-        return self._show(session, view, pixel, mode)
+        yield self._show(session, view, pixel, mode)
+        if mode == ATTENTION and pixel is not None:
+            yield from self._attend(session, view, pixel, *where[4:6])
 
-    def on_pixel(self, session: Session, data: dict[str, Any], view: Any, mode: Any) -> Updates:
+    def on_pixel(
+        self, session: Session, data: dict[str, Any], view: Any, mode: Any, *at: Any
+    ) -> Iterator[Updates]:
         """A click in a picture: the event carries the view and the place as shares of its sides."""
         scene = session.world.scene
         index = whole(data.get("view", int(view) - 1), "view", 0, max(0, len(scene.views) - 1))
@@ -113,7 +137,10 @@ class MemoryTab:
             min(max(x * camera.width, 0.5), camera.width - 0.5),
             min(max(y * camera.height, 0.5), camera.height - 0.5),
         )
-        return self._show(session, index, pixel, "Pixel")
+        attends = mode == ATTENTION and self._attends(session, index)
+        yield self._show(session, index, pixel, ATTENTION if attends else "Pixel")
+        if attends:
+            yield from self._attend(session, index, pixel, *at)
 
     def at_point(self, session: Session, point: Any, mode: str) -> Updates:
         """A click in the stage: the view that shows the point best."""
@@ -147,11 +174,11 @@ class MemoryTab:
     def _checked(
         self, session: Session, where: Sequence[Any]
     ) -> tuple[int, tuple[float, float] | None, str]:
-        view, u, v, mode = where
+        view, u, v, mode = where[:4]
         count = len(session.world.scene.views)
         if not count:
             raise WorldStereoError("There is no view to inspect yet. Open an example first.")
-        if mode not in MODES:
+        if mode not in (*MODES, ATTENTION):
             raise WorldStereoError(f"Memory shows one of {', '.join(MODES)}.")
         index = min(count, whole(view, "view", 1, 100_000)) - 1
         x, y = number(u or 0, "pixel", 0, 1e5), number(v or 0, "pixel", 0, 1e5)
@@ -165,11 +192,14 @@ class MemoryTab:
         scene = session.world.scene
         updates: Updates = {
             self.view: gr.update(value=view + 1, maximum=max(2, len(scene.views))),
-            self.mode: mode,
             self.problem: "",
             self.u: int(pixel[0]) if pixel else 0,
             self.v: int(pixel[1]) if pixel else 0,
         }
+        attends = self._attends(session, view)
+        mode = "Pixel" if mode == ATTENTION and not attends else mode
+        updates[self.mode] = gr.update(choices=[*MODES, ATTENTION][: 3 + attends], value=mode)
+        updates |= self._depths(session, view, mode)
         if mode == "Pixel" and pixel is not None:
             found = inspector.inspect(scene, view, pixel)
             self._draw(session, found)
@@ -178,13 +208,110 @@ class MemoryTab:
             return updates
         session.viewport.show_matches(None)
         target = inspector.target_of(scene, view)
-        if mode == "References":
+        if mode == ATTENTION:
+            updates[self.card] = self._clickable(target, scene) + self._attention_help(
+                session, view
+            )
+        elif mode == "References":
             updates[self.card] = self._references(target, scene)
         elif mode == "Sources":
             updates[self.card] = self._sources(target, scene)
         else:
             updates[self.card] = self._clickable(target, scene) + EMPTY
         return updates
+
+    # ---- the published model's attention -----------------------------------------------------
+
+    def _attends(self, session: Session, view: int) -> bool:
+        """Whether the published model made this frame."""
+        clip = inspector.clip_of(session.world.scene, session.world.scene.views[view])
+        return clip is not None and clip.generator.startswith("worldstereo-")
+
+    def _depths(self, session: Session, view: int, mode: str) -> Updates:
+        """The sliders for layer and denoising step; there is nothing to choose elsewhere."""
+        try:
+            asked = session.attention.of(session.world.scene, view) if mode == ATTENTION else None
+        except WorldStereoError:
+            asked = None
+        layers, steps = (asked.layers, asked.steps) if asked else (1, 1)
+        return {
+            self.layer: gr.update(maximum=max(2, layers), visible=asked is not None),
+            self.step: gr.update(maximum=max(2, steps), visible=asked is not None and steps > 1),
+        }
+
+    def _attention_help(self, session: Session, view: int) -> str:
+        try:
+            session.attention.of(session.world.scene, view)
+        except WorldStereoError as error:
+            return f'<div class="empty-state">{piece.esc(error)}</div>'
+        text = "Click a pixel to see which pixels of the references the model attended to for it."
+        return f'<div class="empty-state">{text} The model runs again up to the chosen step.</div>'
+
+    def _attend(
+        self, session: Session, view: int, pixel: tuple[float, float], *at: Any
+    ) -> Iterator[Updates]:
+        """Runs the model up to the step, and shows the row of the pixel's token."""
+        asked = session.attention.of(session.world.scene, view)
+        layer = min(asked.layers, whole(at[0] if at else 1, "layer", 1, 1000))
+        step = min(asked.steps, whole(at[1] if at else 1, "denoising step", 1, 1000))
+        job = session.look(view, pixel, layer=layer - 1, step=step - 1)
+        scene, target = session.world.scene, inspector.target_of(session.world.scene, view)
+        picture = self._clickable(target, scene)
+        for now in job:
+            told = piece.progress(now.step, now.total, now.message, now.seconds_left)
+            yield {self.card: picture + told} | self.panel.action(session)
+        done = self.panel.action(session)
+        try:
+            row = job.result()
+        except Cancelled:
+            text = '<div class="empty-state">Cancelled. Click a pixel to look again.</div>'
+            yield {self.card: picture + text} | done
+        except WorldStereoError:
+            yield {self.card: picture} | done
+            raise
+        else:
+            yield {self.card: picture + self._row(row, scene, view, pixel)} | done
+
+    def _row(self, row: "AttentionRow", scene: Scene, view: int, pixel: tuple[float, float]) -> str:
+        """Share inside the window as one number, then a heat map over each reference."""
+        share, mass = 100 * row.share, 100 * row.reference_mass
+        where = f"Pixel {int(pixel[0])}, {int(pixel[1])}: layer {row.layer + 1}, "
+        where += f"step {row.step + 1}"
+        if bool(row.window.any()):
+            meaning = (
+                "of the attention on references falls where they show the same place in 3D "
+                "(outlined in white)."
+            )
+            figure = f"{share:.0f} %"
+        else:
+            meaning, figure = "No reference shows this place: there is no window to look into.", ""
+        peak = float(row.weights.max())
+        tiles = []
+        for k, index in enumerate(row.views):
+            known = 0 <= index < len(scene.views)
+            name = f"view {index + 1}" if known else "the start picture"
+            color8 = scene.views[index].color8 if known else self._start(scene, view)
+            image = inspector.attention_picture(color8, row.weights[k], row.window[k], peak)
+            part = 100 * float(row.weights[k].sum())
+            tiles.append(
+                f'<div class="tile"><img src="{piece.picture(image, 340, 84)}" '
+                f'alt="Attention on {name}"><span class="num">{name}, {part:.1f} %</span></div>'
+            )
+        return (
+            f'<div class="cap2"><span>{where}</span>'
+            f'<span class="num">{mass:.0f} % on references</span></div>'
+            f'<p id="attention-share" style="margin:10px 0 4px;font-size:12px">'
+            f'<b class="num">{figure}</b> {meaning}</p>'
+            f'<div class="tiles" id="attention-maps">{"".join(tiles)}</div>'
+        )
+
+    def _start(self, scene: Scene, view: int) -> Any:
+        """The first frame of the clip behind a view: its start picture."""
+        clip = inspector.clip_of(scene, scene.views[view])
+        assert clip is not None
+        return clip.color8[0]
+
+    # ---- a pixel of any view -----------------------------------------------------------------
 
     def _draw(self, session: Session, found: Inspection) -> None:
         """The matches as lines in the stage."""
