@@ -11,26 +11,22 @@ retrieving count as use and change `importance` and `hit_rate`, nothing else.
 Source: the receptive field follows WorldStereo, arXiv:2603.02049.
 """
 
-import json
-from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from enum import IntEnum
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from worldstereo._geometric_memory.checks import (
-    WrongType,
     check_option,
     check_range,
     check_tensor,
     check_whole,
 )
 from worldstereo._stereo_memory import recall, usage
-from worldstereo._stereo_memory.bank import Bank, Scalars, Version
+from worldstereo._stereo_memory.bank import Bank, Scalars
 from worldstereo._stereo_memory.checks import (
     check_cameras,
     check_flag,
@@ -38,6 +34,7 @@ from worldstereo._stereo_memory.checks import (
     check_number,
     check_view,
 )
+from worldstereo._stereo_memory.files import BankFiles
 from worldstereo._stereo_memory.matches import (
     ACCEPTED,
     Matches,
@@ -84,7 +81,7 @@ class RefineResult(NamedTuple):
     """(N,) bool: observations that were blended into an entry; the others are new."""
 
 
-class SpatialStereoMemory(nn.Module):
+class SpatialStereoMemory(BankFiles):
     """A bank of at most `memory_size` features with 3D correspondences.
 
     Args:
@@ -143,10 +140,6 @@ class SpatialStereoMemory(nn.Module):
         self._bank = Bank(memory_size, feature_dim, num_correspondences, threshold, storage)
 
     # ---- properties --------------------------------------------------------------------------
-
-    @property
-    def device(self) -> torch.device:
-        return self._bank.device
 
     @property
     def size(self) -> int:
@@ -446,87 +439,6 @@ class SpatialStereoMemory(nn.Module):
         features[held] = self._bank.features(slots[held])
         usage.count_use(self._bank, slots[held], None, int(held[..., 0].sum()), batch * n)
         return features, slots
-
-    # ---- undo and files ----------------------------------------------------------------------
-
-    def snapshot(self) -> Version:
-        """A handle on the present state. Later changes keep only the rows they overwrite.
-
-        Handles may be kept in any number and restored in any order; a dropped one costs nothing.
-        """
-        return self._bank.snapshot()
-
-    def restore(self, snapshot: Version) -> None:
-        """The memory as it was at `snapshot`, bit for bit; costs what changed in between.
-
-        Raises:
-            ValueError: the snapshot belongs to another memory.
-        """
-        if not isinstance(snapshot, Version):
-            raise WrongType(f"snapshot must come from snapshot(), got {type(snapshot).__name__}.")
-        self._bank.restore(snapshot)
-
-    def save(self, path: str | Path) -> None:
-        """Writes the stored memory to a safetensors file, which replaces an older one at once."""
-        from safetensors.torch import save
-
-        from worldstereo._atomic import write_atomic
-
-        state = {k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}
-        names = ("memory_size", "feature_dim", "num_correspondences")
-        header = json.dumps({name: getattr(self, name) for name in names})
-        write_atomic(Path(path), save(state, {"worldstereo": header}))
-
-    def load(self, path: str | Path) -> None:
-        """Becomes what `save` wrote; options (strategy, window, storage) stay those of this memory.
-
-        Raises:
-            ValueError: not such a file, other widths, or more entries than fit; nothing changes.
-        """
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        try:
-            self.load_state_dict(load_file(str(path)))
-        except (RuntimeError, SafetensorError) as error:
-            reason = str(error).strip().splitlines()[-1].strip()
-            raise ValueError(f"{path} does not fit this memory: {reason}") from error
-
-    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        for name in self._bank.kinds:
-            destination[f"{prefix}memory.{name}"] = self._bank.column(name)
-        destination[f"{prefix}memory.scalars"] = torch.tensor(self._bank.scalars)
-
-    def _load_from_state_dict(
-        self,
-        state_dict: "OrderedDict[str, Tensor]",
-        prefix: str,
-        local_metadata: dict[str, Any],
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
-        start = f"{prefix}memory."
-        held = {key: state_dict[key] for key in list(state_dict) if key.startswith(start)}
-        others = OrderedDict((k, v) for k, v in state_dict.items() if k not in held)
-        super()._load_from_state_dict(
-            others, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-        )
-        given = {key.removeprefix(start): value for key, value in held.items()}
-        try:
-            self._bank.replace(given)
-        except KeyError as error:
-            missing_keys.append(f"{start}{error.args[0]}")
-        except ValueError as error:
-            error_msgs.append(f"{start}{error}")
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "SpatialStereoMemory":
-        """Devices are followed, dtypes are not: `storage_dtype` alone compresses features."""
-        super()._apply(fn, recurse)
-        self._bank.move_to(fn(torch.zeros(0, device=self.device)).device)
-        return self
 
     def _match(self, *question: Any) -> Matches:
         return find_matches(self._bank.entries(), self._search(*question))
