@@ -205,6 +205,9 @@ class FakeSession:
     def redo(self) -> None:
         raise WorldStereoError("Nothing to redo.")
 
+    def save_unsaved(self) -> None:
+        self.asked.append(("save_unsaved", (), {}))
+
     def rescale(self, factor: float) -> None:
         self.asked.append(("rescale", (factor,), {}))
 

@@ -4,6 +4,7 @@ import re
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -664,3 +665,29 @@ def test_bundled_examples_have_a_picture_and_a_credit():
 def test_a_config_that_cannot_be_is_refused(wrong, says):
     with pytest.raises(ValueError, match=says):
         SessionsConfig(**wrong)
+
+
+def test_the_first_visitor_finds_the_world_that_was_prepared(tmp_path):
+    """Opened ahead, in nobody's name: no file of it before somebody has it, and only for one."""
+    ball = torch.nn.functional.normalize(torch.randn(97, 3), dim=1)
+    lines = "\n".join(" ".join(f"{v:.4f}" for v in p) for p in ball.tolist())
+    header = "ply\nformat ascii 1.0\nelement vertex 97\n"
+    header += "".join(f"property float {axis}\n" for axis in "xyz") + "end_header\n"
+    (tmp_path / "ball.ply").write_text(header + lines + "\n")
+    example = Example("ball", "Ball", tmp_path / "ball.ply")
+    sessions = Sessions(replace(config(tmp_path / "projects"), examples=(example,)))
+    try:
+        assert sessions.stats["sessions"] == 0
+        prepared = sessions.prepare()
+        assert prepared is not None and prepared.job is not None
+        assert prepared.job.result(SECONDS) is prepared.scene
+        assert sessions.viewport(prepared.token) is None and sessions.stats["sessions"] == 0
+        assert prepared.project is not None and not prepared.project.exists()
+        first, second = sessions.create(), sessions.create()
+        assert first is prepared and len(first.scene.cloud) == 97
+        assert second is not prepared and len(second.scene.cloud) == 0
+        first.save_unsaved()
+        until(lambda: first.saved == "saved" and prepared.project.exists())
+        sessions.prepare()  # never visited: it ends with the app
+    finally:
+        sessions.close_all()

@@ -7,6 +7,7 @@ started it: `follow` attaches to whatever runs, after a click as after a reload.
 
 import contextlib
 import os
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -206,7 +207,7 @@ class Panel(Core):
             except WorldStereoError as error:
                 yield {self.message: piece.failed(str(error)), self.status: ""}
                 return
-            if self.sessions.examples:
+            if self.sessions.examples and session.job is None:
                 session.example(self.sessions.examples[0].key)
         first = {self.token: session.token} | self.stage.open(session)
         if lost:
@@ -215,6 +216,15 @@ class Panel(Core):
             )
         yield first
         yield from self.guarded(self.on_opened)(session.token)
+
+    def prepare(self) -> None:
+        """The first visitor's world, its path and its first pictures, before the visit."""
+        session = self.sessions.prepare()
+        if session is not None and session.job is not None:
+            with contextlib.suppress(WorldStereoError, TimeoutError):
+                session.job.result(120)
+                for _ in self.settle(session):
+                    self.refresh(session)  # what it draws is kept with the views it was drawn of
 
     def on_opened(self, session: Session) -> Iterator[Updates]:
         """The page has its world: show it, and follow what runs in it."""
@@ -309,7 +319,7 @@ class Panel(Core):
                 yield {self.status: piece.said("Planning a path …")}
             yield from self.path.first_plan(session)
         elif not running(session):
-            yield self.memory.newest(session)
+            yield self.action(session) | self.changed(session) | self.memory.newest(session)
             with contextlib.suppress(WorldStereoError):
                 yield self.path.show_preview(session, 0)
 
@@ -343,7 +353,8 @@ def launch(
 
     A mounted app would start too, but hosts that hook `Blocks.launch` would never see it.
     """
-    demo = build(sessions)
+    panel = Panel(sessions)
+    demo = panel.demo
     _, url, _ = demo.launch(
         server_name=address.host,
         server_port=address.port,
@@ -372,6 +383,7 @@ def launch(
     config.ws_per_message_deflate = False  # compressing a million points blocks every session 0.8 s
     config.ws_ping_timeout = 120.0  # a slow line would be cut and replayed for ever
     config.ws_max_size = 64 << 20
+    threading.Thread(target=panel.prepare, name="prepare", daemon=True).start()
 
     def stop() -> None:
         sessions.close_all()

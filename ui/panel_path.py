@@ -139,8 +139,8 @@ class PathTab:
         updates: Updates = {self.preset: settings.preset, self.start: settings.start}
         updates |= self._looks(settings.preset)
         if parameter(settings.preset) is not None:
-            shape = slider_of(settings.preset) | {"value": settings.value}
-            updates[self.value] = gr.update(**shape)
+            slider: dict[str, Any] = slider_of(settings.preset) | {"value": settings.value}
+            updates[self.value] = gr.update(**slider)
             updates[self.start] = gr.update(value=settings.start, visible=True)
         return updates | {self.panel.generate.frames: len(session.plan)}
 

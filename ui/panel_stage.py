@@ -56,6 +56,7 @@ class Stage:
         software = any(word in name for word in SOFTWARE)
         session.viewport.renderer(software)
         session.set_drawing("points" if software else "surface", by_hand=False)
+        session.save_unsaved()
         return self.refresh(session) | self.panel.world.refresh(session)
 
     def on_fly(self, session: Session, data: dict[str, Any]) -> Updates:

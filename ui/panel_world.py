@@ -227,7 +227,7 @@ class WorldTab:
         scale = scale_of(session.world.scene)
         if session.viewport.measuring and session.measured:
             length = float(f"{session.measured * scale:.4g}")
-            return gr.update(value=length, label="What you measured is, in metres")
+            return gr.update(value=length, label="It really is, metres")
         return gr.update(value=scale, label="Metres in one unit")
 
     def on_sky(self, session: Session) -> Updates:

@@ -48,6 +48,7 @@ class Sessions:
         self._lock = threading.Lock()
         self._opening: dict[str, threading.Lock] = {}
         self._stop = threading.Event()
+        self._ready: Session | None = None
         self._reaper = threading.Thread(target=self._reap_now_and_then, name="reaper", daemon=True)
         self._reaper.start()
 
@@ -62,12 +63,31 @@ class Sessions:
     # ---- sessions --------------------------------------------------------------------------------
 
     def create(self) -> Session:
-        """A new session with an empty world.
+        """A new session: the one that was prepared, or one with an empty world.
 
         Raises:
             WorldStereoError: all places are taken.
         """
+        with self._lock:
+            ready, self._ready = self._ready, None
+            if ready is not None:
+                self._sessions[ready.token] = ready
+                ready.touched = time.monotonic()
+                return ready
         return self._admit(secrets.token_urlsafe(32))
+
+    def prepare(self) -> Session | None:
+        """A session for the first visitor, opening the first example before anybody comes.
+
+        Nothing of it is saved before somebody has it. None where there is no example.
+        """
+        if not self.examples:
+            return None
+        session = Session(secrets.token_urlsafe(32), self.shared)
+        session.example(self.examples[0].key, save=False)
+        with self._lock:
+            self._ready = session
+        return session
 
     def get(self, token: str | None) -> Session | None:
         """The session of a token, brought back from its saved world if the app was restarted."""
@@ -124,6 +144,10 @@ class Sessions:
         self._stop.set()
         for token in list(self._sessions):
             self.close(token)
+        with self._lock:
+            ready, self._ready = self._ready, None
+        if ready is not None:
+            ready.close()
         self.shared.close()
 
     @property

@@ -148,8 +148,8 @@ class Session:
         """
         return self._start("open", lambda job: self._open(job, Path(path), name))
 
-    def example(self, key: str) -> Job:
-        """Open one of the bundled captures.
+    def example(self, key: str, *, save: bool = True) -> Job:
+        """Open one of the bundled captures; unsaved, it is saved with `save_unsaved`.
 
         Raises:
             WorldStereoError: there is no such example.
@@ -159,7 +159,7 @@ class Session:
         if found is None:
             names = ", ".join(one.key for one in self._shared.examples)
             raise WorldStereoError(f"There is no example named {key[:40]!r}. There are: {names}.")
-        return self._start("open", lambda job: self._open_example(job, found))
+        return self._start("open", lambda job: self._open_example(job, found, save))
 
     def explore(
         self,
@@ -253,12 +253,13 @@ class Session:
         self._save(job)
         return self.scene
 
-    def _open_example(self, job: Job, example: Example) -> Scene:
+    def _open_example(self, job: Job, example: Example, save: bool) -> Scene:
         job.on_step(0, 0, f"Opening {example.label}")
         if not self._reopen_started(example):
             self._begin(self._shared.read_example(example), job)
             self._keep_started(example)
-        self._save(job)
+        if save:
+            self._save(job)
         return self.scene
 
     def _reopen_started(self, example: Example) -> bool:
@@ -494,6 +495,11 @@ class Session:
             return
         self.saved = "saving"
         self._shared.worker.submit(self.token, Job("save", self._save, self._save_done))
+
+    def save_unsaved(self) -> None:
+        """Save a world that was opened ahead, now that somebody looks at it."""
+        if self._project is None and self.world.history:
+            self._save_soon()
 
     def _save_done(self, job: Job) -> None:
         if job.over:

@@ -17,7 +17,7 @@ import rich
 import torch
 import viser
 
-from ui.viewport_cloud import DRAW_MODES, PREVIEW_POINTS, CloudDrawing, DrawMode
+from ui.viewport_cloud import DRAW_MODES, FIRST_POINTS, PREVIEW_POINTS, CloudDrawing, DrawMode
 from ui.viewport_colors import COLOR_MODES, ColorMode
 from ui.viewport_events import (
     CameraMoved,
@@ -82,7 +82,7 @@ class Viewport:
         self._source: Callable[[], Scene] | None = None
         self._unfollow: Callable[[], None] = lambda: None
         self._woken = threading.Event()
-        self._cloud = CloudDrawing(self._server)
+        self._cloud = CloudDrawing(self._server, FIRST_POINTS)
         self._views = ViewFrusta(self._server, self._on_view_click)
         self._plan_drawing = PlanDrawing(self._server)
         self._marks = Marks(self._server)

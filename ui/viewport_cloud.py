@@ -20,6 +20,7 @@ DRAW_MODES: tuple[DrawMode, ...] = get_args(DrawMode)
 
 MAX_NODES = 250  # measured: frame time grows from here on
 NODE_ROWS = 131_072  # a change re-sends one node, so nodes stay small
+FIRST_POINTS = 120_000  # drawn until the page says what draws it: in software a frame costs 0.2 s
 PREVIEW_POINTS = 2_000_000  # common viewers hold this many at 60 Hz on a laptop's GPU
 MOST_STALE = 0.02  # share of a node's points that may be left at an old place, drawn again nearby
 WIDEST = 1.7  # of the width of a sample on a surface that faces the view
@@ -127,9 +128,11 @@ class CloudDrawing:
                     self._put(name, node.rows, 0.0)
 
     def set_limit(self, limit: int) -> None:
-        """Show at most this many points; used where the page has no GPU."""
-        if limit != self.limit:
-            self.limit = limit
+        """Show at most this many points; sends all again where that changes what is shown."""
+        count = 0 if self._cloud is None else len(self._cloud)
+        same = share_shown(count, limit) == share_shown(count, self.limit)
+        self.limit = limit
+        if not same:
             self.redraw()
 
     def redraw(self) -> None:
@@ -260,7 +263,7 @@ class CloudDrawing:
         return color_points(self._cloud, self.color_mode, rows)
 
     def _thinning_notice(self) -> str:
-        if self._cloud is None or self._share >= 1:
+        if self._cloud is None or self._share >= 1 or self.limit == FIRST_POINTS:
             return ""
         return (
             f"The stage shows {self.shown:,} of {len(self._cloud):,} points, evenly thinned; "
