@@ -78,7 +78,9 @@ class Remembered:
     def __init__(self, job: Job, options: IntakeOptions, register: bool) -> None:
         start, used = time.perf_counter(), time.process_time()
         self.job = job
-        self.intake: Intake = intake.enter(job.kept, options=options, register=register)
+        self.intake: Intake = intake.enter(
+            job.kept, options=options, register=register, points=job.points
+        )
         self.seconds = (time.perf_counter() - start) / len(job.kept)
         self.cpu = (time.process_time() - used) / len(job.kept)
         self.views: list[View] = list(self.intake.views)
@@ -112,7 +114,8 @@ class Bench:
 
     def __init__(self, name: str, folder: Path, fixtures: Path | None, quick: bool) -> None:
         self.name, self.rows = name, []
-        self.jobs = jobs(name, load(folder), fixtures)
+        views, points = load(folder)
+        self.jobs = jobs(name, views, fixtures, points=points)
         if quick:
             self.jobs = [replace(job, targets=job.targets[:2]) for job in self.jobs[:1]]
         self.kept = [workings(job.kept) for job in self.jobs]
@@ -187,7 +190,7 @@ def photo_baseline(bench: Bench, memory: Sequence[Remembered]) -> None:
 
 def every_target(bench: Bench, folder: Path, memory: Sequence[Remembered]) -> None:
     """All frames that were not kept, beside the evenly chosen ones of the protocol."""
-    rest = jobs(bench.name, load(folder), None, every=True)[0].targets
+    rest = jobs(bench.name, load(folder)[0], None, every=True)[0].targets
     rows = []
     for target in rest:
         image, truth = image_of(memory[0](target)), picture(target)

@@ -25,13 +25,17 @@ class Job:
 
     kept: list[View]
     targets: list[View]
+    points: torch.Tensor | None = None
+    """(N, 3): the reconstruction that the poses come from, where the capture brings one."""
     rig: np.ndarray | None = None
     """Mask for the measure `seen` only; the library never sees it."""
 
 
-def load(folder: Path) -> list[View]:
-    """The views of a capture as the product reads them, in its own order."""
-    return [_at_most(view, PHOTO_SIDE) for view in inputs.read(folder).views]
+def load(folder: Path) -> tuple[list[View], torch.Tensor | None]:
+    """The views of a capture as the product reads them, in its own order, and its points."""
+    capture = inputs.read(folder)
+    points = None if capture.cloud is None else capture.cloud.points
+    return [_at_most(view, PHOTO_SIDE) for view in capture.views], points
 
 
 def _at_most(view: View, side: int) -> View:
@@ -51,7 +55,14 @@ def _at_most(view: View, side: int) -> View:
     )
 
 
-def jobs(name: str, views: list[View], fixtures: Path | None, every: bool = False) -> list[Job]:
+def jobs(
+    name: str,
+    views: list[View],
+    fixtures: Path | None,
+    *,
+    points: torch.Tensor | None = None,
+    every: bool = False,
+) -> list[Job]:
     """Who is kept and who is predicted: section 1 of the measuring protocol, else every 8th."""
     n = len(views)
     if name == "livingroom1":
@@ -59,18 +70,18 @@ def jobs(name: str, views: list[View], fixtures: Path | None, every: bool = Fals
         rest = [i for i in range(n) if i not in kept]
         if not every:
             rest = [rest[i] for i in np.round(np.linspace(0, len(rest) - 1, 16)).astype(int)]
-        return [Job([views[i] for i in kept], [views[i] for i in rest])]
+        return [Job([views[i] for i in kept], [views[i] for i in rest], points)]
     if name == "apc-shelf":
         rig = None
         if fixtures is not None and (fixtures / "views" / "apc-shelf-rig.png").exists():
             rig = cv2.imread(str(fixtures / "views" / "apc-shelf-rig.png"), 0)
         kept = views[::3]
         targets = [view for i, view in enumerate(views) if i % 3]
-        return [Job(kept, targets, None if rig is None else np.asarray(rig) > 0)]
+        return [Job(kept, targets, points, None if rig is None else np.asarray(rig) > 0)]
     if n <= 6:
-        return [Job([v for v in views if v is not t], [t]) for t in views]
+        return [Job([v for v in views if v is not t], [t], points) for t in views]
     return [
-        Job([v for i, v in enumerate(views) if i % 8 != 4], views[4::8]),
+        Job([v for i, v in enumerate(views) if i % 8 != 4], views[4::8], points),
     ]
 
 

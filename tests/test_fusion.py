@@ -113,15 +113,14 @@ def test_the_free_space_test_refuses_a_wall_others_look_through():
 def test_attention_to_a_view_equals_its_twin():
     target, source = (make_working(v) for v in views(2))
     fetched = Fetched([source], target.pose)
-    agree, feather, near = fetched.limits(0)
+    limits = fetched.limits(0)
+    agree, feather, near, _ = limits
     color = np.zeros((H, W, 3), np.float32)
     agreement, angle = np.zeros((H, W), np.float32), np.zeros((H, W), np.float32)
     arguments = fetched.arguments(0)
-    blend.fetch(
-        target.depth, target.pose.K, *arguments, agree, feather, near, 0, H, color, agreement, angle
-    )
+    blend.fetch(target.depth, target.pose.K, *arguments, *limits, 0, H, color, agreement, angle)
     weight = np.zeros((H, W), np.float32)
-    blend.weigh(target.depth, target.pose.K, *arguments, agree, feather, near, weight)
+    blend.weigh(target.depth, target.pose.K, *arguments, *limits, weight)
     other = twin.attend(
         torch.from_numpy(target.depth), torch.from_numpy(target.pose.K),
         *(torch.from_numpy(a) for a in (source.color, source.depth, source.rim, source.confidence)),

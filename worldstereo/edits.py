@@ -78,8 +78,9 @@ def set_registration(world: World, on: bool, *, on_step: OnStep = ignore) -> Sce
         if draft.scene.rough_depth:
             raise WorldStereoError("Registration needs measured depth; here it is a rough guess.")
         before, clips = draft.registration, list(draft.clips)
+        points = draft.geometry.points[draft.geometry.sources < 0]  # the capture's own cloud
         forget(draft)
-        remember_given(draft, given, world.generator, on, on_step)
+        remember_given(draft, given, world.generator, on, on_step, points)
         move = _mover(before, draft.registration)
         for view in made:
             remember_view(draft, replace(view, cameras=move(view.cameras)), world.generator)

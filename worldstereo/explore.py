@@ -63,7 +63,8 @@ def start(
         if capture.cloud is not None:
             remember_cloud(draft, capture)
         if capture.views:
-            remember_given(draft, capture.views, world.generator, register, on_step)
+            points = None if capture.cloud is None else capture.cloud.points
+            remember_given(draft, capture.views, world.generator, register, on_step, points)
         if capture.up is not None:
             draft.changes["up"] = capture.up
         elif capture.views:

@@ -54,6 +54,7 @@ FOOTPRINT = (
 )
 STRETCH = 14.0  # longest side of a surfel over that of one facing both cameras
 EDGE_ON = 0.02  # smallest area of a surfel over that of one facing both cameras
+STEEP = 30.0  # per radian: how much more the angle counts in photos, whose depth is a guess
 FREE = 0.04  # a view contradicts a surface if it sees so much farther, relatively
 
 
@@ -162,10 +163,11 @@ class Fetched:
             i, layer.color, layer.depth, layer.rim, layer.confidence, K, self.T, self.centre,
         )  # fmt: skip
 
-    def limits(self, i: int, level: int = 0) -> tuple[float, float, float]:
-        """Agreement, feather of the border and near plane for view `i`."""
-        power = self.views[i].level(level).power
-        return self.agree, max(1.0, float(self.feather[i]) * 0.5**power), NEAR
+    def limits(self, i: int, level: int = 0) -> tuple[float, float, float, float]:
+        """Agreement, feather of the border, near plane and `steep` for view `i`."""
+        view = self.views[i]
+        feather = max(1.0, float(self.feather[i]) * 0.5 ** view.level(level).power)
+        return self.agree, feather, NEAR, STEEP if view.guessed else 0.0
 
 
 def fetch(
@@ -184,7 +186,7 @@ def fetch(
     angle = np.ones(depth.shape, np.float32)
     fetched = Fetched([view], target, agree)
     blend.fetch(
-        depth, target.K, *fetched.arguments(0), *fetched.limits(0), 0, depth.shape[0],
+        depth, target.K, *fetched.arguments(0), *fetched.limits(0)[:3], 0.0, 0, depth.shape[0],
         color, agreement, angle,
     )  # fmt: skip
     return color / np.float32(255), agreement, angle

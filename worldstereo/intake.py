@@ -84,6 +84,7 @@ def enter(
     *,
     register: bool = True,
     previous: Intake | None = None,
+    points: Float[Tensor, "N 3"] | None = None,
     seed: int = 0,
     on_step: OnStep = ignore,
     options: IntakeOptions = IntakeOptions(),  # noqa: B008  (frozen)
@@ -97,6 +98,8 @@ def enter(
             their poses, the given ones are used.
         previous: intake of the first views of `views`: those stay where they are, and only what
             lies near the new ones is looked at again. Leave it out now and then for a global pass.
+        points: points of the reconstruction that the poses come from, in the frame of the given
+            poses. Photos without any depth are measured with their help; otherwise unused.
 
     Raises:
         ValueError: no views, or generated ones among them.
@@ -106,7 +109,7 @@ def enter(
     if any(view.step != 0 for view in views):
         raise ValueError("views must be given ones (step 0); generated views enter as they are.")
     measured = [as_measured(view) for view in views]
-    run = _Run(options, seed, on_step)
+    run = _Run(options, seed, on_step, points)
     if previous is None or not any(bool(view.mask.any()) for view in measured):
         return _whole(measured, register, run, previous)
     if len(previous.views) >= len(views):
@@ -119,6 +122,7 @@ class _Run:
     options: IntakeOptions
     seed: int
     on_step: OnStep
+    points: Float[Tensor, "N 3"] | None
 
 
 def _whole(
@@ -153,6 +157,8 @@ def _whole(
         work = [
             w.moved(_at(w.pose, registration.corrected.c2w[i], unit)) for i, w in enumerate(work)
         ]
+    if photos:  # their depth is stereo already
+        run = replace(run, options=replace(options, stereo=False))
     work, gains = _compared_and_completed(work, range(len(work)), None, run)
     on_step(STAGES, STAGES, "Views are ready")
     cameras = [_camera(view, registration, i) for i, view in enumerate(measured)]
@@ -241,7 +247,8 @@ def _compared_and_completed(
 
 def _measured_photos(work: list[Working], unit: float, run: _Run) -> tuple[list[Working], float]:
     """Depth of photos from each other, and u, which only that depth can tell."""
-    work = measure_photos(work, seed=run.seed, on_step=run.on_step)
+    points = None if run.points is None else run.points / unit
+    work = measure_photos(work, points, seed=run.seed, on_step=run.on_step)
     known = [w.depth[w.depth > 0][::13] for w in work if (w.depth > 0).any()]
     if not known:
         return work, unit

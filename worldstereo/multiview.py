@@ -15,10 +15,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional
 
+from worldstereo._multiview import photos
 from worldstereo._multiview.arrays import (
     MatchOptions,
     MatchView,
-    consistent,
     depth_of,
     enlarged,
     gradients,
@@ -29,9 +29,6 @@ from worldstereo._multiview.arrays import (
     median,
     nearest,
     resized,
-    swept,
-    upsampled,
-    without_specks,
 )
 from worldstereo._multiview.choice import choose_neighbours, depth_range_of
 from worldstereo.cameras import Cameras
@@ -240,111 +237,56 @@ def photo_depth(
 ) -> list[StereoDepth]:
     """Depth and confidence of photos that have none, consistent over several views.
 
-    For each view: a plane sweep starts PatchMatch; a second round adds what the neighbours' depth
-    says; a pixel is kept where at least one other view returns to it within 2 px and 2 % depth,
-    or two within 4 px and 4 %. A view without a neighbour stays unknown.
+    At half the matched size a plane sweep and the nearest of the known `points` start PatchMatch; a
+    second round adds what the neighbours' depth says; a third refines at the matched size. A pixel
+    is kept where at least one other view returns to it within 2 px and 2 % depth, or two within
+    4 px and 4 %. A view without a neighbour stays unknown.
 
     Args:
         depth_range: Nearest and farthest depth; default: from `points`, else from the cameras.
         points: Points of a reconstruction, world.
-        options: Default: matched at a long side of `PHOTO_SIDE` pixels.
+        options: Default: matched at a long side of `PHOTO_SIDE` pixels, windows of radius 3.
         neighbours: For each view the views it is matched with; default `choose_neighbours`.
 
     Source: Schönberger et al., Pixelwise view selection, ECCV 2016 (geometric consistency).
     """
     cameras = [view.cameras for view in views]
     side = max((max(c.width, c.height) for c in cameras), default=1)
-    options = options or MatchOptions(scale=min(0.5, PHOTO_SIDE / side))
+    options = options or MatchOptions(scale=min(0.5, PHOTO_SIDE / side), radius=3)
     ranges = [depth_range or depth_range_of(camera, cameras, points) for camera in cameras]
     if neighbours is None:
-        neighbours = choose_neighbours(cameras, ranges)
-    total = 2 * len(views)
-    state: list[tuple[np.ndarray, np.ndarray] | None] = []
+        neighbours = choose_neighbours(cameras, ranges, points=points)
+    linked = [i for i in range(len(views)) if len(neighbours[i]) > 0]
+    around = {i: [views[j] for j in neighbours[i]] for i in linked}
+    state: dict[int, photos.Planes] = {}
+    small = photos.coarse(options)
+    rounds = (
+        ("Measuring depth from photos", small, None),
+        ("Comparing depth between photos", small, photos.COARSE_ASKED),
+        ("Refining depth of photos", options, photos.FINE_ASKED),
+    )
+    for number, (message, chosen, asked) in enumerate(rounds):
+        depth = {i: depth_of(planes) for i, (planes, _) in state.items()}
+        for step, i in enumerate(linked):
+            if on_step is not None:
+                on_step(number * len(linked) + step, len(rounds) * len(linked), message)
+            if asked is None:
+                state[i] = photos.searched(views[i], around[i], ranges[i], points, chosen, seed)
+                continue
+            known = [depth.get(j) for j in neighbours[i]]
+            state[i] = photos.compared(
+                views[i], around[i], ranges[i], state[i], known, chosen, seed + number, asked
+            )
+    final = {i: depth_of(planes) for i, (planes, _) in state.items()}
+    out = []
     for i, view in enumerate(views):
-        if on_step is not None:
-            on_step(i, total, "Measuring depth from photos")
-        others = [views[j] for j in neighbours[i]]
-        state.append(_first_round(view, others, ranges[i], options, seed) if others else None)
-    first = [None if s is None else depth_of(s[0]) for s in state]
-    second: list[tuple[np.ndarray, np.ndarray] | None] = []
-    for i, view in enumerate(views):
-        if on_step is not None:
-            on_step(len(views) + i, total, "Comparing depth between photos")
-        current = state[i]
-        if current is None:
-            second.append(None)
+        if i not in state:
+            zero = torch.zeros(1, view.cameras.height, view.cameras.width)
+            out.append(StereoDepth(zero, zero))
             continue
-        near, far = ranges[i]
-        known = [first[j] for j in neighbours[i]]
-        job = job_of(view, [views[j] for j in neighbours[i]], options, options.geometric, known)
-        plane, cost = current[0].copy(), current[1].copy()
-        active = plane[..., 0] > 0
-        low, high = np.full_like(cost, 1 / far), np.full_like(cost, 1 / near)
-        guess = np.zeros_like(cost)
-        judge(job, plane, cost, active, guess, 0.0)
-        improve(
-            job, plane, cost, active, low, high, guess, 0.0, max(2, options.sweeps // 2), seed + 1
-        )
-        second.append((plane, cost))
-    final = [None if s is None else depth_of(s[0]) for s in second]
-    return [
-        _consistent(views[i], second[i], [views[j] for j in neighbours[i]],
-                    [final[j] for j in neighbours[i]], options)
-        for i in range(len(views))
-    ]  # fmt: skip
-
-
-def _first_round(
-    view: MatchView,
-    others: Sequence[MatchView],
-    depth_range: tuple[float, float],
-    options: MatchOptions,
-    seed: int,
-) -> tuple[np.ndarray, np.ndarray]:
-    near, far = depth_range
-    job = job_of(view, others, options, 0.0)
-    h, w = job.grey.shape
-    d = swept(job, near, far)
-    low, high = np.full((h, w), 1 / far, np.float32), np.full((h, w), 1 / near, np.float32)
-    plane = np.stack([d, np.zeros_like(d), np.zeros_like(d)], axis=-1)
-    active = np.ones((h, w), dtype=bool)
-    if view.blocked is not None:
-        active &= nearest(view.blocked[None].float(), h, w) < 0.5
-        plane[~active] = 0
-    cost = np.full((h, w), 9.0, np.float32)
-    guess = np.zeros_like(d)
-    judge(job, plane, cost, active, guess, 0.0)
-    improve(job, plane, cost, active, low, high, guess, 0.0, options.sweeps, seed)
-    return plane, cost
-
-
-def _consistent(
-    view: MatchView,
-    state: tuple[np.ndarray, np.ndarray] | None,
-    others: Sequence[MatchView],
-    depths: Sequence[np.ndarray | None],
-    options: MatchOptions,
-) -> StereoDepth:
-    H, W = view.cameras.height, view.cameras.width
-    if state is None:
-        zero = torch.zeros(1, H, W)
-        return StereoDepth(zero, zero)
-    plane, cost = state
-    z = depth_of(plane)
-    job = job_of(view, others, options, 0.0, depths)
-    h, w = z.shape
-    counts = [
-        consistent(job, z, pixels, relative) for pixels, relative in ((2.0, 0.02), (4.0, 0.04))
-    ]
-    kept = ((counts[0] >= 1) | (counts[1] >= 2)) & (cost < 0.8)
-    kept = without_specks(kept, z, max(20, h * w // 4000))
-    agree = counts[0] / max(1, len(others))
-    sure = np.clip(1 - cost / 0.8, 0, 1) * (0.3 + 0.7 * agree)
-    out = torch.from_numpy(np.where(kept, z, 0).astype(np.float32))[None, None]
-    confidence = torch.from_numpy(np.where(kept, sure, 0).astype(np.float32))[None, None]
-    depth = upsampled(out[0, 0], H, W)
-    up = functional.interpolate(confidence, (H, W), mode="nearest")[0]
-    return StereoDepth(depth, torch.where(depth > 0, up, 0.0))
+        known = [final.get(j) for j in neighbours[i]]
+        out.append(StereoDepth(*photos.kept(view, around[i], state[i], known, options)))
+    return out
 
 
 def _grey(image: Tensor) -> Tensor:

@@ -46,8 +46,10 @@ def remember_given(
     generator: Generator,
     register: bool,
     on_step: OnStep,
+    points: Tensor | None = None,
 ) -> None:
-    entered = as_estimated(views) or enter(views, register=register, on_step=on_step)
+    """Views as they were given; `points` (N, 3) help to measure photos that have no depth."""
+    entered = as_estimated(views) or enter(views, register=register, points=points, on_step=on_step)
     draft.registration = entered.registration
     draft.changes |= {"unit": entered.unit, "rig": entered.rig}
     notices = draft.changes.get("notices", draft.scene.notices)

@@ -19,7 +19,7 @@ CONFIRMS, OUTSIDE, UNKNOWN, LOOKED_THROUGH, BEHIND = 0, 1, 2, 3, 4
 
 
 @kernel(**INLINED)
-def attend(X, Y, Z, view, color, depth, rim, trust, K, T, centre, agree, feather, near):
+def attend(X, Y, Z, view, color, depth, rim, trust, K, T, centre, agree, feather, near, steep):
     """One point of the target seen by one view.
 
     Args:
@@ -29,6 +29,7 @@ def attend(X, Y, Z, view, color, depth, rim, trust, K, T, centre, agree, feather
             stored confidence.
         agree: relative depth within which a sample confirms the point.
         feather: distance to the border, in pixels, at which a sample has its full weight.
+        steep: by how much the angle counts more where depth is a guess (0: not at all), per radian.
 
     Returns:
         status, u, v (array indices), red, green, blue (0..255), and the four factors of the weight:
@@ -86,6 +87,9 @@ def attend(X, Y, Z, view, color, depth, rim, trust, K, T, centre, agree, feather
     cosine = (X * d0 + Y * d1 + Z * d2) / max(lengths, 1e-12)
     angle = math.acos(min(1.0, max(-1.0, cosine)))
     facing = 1.0 / ((0.03 + angle) * (0.03 + angle))
+    # A guessed depth displaces what is seen by its error times the angle: near views err least.
+    slip = steep * (1 - conf * inverse) * angle
+    facing *= max(0.01, 1.0 / (1.0 + slip * slip))
     return (
         CONFIRMS, u, v, sr * inverse, sg * inverse, sb * inverse, matching, border, rimmed, facing
     )  # fmt: skip
@@ -93,7 +97,7 @@ def attend(X, Y, Z, view, color, depth, rim, trust, K, T, centre, agree, feather
 
 @kernel(**FLAGS)
 def accumulate(
-    target, Kt, view, color, depth, rim, trust, K, T, centre, gain, agree, feather, near,
+    target, Kt, view, color, depth, rim, trust, K, T, centre, gain, agree, feather, near, steep,
     weighted, detail_low, detail_high, y0, y1, total, weights, energy, mass, best,
 ):  # fmt: skip
     """Add one view to the blend of the rows y0..y1.
@@ -123,7 +127,7 @@ def accumulate(
             if not (detail_low <= detail < detail_high):
                 continue
             status, _, _, r, g, b, matching, border, rimmed, facing = attend(
-                X, Y, Z, view, color, depth, rim, trust, K, T, centre, agree, feather, near
+                X, Y, Z, view, color, depth, rim, trust, K, T, centre, agree, feather, near, steep
             )
             if status != CONFIRMS:
                 continue
@@ -148,7 +152,8 @@ def accumulate(
 
 
 @kernel(**FLAGS)
-def weigh(target, Kt, view, color, depth, rim, trust, K, T, centre, agree, feather, near, out):
+def weigh(target, Kt, view, color, depth, rim, trust, K, T, centre, agree, feather, near, steep,
+          out):  # fmt: skip
     """Weight of one view at every pixel of the target, before normalisation."""
     H, W = target.shape
     for y in range(H):
@@ -159,20 +164,22 @@ def weigh(target, Kt, view, color, depth, rim, trust, K, T, centre, agree, feath
                 continue
             X, Y = (x - Kt[2]) / Kt[0] * Z, (y - Kt[3]) / Kt[1] * Z
             status, _, _, _, _, _, matching, border, rimmed, facing = attend(
-                X, Y, Z, view, color, depth, rim, trust, K, T, centre, agree, feather, near
+                X, Y, Z, view, color, depth, rim, trust, K, T, centre, agree, feather, near, steep
             )
             if status == CONFIRMS:
                 out[y, x] = matching * border * rimmed * facing
 
 
 @kernel(**FLAGS)
-def probe(X, Y, Z, view, color, depth, rim, trust, K, T, centre, agree, feather, near):
+def probe(X, Y, Z, view, color, depth, rim, trust, K, T, centre, agree, feather, near, steep):
     """`attend` for one point, callable from Python."""
-    return attend(X, Y, Z, view, color, depth, rim, trust, K, T, centre, agree, feather, near)
+    return attend(
+        X, Y, Z, view, color, depth, rim, trust, K, T, centre, agree, feather, near, steep
+    )
 
 
 @kernel(**FLAGS)
-def fetch(target, Kt, view, color, depth, rim, trust, K, T, centre, agree, feather, near,
+def fetch(target, Kt, view, color, depth, rim, trust, K, T, centre, agree, feather, near, steep,
           y0, y1, out, agreement, angle):  # fmt: skip
     """One view fetched at the depth of another: colours 0..255, agreement in [0, 1], angle."""
     H, W = target.shape
@@ -185,7 +192,7 @@ def fetch(target, Kt, view, color, depth, rim, trust, K, T, centre, agree, feath
                 continue
             X, Y = (x - Kt[2]) / Kt[0] * Z, (y - Kt[3]) / Kt[1] * Z
             status, _, _, r, g, b, matching, border, rimmed, facing = attend(
-                X, Y, Z, view, color, depth, rim, trust, K, T, centre, agree, feather, near
+                X, Y, Z, view, color, depth, rim, trust, K, T, centre, agree, feather, near, steep
             )
             if status != CONFIRMS:
                 continue

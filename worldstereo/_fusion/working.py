@@ -17,6 +17,7 @@ from worldstereo.scene import DepthKind, View
 CACHE_BYTES = 320 * 2**20
 
 EDGE_CUT = 0.03  # a relative step in disparity above this between neighbours is an edge
+SENSED = 0.4  # stored confidence above which a sensor measured the depth, in some view
 AGREE = 0.03  # relative depth within which two samples show the same surface
 
 
@@ -61,6 +62,8 @@ class Working:
     """(H, W) float32: distance to the nearest depth edge, in pixels."""
     lowest: np.ndarray = field(init=False)
     """(H, W) float32: 3x3 minimum of depth, 0 where any of it is unknown."""
+    guessed: bool = field(init=False)
+    """A given view whose depth no sensor measured, its own or another view's: a photo."""
 
     def __post_init__(self) -> None:
         import cv2
@@ -77,6 +80,7 @@ class Working:
         if self.vote == 0:  # generated pixels end where given ones begin: that rim is no edge
             self.rim = np.maximum(self.rim, 3)
         self.lowest = cv2.erode(self.depth, np.ones((3, 3), np.uint8))
+        self.guessed = self.vote > 0 and not bool((self.confidence > SENSED).any())
         self._levels: list[Level] = []
 
     def moved(self, pose: Pose) -> "Working":

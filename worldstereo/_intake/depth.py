@@ -13,6 +13,7 @@ from worldstereo.fusion import (
     Working,
     background_trust,
     clean_disparity,
+    fetch,
     fused_depth,
     invert,
     membrane,
@@ -25,6 +26,8 @@ from worldstereo.scene import KIND_CONFIDENCE, DepthKind
 INFINITY = 0.01 * METRES  # disparity in 1/u of what lies beyond all parallax
 CONTRADICT = 0.04
 REGION = 0.003  # share of the image from which on a hole is judged by the pictures
+ALIKE = 0.08  # mean colour difference of pictures of one thing, exposure not yet compared
+FOUND_BY_OTHERS = 0.25  # confidence of stereo in other photos; it counts as completed
 BY_OTHERS, COMPLETED = (KIND_CONFIDENCE[k] for k in (DepthKind.BY_OTHERS, DepthKind.COMPLETED))
 
 Stage = Callable[[Working], tuple[np.ndarray, np.ndarray]]
@@ -79,15 +82,31 @@ def uncontradicted(view: Working, others: Sequence[Working]) -> tuple[np.ndarray
 
 
 def measured_by(view: Working, others: Sequence[Working]) -> tuple[np.ndarray, np.ndarray]:
-    """Unmeasured pixels filled with what the other views measured there."""
+    """Unmeasured pixels filled with what the other views measured there.
+
+    Among photos nothing was measured: what others found by stereo is a guess here.
+    """
+    photos = view.guessed and all(other.guessed for other in others)
+    by_others = FOUND_BY_OTHERS if photos else BY_OTHERS
     depth = fused_depth(others, view.pose, agree=0.02)
     add = (view.disparity == 0) & (depth > 0)
     if view.rig is not None:
         add &= ~view.rig
+    if photos:
+        add &= _looks_alike(view, others, np.where(add, depth, 0))
     return (
         np.where(add, invert(depth), view.disparity),
-        np.where(add, BY_OTHERS, view.confidence),
+        np.where(add, by_others, view.confidence),
     )
+
+
+def _looks_alike(view: Working, others: Sequence[Working], depth: np.ndarray) -> np.ndarray:
+    """Where some other view that confirms the depth shows the view's own colour there."""
+    alike = np.zeros(depth.shape, bool)
+    for other in others:
+        color, agreement, _ = fetch(depth, view.pose, other)
+        alike |= (agreement > 0) & (np.abs(color - view.color / np.float32(255)).mean(2) < ALIKE)
+    return alike
 
 
 def completed(view: Working, others: Sequence[Working]) -> tuple[np.ndarray, np.ndarray]:
@@ -118,6 +137,8 @@ def _is_far(
     at_membrane, tested_near = photometric_error(view, others, region, near)
     if tested_far > 400:
         return tested_near > 400 and at_infinity < 0.9 * at_membrane
+    if view.guessed:  # a photo without a match there: no sensor says that it is far
+        return False
     return tested_near <= 400 or at_membrane > 0.06
 
 

@@ -5,6 +5,8 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from worldstereo._intake.depth import INFINITY
 from worldstereo.cameras import Cameras
@@ -84,10 +86,16 @@ def fill_by_stereo(
     return out
 
 
-def measure_photos(views: list[Working], *, seed: int, on_step: OnStep) -> list[Working]:
-    """Depth of photos that have none, from each other."""
+def measure_photos(
+    views: list[Working],
+    points: Float[Tensor, "N 3"] | None,
+    *,
+    seed: int,
+    on_step: OnStep,
+) -> list[Working]:
+    """Depth of photos that have none, from each other and from known points in the same unit."""
     pictures = [match_view(view, np.zeros(3), trusted=False) for view in views]
-    found = photo_depth(pictures, seed=seed, on_step=on_step)
+    found = photo_depth(pictures, points=points, seed=seed, on_step=on_step)
     out = []
     for view, depth in zip(views, found, strict=True):
         d = invert(depth.depth[0].numpy())

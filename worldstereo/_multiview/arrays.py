@@ -1,7 +1,7 @@
 """The arrays that the kernels of `multiview` read, and the steps over them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -77,6 +77,8 @@ class Job:
     Ts: np.ndarray
     depths: np.ndarray
     """(n, H, W); 0 unknown, below 0 fixed to the camera."""
+    asked: np.ndarray
+    """(h, w) int64: one bit for each view that a pixel compares itself with."""
     options: MatchOptions
     geometric: float
 
@@ -84,7 +86,7 @@ class Job:
     def fixed(self) -> tuple[object, ...]:
         return (
             self.image, self.grey, self.soft, self.K, self.greys, self.softs, self.sizes, self.Ks,
-            self.Ts, self.depths, self.options.radius, 2, self.geometric,
+            self.Ts, self.depths, self.asked, self.options.radius, 2, self.geometric,
         )  # fmt: skip
 
 
@@ -129,6 +131,7 @@ def job_of(
         Ks=np.stack([k for _, k in pictures]) if pictures else np.zeros((0, 4)),
         Ts=np.stack(Ts) if Ts else np.zeros((0, 4, 4)),
         depths=z,
+        asked=np.full(image.shape[:2], 2**n - 1, np.int64),
         options=options,
         geometric=geometric,
     )
@@ -174,6 +177,20 @@ def judge(
 
     parallel_for(len(bands), rows)
     return cost.copy()
+
+
+def asking_best(job: Job, plane: np.ndarray, count: int) -> Job:
+    """The job with each pixel asking only the `count` views that fit its plane best."""
+    from worldstereo._multiview import kernels
+
+    asked = np.empty_like(job.asked)
+    bands = spans(len(plane), 16)
+
+    def rows(i: int) -> None:
+        kernels.asked_rows(*bands[i], plane, asked, count, *job.fixed)
+
+    parallel_for(len(bands), rows)
+    return replace(job, asked=asked)
 
 
 def improve(

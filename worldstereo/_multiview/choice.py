@@ -9,6 +9,8 @@ from torch.nn import functional
 
 from worldstereo.cameras import Cameras
 
+LEAST_POINTS = 20  # seen points from which on they say where a camera looks
+
 
 def depth_range_of(
     camera: Cameras, cameras: Sequence[Cameras], points: Float[Tensor, "N 3"] | None
@@ -19,11 +21,9 @@ def depth_range_of(
     they do not meet, from 2 to 200 times the median distance to the nearest camera.
     """
     if points is not None and len(points) > 0:
-        uv, z = camera.project(points.to(camera.K))
-        size = torch.tensor([camera.width, camera.height]).to(uv)
-        seen = z[(z > 0) & (uv >= 0).all(-1) & (uv <= size).all(-1)]
-        if len(seen) >= 20:
-            low, high = torch.quantile(seen.double()[:: max(1, len(seen) // 100_000)],
+        _, seen = _seen(camera, points, at_most=100_000)
+        if len(seen) >= LEAST_POINTS:
+            low, high = torch.quantile(seen.double(),
                                        torch.tensor([0.01, 0.99]).double()).tolist()  # fmt: skip
             return 0.7 * low, 1.6 * high
     centres = torch.stack([c.position for c in cameras]).double()
@@ -43,37 +43,64 @@ def depth_range_of(
 
 
 def choose_neighbours(
-    cameras: Sequence[Cameras], ranges: Sequence[tuple[float, float]], count: int = 4
+    cameras: Sequence[Cameras],
+    ranges: Sequence[tuple[float, float]],
+    count: int = 4,
+    *,
+    points: Float[Tensor, "N 3"] | None = None,
 ) -> list[tuple[int, ...]]:
     """For each camera those that see most of what it sees under a useful angle.
 
-    Each pixel of a coarse grid at five depths of the range votes for the views that see it, by
+    The known points that it sees (200 of them), or without enough of those each pixel of a coarse
+    grid at five depths of the range, vote for the views that see them too, by
     exp(-((angle - 8) / s)^2) with s = 5 degrees below and 14 above.
 
     Source: the score of Yao et al., MVSNet, ECCV 2018, with other constants.
     """
     out = []
     for i, camera in enumerate(cameras):
-        near, far = ranges[i]
-        pixels = camera.pixel_grid(6, 8)
-        d = torch.linspace(0.15, 0.85, 5).to(pixels) * (1 / near - 1 / far) + 1 / far
-        z = d.reciprocal()[:, None].expand(5, len(pixels)).reshape(-1)
-        points = camera.unproject(pixels.repeat(5, 1), z)
-        own = functional.normalize(camera.position - points, dim=-1)
+        asked, z = _seen(camera, points)
+        if len(asked) < LEAST_POINTS:
+            asked, z = _grid(camera, *ranges[i])
+        own = functional.normalize(camera.position - asked, dim=-1)
         scores = []
         for j, other in enumerate(cameras):
             if j == i:
                 scores.append(-1.0)
                 continue
-            uv, depth = other.project(points)
+            uv, depth = other.project(asked)
             size = torch.tensor([other.width, other.height]).to(uv)
             seen = (depth > 0) & (uv >= 0).all(-1) & (uv <= size).all(-1)
-            theirs = functional.normalize(other.position - points, dim=-1)
+            theirs = functional.normalize(other.position - asked, dim=-1)
             angle = torch.rad2deg(torch.acos((own * theirs).sum(-1).clamp(-1, 1)))
             spread = torch.where(angle < 8, 5.0, 14.0)
             nearness = (depth / z.clamp_min(1e-12)).clamp(1e-6, 1e6)
             vote = torch.exp(-(((angle - 8) / spread) ** 2)) * torch.minimum(nearness, 1 / nearness)
-            scores.append(float((vote * seen).sum() / len(points)))
+            scores.append(float((vote * seen).sum() / len(asked)))
         best = sorted(range(len(cameras)), key=lambda j: (-scores[j], j))[:count]
         out.append(tuple(j for j in best if scores[j] > 0.02))
     return out
+
+
+def _seen(
+    camera: Cameras, points: Float[Tensor, "N 3"] | None, at_most: int = 200
+) -> tuple[Float[Tensor, "M 3"], Float[Tensor, "M"]]:
+    """Points in front of the camera and inside its image, evenly thinned, and their depth."""
+    if points is None:
+        return camera.K.new_zeros(0, 3), camera.K.new_zeros(0)
+    points = points.to(camera.K)
+    uv, z = camera.project(points)
+    size = torch.tensor([camera.width, camera.height]).to(uv)
+    inside = torch.nonzero((z > 0) & (uv >= 0).all(-1) & (uv <= size).all(-1))[:, 0]
+    inside = inside[:: max(1, -(-len(inside) // at_most))]
+    return points[inside], z[inside]
+
+
+def _grid(
+    camera: Cameras, near: float, far: float
+) -> tuple[Float[Tensor, "M 3"], Float[Tensor, "M"]]:
+    """A coarse grid of pixels at five depths of a range."""
+    pixels = camera.pixel_grid(6, 8)
+    d = torch.linspace(0.15, 0.85, 5).to(pixels) * (1 / near - 1 / far) + 1 / far
+    z = d.reciprocal()[:, None].expand(5, len(pixels)).reshape(-1)
+    return camera.unproject(pixels.repeat(5, 1), z), z
