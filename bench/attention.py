@@ -88,6 +88,13 @@ class Problem:
         self.column = self.index[self.close]
         self.scale = (CHANNELS // heads) ** -0.5
 
+    def to(self, device: torch.device) -> "Problem":
+        """The same problem with its tensors on a device."""
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor):
+                setattr(self, name, value.to(device))
+        return self
+
     @property
     def pairs(self) -> int:
         return len(self.column)
@@ -121,7 +128,7 @@ class Problem:
         for start in range(0, rows, 64):
             part = slice(start, min(rows, start + 64))
             index, close = self.index[part], self.close[part]
-            mask = torch.zeros(len(index), self.m, dtype=torch.bool)
+            mask = torch.zeros(len(index), self.m, dtype=torch.bool, device=index.device)
             mask.scatter_(1, torch.where(close, index, index[:, :1]), True)
             q, k, v = (
                 x.view(1, len(x), self.heads, -1).transpose(1, 2)

@@ -24,3 +24,9 @@ def test_a_benchmark_runs_and_prints_a_table():
     assert "| splat 480x832, 3x3 | worldstereo | 20,000 |" in out
     assert "x of torch scatter_reduce + filter" in out
     assert "x of scipy cKDTree rebuild" in out
+
+
+def test_the_calls_that_a_gpu_would_run_are_run_on_the_cpu_device():
+    out = bench("cuda", "--quick")
+    for part in ("neighbours", "update", "splat", "correspondence mask", "attention"):
+        assert f"| CUDA {part}" in out
