@@ -135,7 +135,7 @@
   const labels = { '#generate': 'Generate along the path (G)', '#cancel': 'Cancel (Esc)' };
   let strip = null, newest = '', scrolled = 0;
   document.addEventListener('scroll', (event) => { if (event.target === strip && strip.isConnected) scrolled = strip.scrollLeft; }, true);
-  const bar = (element, on) => { for (const one of element.matches('button') ? [element] : element.querySelectorAll('input')) one.disabled = on; };
+  const bar = (element, on) => { for (const one of element.matches('button') ? [element] : element.querySelectorAll('input')) if (one.disabled !== on) one.disabled = on; };
   const explain = () => {
     if (stored('hint') === 'closed' && $('#hint')) $('#hint').style.display = 'none';
     let why = {};
@@ -159,6 +159,6 @@
     if (focused && document.activeElement === document.body) document.getElementById(focused)?.focus({ preventScroll: true });
   };
   let due = 0;
-  new MutationObserver(() => { clearTimeout(due); due = setTimeout(explain, 60); }).observe(document.body, { childList: true, subtree: true });
+  new MutationObserver(() => { clearTimeout(due); due = setTimeout(explain, 60); }).observe(document.body, { childList: true, subtree: true, attributeFilter: ['disabled'] }); // Gradio enables again what it redraws
   explain();
 }

@@ -50,6 +50,13 @@ class MemoryTab:
             )  # fmt: skip
         )
         self.view = shown(gr.Slider(1, 2, 1, step=1, label="View", elem_id="memory-view"))
+        with gr.Row():
+            self.layer = shown(
+                gr.Slider(1, 2, 1, step=1, label="Layer", visible=False, elem_id="layer")
+            )
+            self.step = shown(
+                gr.Slider(1, 2, 1, step=1, label="Denoising step", visible=False, elem_id="at-step")
+            )
         self.card = shown(html(EMPTY, elem_id="card"))
         with gr.Row():
             self.u = shown(
@@ -71,13 +78,6 @@ class MemoryTab:
                     min_width=100,
                     elem_id="v",
                 )
-            )
-        with gr.Row():
-            self.layer = shown(
-                gr.Slider(1, 2, 1, step=1, label="Layer", visible=False, elem_id="layer")
-            )
-            self.step = shown(
-                gr.Slider(1, 2, 1, step=1, label="Denoising step", visible=False, elem_id="at-step")
             )
         self.problem = shown(line())
 
@@ -285,7 +285,8 @@ class MemoryTab:
             figure = f"{share:.0f} %"
         else:
             meaning, figure = "No reference shows this place: there is no window to look into.", ""
-        peak = float(row.weights.max())
+        peak, side = float(row.weights.max()), 680 // min(3, len(row.views))
+        columns = f"grid-template-columns:repeat({min(3, len(row.views))},minmax(0,1fr))"
         tiles = []
         for k, index in enumerate(row.views):
             known = 0 <= index < len(scene.views)
@@ -294,7 +295,7 @@ class MemoryTab:
             image = inspector.attention_picture(color8, row.weights[k], row.window[k], peak)
             part = 100 * float(row.weights[k].sum())
             tiles.append(
-                f'<div class="tile"><img src="{piece.picture(image, 340, 84)}" '
+                f'<div class="tile"><img src="{piece.picture(image, side, 84)}" '
                 f'alt="Attention on {name}"><span class="num">{name}, {part:.1f} %</span></div>'
             )
         return (
@@ -302,7 +303,7 @@ class MemoryTab:
             f'<span class="num">{mass:.0f} % on references</span></div>'
             f'<p id="attention-share" style="margin:10px 0 4px;font-size:12px">'
             f'<b class="num">{figure}</b> {meaning}</p>'
-            f'<div class="tiles" id="attention-maps">{"".join(tiles)}</div>'
+            f'<div class="tiles" id="attention-maps" style="{columns}">{"".join(tiles)}</div>'
         )
 
     def _start(self, scene: Scene, view: int) -> Any:

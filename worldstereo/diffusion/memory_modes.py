@@ -173,7 +173,8 @@ def device_bytes(size: ModelSize, clip: ClipSize, mode: Mode, half: int = 2) -> 
         # hidden states of both streams, float32 norm and result, twice the inner width
         clip.tokens * size.width * 14 + clip.target_tokens * size.ffn * 4,
     )
-    decoded = 512 * 512 if mode.tiled_vae else clip.height * clip.width
+    decoded = clip.height * clip.width
+    decoded = min(decoded, 512 * 512) if mode.tiled_vae else decoded
     activations = max(activations, decoded * VAE_BYTES_PER_PIXEL)
     if mode.offload == "group":  # two blocks: the next one is fetched while one computes
         weights = 2 * size.largest_block * half + size.control * half + 0.5e9
