@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from worldstereo import multiview
-from worldstereo._multiview.arrays import job_of, judge
+from worldstereo._multiview.arrays import asking_best, gradients, job_of, judge
+from worldstereo._multiview.photos import nearest_points
 from worldstereo.cameras import Cameras, look_at
 from worldstereo.multiview import MatchOptions, MatchView
 
@@ -202,6 +203,46 @@ def test_the_range_comes_from_points_or_from_the_cameras():
     assert float(depth.max()) < far < 2.2 * float(depth.max())
     near, far = multiview.depth_range_of(cameras[1], cameras, None)
     assert near < float(depth.min()) and far > float(depth.max())
+
+
+def test_known_points_lead_the_search():
+    """Forty points of the wall give range, neighbours and starts; each pixel gets its nearest."""
+    views = wall(3)
+    camera = views[1].cameras
+    rng = torch.Generator().manual_seed(4)
+    pixels = torch.rand(40, 2, generator=rng) * torch.tensor([83.0, 61.0])
+    u, v = pixels.long().T
+    points = camera.unproject(pixels, truth(views[1])[0, v, u])
+    d = nearest_points(camera, points)
+    assert d is not None and d.shape == (61, 83)
+    for y, x in ((5, 9), (30, 41), (55, 77)):
+        gap = (pixels - torch.tensor([x + 0.5, y + 0.5])).norm(dim=1)
+        near = gap < gap.min() + 1.5  # the distance transform counts whole pixels
+        z = ((points - camera.position) @ camera.forward)[near]
+        assert 1 / d[y, x] == pytest.approx(float(z[(z - 1 / d[y, x]).abs().argmin()]), rel=1e-3)
+    behind = camera.unproject(pixels + 0.6, truth(views[1])[0, v, u] * 3)
+    hidden = nearest_points(camera, torch.cat([points, behind]))
+    assert (
+        hidden is not None and float(np.mean(1 / hidden > 1.8 * truth(views[1])[0].numpy())) < 0.1
+    )
+    assert nearest_points(camera, points[:5]) is None
+    found = multiview.photo_depth([blind(v) for v in views], points=points, options=FULL)[1]
+    error = ((found.depth - truth(views[1])).abs() / truth(views[1]))[found.depth > 0]
+    assert float((found.depth > 0).float().mean()) > 0.7
+    assert float((error < 0.02).float().mean()) > 0.95
+
+
+def test_a_pixel_asks_the_views_that_fit_its_plane():
+    """One of three neighbours shows another place: hardly a pixel keeps asking it."""
+    views = wall(4)
+    stranger = MatchView(views[3].color.flip(2), views[3].cameras)
+    job = job_of(views[1], [blind(views[0]), stranger, blind(views[2])], FULL, 0.0)
+    d = 1 / truth(views[1])[0].numpy()
+    slope = np.stack(gradients(d), axis=-1)
+    plane = np.concatenate([d[..., None], slope], axis=-1).astype(np.float32)
+    asked = asking_best(job, plane, 2).asked[10:-10, 14:-14]
+    assert set(np.unique(asked)) <= {3, 5, 6, 7}
+    assert (asked == 0b101).mean() > 0.9
 
 
 def test_arguments_are_refused_by_name():
