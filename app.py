@@ -33,6 +33,12 @@ class AppConfig:
     projects: Path = Path("projects")
     """Folder where every world is saved after each step."""
 
+    keep_worlds: int = 40
+    """The newest saved worlds that stay there; older ones are deleted, never one in use. 0: all."""
+
+    keep_gb: float = 20.0
+    """Older saved worlds are deleted, too, while all of them take more than this. 0: no limit."""
+
     max_points: int = 2_000_000
     """Capacity of the global memory's cloud; beyond it the oldest points go."""
 
@@ -69,6 +75,11 @@ class AppConfig:
             raise ValueError(f"port must be between 0 and 65535, got {self.port}.")
         if self.max_points < 1:
             raise ValueError(f"max-points must be at least 1, got {self.max_points}.")
+        if self.keep_worlds < 0 or not self.keep_gb >= 0:
+            raise ValueError(
+                f"keep-worlds and keep-gb must be at least 0, got {self.keep_worlds} and "
+                f"{self.keep_gb}."
+            )
         if self.max_sessions < 1:
             raise ValueError(f"max-sessions must be at least 1, got {self.max_sessions}.")
         if self.threads is not None and self.threads < 1:
@@ -80,12 +91,14 @@ class AppConfig:
 def sessions_config(config: AppConfig) -> "SessionsConfig":
     """What the sessions share, from what the command line says."""
     from ui.session_config import SessionsConfig, bundled_examples, warp_choice
+    from ui.session_keep import Keeping
 
     return SessionsConfig(
         max_sessions=config.max_sessions,
         idle_seconds=60 * config.idle_minutes,
         max_points=config.max_points,
         projects=config.projects,
+        keep=Keeping(worlds=config.keep_worlds, gigabytes=config.keep_gb),
         generators=(warp_choice(), mini_choice(config), diffusion_choice(config)),
         examples=bundled_examples(config.examples),
     )

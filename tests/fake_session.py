@@ -150,7 +150,7 @@ class FakeSession:
         self.plan: Trajectory | None = None
         self.job: FakeJob | None = None
         self.asked: list[tuple[str, tuple, dict]] = []
-        self.saved, self.notices = "saved", ()
+        self.saved, self.notices, self.project = "saved", (), None
         self.registration, self.registered = None, True
         self.selected, self.flight, self.generator = 0, None, "warp"
         self.settings, self.keys_planned, self.measured = None, None, None

@@ -1,5 +1,6 @@
 """Jobs, the shared worker, sessions and their ends; the whole chain with an instant generator."""
 
+import os
 import re
 import threading
 import time
@@ -22,10 +23,12 @@ from ui.session import (
     Worker,
 )
 from ui.session_config import bundled_examples
+from ui.session_keep import Keeping, tidy
 from ui.session_preview import along, describe, frames_inside
 from ui.viewport_events import JobChanged, Selected
 from worldstereo.cameras import Cameras, look_at
 from worldstereo.errors import Cancelled, InputRefused, WorldBusy, WorldStereoError
+from worldstereo.project import Project
 from worldstereo.scene import PointCloud
 from worldstereo.trajectory import Trajectory
 
@@ -691,3 +694,40 @@ def test_the_first_visitor_finds_the_world_that_was_prepared(tmp_path):
         sessions.prepare()  # never visited: it ends with the app
     finally:
         sessions.close_all()
+
+
+def saved_world(folder: Path, name: str, age: float, size: int = 1000) -> Path:
+    path = folder / f"{name}.world"
+    (path / "members").mkdir(parents=True)
+    (path / "members" / "a.safetensors").write_bytes(b"x" * size)
+    (path / "project.json").write_text("{}")
+    stamp = 1.7e9 - age
+    os.utime(path / "project.json", (stamp, stamp))
+    return path
+
+
+def test_old_worlds_go_and_none_in_use_goes(tmp_path):
+    """By number, then by size, oldest first; open here, held elsewhere, or foreign: they stay."""
+    a, b, c, d, e = (saved_world(tmp_path, name, age) for age, name in enumerate("abcde"))
+    (tmp_path / "examples").mkdir()
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / ".gone-f.world" / "members").mkdir(parents=True)  # a deletion that was cut short
+    with Project(d):
+        assert tidy(tmp_path, Keeping(worlds=2, gigabytes=0), in_use=[e]) == [c]
+    assert [p.exists() for p in (a, b, c, d, e)] == [True, True, False, True, True]
+    assert not list(tmp_path.glob(".gone-*"))
+    big = saved_world(tmp_path, "big", 2.5, size=5000)
+    assert tidy(tmp_path, Keeping(worlds=0, gigabytes=5e-6)) == [big]
+    assert tidy(tmp_path, Keeping(worlds=0, gigabytes=0)) == []
+    assert set(tidy(tmp_path, Keeping(worlds=0, gigabytes=1e-9))) == {b, d, e}  # the newest stays
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.world", "examples", "notes.txt"]
+    assert "newest 2 worlds" in str(Keeping(worlds=2)) and str(Keeping(worlds=0, gigabytes=0))
+
+
+def test_a_session_keeps_its_own_world(opened, tmp_path):
+    sessions, session = opened
+    for age in range(45):
+        saved_world(tmp_path, f"old{age:02d}", -1e9 + age)  # all of them newer than the open one
+    assert sessions.tidy() >= 5
+    assert session.project is not None and session.project.exists()
+    assert len(list(tmp_path.glob("*.world"))) in (40, 41)

@@ -330,6 +330,9 @@ class WorldTab:
         notes = [*scene.notices, *session.notices, *session.viewport.notices]
         if scene.rough_depth:
             notes.insert(0, "Depth is a rough estimate from one photo.")
+        if session.project is not None:
+            kept = self.panel.sessions.config.keep
+            notes.append(f"Saved after each step. Stays on this server: {kept}; oldest go first.")
         lines = "".join(f'<p class="notice">{piece.esc(line)}</p>' for line in dict.fromkeys(notes))
         return piece.facts(rows) + (f'<div style="margin-top:8px">{lines}</div>' if lines else "")
 

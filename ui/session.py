@@ -13,6 +13,7 @@ import time
 from ui.proxy import Sockets
 from ui.session_config import Example, GeneratorChoice, SessionsConfig
 from ui.session_jobs import Job, Progress, Worker
+from ui.session_keep import tidy
 from ui.session_preview import Preview
 from ui.session_shared import Shared
 from ui.session_world import Session
@@ -34,6 +35,7 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
+TIDY_EVERY = 600.0  # seconds between two looks at the saved worlds
 TOKEN = re.compile(r"[A-Za-z0-9_-]{43}")  # 256 bits, URL-safe
 
 
@@ -139,6 +141,19 @@ class Sessions:
                 ended += 1
         return ended
 
+    def tidy(self) -> int:
+        """Delete the oldest saved worlds beyond what is kept, none that is open; how many went."""
+        folder = self.config.projects
+        if folder is None or not folder.is_dir():
+            return 0
+        with self._lock:
+            tokens = [*self._sessions, *([self._ready.token] if self._ready else [])]
+        in_use = [path for token in tokens if (path := self.shared.project_of(token)) is not None]
+        gone = tidy(folder, self.config.keep, in_use)
+        if gone:
+            log.info("%d old worlds were deleted; kept are %s", len(gone), self.config.keep)
+        return len(gone)
+
     def close_all(self) -> None:
         """The app ends: sessions in order, then the worker and the import process."""
         self._stop.set()
@@ -175,8 +190,12 @@ class Sessions:
             return session
 
     def _reap_now_and_then(self) -> None:
+        next_tidy = 0.0
         while not self._stop.wait(min(30.0, max(0.2, self.config.idle_seconds / 4))):
             try:
                 self.reap()
+                if time.monotonic() > next_tidy:
+                    self.tidy()
+                    next_tidy = time.monotonic() + TIDY_EVERY
             except Exception:
                 log.exception("the reaper stumbled")

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ui.session_keep import Keeping
 from worldstereo.generator import (
     Fit,
     Generator,
@@ -94,6 +95,9 @@ class SessionsConfig:
 
     projects: Path | None = None
     """Folder of the saved worlds; None saves nothing."""
+
+    keep: Keeping = Keeping()
+    """How many of them stay on disk."""
 
     generator: str = "warp"
     """The generator that a new world begins with."""
