@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 if TYPE_CHECKING:
+    from worldstereo.diffusion.official import Example
     from worldstereo.generator import Generator
     from worldstereo.scene import Scene
     from worldstereo.trajectory import Trajectory
@@ -29,7 +30,8 @@ class Explore:
     """Folder for the results: frames, clip.mp4, the exports and the project."""
 
     trajectory: str = "orbit"
-    """orbit, dolly, truck, crane, pan, tilt, spiral, zoom, look_around, or a JSON file."""
+    """orbit, dolly, truck, crane, pan, tilt, spiral, zoom, look_around, or a JSON file: one of
+    ours, or the camera.json of an official WorldStereo example."""
 
     amount: float = 1.0
     """Strength of the preset; 0.5 is half the way, -1 the other direction."""
@@ -46,17 +48,28 @@ class Explore:
     seed: int = 0
     """Same seed, same device, same bits."""
 
-    prompt: str = ""
-    """For generators that read text."""
+    prompt: str | None = None
+    """For generators that read text; where not given, what came with the input (prompt.json), else
+    the generator's own default."""
 
-    guide: Literal["fused", "cloud"] = "fused"
-    """Both memories, or the global point cloud alone."""
+    negative_prompt: str = ""
+    """What guidance leads away from; the checkpoint's own where empty."""
+
+    steps: int | None = None
+    """Denoising steps; where not given, as many as the model was made for."""
+
+    guidance: float = 5.0
+    """Guidance scale of models that are not distilled; 1 switches it off."""
+
+    guide: Literal["fused", "cloud", "renders"] = "fused"
+    """Both memories, the global point cloud alone, or the render.mp4 and render_mask.mp4 that lie
+    beside an official example's camera.json."""
 
     generator: Literal["warp", "mini", "diffusion"] = "warp"
     """warp needs neither weights nor GPU."""
 
-    model: Path | None = None
-    """Folder with the weights of the diffusion generator."""
+    model: str | None = None
+    """Folder, or hub id, with the weights of the diffusion generator."""
 
     variant: str | None = None
     """worldstereo-camera, worldstereo-memory or worldstereo-memory-dmd."""
@@ -67,8 +80,13 @@ class Explore:
     memory_mode: str = "auto"
     """How the weights fit the card: auto, full, float8, int8, int4, group or sequential."""
 
+    constraint: Literal["none", "mask", "bias"] = "none"
+    """What attention may see of the references: all, as released; only what corresponds in 3D; or
+    that first."""
+
     devices: int = 1
-    """Devices that share one generation; the same command runs on each."""
+    """Devices that share one generation of the diffusion generator; the same command runs on
+    each (torchrun)."""
 
     register: bool = True
     """Register the given views to each other first."""
@@ -132,29 +150,44 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _explore(command: Explore) -> None:
-    if command.devices > 1:
-        from worldstereo.diffusion import distributed
-
-        if not distributed.wanted():
-            arguments = _without_devices(sys.argv[1:])
-            sys.exit(distributed.launch(command.devices, ["worldstereo", *arguments]))
-    from worldstereo.explore import explore
+    from worldstereo.generator import SamplerConfig
 
     _check_formats(command.export)
-    world = _open(command.input, _generator(command), command.register)
-    path = _path(command, world.scene)
+    sampler = SamplerConfig(steps=command.steps, guidance=command.guidance)
+    if command.devices != 1:
+        _launch(command)
+    from worldstereo.explore import explore
+
+    generator = _generator(command)
+    example = _example(command, generator)
+    world, prompt = _open(command.input, generator, command.register)
+    path = example.trajectory if example is not None else _path(command, world.scene)
+    prompt = (example.prompt if example is not None else "") or prompt
+    guide = command.guide
+    if guide == "renders":
+        if example is None or example.guide is None:
+            raise ValueError(
+                "guide renders needs --trajectory FOLDER/camera.json with render.mp4 and "
+                "render_mask.mp4 beside it."
+            )
+        guide = example.guide
+    prompt = command.prompt if command.prompt is not None else prompt
     explore(
         world,
         path,
         seed=command.seed,
-        prompt=command.prompt,
-        guide=command.guide,
+        prompt=prompt or ("" if command.prompt is not None else generator.limits.default_prompt),
+        negative_prompt=command.negative_prompt,
+        guide=guide,
+        sampler=sampler,
         on_step=_progress,
     )
     if command.generator == "diffusion":
         from worldstereo.diffusion import distributed
 
-        if not distributed.writes():
+        writes = distributed.writes()
+        distributed.leave()
+        if not writes:
             return  # another process of the same job writes the results
     _write_all(world, command.out, command.export)
     from worldstereo.project import save_world
@@ -167,27 +200,56 @@ def _export(command: Export) -> None:
     from worldstereo.generator import WarpGenerator
 
     _check_formats(command.format)
-    _write_all(_open(command.input, WarpGenerator(), True), command.out, command.format)
+    _write_all(_open(command.input, WarpGenerator(), True)[0], command.out, command.format)
 
 
 def _info(command: Info) -> None:
     from worldstereo.generator import WarpGenerator
 
-    _print_facts(_open(command.input, WarpGenerator(), True).scene)
+    _print_facts(_open(command.input, WarpGenerator(), True)[0].scene)
 
 
-def _open(path: Path, generator: "Generator", register: bool) -> "World":
+def _launch(command: Explore) -> None:
+    """Starts this very command on several devices, unless this is one of them; does not return."""
+    from worldstereo.diffusion import distributed
+
+    if command.generator != "diffusion":
+        raise ValueError(
+            f"devices must be 1 for the {command.generator} generator, got {command.devices}."
+        )
+    if not distributed.wanted():
+        arguments = _without_devices(sys.argv[1:])
+        sys.exit(distributed.launch(command.devices, ["worldstereo", *arguments]))
+
+
+def _example(command: Explore, generator: "Generator") -> "Example | None":
+    """The official example that `--trajectory .../camera.json` names."""
+    file = Path(command.trajectory)
+    if file.name != "camera.json" or not file.is_file():
+        return None
+    from worldstereo.diffusion import read_example
+    from worldstereo.diffusion.config import SIZES
+
+    config = getattr(getattr(generator, "published", None), "config", None)
+    sizes, nframe = (config.sizes, config.nframe) if config is not None else (SIZES, 21)
+    return read_example(file.parent, sizes=sizes, nframe=nframe)
+
+
+def _open(path: Path, generator: "Generator", register: bool) -> "tuple[World, str]":
+    """The world of an input, and the prompt that came with it."""
     from worldstereo.explore import start
     from worldstereo.inputs import read
     from worldstereo.project import is_project, load_world
     from worldstereo.world import World
 
-    world = World(generator)
+    world, prompt = World(generator), ""
     if is_project(path):
         load_world(world, path)
     else:
-        start(world, read(path), register=register, on_step=_progress)
-    return world
+        capture = read(path)
+        prompt = capture.prompt
+        start(world, capture, register=register, on_step=_progress)
+    return world, prompt
 
 
 def _generator(command: Explore) -> "Generator":
@@ -205,7 +267,12 @@ def _generator(command: Explore) -> "Generator":
     if command.model is None:
         raise WeightsMissing("The diffusion generator needs --model FOLDER with its weights.")
     return DiffusionGenerator.from_pretrained(
-        command.model, command.variant, mode=command.memory_mode, base=command.base
+        command.model,
+        command.variant,
+        mode=command.memory_mode,
+        base=command.base,
+        constraint=command.constraint,
+        on_step=_progress,
     )
 
 

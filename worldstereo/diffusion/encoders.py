@@ -6,6 +6,8 @@ can be switched off by name.
 
 import html
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -122,9 +124,10 @@ def load_text_encoder(
     from transformers import AutoTokenizer, UMT5EncoderModel
 
     try:
-        encoder = UMT5EncoderModel.from_pretrained(
-            text_encoder, dtype=dtype, use_safetensors=True, local_files_only=True
-        )
+        with no_bars():
+            encoder = UMT5EncoderModel.from_pretrained(
+                text_encoder, dtype=dtype, use_safetensors=True, local_files_only=True
+            )
         words = AutoTokenizer.from_pretrained(tokenizer, local_files_only=True)
     except (OSError, ValueError, ImportError) as error:
         raise WeightsMissing(_first_line(f"text encoder in {text_encoder}", error)) from error
@@ -144,13 +147,28 @@ def load_image_encoder(
     from transformers import CLIPVisionModel
 
     try:
-        encoder = CLIPVisionModel.from_pretrained(
-            image_encoder, dtype=dtype, use_safetensors=True, local_files_only=True
-        )
+        with no_bars():
+            encoder = CLIPVisionModel.from_pretrained(
+                image_encoder, dtype=dtype, use_safetensors=True, local_files_only=True
+            )
         settings = json.loads((processor / "preprocessor_config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, ImportError) as error:
         raise WeightsMissing(_first_line(f"image encoder in {image_encoder}", error)) from error
     return ImageEncoder(encoder.eval().requires_grad_(False), settings)
+
+
+@contextmanager
+def no_bars() -> Iterator[None]:
+    """Without transformers' progress bars: what loading says goes through `on_step` and the log."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _first_line(what: str, error: Exception) -> str:

@@ -276,7 +276,7 @@ class DiffusionGenerator:
         trajectory = request.trajectory
         guide = request.guide.stacked()
         fused = guide.color[0]
-        if request.guide.kind != "fused":
+        if request.guide.kind == "cloud":
             fused = Guide(request.guide.scene, trajectory, "fused", seed=request.seed)[0].color
         start, _ = start_picture(request.views, trajectory, fused)
         guide.color[0] = start

@@ -26,6 +26,7 @@ from worldstereo.errors import InputRefused
 from worldstereo.scene import Origin, Scene, View
 from worldstereo.trajectory import Trajectory
 
+PICTURES = ("image.png", "start_frame.png")
 CAPTIONS = ("long caption", "prompt", "medium caption", "short caption")
 LARGEST = 50_000_000  # bytes of a JSON file that is read at all
 
@@ -55,6 +56,7 @@ class RenderedGuide(Guide):
         seen: Bool[Tensor, "F 1 H W"],
     ) -> None:
         super().__init__(Scene(), trajectory)
+        self.kind = "renders"
         self.color, self.seen = color, seen
 
     def __getitem__(self, t: int) -> GuideFrame:
@@ -84,8 +86,9 @@ def read_example(
     """An official example folder.
 
     Args:
+        folder: an example, or one trajectory of it; picture and prompt may lie in folders above.
         renders: the trajectory's folder below it ("renders/traj_left"); None for the folder's own
-            `camera.json`, or the only trajectory there is.
+            `camera.json`, or the first trajectory there is.
         sizes: (height, width) the model takes; the nearest ratio is chosen.
         nframe: keyframes of the model.
 
@@ -99,9 +102,11 @@ def read_example(
         if renders or not found:
             raise InputRefused(f"{path} holds no camera.json.")
         path = found[0].parent
-    picture = next((p for n in ("image.png", "start_frame.png") if (p := root / n).is_file()), None)
+    above = (path, *list(path.absolute().parents)[:2])
+    picture = next((p for f in above for n in PICTURES if (p := f / n).is_file()), None)
     if picture is None:
         raise InputRefused(f"{root} holds no image.png.")
+    captions = (f / n for f in above for n in ("prompt.json", "traj_caption.json"))
     try:
         with Image.open(picture) as opened:
             pixels = torch.from_numpy(np.array(opened.convert("RGB")))
@@ -112,7 +117,7 @@ def read_example(
     image = resized(source, height, width)
     cameras = _cameras(path / "camera.json", tuple(source.shape[1:]), (height, width), nframe)
     trajectory = Trajectory(cameras, path.name, 16.0)
-    prompt = read_prompt(root / "prompt.json") or read_prompt(path / "traj_caption.json")
+    prompt = next((text for file in captions if (text := read_prompt(file))), "")
     view = View.of(image, torch.zeros(1, height, width), cameras[0], name=picture.name)
     guide = None
     if (path / "render.mp4").is_file() and (path / "render_mask.mp4").is_file():
