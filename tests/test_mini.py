@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -9,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from tests.conftest import room_capture, turned_cameras
 from worldstereo import Origin, Trajectory, WarpGenerator, WeightsMissing, World
 from worldstereo._mini.inputs import BINS, MiniInputs, batched, cloud_map, error_bins, make_inputs
-from worldstereo._mini.network import MiniNetwork
+from worldstereo._mini.network import MiniNetwork, supported
 from worldstereo.explore import explore, start
 from worldstereo.mini import VERSION, MiniGenerator, load_network, why_not
 from worldstereo.render import render_points
@@ -81,6 +82,35 @@ def test_a_cell_without_correspondence_attends_to_nothing(folder):
     torch.testing.assert_close(attention.sum(1), torch.ones(1, 4, 24, 32))
     assert float(attention[:, :3, :, :, :16].abs().max()) == 0.0
     assert float(attention[:, :3, :, :, 16:].sum(1).min()) > 0.0
+
+
+def test_a_correction_goes_as_far_as_the_references_bear_it():
+    """Against loops over pixels; whole where nothing is known or nothing corresponds."""
+    maps = batched([random_maps(24, 32)])
+    g = torch.Generator().manual_seed(4)
+    references = maps.references * (torch.rand(1, 3, 1, 24, 32, generator=g) < 0.6)
+    maps = maps._replace(references=references)
+    color = maps.anchor + 0.3 * torch.randn(1, 3, 24, 32, generator=g)
+    assert supported(maps, color, 0.0) is color
+    got = supported(maps, color, 2.0)
+    told, change = np.zeros((24, 32)), (color - maps.anchor)[0].numpy()
+    weights = np.zeros((24, 32))
+    for r in maps.references[0].numpy():
+        weight = np.maximum(r[3], 0) / (0.03 + np.abs(r[4])) ** 2
+        told += weight * ((r[:3] - maps.anchor[0].numpy()) ** 2).mean(0)
+        weights += weight
+    squares = [told / np.maximum(weights, 1e-6), (change**2).mean(0)]
+    D, C = (np.pad(s, 4, mode="edge") for s in squares)
+    for y, x in ((0, 0), (5, 7), (12, 31), (23, 16), (20, 3), (9, 22)):
+        d, c = D[y : y + 9, x : x + 9].mean(), C[y : y + 9, x : x + 9].mean()
+        free = float(maps.known[0, 0, y, x]) == 0 or weights[y, x] == 0
+        share = 1 if free else d / (d + 2 * c)
+        wanted = maps.anchor[0, :, y, x].numpy() + share * change[:, y, x]
+        np.testing.assert_allclose(got[0, :, y, x].numpy(), wanted, atol=1e-4)
+    agree = maps.anchor[:, None].expand(1, 3, 3, 24, 32)
+    same = maps._replace(references=torch.cat([agree, torch.ones(1, 3, 3, 24, 32)], 2))
+    same = same._replace(known=torch.ones_like(maps.known))
+    torch.testing.assert_close(supported(same, color, 2.0), maps.anchor, atol=1e-5, rtol=0)
 
 
 def test_each_branch_can_be_left_out(folder):

@@ -46,6 +46,8 @@ class Ship:
 
     run: Path
     out: Path = Path("worldstereo/weights/mini")
+    caution: float = 0.0
+    """Of `supported`: how much of a correction is kept where the references do not bear it."""
 
 
 def main() -> None:
@@ -103,6 +105,7 @@ def ship(options: Ship) -> None:
     config = {
         "version": VERSION,
         "files": [name],
+        "caution": options.caution,
         "stage": facts["plan"]["stage"],
         "steps": facts["step"],
         "batch": facts["plan"]["batch"],

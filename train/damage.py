@@ -27,7 +27,7 @@ class Leftover:
     drift: float = 0.6
     """Median displacement in a moved crop of a reference seen from 0.1 rad away. What depth and
     pose leave over grows with that angle; the truth moves half as far as its nearest reference."""
-    exact: float = 0.35
+    exact: float = 0.45
     """Share of the crops whose references show the truth itself, but for being interpolated. There
     the anchor is only softer than the truth, and what is right must be sharpened, not blurred."""
     exposure: float = 0.03

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from worldstereo._mini.inputs import MiniInputs, batched, cloud_map, make_inputs
-from worldstereo._mini.network import Estimate, MiniNetwork
+from worldstereo._mini.network import Estimate, MiniNetwork, supported
 from worldstereo.control import GuideFrame
 from worldstereo.errors import WeightsMissing
 from worldstereo.generator import (
@@ -160,6 +160,8 @@ class MiniGenerator:
                 maps, geometric=self.geometric, stereo=self.stereo
             )
             estimate = self.network.sample(maps, self.steps, residuals, padded)
+        color = supported(maps, estimate.color.float(), self.network.caution)
+        estimate = estimate._replace(color=color)
         if attention is None:
             found = torch.zeros_like(maps.known)
         else:
@@ -206,7 +208,7 @@ def why_not(folder: Path = FOLDER) -> str:
     from safetensors import SafetensorError, safe_open
 
     try:
-        files = _weight_files(folder)
+        files, _ = _weight_files(folder)
     except WeightsMissing as refusal:
         return str(refusal)
     for path in files:
@@ -228,7 +230,8 @@ def load_network(folder: Path = FOLDER) -> MiniNetwork:
     from safetensors.torch import load_file
 
     tensors: dict[str, Tensor] = {}
-    for path in _weight_files(folder):
+    files, caution = _weight_files(folder)
+    for path in files:
         try:
             tensors |= load_file(path)
         except (SafetensorError, OSError):
@@ -244,11 +247,12 @@ def load_network(folder: Path = FOLDER) -> MiniNetwork:
         if value.shape != wanted[name].shape or not bool(torch.isfinite(value).all()):
             raise WeightsMissing(f"mini weights: {name} has another shape or is not finite.")
     network.load_state_dict({name: value.float() for name, value in tensors.items()})
+    network.caution = caution
     return network.eval()
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    """What `config.json` lists, once its version is this one."""
+def _weight_files(folder: Path) -> tuple[list[Path], float]:
+    """What `config.json` lists, once its version is this one, and how cautious it is."""
     config_file = folder / "config.json"
     if not config_file.is_file():
         raise WeightsMissing(
@@ -257,13 +261,14 @@ def _weight_files(folder: Path) -> list[Path]:
     try:
         config = json.loads(config_file.read_text())
         version, names = config["version"], list(config["files"])
+        caution = float(config.get("caution", 0))
     except (ValueError, KeyError, TypeError):
         raise WeightsMissing(
             "mini/config.json cannot be read; install the package again."
         ) from None
     if version != VERSION:
         raise WeightsMissing(f"mini weights are of version {version}; version {VERSION} is needed.")
-    return [folder / Path(str(name)).name for name in names]
+    return [folder / Path(str(name)).name for name in names], caution
 
 
 def _padded(x: Tensor, pad: tuple[int, int, int, int]) -> Tensor:

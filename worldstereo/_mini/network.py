@@ -199,6 +199,8 @@ class MiniNetwork(nn.Module):
         self.stereo = StereoBranch()
         self.register_buffer("sigma", torch.linspace(0.08, 0.5, BINS))
         self.sigma: Tensor
+        self.caution = 0.0
+        """Of `supported`; chosen with the checkpoint, 0 while training."""
 
     def control(
         self, maps: MiniInputs, *, geometric: bool = True, stereo: bool = True
@@ -257,6 +259,29 @@ class MiniNetwork(nn.Module):
             z = estimate.color + (z - estimate.color) * (then / now)
         assert estimate is not None
         return estimate
+
+
+def supported(maps: MiniInputs, color: Float[Tensor, "B 3 H W"], caution: float) -> Tensor:
+    """The corrected colour, taken as far as the references' disagreement with the anchor bears it.
+
+    With D and C the mean squares, over 9x9 pixels, of reference minus anchor (weighed as the blend
+    weighs references) and of the correction, D / (D + caution C) of it is kept: where every
+    reference already says what the anchor says, there is nothing to correct. Where no memory knows
+    the surface, or none of the references shows it, all of it is kept.
+    """
+    if caution == 0:
+        return color
+    references, change = maps.references, color - maps.anchor
+    valid = references[:, :, 3:4] > 0
+    weight = valid * references[:, :, 3:4] / (0.03 + references[:, :, 4:5].abs()) ** 2
+    apart = (references[:, :, :3] - maps.anchor[:, None]).square().mean(2, keepdim=True)
+    total = weight.sum(1)
+    told = (weight * apart).sum(1) / total.clamp_min(1e-6)
+    squares = torch.cat([told, change.square().mean(1, keepdim=True)], 1)
+    squares = F.avg_pool2d(F.pad(squares, (4, 4, 4, 4), mode="replicate"), 9, 1)
+    share = squares[:, :1] / (squares[:, :1] + caution * squares[:, 1:] + 1e-8)
+    share = torch.where((maps.known > 0) & (total > 0), share, 1.0)
+    return maps.anchor + share * change
 
 
 def _embed(t: Float[Tensor, "B"]) -> Float[Tensor, "B 64"]:
