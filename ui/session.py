@@ -157,6 +157,7 @@ class Sessions:
     def close_all(self) -> None:
         """The app ends: sessions in order, then the worker and the import process."""
         self._stop.set()
+        self._reaper.join(10)  # so that it starts nothing after the end
         for token in list(self._sessions):
             self.close(token)
         with self._lock:
@@ -194,6 +195,8 @@ class Sessions:
         while not self._stop.wait(min(30.0, max(0.2, self.config.idle_seconds / 4))):
             try:
                 self.reap()
+                if self._sessions:
+                    self.shared.warm_importer()
                 if time.monotonic() > next_tidy:
                     self.tidy()
                     next_tidy = time.monotonic() + TIDY_EVERY

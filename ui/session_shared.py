@@ -82,11 +82,18 @@ class Shared:
         """A stranger's file, read in a process of its own. Raises `InputRefused`, `Cancelled`."""
         if self.config.read is not None:
             return self.config.read(path, name)
+        importer = self.warm_importer()
+        assert importer is not None
+        return importer.read(path, name, timeout=self.config.import_seconds, cancelled=cancelled)
+
+    def warm_importer(self) -> ImportWorker | None:
+        """Have a process ready that reads the next file: it takes seconds to start."""
+        if self.config.read is not None:
+            return None
         with self._lock:
             if self._importer is None:
                 self._importer = ImportWorker(self.config.limits)
-            importer = self._importer
-        return importer.read(path, name, timeout=self.config.import_seconds, cancelled=cancelled)
+            return self._importer
 
     def read_example(self, example: Example) -> Capture:
         """A bundled capture: ours, so it is read in this process."""
