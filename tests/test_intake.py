@@ -82,6 +82,19 @@ def test_points_that_others_look_through_are_dropped():
     assert (d[rest] > 0).mean() > 0.97
 
 
+def test_depth_of_others_is_taken_only_where_it_looks_alike():
+    """What stands in front here, and was not measured, does not get the depth of the wall behind."""
+    some = views(4)
+    depth, color = some[1].depth.clone(), some[1].color.clone()
+    depth[0, 30:60, 30:100] = 0
+    color[:, 30:60, 60:100] = color[:, 30:60, 60:100] * 0.3  # something dark that only it shows
+    works = [make_working(v) for v in some]
+    works[1] = make_working(View.of(color, depth, some[1].given))
+    _, confidence = stages.measured_by(works[1], [works[0], works[2], works[3]])
+    assert (confidence[34:56, 34:56] == 0.5).mean() > 0.9
+    assert (confidence[34:56, 64:96] == 0).mean() > 0.9
+
+
 def test_exposure_is_told_towards_the_first_view():
     """Known gains are found from corresponding colours; the first view's is zero."""
     some = views(4)

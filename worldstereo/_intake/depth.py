@@ -82,9 +82,11 @@ def uncontradicted(view: Working, others: Sequence[Working]) -> tuple[np.ndarray
 
 
 def measured_by(view: Working, others: Sequence[Working]) -> tuple[np.ndarray, np.ndarray]:
-    """Unmeasured pixels filled with what the other views measured there.
+    """Unmeasured pixels filled with what the other views measured, where it looks alike.
 
-    Among photos nothing was measured: what others found by stereo is a guess here.
+    Beside a depth edge, or under a pose that is a little wrong, what others measured lies in front
+    of or behind what this view shows there; its colour tells. Among photos nothing was measured:
+    what others found by stereo is a guess here.
     """
     photos = view.guessed and all(other.guessed for other in others)
     by_others = FOUND_BY_OTHERS if photos else BY_OTHERS
@@ -92,8 +94,7 @@ def measured_by(view: Working, others: Sequence[Working]) -> tuple[np.ndarray, n
     add = (view.disparity == 0) & (depth > 0)
     if view.rig is not None:
         add &= ~view.rig
-    if photos:
-        add &= _looks_alike(view, others, np.where(add, depth, 0))
+    add &= _looks_alike(view, others, np.where(add, depth, 0))
     return (
         np.where(add, invert(depth), view.disparity),
         np.where(add, by_others, view.confidence),
