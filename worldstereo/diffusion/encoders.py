@@ -5,7 +5,9 @@ can be switched off by name.
 """
 
 import html
+import json
 import re
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -123,14 +125,11 @@ def load_text_encoder(
     """
     from transformers import AutoTokenizer, UMT5EncoderModel
 
-    try:
-        with no_bars():
-            encoder = UMT5EncoderModel.from_pretrained(
-                text_encoder, dtype=dtype, use_safetensors=True, local_files_only=True
-            )
+    with readable(f"text encoder in {text_encoder}"):
         words = AutoTokenizer.from_pretrained(tokenizer, local_files_only=True)
-    except (OSError, ValueError, ImportError) as error:
-        raise WeightsMissing(_first_line(f"text encoder in {text_encoder}", error)) from error
+        encoder = UMT5EncoderModel.from_pretrained(
+            text_encoder, dtype=dtype, use_safetensors=True, local_files_only=True
+        )
     return TextEncoder(words, encoder.eval().requires_grad_(False))
 
 
@@ -142,35 +141,36 @@ def load_image_encoder(
     Raises:
         WeightsMissing: a folder is absent or holds something else.
     """
-    import json
-
     from transformers import CLIPVisionModel
 
-    try:
-        with no_bars():
-            encoder = CLIPVisionModel.from_pretrained(
-                image_encoder, dtype=dtype, use_safetensors=True, local_files_only=True
-            )
+    with readable(f"image encoder in {image_encoder}"):
         settings = json.loads((processor / "preprocessor_config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, ImportError) as error:
-        raise WeightsMissing(_first_line(f"image encoder in {image_encoder}", error)) from error
+        encoder = CLIPVisionModel.from_pretrained(
+            image_encoder, dtype=dtype, use_safetensors=True, local_files_only=True
+        )
     return ImageEncoder(encoder.eval().requires_grad_(False), settings)
 
 
 @contextmanager
-def no_bars() -> Iterator[None]:
-    """Without transformers' progress bars: what loading says goes through `on_step` and the log."""
+def readable(what: str) -> Iterator[None]:
+    """Reading a part of the base model: one line where that fails, and nothing half-read stays.
+
+    Without transformers' progress bars: what loading says goes through `on_step` and the log.
+
+    Raises:
+        WeightsMissing: a file is absent, truncated, or holds something else.
+    """
+    from safetensors import SafetensorError
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
         yield
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
+        traceback.clear_frames(error.__traceback__)  # they hold what was read so far
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise WeightsMissing(f"the {what} cannot be loaded: {reason}") from error
     finally:
         if shown:
             logging.enable_progress_bar()
-
-
-def _first_line(what: str, error: Exception) -> str:
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return f"the {what} cannot be loaded: {reason}"

@@ -227,24 +227,28 @@ class WorldStereoRefSModel(WorldStereoModel):
         count = 0 if references is None else references.shape[2]
         if references is None or not 1 <= count <= MAX_REFERENCES:
             raise ValueError(f"references must be 1 to {MAX_REFERENCES}, got {count}.")
-        if ref_index is None or ref_index.ndim != 1 or len(ref_index) != count:
-            given = "none" if ref_index is None else tuple(ref_index.shape)
-            raise ValueError(
-                f"ref_index must hold one slot for each of {count} references, got {given}."
-            )
-        last = max(latents.shape[2] - 2, 0)
-        slots = ref_index.tolist()
-        if ref_index.is_floating_point() or not all(0 <= slot <= last for slot in slots):
-            raise ValueError(
-                f"ref_index must hold whole slots 0 .. {last} for {latents.shape[2]} keyframes, "
-                f"got {slots}."
-            )
+        ref_index = check_slots(ref_index, count, latents.shape[2])
         if references.shape[1] != latents.shape[1] or references.shape[3:] != latents.shape[3:]:
             raise ValueError(
                 f"reference_latent must be (B, {latents.shape[1]}, N, {latents.shape[3]}, "
                 f"{latents.shape[4]}), got {tuple(references.shape)}."
             )
         return references, ref_index
+
+
+def check_slots(ref_index: Tensor | None, count: int, frames: int) -> Tensor:
+    """One slot for each reference; slot s stands beside keyframe s + 1, which must be there."""
+    if ref_index is None or ref_index.ndim != 1 or len(ref_index) != count:
+        given = "none" if ref_index is None else tuple(ref_index.shape)
+        raise ValueError(
+            f"ref_index must hold one slot for each of {count} references, got {given}."
+        )
+    last, slots = max(frames - 2, 0), ref_index.tolist()
+    if ref_index.is_floating_point() or not all(0 <= slot <= last for slot in slots):
+        raise ValueError(
+            f"ref_index must hold whole slots 0 .. {last} for {frames} keyframes, got {slots}."
+        )
+    return ref_index
 
 
 def modulated(norm: nn.Module, tokens: Tensor, shift: Tensor, scale: Tensor) -> Tensor:

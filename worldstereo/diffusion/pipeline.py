@@ -15,7 +15,7 @@ from diffusers import UniPCMultistepScheduler
 from torch import Tensor
 
 from worldstereo.diffusion.config import MAX_REFERENCES
-from worldstereo.diffusion.memory_transformer import WorldStereoRefSModel
+from worldstereo.diffusion.memory_transformer import WorldStereoRefSModel, check_slots
 from worldstereo.diffusion.samplers import FlowEuler, Spacing, set_steps
 from worldstereo.diffusion.transformer import WorldStereoModel
 from worldstereo.diffusion.vae import SPATIAL, TEMPORAL, KeyframeVae
@@ -213,8 +213,14 @@ def check_inputs(
         count = 0 if inputs.reference_video is None else inputs.reference_video.shape[2]
         if not 1 <= count <= MAX_REFERENCES:
             raise ValueError(f"references must be 1 to {MAX_REFERENCES}, got {count}.")
-        if inputs.ref_index is None or len(inputs.ref_index) != count:
-            raise ValueError(f"ref_index must hold one slot for each of {count} references.")
+        check_slots(inputs.ref_index, count, frames)
+        for name, tensor, expected in (
+            ("reference_video", inputs.reference_video, (batch, 3, count, height, width)),
+            ("camera_qt", inputs.camera_qt, (batch, frames, 7)),
+            ("camera_qt_ref", inputs.camera_qt_ref, (batch, count, 7)),
+        ):
+            if tensor is not None and tuple(tensor.shape) != expected:
+                raise ValueError(f"{name} must be {expected}, got {tuple(tensor.shape)}.")
 
 
 def _encoded(

@@ -15,6 +15,7 @@ from worldstereo.diffusion.encoders import (
     TextEncoder,
     load_image_encoder,
     load_text_encoder,
+    readable,
 )
 from worldstereo.diffusion.folders import base_part
 from worldstereo.diffusion.loading import (
@@ -29,7 +30,6 @@ from worldstereo.diffusion.memory_modes import ModelSize
 from worldstereo.diffusion.survey import Survey
 from worldstereo.diffusion.transformer import WorldStereoModel
 from worldstereo.diffusion.vae import KeyframeVae
-from worldstereo.errors import WeightsMissing
 from worldstereo.generator import OnStep
 
 
@@ -120,14 +120,11 @@ def _loaded(
     image = load_image_encoder(part("image_encoder"), part("image_processor"), encoder_type)
     held.append(image.encoder)
     on_step(2, 3, "Loading the VAE")
-    try:
+    with readable(f"base model in {root}"):
+        scheduler = UniPCMultistepScheduler.load_config(part("scheduler"))
         vae = AutoencoderKLWan.from_pretrained(
             part("vae"), torch_dtype=half, use_safetensors=True, local_files_only=True
         )
-        scheduler = UniPCMultistepScheduler.load_config(part("scheduler"))
-    except (OSError, ValueError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise WeightsMissing(f"the base model in {root} cannot be loaded: {reason}") from error
     held.append(vae)
     nn.Module.to(vae.eval().requires_grad_(False), device)
     if mode.tiled_vae:
