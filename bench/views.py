@@ -15,13 +15,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 
 from bench.harness import Context, Row
 from bench.views_sets import (
     Job,
+    image_of,
     jobs,
     load,
     mean_of,
@@ -31,10 +31,11 @@ from bench.views_sets import (
     seen_mask,
     sparsification,
     splat_and_nearest,
-    ssim,
     workings,
 )
+from bench.views_sheet import sheet
 from worldstereo import intake, synthesis
+from worldstereo.cameras import Cameras
 from worldstereo.fusion import fetch, make_working, pose_distance, pose_of
 from worldstereo.intake import Intake, IntakeOptions
 from worldstereo.render import RenderResult, render_points
@@ -63,7 +64,8 @@ RUNGS: list[tuple[str, dict, dict]] = [
     ("rig layer", {"rig": True}, {}),
     ("small gaps, despeckle", {"clean": True}, {}),
     ("registration", {"register": True}, {}),
-    ("contradiction, depth by others", {"contradict": True, "by_others": True}, {}),
+    ("contradiction", {"contradict": True}, {}),
+    ("depth by others", {"by_others": True}, {}),
     ("completion", {"complete": True}, {}),
     ("exposure", {"exposure": True}, {"exposure": True}),
     ("PatchMatch", {"stereo": True}, {}),
@@ -150,11 +152,10 @@ class Bench:
 
 
 def _figures(row: dict[str, float]) -> str:
-    return " ".join(f"{k} {v:.3f}" if abs(v) < 5 else f"{k} {v:.2f}" for k, v in row.items())
+    def shown(v: float) -> str:
+        return f"{v:.5f}" if abs(v) < 0.05 else f"{v:.3f}" if abs(v) < 5 else f"{v:.2f}"
 
-
-def image_of(result: synthesis.Synthesis) -> np.ndarray:
-    return np.ascontiguousarray(result.color.permute(1, 2, 0).numpy())
+    return " ".join(f"{k} {shown(v)}" for k, v in row.items())
 
 
 def baselines(bench: Bench) -> None:
@@ -288,6 +289,62 @@ def consistency(bench: Bench, memory: Sequence[Remembered]) -> None:
     print(f"{bench.name:12s} {'consistency (median difference)':34s} " + _figures(row), flush=True)
 
 
+def _seconds(call, rounds: int = 7) -> float:  # noqa: ANN001
+    """Median seconds of a call, after one that does not count."""
+    call()
+    out = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        call()
+        out.append(time.perf_counter() - start)
+    return float(np.median(out))
+
+
+def wide(bench: Bench, memory: Sequence[Remembered]) -> None:
+    """One 832x480 view: the target's camera with a wider picture."""
+    k, target, *_ = bench.targets[len(bench.targets) // 2]
+    m, camera = memory[k], memory[k].camera(target)
+    K = camera.K.clone()
+    K[0, 2] += (832 - camera.width) / 2
+    K[1, 2] += (480 - camera.height) / 2
+    larger = Cameras(K, camera.c2w, 832, 480)
+    views = [m.views[i] for i in m.index.choose(larger)]
+    seconds = _seconds(
+        lambda: synthesis.synthesize(larger, views, rig=m.intake.rig, unit=m.intake.unit)
+    )
+    row = {"s_832x480": seconds, "views": float(len(views))}
+    bench.rows.append({"set": bench.name, "what": "832x480"} | row)
+    print(f"{bench.name:12s} {'one 832x480 view':34s} " + _figures(row), flush=True)
+
+
+def many(bench: Bench, memory: Sequence[Remembered], count: int = 500) -> None:
+    """The same views chosen out of `count`, the others copies placed elsewhere: time, bits."""
+    k, target, *_ = bench.targets[len(bench.targets) // 2]
+    m, camera = memory[k], memory[k].camera(target)
+    views = list(m.views)
+    for i in range(count - len(views)):
+        view = m.views[i % len(m.views)]
+        c2w = view.cameras.c2w.clone()
+        c2w[:3, 3] += torch.tensor([50.0 + i % 23, 9.0 * (i // 23), 7.0]).to(c2w) * m.intake.unit
+        moved = Cameras(view.cameras.K, c2w, view.width, view.height)
+        views.append(replace(view, cameras=moved))
+
+    def made(index: synthesis.ViewIndex, among: Sequence[View]) -> synthesis.Synthesis:
+        chosen = [among[i] for i in index.choose(camera)]
+        return synthesis.synthesize(camera, chosen, rig=m.intake.rig, unit=m.intake.unit)
+
+    all_of_them = synthesis.ViewIndex(views)
+    few, lots = made(m.index, m.views), made(all_of_them, views)
+    equal = all(torch.equal(a, b) for a, b in zip(few, lots, strict=True))
+    row = {
+        "ratio": _seconds(lambda: made(all_of_them, views))
+        / _seconds(lambda: made(m.index, m.views)),
+        "bit_equal": float(equal),
+    }  # fmt: skip
+    bench.rows.append({"set": bench.name, "what": f"out of {count}"} | row)
+    print(f"{bench.name:12s} {f'same views out of {count}':34s} " + _figures(row), flush=True)
+
+
 def growth(bench: Bench, memory: Sequence[Remembered]) -> None:
     """The path is made, remembered, and made again: how far the second differs in PSNR."""
     changes = []
@@ -320,41 +377,6 @@ def growth(bench: Bench, memory: Sequence[Remembered]) -> None:
     print(f"{bench.name:12s} {'growth (dB)':34s} " + _figures(row), flush=True)
 
 
-def sheet(bench: Bench, memory: Sequence[Remembered], folder: Path) -> None:
-    """Truth, splat, ours, error x3 and origin (grey: stereo, blue: global, red: invented)."""
-    pick = np.unique(np.linspace(0, len(bench.targets) - 1, 5).astype(int))
-    colors = np.array([[0.3, 0.4, 0.9], [0.6, 0.6, 0.6], [0.9, 0.3, 0.2], [0.2, 0.2, 0.2]])
-    rows = []
-    for i in pick:
-        k, target, truth, _ = bench.targets[i]
-        result = memory[k](target, splat=memory[k].splat(target))
-        image = image_of(result)
-        plain = splat_and_nearest(bench.kept[k], make_working(target))
-        origin = colors[result.origin[0].numpy()].astype(np.float32)
-        tiles = [truth, plain, image, np.clip(3 * np.abs(image - truth), 0, 1), origin]
-        labels = [
-            f"truth {target.name}",
-            f"splat {psnr(plain, truth):.1f} dB",
-            f"ours {psnr(image, truth):.1f} dB {ssim(image, truth).mean():.3f}",
-            "error x3",
-            "origin",
-        ]
-        rows.append(np.hstack([_labelled(a, b) for a, b in zip(tiles, labels, strict=True)]))
-    folder.mkdir(parents=True, exist_ok=True)
-    cv2.imwrite(str(folder / f"{bench.name}.png"), np.vstack(rows)[:, :, ::-1])
-
-
-def _labelled(image: np.ndarray, text: str) -> np.ndarray:
-    h = round(image.shape[0] * 400 / image.shape[1])
-    tile = cv2.resize(
-        np.ascontiguousarray(image, np.float32), (400, h), interpolation=cv2.INTER_AREA
-    )
-    tile = np.ascontiguousarray((tile.clip(0, 1) * 255).astype(np.uint8))
-    cv2.putText(tile, text, (5, 16), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (0, 0, 0), 3, cv2.LINE_AA)
-    cv2.putText(tile, text, (5, 16), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (255, 255, 255), 1, cv2.LINE_AA)
-    return tile
-
-
 def measure(
     folders: dict[str, Path], *, fixtures: Path | None, quick: bool, all_rungs: bool,
     sheets: Path | None,
@@ -372,6 +394,8 @@ def measure(
         if name == "livingroom1" and not quick:
             every_target(bench, folder, memory)
         consistency(bench, memory)
+        wide(bench, memory)
+        many(bench, memory)
         growth(bench, memory)
         if sheets is not None:
             sheet(bench, memory, sheets)

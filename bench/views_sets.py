@@ -15,6 +15,7 @@ import torch
 from worldstereo import inputs
 from worldstereo.fusion import Working, make_working, nearest_fill, relative
 from worldstereo.scene import View
+from worldstereo.synthesis import Synthesis
 
 PHOTO_SIDE = 960
 
@@ -91,6 +92,10 @@ def jobs(
 def picture(view: View) -> np.ndarray:
     """(H, W, 3) float32 in [0, 1]."""
     return np.ascontiguousarray(view.color.permute(1, 2, 0).numpy())
+
+
+def image_of(result: Synthesis) -> np.ndarray:
+    return np.ascontiguousarray(result.color.permute(1, 2, 0).numpy())
 
 
 def psnr(a: np.ndarray, b: np.ndarray, where: np.ndarray | None = None) -> float:
