@@ -1,18 +1,32 @@
 """The published model: what each memory mode costs on a card, and what constraints cost.
 
-`diffusion` needs a CUDA device: it builds the full-size memory transformer with random weights
-(nothing is downloaded) and measures one forward pass at 21 keyframes of 480 x 832 with 8
-references, per memory mode: seconds and peak memory on the card. Without a card it prints the
-preflight's estimates, which are not measurements, and says so.
+    python -m bench.diffusion            on a machine with a CUDA card, again until it says "done"
+
+It builds the full-size memory transformer with random weights (nothing is downloaded) and measures
+one forward pass at 21 keyframes of 480 x 832 with 8 references in every memory mode that fits:
+seconds and peak memory on the card. After each mode the result is kept in `bench/diffusion.json`;
+a call stops before `--budget` seconds are over and the next one goes on where it stopped. The table
+in the README's hardware section is rewritten from what is kept. `--tiny` runs all of it with a
+small model on the CPU, which measures nothing of interest.
 """
 
-import sys
+import argparse
+import json
+import re
 import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from bench.harness import Context, Row
+
+HERE = Path(__file__).parent
+KEPT, README = HERE / "diffusion.json", HERE.parent / "README.md"
+BUDGET = 420.0
+"""Seconds after which no further mode is begun, so that a call stays below ten minutes."""
 
 FULL = {
     "conv_out_dim": 5120,
@@ -30,24 +44,62 @@ FULL = {
 }
 
 
-def empty_full_size() -> Any:
-    """The full-size memory transformer without memory for its weights."""
+TINY = FULL | {
+    "conv_out_dim": 96,
+    "dim": 32,
+    "num_heads": 2,
+    "num_layers": 2,
+    "ffn_dim": 64,
+    "time_embed_dim": 96,
+    "mid_channels": 16,
+}
+TINY_BACKBONE = {
+    "num_attention_heads": 2,
+    "attention_head_dim": 48,
+    "ffn_dim": 192,
+    "num_layers": 4,
+    "text_dim": 32,
+    "image_dim": 20,
+    "added_kv_proj_dim": 96,
+}
+CHECKED = {
+    "full": "parity, CPU",
+    "float8": "tiny model, CPU",
+    "int8": "tiny model, CPU",
+    "int4": "not run",
+    "group": "bit-equal on the tiny model, CPU",
+    "sequential": "bit-equal on the tiny model, CPU",
+}
+
+
+def empty_model(tiny: bool = False) -> Any:
+    """The memory transformer, full-size or tiny, without memory for its weights."""
     from accelerate import init_empty_weights
 
     from worldstereo.diffusion import WorldStereoRefSModel
 
     with init_empty_weights(include_buffers=False):
-        return WorldStereoRefSModel(controlnet_cfg=FULL).eval().requires_grad_(False)
+        if tiny:
+            model = WorldStereoRefSModel(**TINY_BACKBONE, controlnet_cfg=TINY)
+        else:
+            model = WorldStereoRefSModel(controlnet_cfg=FULL)
+    return model.eval().requires_grad_(False)
 
 
-def fill(model: Any, device: torch.device, control: torch.dtype) -> None:
+def fill(model: Any, device: torch.device, dtype: torch.dtype, control: torch.dtype) -> None:
     """Random weights in the types that loading gives them."""
     from worldstereo.diffusion.loading import set_parameter, target_type
 
+    some = torch.randn(1 << 22, generator=torch.Generator().manual_seed(0)) * 0.02
+    some = some.to(device)  # repeated: drawing 17e9 numbers in main memory takes minutes
     for name, parameter in list(model.named_parameters()):
-        kind = target_type(name, torch.bfloat16, control)
-        tensor = torch.empty(parameter.shape, dtype=kind, device=device)
-        tensor.normal_(0, 0.02) if tensor.ndim > 1 else tensor.fill_(1.0)
+        tensor = torch.empty(
+            parameter.shape, dtype=target_type(name, dtype, control), device=device
+        )
+        flat = tensor.view(-1)
+        for start in range(0, flat.numel(), len(some)):
+            part = flat[start : start + len(some)]
+            part.copy_(some[: len(part)]) if tensor.ndim > 1 else part.fill_(1.0)
         set_parameter(model, name, tensor)
 
 
@@ -73,90 +125,175 @@ def clip_inputs(device: torch.device, frames: int, height: int, width: int, refe
     }
 
 
+@dataclass(frozen=True)
+class Measured:
+    """One forward pass in one memory mode."""
+
+    card: str
+    mode: str
+    seconds: float
+    peak_gib: float
+    torch: str
+    tiny: bool = False
+    why: str = ""
+    """Why it was not measured; the figures mean nothing then."""
+
+
+def kept(path: Path) -> list[Measured]:
+    return [Measured(**entry) for entry in json.loads(path.read_text())] if path.exists() else []
+
+
+def measure(mode_name: str, card: str, tiny: bool) -> Measured:
+    """Builds the model in one mode and times one step; its memory is given back afterwards."""
+    from worldstereo.diffusion import ClipSize
+    from worldstereo.diffusion.loading import discard
+    from worldstereo.diffusion.memory_modes import GIB, apply_mode, free, mode_named
+
+    device = torch.device("cpu" if tiny else "cuda")
+    half = torch.float32 if tiny else torch.bfloat16
+    clip = ClipSize(3, 64, 96, 2) if tiny else ClipSize()
+    model = empty_model(tiny)
+    try:
+        mode = mode_named(mode_name)
+        straight = mode_name == "full"
+        fill(model, device if straight else torch.device("cpu"), half,
+             torch.float32 if straight else half)  # fmt: skip
+        if not straight:
+            apply_mode(model, mode, device)
+        given = clip_inputs(device, clip.frames, clip.height, clip.width, clip.references)
+        if tiny:
+            given = narrowed(given)
+        else:
+            torch.cuda.reset_peak_memory_stats()
+        times = []
+        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=not tiny):
+            for _ in range(3):
+                began = time.perf_counter()
+                out = model(**given).sample
+                float(out.float().abs().mean())  # waits for the card
+                times.append(time.perf_counter() - began)
+        peak = 0.0 if tiny else torch.cuda.max_memory_allocated() / GIB
+        return Measured(card, mode_name, min(times[1:]), peak, torch.__version__, tiny)
+    except Exception as error:  # out of memory, a missing package or kernel: that is the result
+        why = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        return Measured(card, mode_name, 0.0, 0.0, torch.__version__, tiny, why[:120])
+    finally:
+        discard(model)
+        free(device)
+
+
+def narrowed(given: dict[str, Any]) -> dict[str, Any]:
+    """Inputs of the full-size model, for the tiny one."""
+    given = {k: v.float() if v.is_floating_point() else v for k, v in given.items()}
+    given["encoder_hidden_states"] = given["encoder_hidden_states"][..., :32]
+    given["encoder_hidden_states_image"] = given["encoder_hidden_states_image"][:, :, :20]
+    return given
+
+
+def run(
+    *, tiny: bool, out: Path, readme: Path, budget: float, said: Callable[[str], None] = print
+) -> bool:
+    """Measures the modes that are not kept yet; True when none is left."""
+    from worldstereo.diffusion import ClipSize, ModelSize, preflight
+    from worldstereo.diffusion.memory_modes import MODES, Card
+
+    began, clip = time.monotonic(), ClipSize()
+    size = ModelSize.of(empty_model())
+    if not tiny and not torch.cuda.is_available():
+        said("unmeasured: no CUDA card at hand; estimates of the preflight follow")
+        for gib, rate in ((80, 400.0), (48, 120.0), (24, 120.0), (16, 120.0)):
+            said(f"a card of {gib} GiB:")
+            for fit in preflight(size, clip, Card(f"{gib} GiB", gib * 2**30, tflops=rate)):
+                said(f"  {fit}")
+        write_table(readme, size, kept(out))
+        return False
+    card = Card("tiny model on this CPU", 2**60) if tiny else Card.at(torch.device("cuda"))
+    done = kept(out)
+    for fit in preflight(size, clip, card):
+        if any((one.card, one.mode) == (card.name, fit.mode) for one in done):
+            continue
+        if time.monotonic() - began > budget:
+            said("stopped at the budget; the same command goes on")
+            write_table(readme, size, done)
+            return False
+        said(f"{fit.mode}: {MODES[fit.mode].label} ...")
+        found = (
+            measure(fit.mode, card.name, tiny)
+            if fit.fits
+            else Measured(card.name, fit.mode, 0.0, 0.0, torch.__version__, tiny, fit.why)
+        )
+        told = found.why or f"{found.seconds:.2f} s a step, peak {found.peak_gib:.1f} GiB"
+        said(f"{fit.mode}: {told} (estimated {fit.gib:.1f} GiB, {fit.seconds / clip.steps:.1f} s)")
+        done.append(found)
+        out.write_text(json.dumps([asdict(one) for one in done], indent=1) + "\n")
+    write_table(readme, size, done)
+    said("done")
+    return True
+
+
+def table(size: Any, done: list[Measured]) -> str:
+    """The README's table: estimates beside what was measured, with the card named."""
+    from worldstereo.diffusion import ClipSize
+    from worldstereo.diffusion.memory_modes import GIB, MODES, device_bytes
+
+    cards = list(dict.fromkeys(one.card for one in done))
+    head = ["mode", "weights", "card (estimate)"]
+    head += [f"{card}: peak, s a step" for card in cards] or ["peak, s a step on a card"]
+    lines = [
+        f"| {' | '.join([*head, 'checked'])} |",
+        f"| {' | '.join(['---'] * (len(head) + 1))} |",
+    ]
+    for mode in MODES.values():
+        estimate = device_bytes(size, ClipSize(), mode) / GIB
+        cells = [
+            mode.name,
+            mode.label,
+            f"{estimate:.0f} GiB" if estimate > 10 else f"{estimate:.1f} GiB",
+        ]
+        for card in cards or [""]:
+            one = next((m for m in done if (m.card, m.mode) == (card, mode.name)), None)
+            if one is None:
+                cells.append("unmeasured")
+            else:
+                cells.append(one.why or f"{one.peak_gib:.1f} GiB, {one.seconds:.2f} s")
+        lines.append(f"| {' | '.join([*cells, CHECKED[mode.name]])} |")
+    return "\n".join(lines)
+
+
+BEGIN, END = "<!-- modes: written by python -m bench.diffusion -->", "<!-- end of modes -->"
+
+
+def write_table(readme: Path, size: Any, done: list[Measured]) -> None:
+    """Rewrites the table between its marks; a README without them stays as it is."""
+    text = readme.read_text(encoding="utf-8")
+    pattern = re.escape(BEGIN) + ".*?" + re.escape(END)
+    fresh = f"{BEGIN}\n{table(size, done)}\n{END}"
+    readme.write_text(re.sub(pattern, lambda _: fresh, text, flags=re.S), encoding="utf-8")
+
+
 def memory_modes(context: Context) -> list[Row]:
     """Seconds and peak memory per step of the full-size model, per memory mode (needs CUDA)."""
-    from worldstereo.diffusion import ClipSize, ModelSize, preflight
-    from worldstereo.diffusion.memory_modes import GIB, MODES, Card, apply_mode, free
+    if context.quick:
+        import tempfile
 
-    size, clip = ModelSize.of(empty_full_size()), ClipSize()
-    if not torch.cuda.is_available() or context.quick:
-        print("unmeasured: no CUDA device at hand; estimates of the preflight follow")
-        for gib, rate in ((80, 400.0), (48, 120.0), (24, 120.0), (16, 120.0)):
-            print(f"a card of {gib} GiB:")
-            for fit in preflight(size, clip, Card(f"{gib} GiB", gib * GIB, tflops=rate)):
-                print(f"  {fit}")
+        with tempfile.TemporaryDirectory() as folder:
+            readme = Path(folder, "README.md")
+            readme.write_text(f"{BEGIN}\n{END}\n")
+            run(tiny=True, out=Path(folder, "kept.json"), readme=readme, budget=BUDGET)
+            print(readme.read_text())
         return []
-    device, rows = torch.device("cuda"), []
-    card = Card.at(device)
-    given = clip_inputs(device, clip.frames, clip.height, clip.width, clip.references)
-    for fit in preflight(size, clip, card):
-        mode = MODES[fit.mode]
-        row = Row(f"one step, 21 x 480 x 832, 8 references, {card.name}", fit.mode, 21, 0, 0, 0)
-        try:
-            if not fit.fits:
-                raise RuntimeError(fit.why)
-            model = empty_full_size()
-            straight = fit.mode == "full"
-            fill(
-                model,
-                device if straight else torch.device("cpu"),
-                torch.float32 if straight else torch.bfloat16,
-            )
-            if not straight:
-                apply_mode(model, mode, device)
-            torch.cuda.reset_peak_memory_stats()
-            times = []
-            with torch.no_grad(), torch.autocast("cuda", torch.bfloat16):
-                for _ in range(3):
-                    torch.cuda.synchronize()
-                    began = time.perf_counter()
-                    model(**given)
-                    torch.cuda.synchronize()
-                    times.append(time.perf_counter() - began)
-            row.wall_ms, row.rounds = 1e3 * min(times[1:]), len(times) - 1
-            row.extra = {
-                "peak_gib": torch.cuda.max_memory_allocated() / GIB,
-                "estimated_gib": fit.gib,
-                "estimated_s": fit.seconds / clip.steps,
-            }
-            print(f"{fit.mode}: {row.wall_ms / 1e3:.2f} s a step, {row.extra}")
-            rows.append(row)
-        except (RuntimeError, ImportError) as error:  # OutOfMemoryError is a RuntimeError
-            print(f"{fit.mode}: not measured, {str(error).splitlines()[0]}", file=sys.stderr)
-        model = None
-        free(device)
-    return rows
+    run(tiny=False, out=KEPT, readme=README, budget=BUDGET)
+    return []
 
 
 def constraints(context: Context) -> list[Row]:
     """Reference attention with no constraint, a mask and a bias, on a small random model."""
     from worldstereo.diffusion import ReferenceConstraint, WorldStereoRefSModel
 
-    control = FULL | {
-        "conv_out_dim": 96,
-        "dim": 32,
-        "num_heads": 2,
-        "num_layers": 2,
-        "ffn_dim": 64,
-        "time_embed_dim": 96,
-        "mid_channels": 16,
-    }
     torch.manual_seed(0)
-    model = WorldStereoRefSModel(
-        num_attention_heads=2,
-        attention_head_dim=48,
-        ffn_dim=192,
-        num_layers=4,
-        text_dim=32,
-        image_dim=20,
-        added_kv_proj_dim=96,
-        controlnet_cfg=control,
-    )
+    model = WorldStereoRefSModel(**TINY_BACKBONE, controlnet_cfg=TINY)
     frames, height, width, references = (3, 64, 96, 2) if context.quick else (11, 160, 256, 4)
-    given = clip_inputs(torch.device("cpu"), frames, height, width, references)
-    given = {k: v.float() if v.is_floating_point() else v for k, v in given.items()}
-    given["encoder_hidden_states"] = given["encoder_hidden_states"][..., :32]
-    given["encoder_hidden_states_image"] = given["encoder_hidden_states_image"][:, :, :20]
+    given = narrowed(clip_inputs(torch.device("cpu"), frames, height, width, references))
     area = height // 16 * width // 16
     # each target token corresponds to the 3 x 3 tokens at its own place in every reference
     place = torch.arange(frames * area) % area
@@ -200,3 +337,17 @@ def activations(context: Context) -> list[Row]:
 
 
 BENCHMARKS["diffusion-activations"] = activations
+
+
+def main(arguments: list[str] | None = None) -> bool:
+    parser = argparse.ArgumentParser(prog="python -m bench.diffusion", description=__doc__)
+    parser.add_argument("--tiny", action="store_true", help="a small model on the CPU")
+    parser.add_argument("--out", type=Path, default=KEPT, help="JSON that results are kept in")
+    parser.add_argument("--readme", type=Path, default=README, help="whose table is rewritten")
+    parser.add_argument("--budget", type=float, default=BUDGET, help="seconds of one call")
+    given = parser.parse_args(arguments)
+    return run(tiny=given.tiny, out=given.out, readme=given.readme, budget=given.budget)
+
+
+if __name__ == "__main__":
+    main()
