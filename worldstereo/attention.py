@@ -178,7 +178,7 @@ def _torch_attention(q, k, v, offsets, column, num_heads, per_head) -> Attention
     """The plain twin. Halves are computed in float32, because `sampled_addmm` knows no halves.
 
     Without gradients on the CPU it works on runs of queries, so that what it needs beside its
-    results is about as large as the weights, and with several heads the keys or values of one.
+    results stays below the weights, but for the keys or values of one head where there are several.
     """
     dtype = q.dtype if q.dtype in (torch.float32, torch.float64) else torch.float32
     if torch.is_grad_enabled() and any(t.requires_grad for t in (q, k, v)):
@@ -187,11 +187,17 @@ def _torch_attention(q, k, v, offsets, column, num_heads, per_head) -> Attention
     weights = q.new_zeros(len(column), num_heads if per_head else 1, dtype=dtype)
     own = weights[:, 0] if num_heads == 1 else weights.new_empty(len(column))
     spans = [(a, b, int(offsets[a]), int(offsets[b])) for a, b in _pieces(offsets, num_heads)]
+
+    def layout(a: int, b: int, first: int, last: int) -> _Layout:
+        return _lay_out(offsets[a : b + 1] - first, column[first:last], len(k), dtype)
+
+    shared = [layout(*span) for span in spans] if num_heads > 1 else None  # else one at a time
     for h in range(num_heads):
         qh, kh = _head(q, h, num_heads, dtype), _head(k, h, num_heads, dtype)
-        for a, b, first, last in spans:
-            local = offsets[a : b + 1] - first
-            own[first:last] = _softmax_scores(qh[a:b], kh, local, column[first:last])
+        for i, (a, b, first, last) in enumerate(spans):
+            here = shared[i] if shared else layout(a, b, first, last)
+            own[first:last] = _softmax_scores(qh[a:b], kh, here)
+            del here
         del qh, kh
         vh = _head(v, h, num_heads, dtype)
         channels = slice(h * vh.shape[1], (h + 1) * vh.shape[1])
@@ -212,7 +218,7 @@ def _graded_attention(q, k, v, offsets, column, num_heads, per_head) -> Attentio
     outputs, weights = [], []
     for h in range(num_heads):
         qh, kh, vh = (_head(x, h, num_heads, dtype) for x in (q, k, v))
-        weights.append(_softmax_scores(qh, kh, offsets, column))
+        weights.append(_softmax_scores(qh, kh, _lay_out(offsets, column, len(k), dtype)))
         outputs.append(_weighted_sums(vh, offsets, column, weights[-1]))
     weight = torch.stack(weights, dim=1)
     output, weight = torch.cat(outputs, dim=1), weight if per_head else weight.mean(dim=1)
@@ -224,14 +230,24 @@ def _head(x: Tensor, h: int, num_heads: int, dtype: torch.dtype) -> Tensor:
     return x.chunk(num_heads, dim=1)[h].to(dtype).contiguous()
 
 
-def _softmax_scores(q, k, offsets, column) -> Tensor:
+class _Layout(NamedTuple):
+    """Where the pairs of a run of queries are; the same for every head."""
+
+    offsets: Tensor
+    row: Tensor
+    pattern: Tensor
+
+
+def _lay_out(offsets: Tensor, column: Tensor, entries: int, dtype: torch.dtype) -> _Layout:
+    row = torch.repeat_interleave(offsets.diff(), output_size=len(column))
+    return _Layout(offsets, row, _pattern(offsets, column, (len(offsets) - 1, entries), dtype))
+
+
+def _softmax_scores(q: Tensor, k: Tensor, pairs: _Layout) -> Tensor:
     """Weights of one head's pairs."""
-    pattern = _pattern(offsets, column, (len(q), len(k)), q.dtype)
+    offsets, row, pattern = pairs
     scale = q.shape[1] ** -0.5
     score = torch.sparse.sampled_addmm(pattern, q, k.T, beta=0.0, alpha=scale).values()
-    del pattern
-    counts, pairs = offsets.diff(), len(column)
-    row = torch.repeat_interleave(counts, output_size=pairs)
     # Each query's own peak, as in any stable softmax: exp of a raw score overflows.
     peak = torch.segment_reduce(score.detach(), "max", offsets=offsets)
     if score.requires_grad:
@@ -248,12 +264,12 @@ def _weighted_sums(v, offsets, column, weight) -> Tensor:
 
 
 def _pieces(offsets: Tensor, num_heads: int) -> list[tuple[int, int]]:
-    """Runs of queries whose temporaries take about as much as the weights of all pairs and heads.
+    """Runs of queries whose temporaries take about a quarter of all weights (4 bytes each).
 
     On a device everything is done at once.
     """
     n, pairs = len(offsets) - 1, int(offsets[-1])
-    piece = max(LEAST_PIECE, 4 * pairs * num_heads // PAIR_BYTES)
+    piece = max(LEAST_PIECE, pairs * num_heads // PAIR_BYTES)
     if offsets.device.type != "cpu" or pairs <= piece:
         return [(0, n)]
     marks = torch.arange(piece, pairs, piece)
