@@ -1,7 +1,8 @@
 """Where a checkpoint and its base model are: a folder here, the cache of the hub, or the hub.
 
-Downloads resume where they were interrupted. Licence of the public weights: Apache-2.0, named in
-the log before anything is fetched.
+Where a connection breaks, a download goes on from the bytes it has; after the process itself has
+ended, finished files are kept and an unfinished one begins again (the hub's client keeps no part of
+it). Licence of the public weights: Apache-2.0, named in the log before anything is fetched.
 """
 
 import logging
@@ -26,7 +27,7 @@ def find_variant(repo_or_folder: str | Path, variant: str, *, offline: bool = Fa
     """The folder with `config.json` and `model.safetensors` of a variant.
 
     A local folder may be the variant's own or the one that holds it. Anything else is a hub id:
-    the two files are downloaded (interrupted downloads resume), or taken from the cache when
+    the two files are downloaded, or taken from the cache when
     `offline` or the environment's `HF_HUB_OFFLINE` says so.
 
     Raises:
@@ -96,7 +97,7 @@ def fetch(repo: str, patterns: list[str], *, offline: bool = False) -> Path:
         WeightsMissing: the name is no repository id, or its files cannot be had.
     """
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HFValidationError, HTTPError, LocalEntryNotFoundError
 
     if repo.count("/") != 1 or repo.startswith(("/", ".", "~")):
         raise WeightsMissing(f"{repo} is neither a folder here nor a hub id like owner/name.")
@@ -112,9 +113,9 @@ def fetch(repo: str, patterns: list[str], *, offline: bool = False) -> Path:
         raise WeightsMissing(
             f"{repo} is {how}; give a folder that holds {patterns[0]} (--model PATH)."
         ) from error
-    except (HfHubHTTPError, OSError) as error:
+    except (HTTPError, OSError) as error:  # HTTPError: a lost connection too
         raise WeightsMissing(
-            f"{repo} could not be downloaded ({type(error).__name__}); try again to resume, or "
+            f"{repo} could not be downloaded ({type(error).__name__}); try again, or "
             f"give a folder (--model PATH)."
         ) from error
 
