@@ -19,7 +19,8 @@ from worldstereo.generator import Fit, SamplerConfig
 with quietly():
     from app import AppConfig, diffusion_choice
     from ui.panel import Panel
-    from ui.session import GeneratorChoice, Session
+    from ui.session import GeneratorChoice, Session, Sessions, SessionsConfig
+    from ui.session_config import warp_choice
 
 
 @pytest.fixture(scope="module")
@@ -159,3 +160,33 @@ def test_nothing_that_does_not_fit_can_be_asked_for():
         assert "needs 41 GiB, the card has 16" in line and made == []
         with pytest.raises(WorldStereoError, match="no memory mode 'huge'"):
             panel.generate.wish(session, ["diffusion", "", 0, "", "fused", 4, 5, "", "huge"])
+
+
+def test_an_official_example_brings_its_path_and_its_prompt(folder, data):
+    """Opened as any file: 21 keyframes of its 81 cameras are planned, its long caption is there."""
+    from worldstereo.inputs import read
+
+    example = data / "worldstereo" / "images" / "photorealistic-indoor-dining_spaces-030"
+    sessions = Sessions(
+        SessionsConfig(
+            generators=(warp_choice(), model_choice(folder)),
+            examples=(),
+            read=lambda path, name: read(path, name),
+        )
+    )
+    try:
+        with quietly():
+            panel = Panel(sessions)
+        session = sessions.create()
+        session.open(example, example.name).result(120)
+        capture = read(example, example.name)
+        assert capture.trajectory is not None and len(capture.trajectory) == 81
+        assert session.plan is not None and len(session.plan) == 21
+        for k in (0, 1, 20):  # frames 0, 4 and 80, as the release takes them
+            there = capture.trajectory.cameras[4 * k].c2w
+            assert torch.allclose(session.plan.cameras[k].c2w, there, atol=1e-4)
+        session.generator = "diffusion"
+        shown = panel.generate.opened(session)[panel.generate.prompt]["value"]
+        assert shown == capture.prompt and len(shown) > 100
+    finally:
+        sessions.close_all()
