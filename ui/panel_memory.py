@@ -55,7 +55,7 @@ class MemoryTab:
                 gr.Slider(1, 2, 1, step=1, label="Layer", visible=False, elem_id="layer")
             )
             self.step = shown(
-                gr.Slider(1, 2, 1, step=1, label="Denoising step", visible=False, elem_id="at-step")
+                gr.Slider(1, 2, 1, step=1, label="Step", visible=False, elem_id="at-step")
             )
         self.card = shown(html(EMPTY, elem_id="card"))
         with gr.Row():
