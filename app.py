@@ -112,7 +112,7 @@ def mini_choice(config: AppConfig) -> "GeneratorChoice":
     def make() -> Any:
         return MiniGenerator(device=device_of(config))
 
-    about = "A small network, an hour of training so far: measures below Warp. An experiment."
+    about = "A small network, briefly trained: measures a trace above Warp, slower. An experiment."
     return GeneratorChoice("mini", "Mini", about, MiniGenerator.limits, make, why_not())
 
 
