@@ -1,6 +1,6 @@
 """Peak memory of loading, in a fresh process: writes a sparse checkpoint and loads it.
 
-    python bench/_load_peak.py FOLDER GIGABYTES [float32]
+    python -m bench._load_peak FOLDER GIGABYTES [float32]
 
 The file has the published model's names and widths (narrowed to the asked size); its pages are
 holes, so that it takes no disk. Prints one line of JSON: bytes of the destination, of the largest

@@ -252,10 +252,10 @@ def test_offline_says_so_and_a_download_asks_for_two_files_only(monkeypatch, tmp
 
 def test_loading_costs_the_destination_and_one_tensor(tmp_path):
     """A sparse 0.4 GB file: the peak above the start is the weights, a tensor, and little else."""
-    script = Path(__file__).parent.parent / "bench" / "_load_peak.py"
-    environment = os.environ | {"PYTHONPATH": str(script.parent.parent), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     out = subprocess.run(
-        [sys.executable, str(script), str(tmp_path), "0.4"],
+        [sys.executable, "-m", "bench._load_peak", str(tmp_path), "0.4"],
+        cwd=Path(__file__).parent.parent,
         capture_output=True,
         text=True,
         env=environment,
