@@ -83,7 +83,7 @@ def test_points_that_others_look_through_are_dropped():
 
 
 def test_depth_of_others_is_taken_only_where_it_looks_alike():
-    """What stands in front here, and was not measured, does not get the depth of the wall behind."""
+    """What stands in front, unmeasured here, does not get the depth of the wall behind it."""
     some = views(4)
     depth, color = some[1].depth.clone(), some[1].color.clone()
     depth[0, 30:60, 30:100] = 0
