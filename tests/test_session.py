@@ -510,7 +510,7 @@ def test_a_save_that_fails_is_told_and_loses_nothing(opened, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("ui.session_world.state_of", full)
+    monkeypatch.setattr("ui.session_saving.state_of", full)
     clip = session.explore(path_of(session)).result(SECONDS)
     assert len(clip) == 3 and len(session.scene.views) == 5
     assert session.saved == "not saved: No space left on device"

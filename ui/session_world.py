@@ -19,6 +19,7 @@ from ui.session_attention import Attention, Listener
 from ui.session_config import Example, GeneratorChoice
 from ui.session_jobs import Job
 from ui.session_preview import Planned, Preview, new_points
+from ui.session_saving import Saving, reason
 from ui.session_shared import Shared
 from ui.viewport import Viewport
 from ui.viewport_events import Event, JobChanged, Measured, Selected
@@ -27,7 +28,7 @@ from worldstereo.cameras import Cameras
 from worldstereo.errors import OutOfMemory, WorldBusy, WorldStereoError
 from worldstereo.explore import explore, start
 from worldstereo.generator import Frame, SamplerConfig
-from worldstereo.project import Project, is_project, load_world, state_of
+from worldstereo.project import is_project, load_world
 from worldstereo.registration import Registration
 from worldstereo.scene import Capture, Clip, Scene
 from worldstereo.trajectory import Trajectory
@@ -65,18 +66,21 @@ class Session:
         """Rows of the published model's attention, for clips that were made since the start."""
         self.measured: float | None = None
         """The length last measured, in scene units."""
-        self.saved = "saved"
-        """"saved", "saving", or "not saved: why"."""
         self.touched = time.monotonic()
         self._shared = shared
         self._lock = threading.Lock()
-        self._reading = threading.Lock()
         self._planned: Planned | None = None
         self._selection: Selected | None = None
         self._drawing_by_hand = False
         self._notices: tuple[str, ...] = ()
         self._closed = False
-        self._project: Project | None = None
+        self._saving = Saving(
+            token,
+            self.world,
+            shared,
+            plan=lambda: self.plan,
+            told=lambda state: self.viewport.emit(JobChanged(state)),
+        )
         self.viewport.follow(lambda: self.world.scene, self.world.subscribe)
 
     # ---- reading -----------------------------------------------------------------------------
@@ -226,7 +230,7 @@ class Session:
                 revision = before.revision if before is not None else 0
                 moved = after.correct(plan.cameras, revision)
                 self.set_plan(replace(plan, cameras=moved, registration=after.revision))
-            self._save(job)
+            self._saving.save(job)
             return scene
 
         return self._start("registration", work)
@@ -250,7 +254,7 @@ class Session:
         else:
             capture = self._shared.read(path, name, lambda: job.cancelled)
             self._begin(capture, job)
-        self._save(job)
+        self._saving.save(job)
         return self.scene
 
     def _open_example(self, job: Job, example: Example, save: bool) -> Scene:
@@ -259,7 +263,7 @@ class Session:
             self._begin(self._shared.read_example(example), job)
             self._keep_started(example)
         if save:
-            self._save(job)
+            self._saving.save(job)
         return self.scene
 
     def _reopen_started(self, example: Example) -> bool:
@@ -323,7 +327,7 @@ class Session:
         seconds = time.monotonic() - began
         self._shared.measured(self.pace_of(choice.name), seconds / len(clip) / size)
         self.attention.keep(clip, generator, choice.name, mode)
-        self._save(job)
+        self._saving.save(job)
         return clip
 
     def look(self, view: int, pixel: tuple[float, float], *, layer: int = 0, step: int = 0) -> Job:
@@ -388,10 +392,10 @@ class Session:
         self._quick(lambda: edits.set_scale(self.world, metres))
 
     def _quick(self, step: Callable[[], Any]) -> Any:
-        with self._reading:  # a save that copies the memories is no reason to refuse a step
+        with self._saving.reading:  # a save that copies the memories is no reason to refuse a step
             done = step()
         self.touched = time.monotonic()
-        self._save_soon()
+        self._saving.save_soon()
         return done
 
     # ---- the path --------------------------------------------------------------------------------
@@ -461,66 +465,26 @@ class Session:
     # ---- saving ----------------------------------------------------------------------------------
 
     @property
+    def saved(self) -> str:
+        """Whether the last step is on disk: "saved", "saving", or "not saved: why"."""
+        return self._saving.state
+
+    @property
     def project(self) -> Path | None:
         """Where the world is saved after each step; None where saving is off."""
-        return self._shared.project_of(self.token)
-
-    def _save(self, job: Job) -> None:
-        """On the worker's thread, after a step: a failure to save is told, never lost work."""
-        path = self.project
-        if path is None:
-            return
-        self.saved = "saving"
-        job.note("Saving")
-        try:
-            if self._project is None:
-                path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-                self._project = Project(path)  # held until the end: one writer per world
-            with self._reading:
-                state = state_of(self.world, plan=self.plan)
-            self._project.save(state)
-        except WorldBusy:
-            self._save_soon()
-        except (OSError, WorldStereoError) as error:
-            self.saved = f"not saved: {reason(error)}"
-            log.warning("a world could not be saved: %s", reason(error))
-        except Exception:  # the step is done and published: it must not fail for its copy on disk
-            self.saved = "not saved: it failed inside, see the app's log"
-            log.exception("a world could not be saved")
-        else:
-            self.saved = "saved"
-
-    def _save_soon(self) -> None:
-        if self.project is None or self._closed:
-            return
-        self.saved = "saving"
-        self._shared.worker.submit(self.token, Job("save", self._save, self._save_done))
+        return self._saving.path
 
     def save_unsaved(self) -> None:
         """Save a world that was opened ahead, now that somebody looks at it."""
-        if self._project is None and self.world.history:
-            self._save_soon()
+        self._saving.save_unsaved()
 
-    def _save_done(self, job: Job) -> None:
-        if job.over:
-            self.viewport.emit(JobChanged(self.saved.split(":")[0]))
-
-    def recover(self) -> bool:
-        """Load the saved world of this token; False where there is none or it cannot be read."""
-        path = self.project
-        if path is None or not is_project(path):
-            return False
-        for previous in (False, True):
-            try:
-                plan, _ = load_world(self.world, path, previous=previous)
-            except Exception as error:  # whatever is in the file, the page must open
-                log.warning("a saved world could not be read: %s", reason(error))
-                self._notices = ("The saved world could not be read; this is a new one.",)
-                continue
-            self._notices = ("The last save was damaged; this is the one before.",) * previous
+    def recover(self) -> None:
+        """Load the saved world of this token, where there is one that can be read."""
+        found = self._saving.recover()
+        if found is not None:
+            plan, notice = found
+            self._notices = (notice,) if notice else ()
             self.set_plan(plan, ())
-            return True
-        return False
 
     # ---- the end ---------------------------------------------------------------------------------
 
@@ -530,6 +494,7 @@ class Session:
             if self._closed:
                 return
             self._closed = True
+        self._saving.stop()
         job = self.job
         if job is not None and not job.over:
             job.cancel()
@@ -540,12 +505,4 @@ class Session:
             except Exception:
                 log.debug("a cancelled job ended with an error", exc_info=True)
         self.viewport.close()
-        if self._project is not None:
-            self._project.close()
-
-
-def reason(error: BaseException) -> str:
-    """Why, in one line without a path of this machine."""
-    if isinstance(error, OSError):
-        return error.strerror or type(error).__name__
-    return str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        self._saving.close()
