@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
@@ -27,7 +27,10 @@ SORTED = 20_000  # points from which culling can pay
 WORTH = 3  # frames of one tensor from which sorting it first pays (bench/README.md)
 FILTERED = 4  # radius up to which the compiled filter is used; above, doubling windows in torch
 
+KEPT = 32 << 20  # bytes of working memory that a thread keeps, so that frames fault no pages in
+
 _lock = threading.Lock()
+_scratch = threading.local()
 _trees: Any = WeakTensorKeyDictionary()  # tensor -> (version, frames drawn, tree or None)
 
 
@@ -42,13 +45,12 @@ def render_compiled(
     """`render_points` on the CPU, bit for bit what `render_torch` gives."""
     n, rows = len(points), camera_rows(cameras).numpy()
     array = points.detach().contiguous().numpy()
-    farthest = np.abs(rows[:, 4]).max()
-    if n > 0 and tree is None:
-        farthest = max(farthest, reach(array))
-    if n == 0 or n >= MOST or not farthest < REACH:
+    if n == 0 or n >= MOST or not np.abs(rows[:, 4]).max() < REACH:
         return render_torch(points, colors, cameras, radius, near)
     if tree is None:
         tree = known_tree(points, array, len(rows))
+    if tree is None and not reach(array) < REACH:  # a tree has none farther
+        return render_torch(points, colors, cameras, radius, near)
     if tree is None:
         x, y, z = (np.ascontiguousarray(array[:, axis]) for axis in range(3))
         cloud = Cloud(x, y, z, np.arange(n, dtype=np.int32), n, None)
@@ -82,7 +84,8 @@ def render_compiled(
 def known_tree(points: Tensor, array: np.ndarray, frames: int) -> MortonTree | None:
     """A tree of a tensor that has been, or is about to be, drawn in several frames.
 
-    It is kept as long as the tensor lives and is not written to.
+    None where sorting does not pay or a coordinate is beyond reach. It is kept as long as the
+    tensor lives and is not written to.
     """
     if len(array) < SORTED:
         return None
@@ -92,11 +95,22 @@ def known_tree(points: Tensor, array: np.ndarray, frames: int) -> MortonTree | N
             version, drawn, tree = points._version, 0, None
         drawn += frames
         _trees[points] = (version, drawn, tree)
-    if tree is None and drawn >= WORTH:
+    if tree is None and drawn >= WORTH and reach(array) < REACH:
         tree = MortonTree(array)
         with _lock:
             _trees[points] = (version, drawn, tree)
     return tree
+
+
+def scratch(name: str, shape: tuple[int, int]) -> Int[np.ndarray, "m n"]:
+    """Words to work in, unset: the calling thread's own until it asks for the same name again."""
+    size = shape[0] * shape[1]
+    held = getattr(_scratch, name, None)
+    if held is None or held.size < size:
+        held = np.empty(size, np.int64)
+        if held.nbytes <= KEPT:
+            setattr(_scratch, name, held)
+    return held[:size].reshape(shape)
 
 
 class Cloud:
@@ -125,7 +139,7 @@ class Cloud:
         blocks = self.blocks(rows, footprint, near)
         spans = _parallel.spans(len(blocks), min(pieces, 1 + len(blocks) // 64)) or [(0, 0)]
         h, w = footprint.padded
-        buffers = np.empty((len(spans), h * w + 1), np.int64)
+        buffers = scratch("buffers", (len(spans), h * w + 1))
         size = (footprint.width, footprint.height, footprint.radius, footprint.x, footprint.y)
 
         def piece(i: int) -> None:
@@ -175,7 +189,7 @@ def _finish(buffer, footprint: Footprint, shades, out, pieces: int) -> None:
             result.index[0].numpy(),
         )  # fmt: skip
         return
-    lines = np.empty((len(buffer), W), np.int64)
+    lines = scratch("lines", (len(buffer), W))
     strips = _parallel.spans(len(buffer), pieces)
     _parallel.parallel_for(
         len(strips), lambda i: kernels.filter_rows(buffer, W, R, lines, *strips[i])
