@@ -6,11 +6,12 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from train.scenes import load_textures, make_scenes
 from train.tuples import make_tuples
+from worldstereo._atomic import write_atomic
 
 
 def write_scenes(
@@ -47,7 +48,4 @@ def _one_thread() -> None:
 
 
 def _save(tensors: dict[str, Tensor], path: Path) -> None:
-    """Whole or not at all."""
-    partial = path.with_suffix(".part")
-    save_file({name: value.contiguous() for name, value in tensors.items()}, partial)
-    partial.replace(path)
+    write_atomic(path, save({name: value.contiguous() for name, value in tensors.items()}))

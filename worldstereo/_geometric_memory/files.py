@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from worldstereo._atomic import write_atomic
 from worldstereo._geometric_memory.storage import Columns
 from worldstereo._geometric_memory.store import PointStore
 
@@ -44,15 +45,10 @@ class MemoryFiles(nn.Module):
 
     def save(self, path: str | Path) -> None:
         """Writes weights and cloud to a safetensors file, in place of an older one at once."""
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
-        path = Path(path)
-        tensors = {
-            name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()
-        }
-        partial = path.with_name(path.name + ".part")
-        save_file(tensors, partial, {"worldstereo": json.dumps(self._settings())})
-        partial.replace(path)
+        state = {k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}
+        write_atomic(Path(path), save(state, {"worldstereo": json.dumps(self._settings())}))
 
     def load(self, path: str | Path) -> None:
         """Weights and cloud of a file of `save`; a cloud above capacity is thinned to it.

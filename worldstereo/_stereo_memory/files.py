@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from worldstereo._atomic import write_atomic
 from worldstereo._geometric_memory.checks import WrongType
 from worldstereo._stereo_memory.bank import Bank, Version
 
@@ -48,8 +49,6 @@ class BankFiles(nn.Module):
     def save(self, path: str | Path) -> None:
         """Writes the stored memory to a safetensors file, which replaces an older one at once."""
         from safetensors.torch import save
-
-        from worldstereo._atomic import write_atomic
 
         state = {k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}
         names = ("memory_size", "feature_dim", "num_correspondences")
