@@ -30,8 +30,11 @@ from worldstereo.generator import Frame
 from worldstereo.mini import FOLDER, MiniGenerator
 from worldstereo.render import RenderResult
 from worldstereo.scene import View
+from worldstereo.synthesis import synthesize
 
 WARP, MINI, NO_STEREO, PRIOR = "warp", "mini", "mini, stereo branch off", "mini, prior alone"
+NO_MEMORY = "mini, stereo memory off"
+"""As switched off in the app: neither the branch nor the anchor sees a remembered view."""
 PULL_PUSH, TELEA, NAVIER = "splat + pull-push", "splat + Telea", "splat + Navier-Stokes"
 
 
@@ -51,14 +54,21 @@ class Asked:
     cpu: tuple[float, float]
 
 
-def ask(memory: Remembered, target: View) -> Asked:
-    """The guide's frame: splat, choice of views, synthesis, and the network's inputs from them."""
+def ask(memory: Remembered, target: View, stereo: bool = True) -> Asked:
+    """The guide's frame: splat, choice of views, synthesis, and the network's inputs from them.
+
+    Without `stereo` the guide is made from the cloud alone, and there are no references.
+    """
     camera = memory.camera(target)
     start = _now()
     splat = memory.splat(target)
-    result = memory(target, splat=splat)
+    if stereo:
+        result = memory(target, splat=splat)
+    else:
+        rig, unit = memory.intake.rig, memory.intake.unit
+        result = synthesize(camera, [], splat=splat, rig=rig, unit=unit)
     wall, cpu = np.diff(np.array([start, _now()]), axis=0)[0].tolist()
-    chosen = memory.index.choose(camera, splat)  # the guide has them already
+    chosen = memory.index.choose(camera, splat) if stereo else []  # the guide has them already
     assert memory.cloud is not None
     start = _now()
     maps = make_inputs(
@@ -180,6 +190,9 @@ def measure_set(bench: Bench, generators: Mapping[str, MiniGenerator]) -> list[d
                 visit = second_visit(before[2][name][0], frame, before[1], asked)
             row |= dict(zip(("second", "second_known", "second_made"), visit, strict=True))
             found.setdefault(name, []).append(row)
+        alone = ask(memory[k], target, stereo=False)
+        silent = generators[NO_STEREO].correct(alone.base, alone.known, alone.maps)
+        found.setdefault(NO_MEMORY, []).append(figures(picture_of(silent), truth, seen))
         for name, image in fills(asked).items():
             found.setdefault(name, []).append(figures(image, truth, seen))
         before = (k, asked, made)
@@ -247,6 +260,7 @@ def gates(rows: list[dict]) -> list[Gate]:
         Gate("seen over warp, dB", over("seen", MINI, WARP), 0.5),
         Gate("whole over warp, dB", over("psnr", MINI, WARP), 0.5),
         Gate("seen, stereo branch on over off, dB", over("seen", MINI, NO_STEREO), 0.5),
+        Gate("seen, stereo memory on over off, dB", over("seen", MINI, NO_MEMORY), 0.5),
         Gate("second visit, ratio to warp", ratio("second"), 1.0, at_most=True),
         Gate("depth error in holes, ratio to the smooth fill", ratio("hole_depth"), 0.999, True),
         Gate(
