@@ -1,5 +1,6 @@
 """The one way to compile a kernel: lazily, cached on disk, without the GIL."""
 
+import importlib.util
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -17,3 +18,8 @@ def kernel(function: Callable[..., Any] | None = None, **options: Any) -> Any:
 
     compiler: Any = njit
     return compiler(**({"cache": True, "nogil": True} | options))(inspect.unwrap(function))
+
+
+def has_compiler() -> bool:
+    """Whether numba is at hand; without it every function takes its torch or scipy path."""
+    return importlib.util.find_spec("numba") is not None

@@ -6,59 +6,25 @@ The nearest point wins a pixel, the lower index among equals. A square splat of 
 one-pixel z-buffer followed by a (2R+1)^2 minimum filter of the packed words `depth bits << 32 |
 index`, so the filter costs per pixel and never per point.
 
-The projection is written out elementwise (`_project`), so that the compiled kernels of
-`_render/kernels.py` and the torch operators here round alike: their results are the same bits.
+On the CPU compiled kernels draw (`_render/compiled.py`), elsewhere torch operators
+(`_render/plain.py`); their results are the same bits.
 
 Source: Schuetz et al. 2021, "Rendering point clouds with compute shaders", arXiv:2104.07526.
 """
 
-import importlib.util
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 
+from worldstereo._compiled import has_compiler
+from worldstereo._render.plain import RenderResult, render_torch
 from worldstereo.cameras import Cameras
 
 if TYPE_CHECKING:
     from worldstereo._morton import MortonTree
 
-FAR = torch.iinfo(torch.int64).max
-CHUNK = 1 << 16  # points projected at once by the torch path: its temporaries stay in the cache
-
-
-class RenderResult(NamedTuple):
-    """A splatted cloud. One camera: no leading axis; a batch (T,): a leading axis T."""
-
-    color: Float[Tensor, "*T 3 H W"]
-    """0 in holes."""
-    depth: Float[Tensor, "*T 1 H W"]
-    """z along the optical axis in scene units; 0 in holes."""
-    mask: Float[Tensor, "*T 1 H W"]
-    """1 where a point was seen, 0 in holes."""
-    index: Int[Tensor, "*T 1 H W"]
-    """Row of the point that was seen; -1 in holes."""
-
-
-class Footprint(NamedTuple):
-    """Image size with the border that centres outside the image may occupy."""
-
-    width: int
-    height: int
-    radius: int
-    x: int
-    """Border left and right: `min(radius, width - 1)`. A larger radius needs no wider border, as
-    centres that cover the same pixels are moved onto each other."""
-    y: int
-
-    @staticmethod
-    def of(width: int, height: int, radius: int) -> "Footprint":
-        return Footprint(width, height, radius, min(radius, width - 1), min(radius, height - 1))
-
-    @property
-    def padded(self) -> tuple[int, int]:
-        return self.height + 2 * self.y, self.width + 2 * self.x
+__all__ = ["RenderResult", "check_render", "render_points", "render_torch"]
 
 
 def render_points(
@@ -90,11 +56,6 @@ def render_points(
     return render_compiled(points, colors, cameras, radius, near, block_index)
 
 
-def has_compiler() -> bool:
-    """Whether numba is at hand; without it every function takes its torch or scipy path."""
-    return importlib.util.find_spec("numba") is not None
-
-
 def check_render(
     points: Tensor, colors: Tensor | None, cameras: Cameras, radius: int, near: float | int
 ) -> None:
@@ -118,103 +79,3 @@ def check_render(
         raise ValueError(f"radius must be a whole number of pixels >= 0, got {radius!r}.")
     if not near >= 0:
         raise ValueError(f"near must be a depth >= 0, got {near!r}.")
-
-
-def camera_rows(cameras: Cameras) -> Float[Tensor, "T 5 3"]:
-    """Per camera what the projection multiplies by: `K R` (3 rows), its viewing axis, its position.
-
-    Rows 0 and 1 are the first two rows of `K @ R.T`, row 2 is unused, row 3 the optical axis and
-    row 4 the position; formed in float64 and rounded once.
-    """
-    K = cameras.K.reshape(-1, 3, 3).double()
-    c2w = cameras.c2w.reshape(-1, 4, 4).double()
-    R = c2w[:, :3, :3].mT
-    return torch.cat([K @ R, R[:, 2:], c2w[:, None, :3, 3]], dim=1).float()
-
-
-def render_torch(
-    points: Float[Tensor, "N 3"],
-    colors: Float[Tensor, "N 3"] | None,
-    cameras: Cameras,
-    radius: int = 1,
-    near: float | int = 0.0,
-) -> RenderResult:
-    """`render_points` with torch operators alone: any device; the oracle of the compiled kernels.
-
-    Memory beyond the result: one z-buffer and the temporaries of `CHUNK` points.
-    """
-    footprint = Footprint.of(cameras.width, cameras.height, radius)
-    rows = camera_rows(cameras).to(points.device)
-    columns = points.detach().unbind(dim=1)
-    buffers = [_zbuffer(columns, row, footprint, near) for row in rows]
-    if buffers:
-        words = torch.stack([minimum_filter(buffer, footprint) for buffer in buffers])
-    else:
-        size = (0, cameras.height, cameras.width)
-        words = torch.empty(size, dtype=torch.int64, device=points.device)
-    return unpack(words.reshape(*cameras.batch_shape, *words.shape[-2:]), colors)
-
-
-def _zbuffer(
-    columns: tuple[Tensor, ...], row: Float[Tensor, "5 3"], footprint: Footprint, near: float
-) -> Int[Tensor, "h w"]:
-    """Packed words of the nearest point per (padded) pixel, `FAR` where there is none."""
-    h, w = footprint.padded
-    buffer = torch.full((h * w,), FAR, dtype=torch.int64, device=row.device)
-    (a0, a1, a2), (b0, b1, b2), _, (c0, c1, c2), (x0, y0, z0) = row.tolist()
-    for start in range(0, len(columns[0]), CHUNK):
-        x, y, z = (column[start : start + CHUNK] for column in columns)
-        x, y, z = x - x0, y - y0, z - z0
-        depth = c0 * x + c1 * y + c2 * z
-        u = (a0 * x + a1 * y + a2 * z) / depth
-        v = (b0 * x + b1 * y + b2 * z) / depth
-        R = footprint.radius
-        seen = (depth > near) & (u >= -R) & (u < footprint.width + R)
-        seen &= (v >= -R) & (v < footprint.height + R) & (depth < torch.inf)
-        where = seen.nonzero().flatten()
-        column = _border(u[where].floor().long(), footprint.width, R, footprint.x)
-        line = _border(v[where].floor().long(), footprint.height, R, footprint.y)
-        word = (depth[where].view(torch.int32).long() << 32) | (where + start)
-        pixel = (line + footprint.y) * w + (column + footprint.x)
-        buffer.scatter_reduce_(0, pixel, word, "amin")
-    return buffer.view(h, w)
-
-
-def _border(c: Int[Tensor, "n"], size: int, radius: int, border: int) -> Int[Tensor, "n"]:
-    """Centres moved so that `border` does the work of a `radius` beyond the image's own size."""
-    if radius == border:
-        return c
-    first, last = c + radius, c - radius  # last and first pixel that the square reaches
-    whole = torch.zeros_like(c)
-    return torch.where(
-        first < size - 1, first - border, torch.where(last > 0, last + border, whole)
-    )
-
-
-def minimum_filter(words: Int[Tensor, "h w"], footprint: Footprint) -> Int[Tensor, "H W"]:
-    """Smallest word of each window; windows double in width, so the cost grows with log(radius)."""
-    for dim, border in ((0, footprint.y), (1, footprint.x)):
-        window, reach = 2 * border + 1, 1
-        while 2 * reach <= window:
-            n = words.shape[dim] - reach
-            words = torch.minimum(words.narrow(dim, 0, n), words.narrow(dim, reach, n))
-            reach *= 2
-        n = words.shape[dim] - (window - reach)
-        words = torch.minimum(words.narrow(dim, 0, n), words.narrow(dim, window - reach, n))
-    return words
-
-
-def unpack(words: Int[Tensor, "*T H W"], colors: Tensor | None) -> RenderResult:
-    words = words.unsqueeze(-3)
-    hole = words == FAR
-    index = torch.where(hole, -1, words & 0xFFFFFFFF)
-    depth = (words >> 32).int().view(torch.float32).masked_fill(hole, 0.0)
-    mask = (~hole).float()
-    if colors is None:
-        color = mask.expand(*mask.shape[:-3], 3, *mask.shape[-2:]) * 0.5
-    elif len(colors) == 0:
-        color = torch.zeros_like(mask).expand(*mask.shape[:-3], 3, *mask.shape[-2:]).clone()
-    else:
-        seen = colors[index.squeeze(-3).clamp(min=0)].movedim(-1, -3)
-        color = torch.where(hole, 0.0, seen)
-    return RenderResult(color, depth, mask, index)

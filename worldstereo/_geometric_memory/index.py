@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 
+from worldstereo._compiled import has_compiler
 from worldstereo._geometric_memory.store import PointStore
-from worldstereo.spatial_index import SpatialIndex, build_index, has_compiler
+from worldstereo.spatial_index import SpatialIndex, build_index
 
 SHARE = 8  # the small index may hold this part of the cloud
 LEAST = 4096

@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from worldstereo import _parallel
+from worldstereo._compiled import has_compiler
 from worldstereo._geometric_memory.storage import (
     DEFAULTS,
     Columns,
@@ -26,7 +27,7 @@ from worldstereo._geometric_memory.storage import (
     Version,
     blank_columns,
 )
-from worldstereo.spatial_index import SpatialIndex, exact_index, has_compiler
+from worldstereo.spatial_index import SpatialIndex, exact_index
 
 if TYPE_CHECKING:
     from worldstereo._geometric_memory.hash import BrickHash

@@ -12,8 +12,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from worldstereo import _parallel
 from worldstereo._morton import BLOCK, MOST, REACH, MortonTree, reach
 from worldstereo._render import kernels
-from worldstereo.cameras import Cameras
-from worldstereo.render import (
+from worldstereo._render.plain import (
     FAR,
     Footprint,
     RenderResult,
@@ -22,6 +21,7 @@ from worldstereo.render import (
     render_torch,
     unpack,
 )
+from worldstereo.cameras import Cameras
 
 SORTED = 20_000  # points from which culling can pay
 WORTH = 3  # frames of one tensor from which sorting it first pays (bench/README.md)

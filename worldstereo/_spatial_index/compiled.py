@@ -16,7 +16,7 @@ from worldstereo._morton import (
     reach,
 )
 from worldstereo._spatial_index import kernels
-from worldstereo.spatial_index import ScipyIndex, brute_force, squares
+from worldstereo._spatial_index.plain import ScipyIndex, brute_force, squares
 
 PER_CELL = 4.0  # points aimed at per occupied cell; anything from 2 to 12 costs the same
 CELLS = 6  # cells per point at most, 4 bytes each; of a small cloud four times as many
