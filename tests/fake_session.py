@@ -144,6 +144,7 @@ class FakeSession:
     scene: Scene = field(default_factory=small_scene)
     token: str = "token"
     next_error: Exception | None = None
+    sketch: Scene | None = None
 
     def __post_init__(self) -> None:
         self.viewport = FakeViewport()
@@ -157,6 +158,10 @@ class FakeSession:
         self.mode, self.sampler, self.prompt = "", SamplerConfig(), ""
         self.can_undo, self.undone = True, 0
         self.generators = choices()
+
+    @property
+    def shown(self) -> Scene:
+        return self.sketch or self.scene
 
     @property
     def world(self) -> Any:

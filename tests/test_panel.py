@@ -12,7 +12,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.fake_session import HEIGHT, WIDTH, FakeSession, FakeSessions, quietly, small_scene
+from tests.fake_session import (
+    HEIGHT,
+    WIDTH,
+    FakeJob,
+    FakeSession,
+    FakeSessions,
+    quietly,
+    small_scene,
+)
 from worldstereo.errors import Cancelled, WorldBusy, WorldStereoError
 from worldstereo.generator import GeneratorLimits
 from worldstereo.scene import Scene
@@ -386,6 +394,24 @@ def test_a_visit_without_a_world_opens_the_first_example(panel):
     assert "a new one" in text_of(answers[0][panel.message])
     again = list(panel.on_load(type("R", (), {"query_params": {"world": token}})()))
     assert again[0][panel.token] == token
+
+
+def test_while_a_world_is_prepared_the_page_says_so_and_offers_nothing_of_it(panel, session):
+    session.sketch = Scene(-1, "shelf", session.scene.views[:2], session.scene.cloud)
+    session.job = FakeJob("open")
+    session.job.reports = 9
+    answers = panel.guarded(panel.on_opened)("token")
+    first, second, third = next(answers), next(answers), next(answers)
+    assert "shelf" in first[panel.header] and "being prepared" in first[panel.header]
+    assert "points" not in first[panel.header] and first[panel.film].count('class="pic') == 2
+    assert "As it was given" in first[panel.stage.hud]
+    assert 'role="progressbar"' in second[panel.status]  # in the place of the button
+    assert "finished memory" in third[panel.path.preview]
+    assert first[panel.stage.tools].count("disabled") == 5
+    for kind in ("pick", "view", "measure", "selection"):
+        assert panel.stage.on_stage(session, {"kind": kind, "index": 0}, "Pixel") == {}
+    flown = panel.stage.on_fly(session, {"view": 1})
+    assert flown == {} and session.viewport.named("fly_to")
 
 
 def test_a_reload_finds_path_preview_and_a_picture_to_inspect(panel, session):

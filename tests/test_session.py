@@ -24,6 +24,7 @@ from ui.session import (
 )
 from ui.session_config import bundled_examples
 from ui.session_keep import Keeping, tidy
+from ui.session_opening import sketch_of
 from ui.session_preview import along, describe, frames_inside
 from ui.viewport_events import JobChanged, Selected
 from worldstereo.cameras import Cameras, look_at
@@ -47,6 +48,19 @@ class Gate(InstantGenerator):
             self.reached.release()
             assert self.go.acquire(timeout=SECONDS)
             yield frame
+
+
+class Slow(InstantGenerator):
+    """Remembers a given view each time it is let to."""
+
+    def __init__(self) -> None:
+        self.go = threading.Semaphore(0)
+        self.reached = threading.Semaphore(0)
+
+    def encode(self, color):
+        self.reached.release()
+        assert self.go.acquire(timeout=SECONDS)
+        return super().encode(color)
 
 
 def config(tmp_path: Path | None = None, generator=None, **rest) -> SessionsConfig:
@@ -284,6 +298,56 @@ def test_the_chain_from_a_file_to_new_views_and_back(opened):
     assert session.redo() and len(session.scene.views) == 5
     assert session.viewport.settle()
     assert session.viewport.stats["points"] == len(session.scene.cloud)
+
+
+def test_a_capture_is_seen_as_it_was_given_until_its_world_is_ready(tmp_path):
+    slow = Slow()
+    sessions = Sessions(config(tmp_path, slow))
+    session, capture = sessions.create(), room_capture(2)
+    stage = session.viewport
+
+    def opening() -> Job:
+        job = session.open(tmp_path / "room.zip", "room.zip")
+        assert slow.reached.acquire(timeout=SECONDS) and stage.settle()
+        return job
+
+    job, empty = opening(), session.scene
+    sketch = session.sketch
+    assert sketch is not None and session.shown is sketch
+    assert len(empty.views) == 0 and session.plan is None  # the world is what it was
+    assert stage.stats["revision"] == sketch.revision < 0
+    assert stage.stats["points"] == len(sketch.cloud) > 1000
+    for i, view in enumerate(capture.views):  # every point lies on the depth that was given
+        mine = sketch.cloud.points[sketch.cloud.source == i]
+        local = (mine - view.cameras.c2w[:3, 3]) @ view.cameras.c2w[:3, :3]
+        pixel = local @ view.cameras.K.T / local[:, 2:]
+        column, row = pixel[:, 0].floor().long(), pixel[:, 1].floor().long()
+        torch.testing.assert_close(view.depth[0, row, column], local[:, 2], rtol=1e-4, atol=0)
+    job.cancel()
+    slow.go.release()
+    with pytest.raises(Cancelled):
+        job.result(SECONDS)
+    assert session.sketch is None and session.shown is empty and stage.settle()
+    assert stage.stats["points"] == 0
+
+    job = opening()
+    for _ in capture.views:
+        slow.go.release()
+    job.result(SECONDS)
+    assert session.sketch is None and stage.settle()
+    assert stage.stats["revision"] == session.scene.revision
+    assert stage.stats["points"] == len(session.scene.cloud)
+    sessions.close_all()
+
+
+@pytest.mark.parametrize("points", [0, 51])
+def test_photos_without_depth_show_where_they_were_taken_and_the_points_they_came_with(points):
+    capture = room_capture(3)
+    views = tuple(replace(view, depth=torch.zeros_like(view.depth)) for view in capture.views)
+    cloud = PointCloud.of(torch.rand(points, 3) + 2) if points else None
+    sketch = sketch_of(replace(capture, views=views, cloud=cloud))
+    assert len(sketch.views) == 3 and len(sketch.cloud) == points
+    assert sketch.unit > 0 and sketch.revision < 0
 
 
 def test_cancelling_between_frames_leaves_the_world_as_it_was(tmp_path):

@@ -533,6 +533,38 @@ def test_a_page_that_connects_stands_behind_the_first_path_and_sees_its_start(vi
     assert float((eye - start.position) @ scene.up) > 0
 
 
+def test_a_sketch_stands_in_until_the_scene_comes_and_the_eye_stays_in_the_world(viewport):
+    views, wide = some_views(3), wall(703)
+    before = Scene(revision=0, views=views[:1], cloud=wall(101), unit=0.5, name="before")
+    sketch = Scene(-1, "room", views, wide, unit=2.0)
+    after = Scene(1, "room", some_views(3), joined(wide, wall(311, z=2.0)), unit=2.5)
+    now = [before]
+    viewport.follow(lambda: now[0], lambda wake: lambda: None)
+    viewport.show_plan(Trajectory(turned_cameras(4), "plan"), turned_cameras(2))
+    viewport.show_sketch(sketch)
+    assert viewport.settle() and viewport.stats["revision"] == -1
+    assert viewport._server.scene.get_handle_by_name("/plan/frusta") is None
+    assert viewport._server.scene.get_handle_by_name("/keyframes/000") is None
+    assert len(viewport.keyframes) == 2
+    eye = viewport._server.initial_camera.position / viewport._scale
+    now[0] = after  # published, but the sketch is still shown
+    viewport.wake()
+    assert viewport.settle() and viewport.stats["points"] == 703
+    viewport.show_sketch(None)
+    assert viewport.settle() and viewport.stats["revision"] == 1
+    assert on_wire(viewport).shape == (1014, 3)  # nothing of the sketch is left
+    sizes = {node.size for node in viewport._cloud._nodes.values()}
+    fresh = Viewport()
+    drawn(fresh, after)
+    assert sizes == {node.size for node in fresh._cloud._nodes.values()}
+    fresh.close()
+    np.testing.assert_allclose(
+        viewport._server.initial_camera.position / viewport._scale, eye, atol=1e-6
+    )
+    assert viewport._server.scene.get_handle_by_name("/plan/frusta") is not None
+    assert viewport._server.scene.get_handle_by_name("/keyframes/001") is not None
+
+
 def test_points_just_made_show_until_the_next_scene(viewport):
     drawn(viewport, Scene(revision=0, cloud=wall(101), unit=0.5))
     points = wall(53).points.numpy()

@@ -139,7 +139,7 @@ class Panel(Core):
 
     def changed(self, session: Session) -> Updates:
         """Header and strip: what another page of this session may have changed at any moment."""
-        scene = session.world.scene
+        scene = session.shown
         newest = max((view.step for view in scene.views), default=0)
         planned = len(session.plan) if session.plan and not running(session) else 0
         strip = piece.film(scene.views, self.thumbnails, newest_step=newest, planned=planned)
@@ -151,8 +151,7 @@ class Panel(Core):
         busy = running(session)
         why = self._why_not(session)
         if busy and job is not None:
-            now = job.progress
-            status = piece.progress(now.step, now.total, now.message, now.seconds_left)
+            status = progress(job)
         elif session.plan is None:
             status = piece.said("No path yet: choose one under Path.")
         else:
@@ -276,15 +275,19 @@ class Panel(Core):
         if job is None:
             return
         yield self.action(session) | self.travel(session)
-        shown = -1
-        for now in job:
+        shown, sketch = -1, None
+        for _ in job:
             if job.over:
                 break
-            status = piece.progress(now.step, now.total, now.message, now.seconds_left)
-            updates: Updates = {self.status: status}
+            updates: Updates = {self.status: progress(job)}
             if job.kind == "explore" and len(job.frames) != shown:
                 shown = len(job.frames)
                 updates |= self._arriving(session, job)
+            elif job.kind == "open":
+                if session.sketch is not sketch:
+                    sketch = session.sketch
+                    updates |= self.changed(session) | self.path.preparing(session)
+                updates |= self.stage.refresh(session)
             yield updates
         yield from self._ended(session, job)
 
@@ -325,14 +328,22 @@ class Panel(Core):
 
     def travel(self, session: Session) -> Updates:
         """The header alone."""
-        scene = session.world.scene
+        scene = session.shown
         given = sum(view.step == 0 for view in scene.views)
-        facts = (scene.name, len(scene.cloud), given, len(scene.views) - given, session.saved)
+        sketch = session.sketch is not None
+        count, saved = (0, "being prepared") if sketch else (len(scene.cloud), session.saved)
+        facts = (scene.name, count, given, len(scene.views) - given, saved)
         return {self.header: piece.header(*facts, *self._why_no_travel(session))}
 
 
 def running(session: Session) -> bool:
     return session.job is not None and not session.job.over
+
+
+def progress(job: Job) -> str:
+    """How far it is, in the place of the one button."""
+    now = job.progress
+    return piece.progress(now.step, now.total, now.message, now.seconds_left)
 
 
 def plan_generator(session: Session) -> str:

@@ -97,12 +97,16 @@ class Thumbnails:
 
 
 def header(name: str, points: int, given: int, made: int, saved: str, undo: str, redo: str) -> str:
-    """The bar. `undo` and `redo` say why that cannot work now; empty, they can."""
+    """The bar; without points those are not told yet.
+
+    `undo` and `redo` say why that cannot work now; empty, they can.
+    """
     facts = "No world yet"
     if points or given:
         dot = "<i>·</i>"
+        count = f"<b class=num>{points:,}</b> points{dot}" if points else ""
         facts = (
-            f"<b>{esc(name or 'untitled')}</b>{dot}<b class=num>{points:,}</b> points{dot}"
+            f"<b>{esc(name or 'untitled')}</b>{dot}{count}"
             f"<span class=num>{given}</span> {plural('view', given)} given, "
             f"<span class=num>{made}</span> made{dot}<span id=saved>{esc(saved)}</span>"
         )
@@ -244,6 +248,14 @@ def legend() -> str:
 def hud(**facts: str) -> str:
     inner = "".join(f"<span><i>{esc(k)}</i>{esc(v)}</span>" for k, v in facts.items() if v)
     return f'<div class="chip num">{inner}</div>' if inner else ""
+
+
+def preparing(step: int, total: int, message: str, seconds_left: float | None) -> str:
+    """On the stage while a world is made: that what is seen is not yet what will be used."""
+    return (
+        '<div class="chip preparing"><span><b>As it was given.</b> The finished memory takes its '
+        f"place in a moment.</span>{progress(step, total, message, seconds_left)}</div>"
+    )
 
 
 def tools(*, playing: bool, recording: bool, measuring: bool, selecting: bool, why: dict) -> str:

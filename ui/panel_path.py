@@ -152,6 +152,13 @@ class PathTab:
             why["#frame"] = "Plan a path first."
         return why
 
+    def preparing(self, session: Session) -> Updates:
+        """Another world is on its way: what the last one's path showed is no preview of it."""
+        if session.sketch is None:
+            return {}
+        text = "The preview comes with the finished memory: it shows what the generator will see."
+        return {self.preview: f'<div class="empty-state">{text}</div>'}
+
     # ---- planning ----------------------------------------------------------------------------
 
     def first_plan(self, session: Session) -> Iterator[Updates]:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ui.panel import Panel
 
 SOFTWARE = ("swiftshader", "llvmpipe", "softpipe", "software", "basic render", "none")
+WAIT = "The world is being prepared."
 EMPTY = '<div class="empty-state">The stage opens with the page.</div>'
 
 
@@ -61,19 +62,21 @@ class Stage:
 
     def on_fly(self, session: Session, data: dict[str, Any]) -> Updates:
         """A picture in the strip: go there, and have Memory ready on it."""
-        views = session.world.scene.views
+        views = session.shown.views
         index = _index(data.get("view"), len(views))
         session.viewport.fly_to(views[index].cameras)
-        return self.panel.memory.choose(session, index)
+        return {} if session.sketch else self.panel.memory.choose(session, index)
 
     def on_home(self, session: Session, data: dict[str, Any]) -> Updates:
-        scene = session.world.scene
+        scene = session.shown
         session.viewport.fly_to(scene.views[0].cameras if scene.views else default_view(scene))
         return {self.hud: self._hud(session)}
 
     def on_stage(self, session: Session, data: dict[str, Any], mode: str, *path: Any) -> Updates:
         """What happened in the viewport, as its events socket told the page."""
         kind = data.get("kind")
+        if session.sketch is not None and kind in ("pick", "view", "measure", "selection"):
+            return {}  # of what is only being prepared nobody remembers anything yet
         if kind == "pick":
             return self.panel.memory.at_point(session, data.get("point"), mode)
         if kind == "view":
@@ -122,6 +125,11 @@ class Stage:
                 playing=False, recording=False, measuring=False, selecting=False, why=why
             )
         viewport, scene = session.viewport, session.world.scene
+        if session.sketch is not None:
+            wait = dict.fromkeys(("play", "record", "keyframe", "measure", "select"), WAIT)
+            return piece.tools(
+                playing=False, recording=False, measuring=False, selecting=False, why=wait
+            )
         why = {} if session.plan else {"play": "Plan a path first, under Path."}
         if not len(scene.cloud):
             why |= dict.fromkeys(("measure", "select", "record", "keyframe"), "No world yet.")
@@ -136,7 +144,10 @@ class Stage:
         )
 
     def _hud(self, session: Session) -> str:
-        viewport = session.viewport
+        viewport, job = session.viewport, session.job
+        if session.sketch is not None and job is not None:
+            now = job.progress
+            return piece.preparing(now.step, now.total, now.message, now.seconds_left)
         if viewport.measuring:
             return piece.hud(measure="click two points")
         if viewport.selecting:

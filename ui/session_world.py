@@ -16,26 +16,24 @@ import numpy as np
 import torch
 
 from ui.session_attention import Attention, Listener
-from ui.session_config import Example, GeneratorChoice
+from ui.session_config import GeneratorChoice
 from ui.session_jobs import Job
+from ui.session_opening import Opening
 from ui.session_preview import Planned, Preview, new_points
-from ui.session_saving import Saving, reason
+from ui.session_saving import Saving
 from ui.session_shared import Shared
 from ui.viewport import Viewport
 from ui.viewport_events import Event, JobChanged, Measured, Selected
 from worldstereo import edits, export
 from worldstereo.cameras import Cameras
 from worldstereo.errors import OutOfMemory, WorldBusy, WorldStereoError
-from worldstereo.explore import explore, start
+from worldstereo.explore import explore
 from worldstereo.generator import Frame, SamplerConfig
-from worldstereo.project import is_project, load_world
 from worldstereo.registration import Registration
 from worldstereo.scene import Capture, Clip, Scene
 from worldstereo.trajectory import Trajectory
 
 log = logging.getLogger(__name__)
-
-KEYFRAMES = 21  # of a path that came with a file
 
 
 class Session:
@@ -81,6 +79,15 @@ class Session:
             plan=lambda: self.plan,
             told=lambda state: self.viewport.emit(JobChanged(state)),
         )
+        self._opening = Opening(
+            token,
+            self.world,
+            shared,
+            self._saving,
+            planned=lambda path: self.set_plan(path, ()),
+            begun=self._begun,
+            shown=self.viewport.show_sketch,
+        )
         self.viewport.follow(lambda: self.world.scene, self.world.subscribe)
 
     # ---- reading -----------------------------------------------------------------------------
@@ -88,6 +95,16 @@ class Session:
     @property
     def scene(self) -> Scene:
         return self.world.scene
+
+    @property
+    def sketch(self) -> Scene | None:
+        """The capture that is being prepared, as it was given; None at all other times."""
+        return self._opening.sketch
+
+    @property
+    def shown(self) -> Scene:
+        """What the stage shows: the published scene, or the sketch of the one that comes."""
+        return self.sketch or self.scene
 
     @property
     def name(self) -> str:
@@ -150,7 +167,7 @@ class Session:
         Raises:
             WorldBusy: another job of this session runs.
         """
-        return self._start("open", lambda job: self._open(job, Path(path), name))
+        return self._start("open", lambda job: self._opening.file(job, Path(path), name))
 
     def example(self, key: str, *, save: bool = True) -> Job:
         """Open one of the bundled captures; unsaved, it is saved with `save_unsaved`.
@@ -163,7 +180,7 @@ class Session:
         if found is None:
             names = ", ".join(one.key for one in self._shared.examples)
             raise WorldStereoError(f"There is no example named {key[:40]!r}. There are: {names}.")
-        return self._start("open", lambda job: self._open_example(job, found, save))
+        return self._start("open", lambda job: self._opening.example(job, found, save))
 
     def explore(
         self,
@@ -246,53 +263,6 @@ class Session:
             self._shared.worker.submit(self.token, job)
         return job
 
-    def _open(self, job: Job, path: Path, name: str) -> Scene:
-        job.on_step(0, 0, f"Reading {name[:60]}")
-        if is_project(path):
-            plan, _ = load_world(self.world, path)
-            self.set_plan(plan, ())
-        else:
-            capture = self._shared.read(path, name, lambda: job.cancelled)
-            self._begin(capture, job)
-        self._saving.save(job)
-        return self.scene
-
-    def _open_example(self, job: Job, example: Example, save: bool) -> Scene:
-        job.on_step(0, 0, f"Opening {example.label}")
-        if not self._reopen_started(example):
-            self._begin(self._shared.read_example(example), job)
-            self._keep_started(example)
-        if save:
-            self._saving.save(job)
-        return self.scene
-
-    def _reopen_started(self, example: Example) -> bool:
-        """Take the world that this example became last time, unless there is one to undo to."""
-        path = self._shared.started(example)
-        if self.world.history or path is None or not is_project(path):
-            return False
-        try:
-            load_world(self.world, path)
-        except WorldStereoError as error:
-            log.warning("a kept example could not be read: %s", reason(error))
-            return False
-        self.set_plan(None, ())
-        return True
-
-    def _keep_started(self, example: Example) -> None:
-        def work(job: Job) -> None:
-            self._shared.keep_started(example, self.world)
-
-        self._shared.worker.submit(self.token, Job("save", work))
-
-    def _begin(self, capture: Capture, job: Job) -> None:
-        self.set_plan(None, ())
-        start(self.world, capture, on_step=job.on_step)
-        self.prompt = capture.prompt
-        path = capture.trajectory
-        if path is not None:  # it came with the file; the release thins it to its keyframes too
-            self.set_plan(path if len(path) <= KEYFRAMES else path.resampled(KEYFRAMES), ())
-
     def _explore(
         self, job: Job, choice: GeneratorChoice, trajectory: Trajectory, *, guide: str, **rest: Any
     ) -> Clip:
@@ -343,6 +313,9 @@ class Session:
             "attention",
             lambda job: self.attention.row(asked, frame, pixel, layer, step, job.on_step),
         )
+
+    def _begun(self, capture: Capture) -> None:
+        self.prompt = capture.prompt
 
     def _job_changed(self, job: Job) -> None:
         self.touched = time.monotonic()

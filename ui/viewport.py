@@ -31,7 +31,7 @@ from ui.viewport_events import (
     Recording,
     ViewClicked,
 )
-from ui.viewport_motion import Framing, Motion, Recorder, aim_of, first_aim
+from ui.viewport_motion import Framing, Motion, Recorder, aim_of
 from ui.viewport_overlays import KeyframeGizmos, Marks, Match, PlanDrawing, ViewFrusta
 from ui.viewport_pointer import Pointer, point_of
 from ui.viewport_stage import (
@@ -80,21 +80,24 @@ class Viewport:
         self._scene = Scene()
         self._scale = 1.0
         self._source: Callable[[], Scene] | None = None
+        self._sketch: Scene | None = None
         self._unfollow: Callable[[], None] = lambda: None
         self._woken = threading.Event()
         self._cloud = CloudDrawing(self._server, FIRST_POINTS)
-        self._views = ViewFrusta(self._server, self._on_view_click)
+        self._views = ViewFrusta(self._server, self._posted(self._view_clicked))
         self._plan_drawing = PlanDrawing(self._server)
         self._marks = Marks(self._server)
-        self._gizmos = KeyframeGizmos(self._server, self._on_gizmo, self._on_keyframe_click)
+        self._gizmos = KeyframeGizmos(
+            self._server, self._on_gizmo, self._posted(self._keyframe_clicked)
+        )
         self._plan: Trajectory | None = None
         self._keyframes: tuple[Cameras, ...] = ()
         self._motion = Motion(lambda frame: self.emit(Playing(frame)))
         self._recorder = Recorder()
         self._last_client = -1
-        self._framed = False
+        self._sketched = False
         self._pointer = Pointer(self._server, self._marks, self.emit)
-        self._framing = Framing()
+        self._framing = Framing(self._server)
         self._view_clicked_at = -1.0
         self._camera_told_at = 0.0
         self._recording_told_at = 0.0
@@ -182,6 +185,11 @@ class Viewport:
     def draw(self, scene: Scene) -> None:
         """Show this scene; only what differs from the last one is sent."""
         self._post(lambda: self._draw(scene))
+
+    def show_sketch(self, sketch: Scene | None) -> None:
+        """Show this in place of the followed scene, without a path; None shows the scene again."""
+        self._sketch = sketch
+        self.wake()
 
     def draw_as(self, mode: DrawMode) -> None:
         """As "points", closed in software too, or "surface": discs, for a page with a GPU."""
@@ -318,6 +326,9 @@ class Viewport:
         if not self._closed:
             self._inbox.put(work)
 
+    def _posted(self, work: Callable[[int], None]) -> Callable[[int], None]:
+        return lambda index: self._post(lambda: work(index))
+
     def _run(self) -> None:
         stepped = 0.0
         while True:
@@ -348,49 +359,45 @@ class Viewport:
 
     def _draw_followed(self) -> None:
         self._woken.clear()
-        if self._source is not None:
-            self._draw(self._source())
+        sketch, source = self._sketch, self._source
+        if sketch is not None:
+            if sketch is not self._scene:
+                self._draw(sketch, sketch=True)
+        elif source is not None:
+            self._draw(source())
 
-    def _draw(self, scene: Scene) -> None:
+    def _draw(self, scene: Scene, *, sketch: bool = False) -> None:
         scale = stage_scale(scene.unit)
         before, self._scene = self._scene, scene
-        if not torch.equal(scene.up, before.up) or not self._framed:
-            self._set_up(scene)
-        rescaled, self._scale = scale != self._scale, scale
+        if not torch.equal(scene.up, before.up) or not self._framing.framed:
+            self._framing.set_up(scene)
+        factor, self._scale = scale / self._scale, scale
         eyes = [poses(view.cameras)[0, :3, 3] for view in scene.views]
-        self._cloud.draw(scene.cloud, scale, np.array(eyes, np.float32).reshape(-1, 3))
+        with self._server.atomic():  # one replaces the other: nobody sees an empty stage
+            if sketch != self._sketched:
+                self._cloud.clear()  # points of a sketch are wider: none may stay in the world
+            self._cloud.draw(scene.cloud, scale, np.array(eyes, np.float32).reshape(-1, 3))
         self._views.draw(scene.views, scale)
         self._pointer.draw(scene, scale)
-        if rescaled:
-            self._plan_drawing.draw(self._plan, scale)
-            self._gizmos.draw(self._keyframes, scale, self._gizmos.active)
+        if factor != 1 or sketch != self._sketched:
+            self._sketched = sketch
+            self._draw_path()
+            self._draw_keyframes(self._gizmos.active)
         if scene.revision != before.revision:
             self._marks.clear()
         new_place = not before.views or not scene.views or before.views[0] is not scene.views[0]
-        if (new_place and before.name != scene.name) or not self._framed:
-            self._frame_first_view()
+        if (new_place and before.name != scene.name) or not self._framing.framed:
+            self._framing.frame(scene, scale)
+        elif factor != 1:
+            self._framing.carry(factor)
         self._clear_the_eye()
         self.emit(Drawn(scene.revision, self._cloud.shown, self._cloud.notice))
 
-    def _set_up(self, scene: Scene) -> None:
-        up = scene.up.detach().cpu().double().numpy()
-        self._server.scene.set_up_direction(up)
-        self._server.initial_camera.up = up
-        for client in self._server.get_clients().values():
-            client.camera.up_direction = up
+    def _draw_path(self) -> None:
+        self._plan_drawing.draw(None if self._sketched else self._plan, self._scale)
 
-    def _frame_first_view(self) -> None:
-        first = first_aim(self._scene, self._scale)
-        if first is None:
-            return
-        self._framed = True
-        goal, reach = first
-        initial = self._server.initial_camera
-        initial.position = goal[0][:3, 3]
-        initial.look_at = goal[0][:3, 3] + goal[0][:3, 2] * reach
-        initial.fov = goal[1]
-        self._framing.begin(goal, self._scene.up.cpu().double().numpy(), reach)
-        self._framing.step(self._server.get_clients())
+    def _draw_keyframes(self, active: int) -> None:
+        self._gizmos.draw(() if self._sketched else self._keyframes, self._scale, active)
 
     def _set_renderer(self, software: bool) -> None:
         self._cloud.set_limit(SOFTWARE_POINTS if software else PREVIEW_POINTS)
@@ -398,13 +405,13 @@ class Viewport:
 
     def _show_plan(self, plan: Trajectory | None, keyframes: tuple[Cameras, ...] | None) -> None:
         self._plan = plan
-        self._plan_drawing.draw(plan, self._scale)
+        self._draw_path()
         if keyframes is not None and keyframes != self._keyframes:
             self._keyframes = keyframes
-            self._gizmos.draw(keyframes, self._scale, len(keyframes) - 1)
+            self._draw_keyframes(len(keyframes) - 1)
 
     def _keyframes_changed(self, active: int) -> None:
-        self._gizmos.draw(self._keyframes, self._scale, active)
+        self._draw_keyframes(active)
         self._clear_the_eye()
         self.emit(KeyframesChanged(self._keyframes))
 
@@ -444,12 +451,6 @@ class Viewport:
     def _on_rect(self, event: viser.SceneRectSelectEvent) -> None:
         self._post(lambda: self._pointer.box(event))
 
-    def _on_view_click(self, index: int) -> None:
-        self._post(lambda: self._view_clicked(index))
-
-    def _on_keyframe_click(self, index: int) -> None:
-        self._post(lambda: self._keyframe_clicked(index))
-
     def _on_gizmo(self, index: int, quaternion: np.ndarray, at: np.ndarray, end: bool) -> None:
         self._post(lambda: self._gizmo_moved(index, quaternion, at, end))
 
@@ -488,7 +489,7 @@ class Viewport:
         self._clear_the_eye()
 
     def _gizmo_moved(self, index: int, quaternion: np.ndarray, at: np.ndarray, end: bool) -> None:
-        if not 0 <= index < len(self._keyframes):
+        if self._sketched or not 0 <= index < len(self._keyframes):
             return
         old = self._keyframes[index]
         pose = pose_matrix(quaternion, at / self._scale)

@@ -108,17 +108,52 @@ class Framing:
     PATIENCE = 6.0  # seconds
     AGAIN = 0.3
 
-    def __init__(self) -> None:
+    def __init__(self, server: viser.ViserServer) -> None:
+        self._server = server
+        self.framed = False
+        """Whether there was anything yet to point a camera at."""
         self._goal: Aim | None = None
         self._up = np.array([0.0, 0.0, 1.0])
         self._reach, self._until = COMFORT, 0.0
         self._asked: dict[int, float] = {}
         self._arrived: set[int] = set()
 
-    def begin(self, goal: Aim, up: np.ndarray, reach: float) -> None:
-        self._goal, self._up, self._reach = goal, up, reach
+    def set_up(self, scene: Scene) -> None:
+        """Every tab orbits about the scene's own up."""
+        up = scene.up.detach().cpu().double().numpy()
+        self._server.scene.set_up_direction(up)
+        self._server.initial_camera.up = up
+        for client in self._server.get_clients().values():
+            client.camera.up_direction = up
+
+    def frame(self, scene: Scene, scale: float) -> None:
+        """Bring every tab, and those that come later, to where a visitor begins."""
+        first = first_aim(scene, scale)
+        if first is None:
+            return
+        self.framed = True
+        self._goal, self._reach = first
+        self._up = scene.up.detach().cpu().double().numpy()
         self._until = time.monotonic() + self.PATIENCE
         self._asked, self._arrived = {}, set()
+        (pose, fov), initial = self._goal, self._server.initial_camera
+        initial.position = pose[:3, 3]
+        initial.look_at = pose[:3, 3] + pose[:3, 2] * self._reach
+        initial.fov = fov
+        self.step(self._server.get_clients())
+
+    def carry(self, factor: float) -> None:
+        """The stage has grown by a factor: every eye keeps its place in the world."""
+        initial = self._server.initial_camera
+        initial.position = np.asarray(initial.position) * factor
+        initial.look_at = np.asarray(initial.look_at) * factor
+        if self._goal is not None:
+            self._goal[0][:3, 3] *= factor
+            self._reach, self._asked, self._arrived = self._reach * factor, {}, set()
+        for client in self._server.get_clients().values():
+            with client.atomic():
+                client.camera.position = np.asarray(client.camera.position) * factor
+                client.camera.look_at = np.asarray(client.camera.look_at) * factor
 
     @property
     def active(self) -> bool:
