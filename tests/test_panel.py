@@ -1,8 +1,10 @@
 """The page's handlers as plain functions, its HTML, and what it promises to browsers."""
 
 import html
+import importlib
 import json
 import re
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -517,3 +519,20 @@ def test_each_mode_of_memory_shows_the_view(panel, session, mode):
 def test_an_unknown_event_of_the_stage_changes_nothing_of_note(panel, session):
     answer = panel.stage.on_stage(session, {"kind": "surprise"}, "Pixel")
     assert set(answer) == {panel.stage.hud, panel.stage.tools}
+
+
+def test_gradio_is_imported_whole_but_writes_no_stubs(tmp_path, monkeypatch):
+    from gradio import component_meta
+
+    from ui import panel_import
+
+    assert hasattr(component_meta, panel_import.STUBS)  # or there is nothing left to leave out
+    text = f"def {panel_import.STUBS}(*_):\n    raise OSError\nother = 7\n"
+    (tmp_path / "stubby.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(panel_import, "MODULE", "stubby")
+    finders = list(sys.meta_path)
+    with panel_import.without_stubs():
+        stubby = importlib.import_module("stubby")
+    assert stubby.other == 7 and getattr(stubby, panel_import.STUBS)(1, 2) is None
+    assert sys.meta_path == finders

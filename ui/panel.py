@@ -14,7 +14,10 @@ from typing import Any, Protocol
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before gradio is imported: it asks at once
 
-import gradio as gr
+from ui.panel_import import without_stubs
+
+with without_stubs():
+    import gradio as gr
 
 from ui import panel_html as piece
 from ui.panel_core import BUG, EXPIRED, Core, Updates, html
