@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -312,6 +313,21 @@ def test_two_keyframes_make_a_path(panel, session):
     assert session.plan is None
     list(panel.guarded(panel.path.on_keyframe)("token", *plan_inputs()))
     assert session.plan is not None and len(session.plan) == 5
+
+
+@pytest.mark.parametrize("active", [0, 1, 2, -1, None, "x", 99])
+def test_a_dragged_keyframe_is_what_the_preview_shows(panel, session, active):
+    for _ in range(3):
+        session.viewport.add_keyframe()
+    keys, data = session.viewport.keyframes, {"active": active, "settled": True}
+    answer = panel.path.keyframes_changed(session, data, *plan_inputs())
+    shown = session.asked[-1][1][0]
+    assert answer[panel.path.frame]["value"] == shown + 1
+    wanted = active if active in (1, 2) else 0
+    torch.testing.assert_close(
+        session.plan.cameras.position[shown], keys[wanted].position, atol=0.05, rtol=0
+    )
+    assert panel.path.keyframes_changed(session, data, *plan_inputs()).keys() == {panel.path.keys}
 
 
 def test_a_recorded_flight_becomes_the_plan(panel, session):

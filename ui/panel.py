@@ -101,7 +101,7 @@ class Panel(Core):
     def _build_action(self) -> None:
         with gr.Column(elem_id="action"):
             self.message = self.shown(html("", elem_id="message", elem_classes="line"))
-            self.status = self.shown(html(piece.said("Opening …"), elem_id="status"))
+            self.status = self.shown(html(piece.opening(), elem_id="status"))
             # Which of the two buttons is there follows from the status line, by the stylesheet:
             # one update, so that they cannot disagree.
             self.go = gr.Button("Generate along the path", variant="primary", elem_id="generate")
@@ -156,7 +156,7 @@ class Panel(Core):
         if busy and job is not None:
             status = progress(job)
         elif session.plan is None:
-            status = piece.said("No path yet: choose one under Path.")
+            status = piece.said(self._no_path(session))
         else:
             status = self._cost(session)
         return {
@@ -167,6 +167,13 @@ class Panel(Core):
 
     def after_error(self, session: Session) -> Updates:
         return self.action(session)
+
+    def _no_path(self, session: Session) -> str:
+        if not session.scene.views and not len(session.scene.cloud):
+            return "No world yet: open an example or a file under World."
+        if session.settings is None:
+            return "Planning a path …"  # the first one: see `settle`
+        return "No path yet: choose one under Path."
 
     def _cost(self, session: Session) -> str:
         plan = session.plan
@@ -321,8 +328,6 @@ class Panel(Core):
     def settle(self, session: Session) -> Iterator[Updates]:
         """Once nothing runs: a path if there is none, its preview, a picture under Memory."""
         if session.plan is None:
-            if session.world.scene.views or len(session.world.scene.cloud):
-                yield {self.status: piece.said("Planning a path …")}
             yield from self.path.first_plan(session)
         elif not running(session):
             yield self.action(session) | self.changed(session) | self.memory.newest(session)

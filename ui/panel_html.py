@@ -203,6 +203,11 @@ def progress(step: int, total: int, message: str, seconds_left: float | None) ->
     )
 
 
+def opening() -> str:
+    """What stands there before the page has its world: the button waits, see the stylesheet."""
+    return said("Opening …").replace("<div", "<div data-opening", 1)
+
+
 def said(text: str) -> str:
     """One quiet line."""
     return (

@@ -1,7 +1,7 @@
 """The Path tab: presets, keyframes, flights, and a preview of what the generator will see."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
@@ -11,8 +11,9 @@ from ui.inspector import tinted
 from ui.panel_core import Updates, html, line
 from ui.panel_plan import FIRST_PRESET, FLIGHT, KEYFRAMES, STARTS, Settings, parameter, plan, whole
 from ui.session import Session
+from worldstereo.cameras import Cameras
 from worldstereo.errors import WorldStereoError
-from worldstereo.trajectory import PRESETS
+from worldstereo.trajectory import PRESETS, Trajectory
 
 if TYPE_CHECKING:
     from ui.panel import Panel
@@ -318,8 +319,9 @@ class PathTab:
     ) -> Iterator[Updates]:
         yield from self.on_record(session, *values)
 
-    def keyframes_changed(self, session: Session, settled: bool, *values: Any) -> Updates:
-        """A keyframe was moved by its gizmo: the path through them all follows."""
+    def keyframes_changed(self, session: Session, data: dict[str, Any], *values: Any) -> Updates:
+        """A keyframe was moved by its gizmo: the path through them all follows, and the preview
+        is of the frame that was moved."""
         keys = session.viewport.keyframes
         if len(keys) < 2 or keys is session.keys_planned:  # whoever added it has planned already
             return {self.keys: self._keyframes(session)}
@@ -327,8 +329,11 @@ class PathTab:
         settings = Settings.of(KEYFRAMES, 0, *values[2:])
         session.set_plan(plan(session, settings))
         session.settings = settings
+        assert session.plan is not None
+        frame = frame_at(session.plan, keys, data.get("active"))
         updates = {self.preset: KEYFRAMES} | self._looks(KEYFRAMES) | self._planned(session)
-        return updates | self.show_preview(session, 0, final=settled)
+        updates[self.frame] = gr.update(maximum=max(2, len(session.plan)), value=frame + 1)
+        return updates | self.show_preview(session, frame, final=bool(data.get("settled")))
 
     # ---- pieces ------------------------------------------------------------------------------
 
@@ -360,6 +365,16 @@ class PathTab:
         return (
             f'<p class="muted num" style="margin:0">{count} {piece.plural("keyframe", count)}</p>'
         )
+
+
+def frame_at(path: Trajectory, keys: Sequence[Cameras], active: Any) -> int:
+    """The frame of a path that stands where one of its keyframes does; 0 for none of them."""
+    if not isinstance(active, int) or not 0 <= active < len(keys):
+        return 0
+    if active in (0, len(keys) - 1):
+        return 0 if active == 0 else len(path) - 1
+    far = (path.cameras.position - keys[active].position).norm(dim=-1)
+    return int(far.argmin())
 
 
 def slider_of(preset: str) -> dict[str, Any]:

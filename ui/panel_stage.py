@@ -83,7 +83,7 @@ class Stage:
             views = session.world.scene.views
             return self.panel.memory.choose(session, _index(data.get("index"), len(views)))
         if kind == "keyframes":
-            return self.panel.path.keyframes_changed(session, bool(data.get("settled")), *path)
+            return self.panel.path.keyframes_changed(session, data, *path)
         if kind == "selection":
             return self.panel.world.selected(session)
         if kind == "measure":

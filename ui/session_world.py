@@ -84,7 +84,7 @@ class Session:
             self.world,
             shared,
             self._saving,
-            planned=lambda path: self.set_plan(path, ()),
+            planned=self._set_out,
             begun=self._begun,
             shown=self.viewport.show_sketch,
         )
@@ -313,6 +313,11 @@ class Session:
             "attention",
             lambda job: self.attention.row(asked, frame, pixel, layer, step, job.on_step),
         )
+
+    def _set_out(self, path: Trajectory | None) -> None:
+        """A new world: its own path, or none yet; the settings were the last one's."""
+        self.settings = None
+        self.set_plan(path, ())
 
     def _begun(self, capture: Capture) -> None:
         self.prompt = capture.prompt

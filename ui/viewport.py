@@ -17,7 +17,7 @@ import rich
 import torch
 import viser
 
-from ui.viewport_cloud import DRAW_MODES, FIRST_POINTS, PREVIEW_POINTS, CloudDrawing, DrawMode
+from ui.viewport_cloud import DRAW_MODES, CloudDrawing, DrawMode
 from ui.viewport_colors import COLOR_MODES, ColorMode
 from ui.viewport_events import (
     CameraMoved,
@@ -47,9 +47,8 @@ from worldstereo.trajectory import Trajectory
 
 log = logging.getLogger(__name__)
 
-SOFTWARE_POINTS = 500_000  # shown where the page renders in software: about two frames a second
 FLIGHT_SECONDS = 0.7
-CAMERA_EVENTS = 0.2  # seconds between two `CameraMoved`
+CAMERA_EVENTS = 0.2  # seconds between two `CameraMoved`, and while a keyframe is dragged
 
 
 class Viewport:
@@ -83,7 +82,7 @@ class Viewport:
         self._sketch: Scene | None = None
         self._unfollow: Callable[[], None] = lambda: None
         self._woken = threading.Event()
-        self._cloud = CloudDrawing(self._server, FIRST_POINTS)
+        self._cloud = CloudDrawing(self._server)
         self._views = ViewFrusta(self._server, self._posted(self._view_clicked))
         self._plan_drawing = PlanDrawing(self._server)
         self._marks = Marks(self._server)
@@ -99,8 +98,7 @@ class Viewport:
         self._pointer = Pointer(self._server, self._marks, self.emit)
         self._framing = Framing(self._server)
         self._view_clicked_at = -1.0
-        self._camera_told_at = 0.0
-        self._recording_told_at = 0.0
+        self._camera_told_at = self._recording_told_at = self._keyframe_told_at = 0.0
         self._server.on_client_connect(self._on_connect)
         self._server.scene.on_click()(self._on_click)
         self._thread = threading.Thread(target=self._run, name="viewport", daemon=True)
@@ -400,7 +398,7 @@ class Viewport:
         self._gizmos.draw(() if self._sketched else self._keyframes, self._scale, active)
 
     def _set_renderer(self, software: bool) -> None:
-        self._cloud.set_limit(SOFTWARE_POINTS if software else PREVIEW_POINTS)
+        self._cloud.renderer(software)
         self.emit(Drawn(self._scene.revision, self._cloud.shown, self._cloud.notice))
 
     def _show_plan(self, plan: Trajectory | None, keyframes: tuple[Cameras, ...] | None) -> None:
@@ -413,7 +411,7 @@ class Viewport:
     def _keyframes_changed(self, active: int) -> None:
         self._draw_keyframes(active)
         self._clear_the_eye()
-        self.emit(KeyframesChanged(self._keyframes))
+        self.emit(KeyframesChanged(self._keyframes, active))
 
     # ---- the camera and what it looks at ---------------------------------------------------------
 
@@ -496,4 +494,6 @@ class Viewport:
         moved = Cameras(old.K, torch.from_numpy(pose).to(old.c2w), old.width, old.height)
         self._keyframes = (*self._keyframes[:index], moved, *self._keyframes[index + 1 :])
         self._gizmos.follow(index, moved, self._scale)
-        self.emit(KeyframesChanged(self._keyframes, settled=end))
+        if end or time.monotonic() - self._keyframe_told_at > CAMERA_EVENTS:
+            self._keyframe_told_at = time.monotonic()
+            self.emit(KeyframesChanged(self._keyframes, index, settled=end))

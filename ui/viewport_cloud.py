@@ -22,6 +22,9 @@ MAX_NODES = 250  # measured: frame time grows from here on
 NODE_ROWS = 131_072  # a change re-sends one node, so nodes stay small
 FIRST_POINTS = 120_000  # drawn until the page says what draws it: in software a frame costs 0.2 s
 PREVIEW_POINTS = 2_000_000  # common viewers hold this many at 60 Hz on a laptop's GPU
+SOFTWARE: dict[DrawMode, int] = {"points": 500_000, "surface": 60_000}
+"""Shown where the page renders without a GPU: one to two frames a second. All 450,000 points of an
+example as discs took eight seconds a frame, and the page stood still meanwhile."""
 MOST_STALE = 0.02  # share of a node's points that may be left at an old place, drawn again nearby
 WIDEST = 1.7  # of the width of a sample on a surface that faces the view
 POINT_SCALE = 1.35  # of the pixel's width on the surface: closes the gaps
@@ -51,7 +54,7 @@ class CloudDrawing:
         notice: why less than the whole cloud is shown, or "".
     """
 
-    def __init__(self, server: viser.ViserServer, limit: int = PREVIEW_POINTS) -> None:
+    def __init__(self, server: viser.ViserServer) -> None:
         self._server = server
         self._nodes: dict[str, Node] = {}
         self._serial = 0
@@ -63,7 +66,7 @@ class CloudDrawing:
         self._widths = np.zeros(0, np.float32)  # spacing on the stage, per row
         self._random = np.random.default_rng(7)
         self._share = 1.0
-        self.limit = limit
+        self._limits = dict.fromkeys(DRAW_MODES, FIRST_POINTS)
         self.mode: DrawMode = "points"
         self.color_mode: ColorMode = "photo"
         self.bytes_sent = 0
@@ -72,6 +75,11 @@ class CloudDrawing:
     @property
     def nodes(self) -> int:
         return len(self._nodes)
+
+    @property
+    def limit(self) -> int:
+        """Points shown at most, as the cloud is drawn now."""
+        return self._limits[self.mode]
 
     @property
     def shown(self) -> int:
@@ -127,12 +135,12 @@ class CloudDrawing:
                 else:
                     self._put(name, node.rows, 0.0)
 
-    def set_limit(self, limit: int) -> None:
-        """Show at most this many points; sends all again where that changes what is shown."""
+    def renderer(self, software: bool) -> None:
+        """What draws the page, once it has said so; sends all again where that shows more."""
         count = 0 if self._cloud is None else len(self._cloud)
-        same = share_shown(count, limit) == share_shown(count, self.limit)
-        self.limit = limit
-        if not same:
+        before = share_shown(count, self.limit)
+        self._limits = SOFTWARE if software else dict.fromkeys(DRAW_MODES, PREVIEW_POINTS)
+        if share_shown(count, self.limit) != before:
             self.redraw()
 
     def redraw(self) -> None:

@@ -79,11 +79,18 @@ class KeyframesChanged(Event):
 
     kind: ClassVar[str] = "keyframes"
     cameras: tuple[Cameras, ...]
+    active: int = -1
+    """The one that was added or moved, -1 for none."""
     settled: bool = True
     """False while a gizmo is being dragged."""
 
     def as_json(self) -> dict[str, Any]:
-        return {"kind": self.kind, "count": len(self.cameras), "settled": self.settled}
+        return {
+            "kind": self.kind,
+            "count": len(self.cameras),
+            "active": self.active,
+            "settled": self.settled,
+        }
 
 
 @dataclass(frozen=True, eq=False)
