@@ -21,6 +21,7 @@ import torch
 from bench.harness import Context, Row
 from bench.views_sets import (
     Job,
+    depth_errors,
     image_of,
     jobs,
     load,
@@ -55,7 +56,12 @@ OFF_INTAKE = IntakeOptions(
     stereo=False,
 )  # fmt: skip
 OFF_SYNTHESIS = SynthesisOptions(
-    weighted=False, free_space=False, exposure=False, antialias=False, background=False
+    weighted=False,
+    free_space=False,
+    exposure=False,
+    antialias=False,
+    background=False,
+    planes=False,
 )
 RUNGS: list[tuple[str, dict, dict]] = [
     ("fused depth, plain mean", {}, {}),
@@ -233,6 +239,25 @@ def full(bench: Bench) -> list[Remembered]:
     return memory
 
 
+def hole_depth(bench: Bench, memory: Sequence[Remembered]) -> None:
+    """Invented depth against the target's sensor, pooled: smooth fill alone, then with planes."""
+    for label, options in (("smooth", SynthesisOptions(planes=False)), ("with planes", WHOLE)):
+        parts = [
+            depth_errors(memory[k](target, options), target) for k, target, *_ in bench.targets
+        ]
+        off = np.concatenate(parts)
+        if not len(off):
+            return
+        row = {
+            "median": float(np.median(off)),
+            "mean": float(off.clip(0, 1).mean()),
+            "within_5": float((off < 0.05).mean()),
+            "within_20": float((off < 0.2).mean()),
+        }
+        bench.rows.append({"set": bench.name, "what": f"depth in holes, {label}"} | row)
+        print(f"{bench.name:12s} {f'depth in holes, {label}':34s} " + _figures(row), flush=True)
+
+
 def rungs(bench: Bench) -> None:
     """Every rung on top of those before it, then every one left out of the whole."""
     entered, made, register = OFF_INTAKE, OFF_SYNTHESIS, False
@@ -394,6 +419,7 @@ def measure(
         if name == "livingroom1" and not quick:
             every_target(bench, folder, memory)
         consistency(bench, memory)
+        hole_depth(bench, memory)
         wide(bench, memory)
         many(bench, memory)
         growth(bench, memory)

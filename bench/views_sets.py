@@ -14,7 +14,7 @@ import torch
 
 from worldstereo import inputs
 from worldstereo.fusion import Working, make_working, nearest_fill, relative
-from worldstereo.scene import View
+from worldstereo.scene import Origin, View
 from worldstereo.synthesis import Synthesis
 
 PHOTO_SIDE = 960
@@ -201,6 +201,14 @@ def sparsification(error: np.ndarray, confidence: np.ndarray) -> float:
     by_confidence = area(mixed[np.argsort(-c[mixed], kind="stable")])
     random, oracle = float(e.mean()), area(np.argsort(e, kind="stable"))
     return (random - by_confidence) / max(random - oracle, 1e-12)
+
+
+def depth_errors(result: Synthesis, target: View) -> np.ndarray:
+    """(n,) relative errors of invented depth, where the target's sensor measured something."""
+    truth = target.depth[0].numpy()
+    at = (result.origin[0].numpy() == int(Origin.INVENTED)) & (truth > 0)
+    at &= result.depth[0].numpy() > 0
+    return np.abs(result.depth[0].numpy()[at] - truth[at]) / truth[at]
 
 
 def mean_of(rows: Sequence[dict[str, float]]) -> dict[str, float]:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from worldstereo import fusion
 from worldstereo._synthesis.choice import LIMIT, ViewIndex, choose_views
+from worldstereo._synthesis.planes import continued
 from worldstereo.cameras import Cameras
 from worldstereo.fusion import METRES, Fetched, Pose, Working, invert, pose_distance, pose_of
 from worldstereo.render import RenderResult
@@ -52,6 +53,9 @@ class SynthesisOptions:
 
     background: bool = True
     """Fill holes from the background side; else with the nearest pixel."""
+
+    planes: bool = True
+    """Continue the depth of walls and floors into holes; else from the background side alone."""
 
     agree: float = 0.03
     """Relative depth within which a remembered pixel confirms a point."""
@@ -150,6 +154,9 @@ def synthesize(
         color = _antialias(color, depth, known)
     if fill:
         color = _fill(color, depth, known, options.background)
+        if options.planes:
+            reached = continued(depth, known, pose, given)
+            depth = np.where(reached > 0, reached, depth)
     else:
         color[~known] = 0
         depth = np.where(known, depth, 0)
