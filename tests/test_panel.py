@@ -5,6 +5,7 @@ import importlib
 import json
 import re
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from tests.fake_session import (
 )
 from worldstereo.errors import Cancelled, WorldBusy, WorldStereoError
 from worldstereo.generator import GeneratorLimits
-from worldstereo.scene import Scene
+from worldstereo.scene import DepthKind, Scene
 from worldstereo.trajectory import PRESETS
 
 with quietly():
@@ -328,6 +329,20 @@ def test_a_dragged_keyframe_is_what_the_preview_shows(panel, session, active):
         session.plan.cameras.position[shown], keys[wanted].position, atol=0.05, rtol=0
     )
     assert panel.path.keyframes_changed(session, data, *plan_inputs()).keys() == {panel.path.keys}
+
+
+def test_the_registration_switch_is_off_with_its_reason_where_it_cannot_help(panel, session):
+    switch = panel.world.registered
+    assert panel.world.refresh(session)[switch]["interactive"]
+    assert "#registered" not in panel.world.why_not(session)
+    by_poses = tuple(
+        replace(view, kind=torch.full_like(view.kind, int(DepthKind.STEREO)))
+        for view in session.scene.views
+    )
+    session.scene = replace(session.scene, views=by_poses)
+    assert not panel.world.refresh(session)[switch]["interactive"]
+    assert "from the poses" in panel.world.why_not(session)["#registered"]
+    assert "from the poses" in text_of(panel.world.refresh(session)[panel.world.table])
 
 
 def test_a_recorded_flight_becomes_the_plan(panel, session):

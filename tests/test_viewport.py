@@ -578,6 +578,21 @@ def test_a_sketch_stands_in_until_the_scene_comes_and_the_eye_stays_in_the_world
     assert viewport._server.scene.get_handle_by_name("/keyframes/001") is not None
 
 
+def test_a_sketch_without_depth_says_nothing_of_where_to_stand(viewport):
+    guessed = Scene(-1, "room", some_views(3), unit=40.0)
+    viewport.show_sketch(guessed)
+    measured = Scene(1, "room", some_views(3), wall(703), unit=3.0)
+    viewport.follow(lambda: measured, lambda wake: lambda: None)
+    viewport.show_sketch(None)
+    assert viewport.settle()
+    fresh = Viewport()
+    drawn(fresh, measured)
+    for name in ("position", "look_at"):
+        ours, theirs = (getattr(v._server.initial_camera, name) for v in (viewport, fresh))
+        np.testing.assert_allclose(ours, theirs, atol=1e-9)
+    fresh.close()
+
+
 def test_points_just_made_show_until_the_next_scene(viewport):
     drawn(viewport, Scene(revision=0, cloud=wall(101), unit=0.5))
     points = wall(53).points.numpy()

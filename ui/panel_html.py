@@ -258,8 +258,8 @@ def hud(**facts: str) -> str:
 def preparing(step: int, total: int, message: str, seconds_left: float | None) -> str:
     """On the stage while a world is made: that what is seen is not yet what will be used."""
     return (
-        '<div class="chip preparing"><span><b>As it was given.</b> The finished memory takes its '
-        f"place in a moment.</span>{progress(step, total, message, seconds_left)}</div>"
+        '<div class="chip preparing"><span><b>As it was given.</b> The finished memory follows.'
+        f"</span>{progress(step, total, message, seconds_left)}</div>"
     )
 
 

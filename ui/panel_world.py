@@ -10,7 +10,7 @@ from ui.panel_core import Updates, html, line
 from ui.panel_plan import number
 from ui.session import Session
 from worldstereo.errors import WorldStereoError
-from worldstereo.scene import Scene
+from worldstereo.scene import DepthKind, Scene
 
 if TYPE_CHECKING:
     from ui.panel import Panel
@@ -209,9 +209,6 @@ class WorldTab:
     def on_registered(self, session: Session, wanted: Any) -> Iterator[Updates]:
         session.set_registration(bool(wanted))
         yield from self.panel.follow(session)
-        if wanted and session.registration is None and not session.busy:
-            text = "Depth that was measured from the poses cannot correct them: nothing moved."
-            yield {self.table: piece.said(text)}
 
     def on_scale(self, session: Session, value: Any) -> Updates:
         factor = number(value, "metres", 1e-6, 1e6)
@@ -343,9 +340,8 @@ class WorldTab:
             text = "One view alone has nothing to agree with." if given else "No views yet."
             return f'<p class="muted" style="margin:0">{text}</p>'
         if registration is None:
-            return (
-                '<p class="muted" style="margin:0">Off: the views stand where they were given.</p>'
-            )
+            text = _why_not_registered(scene) or "Off: the views stand where they were given."
+            return f'<p class="muted" style="margin:0">{text}</p>'
         moved = registration.moved_px.tolist()
         rows = []
         for i, (pixels, agrees) in enumerate(zip(moved, registration.agrees, strict=True)):
@@ -362,9 +358,14 @@ class WorldTab:
 
 
 def _why_not_registered(scene: Scene) -> str:
-    if sum(view.step == 0 for view in scene.views) < 2:
+    given = [view for view in scene.views if view.step == 0]
+    if len(given) < 2:
         return "Registration needs at least two given views."
-    return "Registration needs measured depth; here it is a guess." if scene.rough_depth else ""
+    if scene.rough_depth:
+        return "Registration needs measured depth; here it is a guess."
+    if not any(bool((view.kind == int(DepthKind.MEASURED)).any()) for view in given):
+        return "This depth was measured from the poses themselves and cannot correct them."
+    return ""
 
 
 # ---- numbers about a scene -----------------------------------------------------------------------

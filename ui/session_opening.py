@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 
 KEYFRAMES = 21  # of a path that came with a file
 SKETCHED = 110_000  # points of a sketch: below what a stage shows before it knows its renderer
+APART = 10.0  # of the cameras' own spread: the unit where neither depth nor points tell it
 SKETCH = -1  # revision of a sketch: that of no published scene
 
 
@@ -168,4 +169,5 @@ def _unit(capture: Capture, measured: bool) -> float:
     if capture.cloud is not None and len(capture.cloud) > 0:
         middle = capture.cloud.points.median(dim=0).values
         return max(float((eyes - middle).norm(dim=1).median()), 1e-6)
-    return max(float((eyes - eyes.mean(dim=0)).norm(dim=1).median()), 1e-6)
+    # Nothing says how far away anything is: so that the cameras themselves are seen together.
+    return max(APART * float((eyes - eyes.mean(dim=0)).norm(dim=1).median()), 1e-6)

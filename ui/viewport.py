@@ -384,10 +384,8 @@ class Viewport:
         if scene.revision != before.revision:
             self._marks.clear()
         new_place = not before.views or not scene.views or before.views[0] is not scene.views[0]
-        if (new_place and before.name != scene.name) or not self._framing.framed:
-            self._framing.frame(scene, scale)
-        elif factor != 1:
-            self._framing.carry(factor)
+        elsewhere = new_place and before.name != scene.name
+        self._framing.follow(scene, scale, factor, elsewhere=elsewhere)
         self._clear_the_eye()
         self.emit(Drawn(scene.revision, self._cloud.shown, self._cloud.notice))
 

@@ -27,6 +27,7 @@ Aim = tuple[np.ndarray, float]
 """Pose (4, 4) on the stage and vertical field of view in radians."""
 
 BEHIND, ABOVE = 0.35, 0.12  # of the distance to what is looked at: where a visitor begins
+FAR_OFF = 1.5  # a scale that was guessed worse than this says nothing of where to stand
 TELL_EVERY = 0.2  # seconds between two reports while a path is played
 
 
@@ -125,6 +126,16 @@ class Framing:
         self._server.initial_camera.up = up
         for client in self._server.get_clients().values():
             client.camera.up_direction = up
+
+    def follow(self, scene: Scene, scale: float, factor: float, *, elsewhere: bool) -> None:
+        """Another scene is drawn, `factor` times as large as the last on the stage.
+
+        Where that was a poor guess, or the scene is of another place, tabs begin anew.
+        """
+        if elsewhere or not self.framed or not 1 / FAR_OFF < factor < FAR_OFF:
+            self.frame(scene, scale)
+        elif factor != 1:
+            self.carry(factor)
 
     def frame(self, scene: Scene, scale: float) -> None:
         """Bring every tab, and those that come later, to where a visitor begins."""
