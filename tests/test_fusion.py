@@ -131,7 +131,7 @@ def test_attention_to_a_view_equals_its_twin():
     both = other.confirms.numpy() & (agreement > 0)
     np.testing.assert_allclose(agreement[both], other.agreement.numpy()[both], rtol=2e-3, atol=1e-4)
     np.testing.assert_allclose(color[both], other.color.numpy()[both], atol=0.5)
-    np.testing.assert_allclose(weight[both], other.weight.numpy()[both], rtol=5e-3, atol=0.05)
+    np.testing.assert_allclose(weight[both], other.weight.numpy()[both], rtol=5e-3, atol=5e-5)
 
 
 def test_fetched_colours_are_those_of_the_surface():

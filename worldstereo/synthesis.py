@@ -61,8 +61,8 @@ class SynthesisOptions:
     """Relative depth within which a remembered pixel confirms a point."""
 
 
-CLOUD, INVENTED = 0.3, 0.2  # confidence of what no remembered pixel confirms, at most
-SEEN = 1e-6  # weight from which on a pixel counts as confirmed
+SEEN = 1e-9  # weight from which on a pixel counts as confirmed
+TINY = 1e-30
 
 
 class Synthesis(NamedTuple):
@@ -162,12 +162,13 @@ def synthesize(
         depth = np.where(known, depth, 0)
     origin = np.full(pose.shape, int(Origin.INVENTED), np.uint8)
     origin[from_cloud], origin[seen] = int(Origin.GLOBAL), int(Origin.STEREO)
-    confidence = np.where(seen, blend.confidence(), np.where(from_cloud, CLOUD, INVENTED))
-    confidence = np.where(depth > 0, confidence * _smoothness(color), 0).astype(np.float32)
+    mask = None
     if rig is not None and tuple(rig[0].shape) == pose.shape:
         mask = rig[0].cpu().numpy()
         color = np.where(mask[..., None], rig[1].permute(1, 2, 0).cpu().numpy(), color)
-        origin[mask], known, confidence[mask] = int(Origin.RIG), known | mask, 0.9
+        origin[mask], known = int(Origin.RIG), known | mask
+    confidence = blend.confidence(color, seen, from_cloud, mask)
+    confidence[(depth <= 0) & (origin != int(Origin.RIG))] = 0
     device = target.K.device
     return Synthesis(
         color=torch.from_numpy(color.clip(0, 1).astype(np.float32)).permute(2, 0, 1).to(device),
@@ -306,25 +307,17 @@ class _Blend:
         fusion.parallel_for(len(rows), band)
 
     def color(self) -> np.ndarray:
-        return self.total / np.maximum(self.weights, 1e-9)[..., None]
+        return self.total / np.maximum(self.weights, TINY)[..., None]
 
-    def confidence(self) -> np.ndarray:
-        """Mass of agreement, spread of the agreeing colours and angle of the nearest view."""
+    def confidence(
+        self, color: np.ndarray, seen: np.ndarray, cloud: np.ndarray, rig: np.ndarray | None
+    ) -> np.ndarray:
+        from worldstereo._synthesis.confidence import confidence_of
+
         luminance = self.color() @ np.array([0.3, 0.6, 0.1], np.float32)
-        spread = self.energy / np.maximum(self.weights, 1e-9) - luminance**2
+        spread = self.energy / np.maximum(self.weights, TINY) - luminance**2
         spread = np.sqrt(np.maximum(spread, 0))
-        mass = np.sqrt(1 - np.exp(-2 * self.mass))
-        near = self.best / (self.best + 10)
-        return np.clip(mass * (0.6 + 0.4 * near) * np.exp(-spread / 0.05), 0.02, 1)
-
-
-def _smoothness(color: np.ndarray) -> np.ndarray:
-    """exp(-gradient / 0.2): in smooth pictures a small error of depth or pose costs little."""
-    import cv2
-
-    grey = cv2.cvtColor(np.ascontiguousarray(color, np.float32), cv2.COLOR_RGB2GRAY)
-    slope = np.hypot(cv2.Sobel(grey, cv2.CV_32F, 1, 0), cv2.Sobel(grey, cv2.CV_32F, 0, 1))
-    return np.exp(-cv2.GaussianBlur(slope, (0, 0), 1.5) / 0.2)
+        return confidence_of(color, self.mass, self.best, spread, seen=seen, cloud=cloud, rig=rig)
 
 
 def _gains(views: Sequence[Working], pose: Pose) -> np.ndarray:
@@ -382,7 +375,7 @@ def _reason(result: tuple) -> str | None:
     if result[0] in names:
         return names[result[0]]
     _, border, rim, facing = result[6:]
-    factors = {"border": border, "edge": rim, "angle": facing / 200}
+    factors = {"border": border, "edge": rim, "angle": facing}
     name = min(factors, key=lambda k: factors[k])
     return name if factors[name] < 0.5 else None
 

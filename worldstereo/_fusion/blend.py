@@ -17,6 +17,21 @@ INLINED: Any = FLAGS | {"forceinline": True}
 
 CONFIRMS, OUTSIDE, UNKNOWN, LOOKED_THROUGH, BEHIND = 0, 1, 2, 3, 4
 
+# How the angle between two rays counts. A weight must not change faster than cameras move, or
+# neighbouring views of a path differ: about exp(-9 angle), with a tail that never vanishes. Where
+# depth is a guess, its error shifts what is seen in proportion to the angle: the nearest counts.
+WIDE, SHARP = 0.65, 0.03
+
+
+@kernel(**INLINED)
+def falloff(angle, steep):
+    """Weight in (0, 1] of a view whose ray meets the target's at `angle` radians."""
+    if steep > 0:
+        near = 1.0 / (1.0 + angle / SHARP)
+        return near * near
+    near = 1.0 / (1.0 + angle / WIDE)
+    return near * near * near * near * near * near
+
 
 @kernel(**INLINED)
 def attend(X, Y, Z, view, color, depth, rim, trust, K, T, centre, agree, feather, near, steep):
@@ -33,7 +48,7 @@ def attend(X, Y, Z, view, color, depth, rim, trust, K, T, centre, agree, feather
 
     Returns:
         status, u, v (array indices), red, green, blue (0..255), and the four factors of the weight:
-        stored confidence with depth agreement, border, edge, and 1 / (0.03 + angle)^2.
+        stored confidence with depth agreement, border, edge, and angle, each in [0, 1].
     """
     q = T[view, 2, 0] * X + T[view, 2, 1] * Y + T[view, 2, 2] * Z + T[view, 2, 3]
     if q <= near:
@@ -86,7 +101,7 @@ def attend(X, Y, Z, view, color, depth, rim, trust, K, T, centre, agree, feather
     lengths = math.sqrt((X * X + Y * Y + Z * Z) * (d0 * d0 + d1 * d1 + d2 * d2))
     cosine = (X * d0 + Y * d1 + Z * d2) / max(lengths, 1e-12)
     angle = math.acos(min(1.0, max(-1.0, cosine)))
-    facing = 1.0 / ((0.03 + angle) * (0.03 + angle))
+    facing = falloff(angle, steep)
     # A guessed depth displaces what is seen by its error times the angle: near views err least.
     slip = steep * (1 - conf * inverse) * angle
     facing *= max(0.01, 1.0 / (1.0 + slip * slip))
@@ -200,7 +215,7 @@ def fetch(target, Kt, view, color, depth, rim, trust, K, T, centre, agree, feath
             out[y, x, 1] = g
             out[y, x, 2] = b
             agreement[y, x] = matching * border * rimmed
-            angle[y, x] = 1.0 / math.sqrt(facing) - 0.03
+            angle[y, x] = WIDE * (facing ** (-1.0 / 6.0) - 1.0)
 
 
 @kernel(**FLAGS)

@@ -9,6 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from worldstereo._fusion.blend import WIDE
+
 EMPTY = 1e30
 
 
@@ -152,7 +154,7 @@ class Attended(NamedTuple):
     agreement: Tensor
     """(H, W): stored confidence x depth agreement x border x edge."""
     weight: Tensor
-    """(H, W): agreement over (0.03 + angle)^2."""
+    """(H, W): agreement times the falloff with the angle, for measured depth."""
 
 
 def attend(
@@ -215,7 +217,7 @@ def attend(
         torch.stack([u, v], -1),
         torch.where(confirms[..., None], mean[..., :3], 0.0),
         agreement,
-        agreement / (0.03 + angle) ** 2,
+        agreement / (1 + angle / WIDE) ** 6,
     )
 
 

@@ -1,0 +1,70 @@
+"""How much each pixel of a target is likely to be off, from what its blend and picture show.
+
+No truth is needed: a small error of pose or depth costs as much as the picture varies there;
+references that disagree, few or far ones, and holes nearby make it worse. The exponents and scales
+were chosen on three captures, none of which favours them alone, to rank pixels by their error.
+"""
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+CLOUD, INVENTED, FIXED = 0.3, 0.5, 1.0
+"""What stands for the mass of agreement where only the cloud, nothing, or the rig shows a pixel."""
+
+WIDE = 64  # the wide window is the picture's width over this
+STEP = 4  # wide averages are taken of a smaller picture
+FIRM, RANGE = 0.02, 0.1
+"""Confidence is 1 up to the first expected error and falls by a factor e with each second one."""
+
+
+def confidence_of(
+    color: Float[np.ndarray, "H W 3"],
+    mass: Float[np.ndarray, "H W"],
+    nearest: Float[np.ndarray, "H W"],
+    spread: Float[np.ndarray, "H W"],
+    *,
+    seen: Bool[np.ndarray, "H W"],
+    cloud: Bool[np.ndarray, "H W"],
+    rig: Bool[np.ndarray, "H W"] | None = None,
+) -> Float[np.ndarray, "H W"]:
+    """Confidence in [0, 1] of every pixel; its ranking predicts the error.
+
+    Args:
+        color: the finished picture.
+        mass: sum of the agreement of the views that confirm a pixel, without their angle.
+        nearest: weight by the angle of the nearest of them, in (0, 1].
+        spread: standard deviation of their luminance.
+        seen: at least one view confirms the pixel.
+        cloud: only the cloud of the global memory shows it.
+        rig: pasted from what is fixed to the camera.
+    """
+    import cv2
+
+    fixed = np.zeros_like(seen) if rig is None else rig
+    known = seen | cloud | fixed
+    said = np.sqrt(1 - np.exp(-2 * mass)) * (0.8 + 0.2 * nearest / (nearest + 0.1))
+    said = np.where(seen & ~fixed, said, np.where(fixed, FIXED, np.where(cloud, CLOUD, INVENTED)))
+    grey = cv2.cvtColor(np.ascontiguousarray(color, np.float32), cv2.COLOR_RGB2GRAY)
+    slope = np.hypot(cv2.Sobel(grey, cv2.CV_32F, 1, 0), cv2.Sobel(grey, cv2.CV_32F, 0, 1))
+    hole = (~known).astype(np.uint8)
+    reach = 8 * known.shape[1] / WIDE
+    deep = np.minimum(cv2.distanceTransform(hole, cv2.DIST_L2, 3) / np.float32(reach), 1)
+    around = 0.25 * np.log(_wide(slope) + 0.03)
+    around += 0.2 * np.log(_wide(np.where(seen, spread, 0)) + 0.005) + 1.25 * _wide(hole)
+    expected = np.exp(
+        0.45 * np.log(cv2.GaussianBlur(slope, (0, 0), 1.5) + 0.03)
+        + cv2.resize(around, slope.shape[::-1], interpolation=cv2.INTER_LINEAR)
+        + 2 * deep
+        - 0.7 * np.log(np.maximum(said, 0.05))
+    )
+    return np.exp(-np.maximum(expected - FIRM, 0) / RANGE).astype(np.float32)
+
+
+def _wide(values: np.ndarray) -> np.ndarray:
+    """Averages over windows of 1 / `WIDE` of the picture's width, one every `STEP` pixels."""
+    import cv2
+
+    h, w = values.shape
+    size = (max(1, w // STEP), max(1, h // STEP))
+    small = cv2.resize(np.asarray(values, np.float32), size, interpolation=cv2.INTER_AREA)
+    return cv2.GaussianBlur(small, (0, 0), max(w / WIDE / STEP, 0.3))
