@@ -18,6 +18,7 @@ pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
 
 IDLE = """() => {
   const go = document.querySelector('#generate'), stop = document.querySelector('#cancel');
+  if (document.querySelector('#action [data-opening]')) return false;
   return go && go.offsetParent && !go.disabled && !(stop && stop.offsetParent);
 }"""
 

@@ -6,67 +6,31 @@ The world is small, so that a frame in software is quick; waits are for final st
 import io
 import re
 import zipfile
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from plyfile import PlyData
 
+from tests.browser.stage import (
+    COUNT,
+    HEIGHT,
+    SIDE,
+    STAGE,
+    WIDTH,
+    at,
+    drag,
+    on_page,
+    photos,
+    place,
+    send,
+    text,
+    until,
+    wall,
+)
 from tests.browser.test_story import idle, number_of, tab
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
-
-SIDE = 110  # points along a side of the wall
-
-
-def wall() -> bytes:
-    """A coloured wall of 2 x 2 units at z = 0, as PLY without faces."""
-    x, y = np.meshgrid(np.linspace(-1, 1, SIDE), np.linspace(-1, 1, SIDE))
-    rows = np.zeros(SIDE * SIDE, [(n, "<f4") for n in "xyz"] + [(n, "u1") for n in ("r", "g", "b")])
-    rows["x"], rows["y"] = x.ravel(), y.ravel()
-    rows["r"], rows["g"], rows["b"] = (x.ravel() + 1) * 120, (y.ravel() + 1) * 120, 90
-    names = [f"property float {n}" for n in "xyz"]
-    names += [f"property uchar {n}" for n in ("red", "green", "blue")]
-    head = ["ply", "format binary_little_endian 1.0", f"element vertex {len(rows)}", *names]
-    return ("\n".join([*head, "end_header"]) + "\n").encode() + rows.tobytes()
-
-
-def send(page: Any, path: Path) -> None:
-    page.locator("#upload").locator("xpath=..").locator("input[type=file]").set_input_files(path)
-
-
-def at(page: Any, u: float, v: float) -> tuple[float, float]:
-    """A place on the stage, 0 to 1 from the top left."""
-    box = page.locator("#viewport").bounding_box()
-    assert box is not None
-    return box["x"] + u * box["width"], box["y"] + v * box["height"]
-
-
-def drag(page: Any, a: tuple[float, float], b: tuple[float, float]) -> None:
-    (x0, y0), (x1, y1) = at(page, *a), at(page, *b)
-    page.mouse.move(x0, y0)
-    page.mouse.down()
-    for s in (0.25, 0.5, 0.75, 1.0):
-        page.mouse.move(x0 + s * (x1 - x0), y0 + s * (y1 - y0))
-        page.wait_for_timeout(150)
-    page.mouse.up()
-
-
-def until(page: Any, act: Any, condition: str, tries: int = 8) -> None:
-    """Do it, and again: a page that is still drawing may miss a click."""
-    for _ in range(tries):
-        act()
-        try:
-            page.wait_for_function(f"() => {condition}", timeout=8_000)
-        except Exception:  # noqa: BLE001, S112  (playwright's own, of several kinds)
-            continue
-        return
-    pytest.fail(f"never: {condition}")
-
-
-def text(selector: str, pattern: str) -> str:
-    return f"/{pattern}/.test(document.querySelector('{selector}').innerText)"
 
 
 def test_a_file_of_ones_own(visit, tmp_path):
@@ -94,6 +58,8 @@ def test_a_file_of_ones_own(visit, tmp_path):
         assert (number_of(page, "points"), number_of(page, "given")) == (points, views)
         page.locator(".refusal [data-close]").click()
 
+    photos_are_measured(page, tmp_path)
+
     # a cloud of one's own becomes the world, with a path planned
     (tmp_path / "wall.ply").write_bytes(wall())
     send(page, tmp_path / "wall.ply")
@@ -105,8 +71,10 @@ def test_a_file_of_ones_own(visit, tmp_path):
     stage = "document.querySelector('#viewport iframe').contentWindow.__viserTestpoints"
     page.wait_for_function(f"() => {stage}?.rendererInfo?.render?.points >= {SIDE * SIDE}")
 
-    # measure, and say how long that really is
     page.locator("[data-hint]").click()
+    surface_and_points(page)
+
+    # measure, and say how long that really is
     page.keyboard.press("m")
     page.wait_for_function(f"() => {text('#hud', 'two points')}")
 
@@ -150,6 +118,7 @@ def test_a_file_of_ones_own(visit, tmp_path):
     page.wait_for_function(f"() => {text('#side', '2 keyframes')}")
     idle(page)
     page.locator("#preview img[data-final=true]").wait_for()
+    a_keyframe_is_dragged(page)
 
     # the picture of the stage is a picture
     with page.expect_download() as arriving:
@@ -165,3 +134,64 @@ def test_a_file_of_ones_own(visit, tmp_path):
     page.locator("#clear-keyframes").click()
     page.wait_for_function("() => document.querySelector('#generate').disabled")
     assert number_of(page, "points") == SIDE * SIDE
+
+
+def photos_are_measured(page, tmp_path):
+    """Seen as they were given while their depth is measured, and measured where the walls are."""
+    (tmp_path / "photos.zip").write_bytes(photos())
+    send(page, tmp_path / "photos.zip")
+    page.wait_for_function(f"() => {text('#bar', 'photos.*being prepared')}")
+    assert number_of(page, "given") == COUNT and page.locator(".film .pic").count() == COUNT
+    assert not page.locator("#generate").is_visible()
+    assert page.locator("#act-measure").is_disabled()
+    page.wait_for_function(f"() => {text('#bar', 'points')} && {text('#status', 'views, ')}")
+    idle(page)
+    page.wait_for_function("() => document.querySelector('#registered input').disabled")
+    assert "from the poses" in page.inner_text("#side")  # such depth cannot correct them
+    tab(page, "Export")
+    with page.expect_download() as arriving:
+        page.locator("#export-ply").click()
+    points = PlyData.read(arriving.value.path())["vertex"]
+    assert len(points) == number_of(page, "points") > 0.1 * COUNT * WIDTH * HEIGHT
+    off = np.minimum(np.abs(points["x"] + 1.5), np.abs(points["z"] - 4))
+    assert np.median(off) < 0.02 * 4 and np.mean(off < 0.1 * 4) > 0.85
+    tab(page, "World")
+
+
+def surface_and_points(page):
+    drawn = f"{STAGE}.__viserTestpoints.rendererInfo.render"
+    page.locator("#drawing label", has_text="Surface").click()
+    page.wait_for_function(f"() => {drawn}.points === 0 && {drawn}.triangles > {SIDE * SIDE}")
+    page.locator("#drawing label", has_text="Points").click()
+    page.wait_for_function(f"() => {drawn}.points >= {SIDE * SIDE}")
+
+
+def a_keyframe_is_dragged(page):
+    """By an arm of its gizmo: it moves along that arm, and neither it nor the visitor turns."""
+    gizmo, camera = "/keyframes/gizmo", f"{STAGE}.__viserMutable.camera.position.toArray()"
+    page.mouse.move(*at(page, 0.5, 0.5))
+
+    def back_off() -> None:  # a keyframe in the visitor's own eye is hidden
+        page.mouse.wheel(0, 240)
+
+    until(page, back_off, f"{STAGE}.__viserMutable.nodeRefFromName['{gizmo}']?.visible")
+    back_off()
+    page.wait_for_timeout(1500)
+    before, eye = place(page, gizmo), page.evaluate(camera)
+
+    def pull() -> None:
+        start, end = on_page(page, gizmo, 0.22, 0, 0), on_page(page, gizmo, 0.5, 0, 0)
+        page.mouse.move(*start)
+        page.wait_for_timeout(400)
+        page.mouse.down()
+        for s in (0.2, 0.4, 0.6, 0.8, 1.0):
+            page.mouse.move(*(a + s * (b - a) for a, b in zip(start, end, strict=True)))
+            page.wait_for_timeout(150)
+        page.mouse.up()
+
+    until(page, pull, text("#preview", "Frame 25 of 25, as the gen"))
+    moved = place(page, gizmo)[:3, 3] - before[:3, 3]
+    along = before[:3, 0] / np.linalg.norm(before[:3, 0])
+    assert moved @ along > 0.1 and np.linalg.norm(moved - (moved @ along) * along) < 1e-3
+    np.testing.assert_allclose(place(page, "/keyframes/001"), place(page, gizmo), atol=1e-3)
+    np.testing.assert_allclose(page.evaluate(camera), eye, atol=1e-6)
