@@ -243,10 +243,13 @@ class Session:
             plan, before = self.plan, self.world.registration
             scene = edits.set_registration(self.world, on, on_step=job.on_step)
             after = self.world.registration
-            if plan is not None and after is not None:
-                revision = before.revision if before is not None else 0
-                moved = after.correct(plan.cameras, revision)
-                self.set_plan(replace(plan, cameras=moved, registration=after.revision))
+            if plan is not None:
+                was, now = (0 if r is None else r.revision for r in (before, after))
+                cameras = edits.moved(plan.cameras, was, before, after)
+                keys = self.viewport.keyframes
+                self.keys_planned = tuple(edits.moved(k, was, before, after) for k in keys)
+                plan = replace(plan, cameras=cameras, registration=now)
+                self.set_plan(plan, self.keys_planned)
             self._saving.save(job)
             return scene
 

@@ -4,7 +4,7 @@ Every function here is one step of the world: on any error the world is as it wa
 of them can be undone.
 """
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -14,10 +14,17 @@ from torch import Tensor
 from worldstereo.cameras import Cameras
 from worldstereo.errors import WorldStereoError
 from worldstereo.generator import OnStep, ignore
+from worldstereo.intake import as_measured
 from worldstereo.registration import Registration
-from worldstereo.remember import forget, remember_given, remember_view
+from worldstereo.remember import (
+    forget,
+    remember_cloud,
+    remember_given,
+    remember_view,
+    without_pixels,
+)
 from worldstereo.scene import Clip, DepthKind, Scene, View
-from worldstereo.world import Draft, World
+from worldstereo.world import Draft, StepRecord, World
 
 
 def delete_points(world: World, selected: Bool[Tensor, "N"]) -> int:
@@ -36,6 +43,10 @@ def delete_points(world: World, selected: Bool[Tensor, "N"]) -> int:
         removed = draft.geometry.prune(keep=~selected)
         reach = 2.5 * cloud.radii[selected].clamp_min(1e-3 * draft.scene.unit)
         draft.views[:] = [_without(view, gone, reach) for view in draft.views]
+        original = draft.original
+        if original is not None and original.cloud is not None:
+            left = original.cloud.rows(~_near(original.cloud.points, gone, reach))
+            draft.original = replace(original, cloud=left)
         draft.details["points_removed"] = removed
     return removed
 
@@ -71,62 +82,121 @@ def set_registration(world: World, on: bool, *, on_step: OnStep = ignore) -> Sce
     The cloud is built again; generated views and clips move with the given ones around them.
     """
     with world.step("register views" if on else "use the given poses") as draft:
-        given = [as_given(view) for view in draft.views if view.step == 0]
+        given = _given_views(draft)
         made = [view for view in draft.views if view.step != 0]
         if len(given) < 2:
             raise WorldStereoError("Registration needs at least two given views.")
         if draft.scene.rough_depth:
             raise WorldStereoError("Registration needs measured depth; here it is a rough guess.")
-        before, clips = draft.registration, list(draft.clips)
-        points = draft.geometry.points[draft.geometry.sources < 0]  # the capture's own cloud
+        before, original, clips = draft.registration, draft.original, list(draft.clips)
+        now = [view for view in draft.views if view.step == 0]
+        deleted = [_deleted(view, raw) for view, raw in zip(now, given, strict=True)]
+        homes = _homes(world.history, before)
         forget(draft)
-        remember_given(draft, given, world.generator, on, on_step, points)
-        move = _mover(before, draft.registration)
+        cloud = None if original is None else original.cloud
+        if cloud is not None:
+            remember_cloud(draft, cloud)
+        remember_given(draft, given, world.generator, on, on_step, cloud, deleted)
+        after = draft.registration
         for view in made:
-            remember_view(draft, replace(view, cameras=move(view.cameras)), world.generator)
-        draft.clips[:] = [_moved(clip, move, draft) for clip in clips]
+            cameras = _carried(view, homes, before, after)
+            remember_view(draft, replace(view, cameras=cameras), world.generator)
+        draft.clips[:] = [_moved(clip, draft.views, before, after) for clip in clips]
     return world.scene
 
 
-def as_given(view: View) -> View:
-    """A given view before intake: its own measured depth alone, at the pose it came with."""
-    measured = view.kind == int(DepthKind.MEASURED)
-    depth = torch.where(measured, view.depth, 0.0)
-    return View.of(view.color, depth, view.given, frame=view.frame, name=view.name)
+def moved(
+    cameras: Cameras, revision: int, before: Registration | None, after: Registration | None
+) -> Cameras:
+    """Cameras of the world before `set_registration` in the one after it.
+
+    Args:
+        revision: the world they are in, 0 where the views were as given.
+        before, after: what `world.registration` was and is.
+    """
+    if after is not None:
+        return after.correct(cameras, min(revision, after.revision))
+    if before is not None and revision > 0:
+        return before.as_given(cameras)
+    return cameras
+
+
+def _given_views(draft: Draft) -> list[View]:
+    """The given views before intake: their own depth alone, at the poses they came with."""
+    views = [view for view in draft.views if view.step == 0]
+    if draft.original is None:  # a world from a file keeps what intake made of it
+        return [as_measured(view) for view in views]
+    return [
+        View.of(view.color, packed.depth(), view.given, frame=view.frame, name=view.name)
+        for view, packed in zip(views, draft.original.depth, strict=True)
+    ]
+
+
+def _deleted(view: View, given: View) -> Bool[Tensor, "1 H W"]:
+    """Pixels that a person deleted: intake leaves none unknown where it knows any."""
+    unknown = view.kind == int(DepthKind.UNKNOWN)
+    return unknown & bool(view.mask.any() or given.mask.any())
+
+
+def _homes(history: Sequence[StepRecord], now: Registration | None) -> dict[int, int]:
+    """The registration revision in which each step made its views."""
+    return {
+        record.step: int(record.details["registration"])
+        for record in history
+        if "registration" in record.details
+    }
+
+
+def _carried(
+    view: View, homes: dict[int, int], before: Registration | None, after: Registration | None
+) -> Cameras:
+    """The camera of a generated view in the world after: from where it was made, so that going
+    there and back ends at the same bits."""
+    now = 0 if after is None else after.revision
+    home = homes.get(view.step)
+    if home is None:
+        return moved(view.cameras, 0 if before is None else before.revision, before, after)
+    if home == now:
+        return view.given
+    if now > home or before is not None:
+        return moved(view.given, home, before, after)
+    return view.cameras
 
 
 def _without(view: View, gone: Float[Tensor, "M 3"], reach: Float[Tensor, "M"]) -> View:
     """The view with the pixels forgotten whose surface lies within reach of a deleted point."""
-    from scipy.spatial import KDTree
-
     mask = view.mask[0]
     if not bool(mask.any()):
         return view
     pixels = view.cameras.pixel_grid().reshape(view.height, view.width, 2)[mask]
-    points = view.cameras.unproject(pixels, view.depth[0][mask])
+    hit = torch.zeros_like(mask)
+    hit[mask] = _near(view.cameras.unproject(pixels, view.depth[0][mask]), gone, reach)
+    return without_pixels(view, hit[None])
+
+
+def _near(
+    points: Float[Tensor, "N 3"], gone: Float[Tensor, "M 3"], reach: Float[Tensor, "M"]
+) -> Bool[Tensor, "N"]:
+    """True for points within reach of a deleted one."""
+    from scipy.spatial import KDTree
+
     distance, nearest = KDTree(gone.numpy()).query(
         points.numpy(), distance_upper_bound=float(reach.max()), workers=2
     )
     near = torch.from_numpy(nearest).clamp_max(len(gone) - 1)
-    hit = torch.from_numpy(distance) <= reach[near]
-    if not bool(hit.any()):
-        return view
-    depth, kind = view.depth.clone(), view.kind.clone()
-    rows, columns = mask.nonzero(as_tuple=True)
-    depth[0, rows[hit], columns[hit]] = 0.0
-    kind[0, rows[hit], columns[hit]] = int(DepthKind.UNKNOWN)
-    confidence8 = torch.where(kind == int(DepthKind.UNKNOWN), 0, view.confidence8).to(torch.uint8)
-    return replace(view, depth=depth, kind=kind, confidence8=confidence8)
+    return torch.from_numpy(distance) <= reach[near]
 
 
-def _mover(before: Registration | None, after: Registration | None) -> Callable[[Cameras], Cameras]:
-    """Carries cameras of the old registration into the new one."""
-    if after is None or before is None:
-        return lambda cameras: cameras
-    return lambda cameras: after.correct(cameras, before.revision)
-
-
-def _moved(clip: Clip, move: Callable[[Cameras], Cameras], draft: Draft) -> Clip:
-    path = replace(clip.trajectory, cameras=move(clip.trajectory.cameras))
-    revision = draft.registration.revision if draft.registration else 0
+def _moved(
+    clip: Clip, views: Sequence[View], before: Registration | None, after: Registration | None
+) -> Clip:
+    """A clip whose path lies where its views now are."""
+    own = [view.cameras for view in views if view.step == clip.step and view.step > 0]
+    cameras = clip.trajectory.cameras
+    if len(own) == len(clip):
+        cameras = replace(cameras, c2w=torch.stack([c.c2w for c in own]).to(cameras.c2w))
+    else:
+        cameras = moved(cameras, clip.registration, before, after)
+    revision = 0 if after is None else after.revision
+    path = replace(clip.trajectory, cameras=cameras, registration=revision)
     return replace(clip, trajectory=path, registration=revision)

@@ -61,10 +61,9 @@ def start(
             "metres_per_unit": capture.metres_per_unit,
         }
         if capture.cloud is not None:
-            remember_cloud(draft, capture)
+            remember_cloud(draft, capture.cloud)
         if capture.views:
-            points = None if capture.cloud is None else capture.cloud.points
-            remember_given(draft, capture.views, world.generator, register, on_step, points)
+            remember_given(draft, capture.views, world.generator, register, on_step, capture.cloud)
         if capture.up is not None:
             draft.changes["up"] = capture.up
         elif capture.views:
@@ -135,6 +134,7 @@ def explore(
             "prompt": prompt,
             "generator": generator.limits.name,
             "guide": guide.kind,
+            "registration": clip.registration,
         }
     return clip
 

@@ -74,6 +74,20 @@ class Registration:
             )
         if revision == self.revision or len(self) == 0:
             return cameras
+        return self._moved(cameras, lambda field, c2w: field(c2w), revision)
+
+    def as_given(self, cameras: Cameras) -> Cameras:
+        """Cameras of the current world in the capture's own frame: the inverse of `correct`."""
+        if len(self) == 0:
+            return cameras
+        return self._moved(cameras, _undone, 0)
+
+    def _moved(
+        self,
+        cameras: Cameras,
+        move: Callable[[CorrectionField, np.ndarray], np.ndarray],
+        revision: int,
+    ) -> Cameras:
         start = self.given if revision == 0 else self.earlier[revision - 1]
         n = min(len(start), len(self.corrected))
         trusted = [i for i in range(n) if self.agrees[i]] or list(range(n))
@@ -81,10 +95,21 @@ class Registration:
         field = CorrectionField(before, after, float(start.K[0, 0, 0]), 1.0)
         c2w = cameras.c2w.detach().cpu().double().reshape(-1, 4, 4).numpy().copy()
         c2w[:, :3, 3] /= self.unit
-        moved = np.stack([field(M) for M in c2w])
+        moved = np.stack([move(field, M) for M in c2w])
         moved[:, :3, 3] *= self.unit
         pose = torch.from_numpy(moved).to(cameras.c2w).reshape(cameras.c2w.shape)
         return Cameras(cameras.K, pose, cameras.width, cameras.height)
+
+
+def _undone(field: CorrectionField, c2w: np.ndarray) -> np.ndarray:
+    """The pose that the field moves to `c2w`: corrections change slowly, so it is soon found."""
+    found = c2w
+    for _ in range(30):
+        step = np.linalg.inv(field(found)) @ c2w
+        found = found @ step
+        if np.abs(step - np.eye(4)).max() < 1e-12:
+            break
+    return found
 
 
 def register(

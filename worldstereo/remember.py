@@ -5,28 +5,30 @@ patches join the feature bank, each with the 3D points it corresponds to.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor
 
 from worldstereo.cameras import Cameras
 from worldstereo.generator import Frame, Generator, OnStep, as_view
-from worldstereo.intake import as_estimated, cloud_from, enter
-from worldstereo.scene import Capture, View
+from worldstereo.intake import as_estimated, as_measured, cloud_from, enter
+from worldstereo.scene import DepthKind, PointCloud, View
 from worldstereo.world import Draft
+from worldstereo.world_original import Original, PackedDepth
 
 
 def forget(draft: Draft) -> None:
     draft.views.clear()
     draft.clips.clear()
-    draft.registration = None
+    draft.registration = draft.original = None
     draft.geometry.initialize(torch.zeros(0, 3))
     draft.stereo.clear()
 
 
-def remember_cloud(draft: Draft, capture: Capture) -> None:
-    cloud = capture.cloud
-    assert cloud is not None
+def remember_cloud(draft: Draft, cloud: PointCloud) -> None:
+    """A capture's own cloud, into the empty global memory."""
     draft.geometry.initialize(
         cloud.points,
         colors=cloud.colors,
@@ -46,17 +48,42 @@ def remember_given(
     generator: Generator,
     register: bool,
     on_step: OnStep,
-    points: Tensor | None = None,
+    cloud: PointCloud | None = None,
+    deleted: Sequence[Bool[Tensor, "1 H W"]] | None = None,
 ) -> None:
-    """Views as they were given; `points` (N, 3) help to measure photos that have no depth."""
-    entered = as_estimated(views) or enter(views, register=register, points=points, on_step=on_step)
+    """Views as they were given.
+
+    Args:
+        cloud: the capture's own; its points help to measure photos that have no depth.
+        deleted: of each view, the pixels that a person deleted: they stay unknown.
+    """
+    points = None if cloud is None else cloud.points
+    entered = as_estimated(views)
+    if entered is None:
+        entered = enter(views, register=register, points=points, on_step=on_step)
+        draft.original = Original(
+            tuple(PackedDepth.of(as_measured(view).depth) for view in views), cloud
+        )
     draft.registration = entered.registration
     draft.changes |= {"unit": entered.unit, "rig": entered.rig}
     notices = draft.changes.get("notices", draft.scene.notices)
     draft.changes["notices"] = tuple(dict.fromkeys((*notices, *entered.notices)))
     for index, view in enumerate(entered.views):
         on_step(index, len(entered.views), f"Remembering view {index + 1} of {len(entered.views)}")
-        remember_view(draft, view, generator)
+        whole = view if deleted is None else without_pixels(view, deleted[index])
+        remember_view(draft, whole, generator)
+
+
+def without_pixels(view: View, gone: Bool[Tensor, "1 H W"]) -> View:
+    """The view with some of its depth forgotten; its picture stays."""
+    if not bool(gone.any()):
+        return view
+    return replace(
+        view,
+        depth=view.depth.masked_fill(gone, 0.0),
+        kind=view.kind.masked_fill(gone, int(DepthKind.UNKNOWN)),
+        confidence8=view.confidence8.masked_fill(gone, 0),
+    )
 
 
 def remember_generated(

@@ -5,7 +5,7 @@ builds new ones. Colours are channels first. Views and clips keep colours and co
 (500 views of 640x480 cost 1.4 GB and not 4); properties give them as floats in [0, 1].
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from enum import IntEnum
 
 import torch
@@ -176,6 +176,11 @@ class PointCloud:
             "radii": torch.zeros(n),
         }
         return PointCloud(points=points, **(filled | rest))
+
+    def rows(self, kept: Bool[Tensor, "N"]) -> "PointCloud":
+        """The points where `kept` is True."""
+        columns = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{k: c[kept] for k, c in columns.items() if c is not None})
 
 
 @dataclass(frozen=True, eq=False)

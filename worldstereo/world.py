@@ -20,6 +20,7 @@ from worldstereo.geometric_memory import GlobalGeometricMemory
 from worldstereo.registration import Registration
 from worldstereo.scene import Clip, PointCloud, Scene, View
 from worldstereo.stereo_memory import SpatialStereoMemory
+from worldstereo.world_original import Original
 
 UNDO_STEPS = 100
 """How many steps can be undone; older ones are final."""
@@ -50,6 +51,8 @@ class Draft:
     views: list[View]
     clips: list[Clip]
     registration: Registration | None
+    original: Original | None = None
+    """The capture before intake; None in a world that was opened from a file."""
     changes: dict[str, Any] = field(default_factory=dict)
     """Other fields of the next scene: up, unit, rig, name, notices, metres_per_unit."""
     points_added: int = 0
@@ -67,6 +70,7 @@ class Published:
     history: tuple[StepRecord, ...]
     geometry: Any
     stereo: Any
+    original: Original | None = None
 
 
 class World:
@@ -149,6 +153,7 @@ class World:
                 views=list(before.scene.views),
                 clips=list(before.scene.clips),
                 registration=before.registration,
+                original=before.original,
             )
             try:
                 yield draft
@@ -157,7 +162,9 @@ class World:
                 record = StepRecord(
                     label, draft.step, added, draft.points_added, draft.points_merged, draft.details
                 )
-                after = self._capture_state(scene, draft.registration, (*before.history, record))
+                after = self._capture_state(
+                    scene, draft.registration, (*before.history, record), draft.original
+                )
             except BaseException:
                 self._restore(before)
                 raise
@@ -229,11 +236,14 @@ class World:
             return True
 
     def _capture_state(
-        self, scene: Scene, registration: Registration | None, history: tuple[StepRecord, ...]
+        self,
+        scene: Scene,
+        registration: Registration | None,
+        history: tuple[StepRecord, ...],
+        original: Original | None = None,
     ) -> Published:
-        return Published(
-            scene, registration, history, self._geometry.snapshot(), self._stereo.snapshot()
-        )
+        geometry, stereo = self._geometry.snapshot(), self._stereo.snapshot()
+        return Published(scene, registration, history, geometry, stereo, original)
 
     def _restore(self, state: Published) -> None:
         self._geometry.restore(state.geometry)
