@@ -92,6 +92,8 @@ class Visitor:
             "trigger_id": None,
         }
         joined = self._http.post("/gradio_api/queue/join", json=body)
+        if joined.status_code == 403:
+            return joined.text
         joined.raise_for_status()
         event_id, parts = joined.json()["event_id"], []
         stream = f"/gradio_api/queue/data?session_hash={self._hash}"

@@ -10,6 +10,10 @@ from contextlib import contextmanager
 
 import pytest
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 from websockets.asyncio.client import ClientConnection
@@ -18,6 +22,7 @@ from websockets.datastructures import Headers
 from websockets.http11 import Response
 
 from ui.proxy import PAGE_HEAD, ProxyLimits, Sockets, routes, same_origin
+from ui.proxy_uploads import LARGEST, UploadedOnly
 from ui.viewport import Viewport
 
 PAGE = b"<!doctype html><html><head><title>stage</title></head><body>client</body></html>"
@@ -351,3 +356,41 @@ def until(condition, seconds: float = 10.0) -> None:
     while not condition():
         assert time.monotonic() < end, "it did not happen"
         time.sleep(0.005)
+
+
+# ---- files that nobody uploaded ------------------------------------------------------------------
+
+
+def test_only_files_that_were_uploaded_may_be_named(tmp_path, caplog):
+    uploads = tmp_path / "uploads"
+    uploads.mkdir()
+    (uploads / "link").symlink_to(tmp_path)
+
+    async def echo(request: Request) -> PlainTextResponse:
+        return PlainTextResponse(await request.body())
+
+    routes = [Route(p, echo, methods=["POST"]) for p in ("/queue/join", "/run/x", "/upload")]
+    gate = Middleware(UploadedOnly, lambda: str(uploads))
+    file = {"meta": {"_type": "gradio.FileData"}}
+
+    def event(path: object) -> str:
+        return json.dumps({"data": ["token", [{"value": {"path": path, **file}}]]})
+
+    with TestClient(Starlette(routes=routes, middleware=[gate])) as client:
+        for path in (uploads / "a" / "b.ply", uploads / "c.zip"):
+            sent = event(str(path))
+            answer = client.post("/queue/join", content=sent)
+            assert answer.status_code == 200 and answer.text == sent  # whole, and unchanged
+        for path in ("/etc/passwd", "x.ply", str(uploads / ".." / "x"), f"{uploads}x/y",
+                     str(uploads / "link" / "x"), str(uploads), "a\0b", ""):  # fmt: skip
+            for route in ("/queue/join", "/run/x"):
+                caplog.clear()
+                answer = client.post(route, content=event(path))
+                assert answer.status_code == 403 and "not uploaded" in answer.text, path
+                (record,) = [r for r in caplog.records if r.name.startswith("ui.")]
+                assert "\n" not in record.getMessage() and record.exc_info is None
+                assert path in ("", "x.ply") or path not in record.getMessage()
+        for sent in ("", "[", "7", '{"data": {"path": "/etc/passwd"}}', event(7)):
+            assert client.post("/queue/join", content=sent).text == sent  # Gradio judges
+        assert client.post("/upload", content=b"x" * (LARGEST + 1)).status_code == 200
+        assert client.post("/queue/join", content=b"x" * (LARGEST + 1)).status_code == 413

@@ -18,6 +18,7 @@ from ui.panel_import import without_stubs
 
 with without_stubs():
     import gradio as gr
+    from gradio.utils import get_upload_folder
 
 from ui import panel_html as piece
 from ui.panel_core import BUG, EXPIRED, Core, Updates, html
@@ -30,6 +31,7 @@ from ui.panel_stage import Stage
 from ui.panel_theme import theme
 from ui.panel_world import WorldTab
 from ui.proxy import routes
+from ui.proxy_uploads import UploadedOnly
 from ui.session import Job, Session, Sessions
 from worldstereo.errors import Cancelled, WorldStereoError
 
@@ -386,7 +388,8 @@ def launch(
         app_kwargs={
             "routes": routes(
                 sessions.viewport, stats=lambda: sessions.stats, sockets=sessions.sockets
-            )
+            ),
+            "middleware": [(UploadedOnly, (get_upload_folder,), {})],
         },
         run_history=False,
         footer_links=[],
