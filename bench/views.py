@@ -61,6 +61,7 @@ OFF_SYNTHESIS = SynthesisOptions(
     exposure=False,
     antialias=False,
     background=False,
+    rims=False,
     planes=False,
 )
 RUNGS: list[tuple[str, dict, dict]] = [
@@ -77,6 +78,7 @@ RUNGS: list[tuple[str, dict, dict]] = [
     ("PatchMatch", {"stereo": True}, {}),
     ("edge antialiasing", {}, {"antialias": True}),
     ("background fill", {}, {"background": True}),
+    ("rims of holes", {}, {"rims": True}),
 ]
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from worldstereo import fusion
 from worldstereo._synthesis.choice import LIMIT, ViewIndex, choose_views
 from worldstereo._synthesis.planes import continued
+from worldstereo._synthesis.rims import firm_pixels
 from worldstereo.cameras import Cameras
 from worldstereo.fusion import METRES, Fetched, Pose, Working, invert, pose_distance, pose_of
 from worldstereo.render import RenderResult
@@ -53,6 +54,9 @@ class SynthesisOptions:
 
     background: bool = True
     """Fill holes from the background side; else with the nearest pixel."""
+
+    rims: bool = True
+    """Fill holes from their very rim where its colours are pure; else from a pixel further in."""
 
     planes: bool = True
     """Continue the depth of walls and floors into holes; else from the background side alone."""
@@ -153,7 +157,8 @@ def synthesize(
     if options.antialias:
         color = _antialias(color, depth, known)
     if fill:
-        color = _fill(color, depth, known, options.background)
+        firm = firm_pixels(depth, known, pose, served if options.rims else [], options.agree)
+        color = _fill(color, depth, known, firm, options.background)
         if options.planes:
             reached = continued(depth, known, pose, given)
             depth = np.where(reached > 0, reached, depth)
@@ -417,17 +422,14 @@ def _antialias(color: np.ndarray, depth: np.ndarray, known: np.ndarray) -> np.nd
     return np.where(known[..., None], color * (1 - share) + share * soft, color)
 
 
-def _fill(color: np.ndarray, depth: np.ndarray, known: np.ndarray, background: bool) -> np.ndarray:
-    """Holes continued from around them, the far side first."""
-    import cv2
-
+def _fill(
+    color: np.ndarray, depth: np.ndarray, known: np.ndarray, firm: np.ndarray, background: bool
+) -> np.ndarray:
+    """Holes continued from the firm pixels around them, the far side first."""
     if known.all() or not known.any():
         return color
     if not background:
         return fusion.nearest_fill(color, known)
-    firm = cv2.erode(known.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
-    if not firm.any():
-        firm = known
     film = fusion.membrane(
         color, firm, trust=fusion.background_trust(invert(depth), firm), sweeps=15
     )

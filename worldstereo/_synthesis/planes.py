@@ -55,7 +55,7 @@ def continued(
     """
     import cv2
 
-    from worldstereo._synthesis import plane_kernels as kernels
+    from worldstereo._synthesis import hole_kernels as kernels
 
     out = np.zeros(depth.shape, np.float32)
     if known.all() or not known.any():
@@ -108,7 +108,7 @@ def find_planes(d: np.ndarray, K: np.ndarray) -> Planes:
         d: (H, W) float32 in 1/u, 0 where unknown.
         K: index intrinsics (fx, fy, cx, cy).
     """
-    from worldstereo._synthesis import plane_kernels as kernels
+    from worldstereo._synthesis import hole_kernels as kernels
 
     step = _cell(d)
     rows, columns = (np.arange(step // 2, n, step) for n in d.shape)

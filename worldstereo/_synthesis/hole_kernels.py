@@ -1,4 +1,4 @@
-"""Compiled loops of `planes`. Disparity `d` is 0 where unknown; `K` counts pixels by index."""
+"""Compiled loops of `planes` and `rims`. Disparity `d` is 0 where unknown; `K` counts by index."""
 
 import math
 
@@ -172,3 +172,27 @@ def continue_planes(
                 if abs(there - other) >= agree * other:
                     continue
             out[r, s] = np.float32(Z)
+
+
+@kernel
+def clear_of_edges(y, x, depth, K, seen, rim, Kv, T, agree, least, out):
+    """Whether a view shows the points of some pixels, each at least so far from depth edges.
+
+    Args:
+        seen, rim: the view's depth, and its distance to the nearest depth edge in pixels.
+        T: (3, 4) from the target's axes to the view's.
+    """
+    for k in range(len(y)):
+        Z = depth[y[k], x[k]]
+        if Z <= 0:
+            continue
+        X, Y = (x[k] - K[2]) / K[0] * Z, (y[k] - K[3]) / K[1] * Z
+        q = T[2, 0] * X + T[2, 1] * Y + T[2, 2] * Z + T[2, 3]
+        if q <= 1e-6 * Z:
+            continue
+        p0 = T[0, 0] * X + T[0, 1] * Y + T[0, 2] * Z + T[0, 3]
+        p1 = T[1, 0] * X + T[1, 1] * Y + T[1, 2] * Z + T[1, 3]
+        u = int(math.floor(Kv[0] * p0 / q + Kv[2] + 0.5))
+        v = int(math.floor(Kv[1] * p1 / q + Kv[3] + 0.5))
+        if 0 <= u < seen.shape[1] and 0 <= v < seen.shape[0]:
+            out[k] = abs(seen[v, u] - q) < agree * q and rim[v, u] >= least
