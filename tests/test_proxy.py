@@ -392,5 +392,6 @@ def test_only_files_that_were_uploaded_may_be_named(tmp_path, caplog):
                 assert path in ("", "x.ply") or path not in record.getMessage()
         for sent in ("", "[", "7", '{"data": {"path": "/etc/passwd"}}', event(7)):
             assert client.post("/queue/join", content=sent).text == sent  # Gradio judges
+        assert client.post("/queue/join", content=b"[" * 1_000_000).status_code == 400
         assert client.post("/upload", content=b"x" * (LARGEST + 1)).status_code == 200
         assert client.post("/queue/join", content=b"x" * (LARGEST + 1)).status_code == 413

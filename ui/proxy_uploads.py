@@ -44,7 +44,12 @@ class UploadedOnly:
                 return
             if message["type"] != "http.request" or not message.get("more_body"):
                 break
-        forged = [path for path in named_files(body) if not self._uploaded(path)]
+        try:
+            forged = [path for path in named_files(body) if not self._uploaded(path)]
+        except RecursionError:  # brackets in brackets, a million deep
+            answer = {"detail": "No event of this page is nested that deeply."}
+            await JSONResponse(answer, status_code=400)(scope, receive, send)
+            return
         if forged:
             log.warning("a page named a file that was never uploaded; it was refused")
             await JSONResponse({"detail": REFUSED}, status_code=403)(scope, receive, send)
