@@ -510,7 +510,9 @@ def test_flying_goes_to_the_view_itself(panel, session):
     ],
 )
 def test_the_renderer_chooses_the_drawing(panel, session, renderer, drawing):
-    panel.stage.on_renderer(session, {"name": renderer})
+    for still in (True, False):
+        panel.stage.on_renderer(session, {"name": renderer, "still": still})
+        assert session.viewport.still is still
     assert ("set_drawing", (drawing,), {"by_hand": False}) in session.asked
 
 

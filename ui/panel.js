@@ -89,6 +89,13 @@
     else keys[event.key]?.();
   };
   document.addEventListener('keydown', onKey);
+  // the stage is a frame of its own: that it has the focus shows only to who came by keys
+  const mark = (name, on) => $('#shell')?.toggleAttribute(name, on);
+  const byHand = () => mark('data-by-keys', false);
+  document.addEventListener('keydown', (event) => { if (event.key === 'Tab') mark('data-by-keys', true); });
+  window.addEventListener('blur', () => mark('data-in-stage', document.activeElement === frame()));
+  window.addEventListener('focus', () => mark('data-in-stage', false));
+  document.addEventListener('pointerdown', byHand);
 
   // ---- the viewport: its token is the page's address, its socket brings picks and changes
   let socket = null, wait = 1000, known = '';
@@ -117,13 +124,13 @@
     if (source) {
       const token = source.match(/viewport\/([^/]+)\//)?.[1];
       const view = frame().contentWindow;
-      if (view && !view.worldstereoKeys) { view.worldstereoKeys = true; view.addEventListener('keydown', onKey); }
+      if (view && !view.worldstereoKeys) { view.worldstereoKeys = true; view.addEventListener('keydown', onKey); view.addEventListener('pointerdown', byHand); }
       if (token && token !== known && page.renderer) {
         known = token;
         const url = new URL(location.href);
         url.searchParams.set('world', token);
         history.replaceState(null, '', url);
-        send('renderer', { name: renderer() });
+        send('renderer', { name: renderer(), still: matchMedia('(prefers-reduced-motion: reduce)').matches });
       }
       listen(source);
     }
@@ -159,6 +166,6 @@
     if (focused && document.activeElement === document.body) document.getElementById(focused)?.focus({ preventScroll: true });
   };
   let due = 0;
-  new MutationObserver(() => { clearTimeout(due); due = setTimeout(explain, 60); }).observe(document.body, { childList: true, subtree: true, attributeFilter: ['disabled'] }); // Gradio enables again what it redraws
+  new MutationObserver(() => { due ||= setTimeout(() => { due = 0; explain(); }, 60); }).observe(document.body, { childList: true, subtree: true, attributeFilter: ['disabled'] }); // Gradio enables again what it redraws
   explain();
 }

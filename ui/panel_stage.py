@@ -56,6 +56,7 @@ class Stage:
         name = str(data.get("name", ""))[:200].lower()
         software = any(word in name for word in SOFTWARE)
         session.viewport.renderer(software)
+        session.viewport.still = data.get("still") is True
         session.set_drawing("points" if software else "surface", by_hand=False)
         session.save_unsaved()
         return self.refresh(session) | self.panel.world.refresh(session)

@@ -60,6 +60,7 @@ class Viewport:
     Attributes:
         drawing, color_mode, views_shown, path_shown, measuring, selecting: what was last asked
             for; read them, and change them by the methods of like names.
+        still: the visitor wants little motion; set it at any time.
     """
 
     def __init__(self, on_event: Callable[[Event], None] | None = None) -> None:
@@ -72,7 +73,7 @@ class Viewport:
         self.drawing: DrawMode = "points"
         self.color_mode: ColorMode = "photo"
         self.views_shown = self.path_shown = True
-        self.measuring = self.selecting = False
+        self.measuring = self.selecting = self.still = False
         self._events = EventQueue(on_event)
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._closed = False
@@ -274,9 +275,9 @@ class Viewport:
         pose, fov = aim_of(client)
         return camera_of(pose, fov, width, height, self._scale)
 
-    def fly_to(self, camera: Cameras, seconds: float = FLIGHT_SECONDS) -> None:
-        """Move the visitor to a single camera, on a straight line."""
-        self._post(lambda: self._fly_to(camera, seconds))
+    def fly_to(self, camera: Cameras) -> None:
+        """Move the visitor to a single camera, on a straight line; at once where `still`."""
+        self._post(lambda: self._fly_to(camera))
 
     def play(self, trajectory: Trajectory) -> None:
         """Fly a path at its own speed; `Playing` events tell the frame, -1 at the end."""
@@ -413,9 +414,10 @@ class Viewport:
 
     # ---- the camera and what it looks at ---------------------------------------------------------
 
-    def _fly_to(self, camera: Cameras, seconds: float) -> None:
+    def _fly_to(self, camera: Cameras) -> None:
         self._framing.stop()
         if (client := self._client()) is not None:
+            seconds = 0.0 if self.still else FLIGHT_SECONDS
             self._motion.fly(client, camera, self._scale, seconds)
 
     def _play(self, trajectory: Trajectory) -> None:
@@ -476,7 +478,7 @@ class Viewport:
     def _view_clicked(self, index: int) -> None:
         self._view_clicked_at = time.monotonic()
         if index < len(self._scene.views):
-            self._fly_to(self._scene.views[index].cameras, FLIGHT_SECONDS)
+            self._fly_to(self._scene.views[index].cameras)
             self.emit(ViewClicked(index))
 
     def _keyframe_clicked(self, index: int) -> None:
