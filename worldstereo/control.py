@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from threading import Lock
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
@@ -82,6 +83,7 @@ class Guide:
         self.stereo, self.geometry, self.seed = stereo, geometry, seed
         self._index = ViewIndex(scene.views)
         self._frames: OrderedDict[int, GuideFrame] = OrderedDict()
+        self._unseen: dict[int, bytes] = {}  # 38 KB a frame of 640x480, kept for all
         self._lock = Lock()
 
     def __len__(self) -> int:
@@ -96,10 +98,21 @@ class Guide:
         t %= len(self)
         with self._lock:
             if t not in self._frames:
-                self._frames[t] = self._compute(self.trajectory.cameras[t])
+                frame = self._frames[t] = self._compute(self.trajectory.cameras[t])
+                self._unseen[t] = np.packbits(_invented(frame).cpu().numpy()).tobytes()
                 while len(self._frames) > self.CACHED_FRAMES:
                     self._frames.popitem(last=False)
             return self._frames[t]
+
+    def unseen(self, t: int) -> Bool[Tensor, "1 H W"]:
+        """True where no given view and no given point shows anything: all that may be added."""
+        bits = self._unseen.get(t % len(self))
+        if bits is None:
+            return _invented(self[t])
+        cameras = self.trajectory.cameras
+        count = cameras.height * cameras.width
+        mask = np.unpackbits(np.frombuffer(bits, np.uint8), count=count).astype(bool)
+        return torch.from_numpy(mask.reshape(1, cameras.height, cameras.width))
 
     def stacked(self) -> StackedGuide:
         """Every frame at once; memory follows the number of frames."""
@@ -136,6 +149,10 @@ class Guide:
             stereo_weight=result.stereo_weight,
             references=chosen,
         )
+
+
+def _invented(frame: GuideFrame) -> Bool[Tensor, "1 H W"]:
+    return frame.origin == int(Origin.INVENTED)
 
 
 def splat_cloud(scene: Scene, camera: Cameras, radius: int = 1) -> RenderResult:

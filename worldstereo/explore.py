@@ -120,10 +120,9 @@ def explore(
             sampler=sampler or SamplerConfig(),
         )
         frames: list[Frame] = []
+        judge = _judge(guide, draft.scene, trajectory)
         for frame in generator(request, on_step):
-            remember_generated(
-                draft, frame, trajectory.cameras[len(frames)], len(frames), generator
-            )
+            remember_generated(draft, frame, judge, len(frames), generator)
             on_frame(len(frames), frame)
             frames.append(frame)
         clip = _clip(frames, request, generator, draft)
@@ -137,6 +136,17 @@ def explore(
             "registration": clip.registration,
         }
     return clip
+
+
+def _judge(guide: Guide, scene: Scene, trajectory: Trajectory) -> Guide:
+    """The guide that says what both memories show, whatever a generator was given or claims."""
+    whole = type(guide) is Guide and guide.kind == "fused" and guide.stereo and guide.geometry
+    if not whole or guide.scene is not scene or len(guide) != len(trajectory):
+        return Guide(scene, trajectory)
+    a, b = guide.trajectory.cameras, trajectory.cameras
+    same = (a.width, a.height) == (b.width, b.height)
+    same = same and torch.equal(a.c2w, b.c2w) and torch.equal(a.K, b.K)
+    return guide if same else Guide(scene, trajectory)
 
 
 def _clip(

@@ -11,10 +11,10 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from worldstereo.cameras import Cameras
+from worldstereo.control import Guide
 from worldstereo.generator import Frame, Generator, OnStep, as_view
 from worldstereo.intake import as_estimated, as_measured, cloud_from, enter
-from worldstereo.scene import DepthKind, PointCloud, View
+from worldstereo.scene import DepthKind, Origin, PointCloud, View
 from worldstereo.world import Draft
 from worldstereo.world_original import Original, PackedDepth
 
@@ -87,10 +87,16 @@ def without_pixels(view: View, gone: Bool[Tensor, "1 H W"]) -> View:
 
 
 def remember_generated(
-    draft: Draft, frame: Frame, camera: Cameras, index: int, generator: Generator
+    draft: Draft, frame: Frame, judge: Guide, index: int, generator: Generator
 ) -> None:
-    view = as_view(frame, camera, draft.step, index)
-    remember_view(draft, view, generator)
+    """A generated frame: it adds only what neither memory showed, whatever it says of itself."""
+    camera = judge.trajectory.cameras[index]
+    claimed = frame.origin == int(Origin.INVENTED)
+    shown = claimed & ~judge.unseen(index).to(claimed.device) if bool(claimed.any()) else claimed
+    origin = frame.origin.masked_fill(shown, int(Origin.GLOBAL))
+    remember_view(
+        draft, as_view(frame._replace(origin=origin), camera, draft.step, index), generator
+    )
 
 
 def remember_view(draft: Draft, view: View, generator: Generator) -> None:

@@ -148,6 +148,8 @@ def synthesize(
         if open_.any():
             depth, measured = np.where(open_, more, depth), np.where(open_, more, measured)
             blend.add_all(part, pose, np.where(open_, depth, 0), options)
+    # Without a given view only the cloud says how far the surroundings of its holes are.
+    depth = _complete(depth, depth > 0, options.background and fill)
     blend.add_all(made, pose, np.where(blend.weights <= SEEN, depth, 0), options)
     seen = blend.weights > SEEN
     color = blend.color()
