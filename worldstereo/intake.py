@@ -17,7 +17,15 @@ from torch import Tensor
 from worldstereo._intake import depth as stages
 from worldstereo._intake.exposure import exposure_gains
 from worldstereo._intake.rig import find_rig
-from worldstereo._intake.stereo import fill_by_stereo, measure_photos, rescaled
+from worldstereo._intake.stereo import (
+    at_size_of,
+    fill_by_stereo,
+    measure_photos,
+    photo_working,
+    rescaled,
+    rig_layer,
+    unmatched,
+)
 from worldstereo.cameras import Cameras
 from worldstereo.fusion import RADIAN, Pose, Working, make_working, parallel_for, pose_of
 from worldstereo.registration import (
@@ -132,11 +140,12 @@ def _whole(
     options, on_step = run.options, run.on_step
     on_step(0, STAGES, "Reading depth")
     unit = median_depth(measured)
-    work: list[Working] = [make_working(view, unit) for view in measured]
+    photos = len(measured) > 1 and not any(bool(view.mask.any()) for view in measured)
+    work = [photo_working(v, unit) if photos else make_working(v, unit) for v in measured]
     notices: list[str] = []
-    photos = len(work) > 1 and not any((w.depth > 0).any() for w in work)
     if photos and options.stereo:
         work, unit = _measured_photos(work, unit, run)
+        notices += unmatched(measured, work)
     rig = find_rig(work) if options.rig else None
     if rig is not None:
         work = _without_rig(work, rig[0], range(len(work)))
@@ -157,8 +166,8 @@ def _whole(
         work = [
             w.moved(_at(w.pose, registration.corrected.c2w[i], unit)) for i, w in enumerate(work)
         ]
-    if photos:  # their depth is stereo already
-        run = replace(run, options=replace(options, stereo=False))
+    if photos:  # their depth is stereo already, and nobody measured what it did not find
+        run = replace(run, options=replace(options, by_others=False, stereo=False))
     work, gains = _compared_and_completed(work, range(len(work)), None, run)
     on_step(STAGES, STAGES, "Views are ready")
     cameras = [_camera(view, registration, i) for i, view in enumerate(measured)]
@@ -168,7 +177,7 @@ def _whole(
     ]
     layer = None
     if rig is not None:
-        layer = (torch.from_numpy(rig[0]), torch.from_numpy(rig[1]).permute(2, 0, 1).contiguous())
+        layer = rig_layer(rig, measured[0])
     return Intake(tuple(done), registration, layer, unit, tuple(notices))
 
 
@@ -410,17 +419,17 @@ def _compared(
 
 
 def _finished(view: View, work: Working, gain: np.ndarray, camera: Cameras, unit: float) -> View:
-    confidence = torch.from_numpy(work.confidence)
+    depth, confidence, rig = at_size_of(view, work)
     kind = torch.zeros(confidence.shape, dtype=torch.uint8)
     for member in (DepthKind.COMPLETED, DepthKind.STEREO, DepthKind.BY_OTHERS, DepthKind.MEASURED):
         kind[confidence >= KIND_CONFIDENCE[member] - 0.01] = int(member)
-    if work.rig is not None:
-        kind[torch.from_numpy(work.rig)] = int(DepthKind.RIG)
+    if rig is not None:
+        kind[rig[None]] = int(DepthKind.RIG)
     return replace(
         view,
-        depth=torch.from_numpy(work.depth * np.float32(unit))[None],
-        kind=kind[None],
-        confidence8=(confidence * 255 + 0.5).to(torch.uint8)[None],
+        depth=depth * unit,
+        kind=kind,
+        confidence8=(confidence * 255 + 0.5).to(torch.uint8),
         gain=torch.from_numpy(gain).float(),
         cameras=camera,
     )

@@ -27,7 +27,6 @@ INFINITY = 0.01 * METRES  # disparity in 1/u of what lies beyond all parallax
 CONTRADICT = 0.04
 REGION = 0.003  # share of the image from which on a hole is judged by the pictures
 ALIKE = 0.08  # mean colour difference of pictures of one thing, exposure not yet compared
-FOUND_BY_OTHERS = 0.25  # confidence of stereo in other photos; it counts as completed
 BY_OTHERS, COMPLETED = (KIND_CONFIDENCE[k] for k in (DepthKind.BY_OTHERS, DepthKind.COMPLETED))
 
 Stage = Callable[[Working], tuple[np.ndarray, np.ndarray]]
@@ -85,11 +84,8 @@ def measured_by(view: Working, others: Sequence[Working]) -> tuple[np.ndarray, n
     """Unmeasured pixels filled with what the other views measured, where it looks alike.
 
     Beside a depth edge, or under a pose that is a little wrong, what others measured lies in front
-    of or behind what this view shows there; its colour tells. Among photos nothing was measured:
-    what others found by stereo is a guess here.
+    of or behind what this view shows there; its colour tells.
     """
-    photos = view.guessed and all(other.guessed for other in others)
-    by_others = FOUND_BY_OTHERS if photos else BY_OTHERS
     depth = fused_depth(others, view.pose, agree=0.02)
     add = (view.disparity == 0) & (depth > 0)
     if view.rig is not None:
@@ -97,7 +93,7 @@ def measured_by(view: Working, others: Sequence[Working]) -> tuple[np.ndarray, n
     add &= _looks_alike(view, others, np.where(add, depth, 0))
     return (
         np.where(add, invert(depth), view.disparity),
-        np.where(add, by_others, view.confidence),
+        np.where(add, BY_OTHERS, view.confidence),
     )
 
 
@@ -111,7 +107,10 @@ def _looks_alike(view: Working, others: Sequence[Working], depth: np.ndarray) ->
 
 
 def completed(view: Working, others: Sequence[Working]) -> tuple[np.ndarray, np.ndarray]:
-    """Regions nobody measured: a membrane, or infinity where the other pictures say so."""
+    """Regions nobody measured: a membrane, or infinity where the other pictures say so.
+
+    Never infinity in a photo: a sensor gives up on what is far, matching on what is plain.
+    """
     import cv2
 
     unknown = view.disparity == 0
@@ -123,7 +122,7 @@ def completed(view: Working, others: Sequence[Working]) -> tuple[np.ndarray, np.
     count, label, stats, _ = cv2.connectedComponentsWithStats(unknown.astype(np.uint8))
     far = np.full_like(d, INFINITY)
     for i in range(1, count):
-        if stats[i, 4] >= REGION * unknown.size:
+        if stats[i, 4] >= REGION * unknown.size and not view.guessed:
             region = label == i
             if _is_far(view, others, region, far, d):
                 d[region] = INFINITY
@@ -138,8 +137,6 @@ def _is_far(
     at_membrane, tested_near = photometric_error(view, others, region, near)
     if tested_far > 400:
         return tested_near > 400 and at_infinity < 0.9 * at_membrane
-    if view.guessed:  # a photo without a match there: no sensor says that it is far
-        return False
     return tested_near <= 400 or at_membrane > 0.06
 
 

@@ -5,14 +5,16 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.nn import functional
 
 from worldstereo._intake.depth import INFINITY
+from worldstereo._multiview.arrays import enlarged_by_color, nearest, resized
 from worldstereo.cameras import Cameras
-from worldstereo.fusion import Pose, Working, invert, membrane, pose_distance
-from worldstereo.multiview import MatchView, fill_unmeasured, photo_depth
-from worldstereo.scene import KIND_CONFIDENCE, DepthKind
+from worldstereo.fusion import Pose, Working, invert, make_working, membrane, pose_distance
+from worldstereo.multiview import PHOTO_SIDE, MatchView, fill_unmeasured, photo_depth
+from worldstereo.scene import KIND_CONFIDENCE, DepthKind, View
 
 STEREO = KIND_CONFIDENCE[DepthKind.STEREO]
 SURE = KIND_CONFIDENCE[DepthKind.BY_OTHERS]  # confidence from which on depth may judge hypotheses
@@ -101,6 +103,57 @@ def measure_photos(
         d = invert(depth.depth[0].numpy())
         out.append(view.with_depth(d, np.where(d > 0, STEREO, 0)))
     return out
+
+
+def photo_working(view: View, unit: float) -> Working:
+    """The working form of a photo at the size its depth is measured at, without any depth."""
+    longest = max(view.width, view.height)
+    if longest <= PHOTO_SIDE:
+        return make_working(view, unit)
+    w, h = (max(8, round(n * PHOTO_SIDE / longest)) for n in (view.width, view.height))
+    empty = torch.zeros(1, h, w)
+    return make_working(View.of(resized(view.color, h, w), empty, view.given.scaled(w, h)), unit)
+
+
+def at_size_of(
+    view: View, work: Working
+) -> tuple[Float[Tensor, "1 H W"], Float[Tensor, "1 H W"], Bool[Tensor, "H W"] | None]:
+    """Depth in u, confidence and rig of a working view at the size of its photo."""
+    h, w = view.height, view.width
+    rig = None if work.rig is None else torch.from_numpy(work.rig)
+    depth, confidence = torch.from_numpy(work.depth), torch.from_numpy(work.confidence)
+    if work.depth.shape == (h, w):
+        return depth[None], confidence[None], rig
+    if rig is not None:
+        rig = torch.from_numpy(nearest(rig[None].float(), h, w) > 0.5)
+    image = np.ascontiguousarray(view.color8.numpy().transpose(1, 2, 0))
+    z, sure = enlarged_by_color(work.depth, work.confidence, work.color, image)
+    return torch.from_numpy(z)[None], torch.from_numpy(sure)[None], rig
+
+
+def rig_layer(
+    found: tuple[np.ndarray, np.ndarray], view: View
+) -> tuple[Bool[Tensor, "H W"], Float[Tensor, "3 H W"]]:
+    """Mask and mean colour of the rig at the size of the views."""
+    mask, color = torch.from_numpy(found[0]), torch.from_numpy(found[1]).permute(2, 0, 1)
+    h, w = view.height, view.width
+    if tuple(mask.shape) == (h, w):
+        return mask, color.contiguous()
+    larger = functional.interpolate(color[None], (h, w), mode="bilinear", align_corners=False)[0]
+    return torch.from_numpy(nearest(mask[None].float(), h, w) > 0.5), larger
+
+
+def unmatched(views: Sequence[View], work: Sequence[Working]) -> list[str]:
+    """A sentence about the photos in which no depth was found, if there are any."""
+    lost = [
+        view.name or f"photo {i + 1}"
+        for i, (view, w) in enumerate(zip(views, work, strict=True))
+        if not (w.depth > 0).any()
+    ]
+    if not lost:
+        return []
+    named = ", ".join(lost[:3]) + (f" and {len(lost) - 3} more" if len(lost) > 3 else "")
+    return [f"{len(lost)} of {len(work)} photos show nothing that others match: {named}."]
 
 
 def _cameras(pose: Pose) -> Cameras:

@@ -75,6 +75,7 @@ class Job:
     sizes: np.ndarray
     Ks: np.ndarray
     Ts: np.ndarray
+    Ps: np.ndarray
     depths: np.ndarray
     """(n, H, W); 0 unknown, below 0 fixed to the camera."""
     asked: np.ndarray
@@ -86,7 +87,7 @@ class Job:
     def fixed(self) -> tuple[object, ...]:
         return (
             self.image, self.grey, self.soft, self.K, self.greys, self.softs, self.sizes, self.Ks,
-            self.Ts, self.depths, self.asked, self.options.radius, 2, self.geometric,
+            self.Ts, self.Ps, self.depths, self.asked, self.options.radius, 2, self.geometric,
         )  # fmt: skip
 
 
@@ -120,6 +121,7 @@ def job_of(
             z[q, :h, :w][fixed] = -1
     w2c = [other.cameras.w2c.double() for other in others]
     Ts = [(m @ view.cameras.c2w.double()).cpu().numpy() for m in w2c]
+    Ps = [_projection(T, K, k) for T, (_, k) in zip(Ts, pictures, strict=True)]
     return Job(
         image=image,
         grey=_grey_of(image),
@@ -130,6 +132,7 @@ def job_of(
         sizes=sizes,
         Ks=np.stack([k for _, k in pictures]) if pictures else np.zeros((0, 4)),
         Ts=np.stack(Ts) if Ts else np.zeros((0, 4, 4)),
+        Ps=np.stack(Ps) if Ps else np.zeros((0, 3, 4)),
         depths=z,
         asked=np.full(image.shape[:2], 2**n - 1, np.int64),
         options=options,
@@ -145,6 +148,13 @@ def _matched(view: MatchView, scale: float) -> tuple[np.ndarray, np.ndarray]:
     # The kernels count whole pixels from 0; a pixel's centre is at + 0.5.
     values = [float(K[0, 0]), float(K[1, 1]), float(K[0, 2]) - 0.5, float(K[1, 2]) - 0.5]
     return image.astype(np.float32, copy=False), np.array(values)
+
+
+def _projection(T: np.ndarray, K: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """(3, 4) from (x, y, 1, d) of one picture to the homogeneous pixel of another."""
+    inverse = np.array([[1 / K[0], 0, -K[2] / K[0]], [0, 1 / K[1], -K[3] / K[1]], [0, 0, 1]])
+    project = np.array([[other[0], 0, other[2]], [0, other[1], other[3]], [0, 0, 1]])
+    return project @ np.hstack([T[:3, :3] @ inverse, T[:3, 3:]])
 
 
 def _grey_of(picture: np.ndarray) -> np.ndarray:
@@ -224,7 +234,7 @@ def improve(
             parallel_for(len(bands), rows)
 
 
-def swept(job: Job, near: float, far: float, *, planes: int = 48, stride: int = 2) -> np.ndarray:
+def swept(job: Job, near: float, far: float, *, planes: int = 48, stride: int = 3) -> np.ndarray:
     """(H, W) disparity of the best fronto-parallel plane, looked for at every `stride`-th pixel."""
     from worldstereo._multiview import kernels
 
@@ -303,6 +313,22 @@ def upsampled(depth: Tensor, H: int, W: int) -> Tensor:
     near = functional.interpolate(d, (H, W), mode="nearest")[0]
     same = (near > 0) & ((smooth - near).abs() < 0.03 * near)
     return inverse(torch.where(same, smooth, near))
+
+
+def enlarged_by_color(
+    depth: np.ndarray, confidence: np.ndarray, small: np.ndarray, image: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Depth and confidence of a smaller picture at the size of `image` (H, W, 3) uint8."""
+    from worldstereo._multiview import kernels
+
+    out, sure = np.empty(image.shape[:2], np.float32), np.empty(image.shape[:2], np.float32)
+    bands = spans(len(out), 16)
+
+    def rows(i: int) -> None:
+        kernels.enlarge_rows(*bands[i], image, small, depth, confidence, out, sure)
+
+    parallel_for(len(bands), rows)
+    return out, sure
 
 
 def median(d: np.ndarray) -> np.ndarray:

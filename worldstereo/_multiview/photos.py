@@ -36,11 +36,13 @@ Planes = tuple[np.ndarray, np.ndarray]
 VISIBLE = 1.5  # a point so much farther than another one beside it lies behind it
 BESIDE = 24  # cells in which points are compared, along the longer side
 COARSE_ASKED, FINE_ASKED = 3, 2  # neighbours that a pixel keeps asking
-FINE_SWEEPS = 2
+COARSE_SWEEPS = 3
+COMPARED_SWEEPS = 1  # after the search the planes are near; a second pass bought nothing
+SPECK = 1 / 400  # share of a photo that a surface must cover: smaller ones are chance matches
 
 
 def coarse(options: MatchOptions) -> MatchOptions:
-    return replace(options, scale=options.scale / 2)
+    return replace(options, scale=options.scale / 2, sweeps=min(options.sweeps, COARSE_SWEEPS))
 
 
 def searched(
@@ -100,7 +102,7 @@ def compared(
     if len(others) > asked:
         job = asking_best(job, plane, asked)
     judge(job, plane, cost, active, guess, 0.0)
-    improve(job, plane, cost, active, low, high, guess, 0.0, FINE_SWEEPS, seed)
+    improve(job, plane, cost, active, low, high, guess, 0.0, COMPARED_SWEEPS, seed)
     return plane, cost
 
 
@@ -118,10 +120,10 @@ def kept(
     job = job_of(view, others, options, 0.0, depths)
     h, w = z.shape
     counts = [
-        consistent(job, z, pixels, relative) for pixels, relative in ((2.0, 0.02), (4.0, 0.04))
+        consistent(job, z, pixels, relative) for pixels, relative in ((1.0, 0.01), (2.0, 0.02))
     ]
     good = ((counts[0] >= 1) | (counts[1] >= 2)) & (cost < 0.8)
-    good = without_specks(good, z, max(20, h * w // 4000))
+    good = without_specks(good, z, max(20, round(SPECK * h * w)))
     agree = counts[0] / max(1, len(others))
     sure = np.clip(1 - cost / 0.8, 0, 1) * (0.3 + 0.7 * agree)
     depth = upsampled(torch.from_numpy(np.where(good, z, 0).astype(np.float32)), H, W)
