@@ -1,6 +1,6 @@
 """Registration switched off and on: a world is then as if it had been opened that way."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -12,9 +12,10 @@ from worldstereo.edits import delete_points, set_registration
 from worldstereo.explore import explore, start
 from worldstereo.registration import Registration
 from worldstereo.scene import Capture, PointCloud, View
+from worldstereo.synthesis import ViewIndex
 from worldstereo.trajectory import Trajectory
 from worldstereo.world import World
-from worldstereo.world_original import PackedDepth
+from worldstereo.world_original import Original, PackedDepth
 
 
 def spoiled_capture(cloud: bool = True) -> Capture:
@@ -156,3 +157,23 @@ def test_packed_depth_is_the_very_bits(levels: int):
     assert np.array_equal(packed.depth().numpy().view(np.int32), depth.view(np.int32))
     smooth = torch.linspace(1, 4, 640).mul(1000).round().div(1000).expand(1, 480, 640)
     assert PackedDepth.of(smooth.contiguous()).nbytes < 200_000
+
+
+def test_a_remembered_view_stays_below_three_megabytes():
+    """640x480: the view, its depth as given in steps of a sensor, and its row in the index."""
+    rng = np.random.default_rng(1)
+    y, x = np.mgrid[:480, :640]
+    metres = 2 + np.sin(x / 90) + 0.001 * y + rng.normal(0, 0.003, x.shape)
+    metres[rng.random(x.shape) < 0.02] = 0
+    depth = torch.from_numpy((metres * 1000).round().astype(np.float32) / 1000)[None]
+    K = torch.tensor([[500.0, 0, 320], [0, 500.0, 240], [0, 0, 1]])
+    camera = Cameras(K, torch.eye(4), 640, 480)
+    view = View.of(torch.rand(3, 480, 640), depth, camera)
+    held = [getattr(view, f.name) for f in fields(view)]
+    size = sum(t.untyped_storage().nbytes() for t in held if isinstance(t, torch.Tensor))
+    packed = Original((PackedDepth.of(depth),)).depth[0]
+    assert torch.equal(packed.depth(), depth)
+    index = ViewIndex([view])
+    rows = [v for v in vars(index).values() if isinstance(v, np.ndarray)] + index._coarse
+    assert sum(a.nbytes for a in rows) < 40_000
+    assert size + packed.nbytes + sum(a.nbytes for a in rows) <= 3 * 2**20

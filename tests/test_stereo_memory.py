@@ -773,9 +773,14 @@ def test_an_occluder_of_another_shape_is_refused():
 
 
 def test_synthesis_attends_the_entries_that_correspond():
-    """64x48, one entry a pixel, threshold 0, window 2 px: the weights lie inside the mask."""
+    """64x48, one entry a pixel, threshold 0, window 2 px: all that carries weight is in the mask.
+
+    Of every pixel of the target, every view's share, and the pixels it is fetched from: the nearest
+    one by count, all four around by their weight (the window reaches 1 px each way, and pixels of
+    a view that is farther away lie up to 1.3 px apart).
+    """
     from worldstereo.scene import View
-    from worldstereo.synthesis import explain, synthesize
+    from worldstereo.synthesis import explain, synthesize, weights_map
 
     cameras = turned_cameras(4, 64, 48)
     K = cameras.K * torch.tensor([1.7, 1.7, 1.0])[:, None]
@@ -788,13 +793,26 @@ def test_synthesis_attends_the_entries_that_correspond():
         points = cameras[i].unproject(cameras[i].pixel_grid(), depth[i].reshape(-1))
         memory.add_to_memory(torch.zeros(len(points), 4), points[:, None], torch.ones(3072, 1))
     made = synthesize(target, views)
-    pairs, positions = [], []
-    for x, y in itertools.product(range(2, 64, 5), range(1, 48, 5)):
-        for said in explain(target, views, made.depth, (x + 0.5, y + 0.5)):
-            if said.weight > 0.001:
-                u, v = int(said.pixel[0]), int(said.pixel[1])
-                pairs.append((len(positions), said.view * 3072 + v * 64 + u))
-                positions.append(said.point)
-    found = as_set(memory.correspondence_mask(torch.tensor([positions]), target)[1:])
-    inside = [pair in found for pair in pairs]
-    assert len(pairs) > 200 and sum(inside) >= 0.99 * len(inside)
+    asked = target.unproject(target.pixel_grid(), made.depth.reshape(-1))
+    mask = as_set(memory.correspondence_mask(asked[None], target)[1:])
+    pairs, weights = [], []
+    for k, view in enumerate(views):
+        share = weights_map(target, views, made.depth, k).reshape(-1)
+        uv, z = view.cameras.project(asked)
+        corner = (uv - 0.5).floor().long()  # of the four pixel centres around
+        for step in itertools.product((0, 1), (0, 1)):
+            at = corner + torch.tensor(step)
+            part = (1 - (uv - 0.5 - at).abs()).prod(1)
+            u, v = at[:, 0].clamp(0, 63), at[:, 1].clamp(0, 47)
+            agrees = (view.depth[0, v, u] - z).abs() <= 0.03 * z
+            nearest = ((uv - 0.5 - at).abs() <= 0.5).all(1)
+            for query in ((share > 1e-3) & agrees).nonzero()[:, 0].tolist():
+                found = (query, k * 3072 + int(v[query]) * 64 + int(u[query])) in mask
+                weights.append((float(part[query] * share[query]), found))
+                if bool(nearest[query]):
+                    pairs.append(found)
+    assert len(pairs) > 7_000 and sum(pairs) >= 0.99 * len(pairs)
+    assert sum(w for w, found in weights if found) >= 0.99 * sum(w for w, _ in weights)
+    said = explain(target, views, made.depth, (31.5, 20.5))
+    shares = [float(weights_map(target, views, made.depth, k)[20, 31]) for k in range(3)]
+    assert [c.weight for c in said] == pytest.approx(shares, abs=1e-5)
