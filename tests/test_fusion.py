@@ -239,3 +239,14 @@ def test_a_pyramid_averages_the_front_surface():
     assert int(level.color[10, 20].max()) == 0  # columns 40 and 41: half behind
     assert int(level.color[10, 21].min()) == 255
     np.testing.assert_allclose(level.depth[10, 18:23], [2, 2, 2, 8, 8])
+
+
+def test_weights_change_no_faster_than_cameras_move():
+    """A tenth for each hundredth of a radian at most, falling all the way and never to nothing."""
+    angle = np.linspace(0, np.pi, 400)
+    weight = np.array([blend.falloff(a, 0.0) for a in angle])
+    slope = np.diff(np.log(weight)) / np.diff(angle)
+    assert weight[0] == 1 and slope.max() < 0 and slope.min() > -10
+    assert weight[-1] > 1e-6
+    guess = np.array([blend.falloff(a, fusion.STEEP) for a in angle])
+    assert (guess[1:] < weight[1:])[:60].all()  # of guessed depth only near views are believed

@@ -1,11 +1,13 @@
 """A target from remembered views: truth in closed form, origins, scale, choice, explanations."""
 
+from dataclasses import fields
+
 import numpy as np
 import pytest
 import torch
 
 from tests.conftest import room, turned_cameras
-from worldstereo import intake
+from worldstereo import fusion, intake
 from worldstereo.cameras import Cameras, look_at
 from worldstereo.render import render_points
 from worldstereo.scene import Origin, View
@@ -281,3 +283,61 @@ def test_bad_targets_are_refused():
     splat = render_points(torch.zeros(1, 3), None, truth.cameras.scaled(31, 17))
     with pytest.raises(ValueError, match="splat"):
         synthesize(truth.cameras, views, splat=splat)
+
+
+def test_two_views_that_see_nothing_in_common_stay_apart():
+    views, _ = scene(2)
+    pose = views[1].cameras.c2w.clone()
+    pose[:3, 3] += torch.tensor([300.0, 0.0, 0.0])
+    far = Cameras(views[1].cameras.K, pose, W, H)
+    pair = [views[0], View.of(views[1].color, views[1].depth, far, frame=1)]
+    entered = intake.enter(pair)
+    assert entered.registration is not None
+    assert not entered.registration.agrees[1]
+    for i, view in enumerate(entered.views):
+        assert torch.equal(view.cameras.c2w, pair[i].cameras.c2w)
+        chosen = choose_views(entered.views, view.cameras)
+        assert chosen == (i,)
+        made = synthesize(view.cameras, [entered.views[k] for k in chosen], unit=entered.unit)
+        assert float((made.color - view.color).abs().median()) < 0.01
+        assert float((made.origin == Origin.STEREO).float().mean()) > 0.9
+
+
+def test_no_stage_left_out_is_worse_than_the_plain_splat():
+    """Sensor-like depth, a hole, a floater and darker views; the splat is a loop over points."""
+    cameras = turned_cameras(6).scaled(W, H)
+    color, depth = room(cameras)
+    noise = torch.Generator().manual_seed(5)
+    kept = []
+    for i in (0, 1, 3, 4):
+        spoiled = depth[i] * (1 + 0.005 * torch.randn(depth[i].shape, generator=noise))
+        spoiled[0, 20:45, 15 + 9 * i : 40 + 9 * i] = 0
+        spoiled[0, 60:64, 60:64] = 1.0
+        dark = 0.8 if i == 3 else 1.0
+        kept.append(View.of(color[i] * dark, spoiled, cameras[i], frame=i))
+    truth, target = color[2], cameras[2]
+
+    def psnr(made: torch.Tensor) -> float:
+        return float(-10 * torch.log10(((made - truth) ** 2).mean()))
+
+    parts = [(v.cameras, v.depth, v.color) for v in kept]
+    points = torch.cat([c.unproject(c.pixel_grid(), d.reshape(-1)) for c, d, _ in parts])
+    known = torch.cat([d.reshape(-1) > 0 for _, d, _ in parts])
+    colors = torch.cat([p.reshape(3, -1).T for _, _, p in parts])
+    splat = render_points(points[known], colors[known], target, radius=0)
+    plain = fusion.nearest_fill(
+        splat.color.permute(1, 2, 0).contiguous().numpy(), splat.depth[0].numpy() > 0
+    )
+    least = psnr(torch.from_numpy(plain).permute(2, 0, 1)) - 0.1
+    whole = intake.enter(kept)
+    for name in (f.name for f in fields(SynthesisOptions) if f.type in (bool, "bool")):
+        options = SynthesisOptions(**{name: False})
+        made = synthesize(target, whole.views, unit=whole.unit, rig=whole.rig, options=options)
+        assert psnr(made.color) > least, name
+    for name in (f.name for f in fields(intake.IntakeOptions)):
+        left = intake.enter(kept, options=intake.IntakeOptions(**{name: False}))
+        made = synthesize(target, left.views, unit=left.unit, rig=left.rig)
+        assert psnr(made.color) > least, name
+    unregistered = intake.enter(kept, register=False)
+    made = synthesize(target, unregistered.views, unit=unregistered.unit)
+    assert psnr(made.color) > least
