@@ -57,6 +57,8 @@ def confidence_of(
         + 2 * deep
         - 0.7 * np.log(np.maximum(said, 0.05))
     )
+    # What the references differ by is an error that is seen, however smooth the picture is there.
+    expected += 0.5 * np.where(seen, spread, 0)
     return np.exp(-np.maximum(expected - FIRM, 0) / RANGE).astype(np.float32)
 
 
