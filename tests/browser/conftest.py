@@ -30,7 +30,7 @@ ARGUMENTS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-PATIENCE = 120_000  # ms; software GL starves the page's own thread on a busy machine
+PATIENCE = 300_000  # ms; software GL starves the page's own thread on a busy machine
 
 
 @pytest.fixture(scope="package")

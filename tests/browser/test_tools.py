@@ -30,7 +30,7 @@ from tests.browser.stage import (
 )
 from tests.browser.test_story import idle, number_of, tab
 
-pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(1500)]
 
 
 def test_a_file_of_ones_own(visit, tmp_path):

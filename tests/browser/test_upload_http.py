@@ -9,7 +9,7 @@ import pytest
 from tests import corpus
 from tests.http_upload import Visitor, doubts
 
-pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(1500)]
 
 
 def test_hostile_files_over_http(app, tmp_path):
