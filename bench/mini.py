@@ -262,8 +262,8 @@ def gates(rows: list[dict]) -> list[Gate]:
         Gate("holes over Telea and Navier-Stokes, dB", over("hole", MINI, TELEA, NAVIER), 1.0),
         Gate("seen over warp, dB", over("seen", MINI, WARP), 0.5),
         Gate("whole over warp, dB", over("psnr", MINI, WARP), 0.5),
-        Gate("seen, stereo branch on over off, dB", over("seen", MINI, NO_STEREO), 0.5),
-        Gate("seen, stereo memory on over off, dB", over("seen", MINI, NO_MEMORY), 0.5),
+        Gate("stereo branch on over off, seen, dB", over("seen", MINI, NO_STEREO), 0.5),
+        Gate("stereo memory on over off, seen, dB", over("seen", MINI, NO_MEMORY), 0.5),
         Gate("second visit, ratio to warp", ratio("second", "second"), 1.0, at_most=True),
         Gate(
             "depth error in holes, ratio to the smooth fill",
