@@ -141,8 +141,7 @@ def sketch_of(capture: Capture) -> Scene:
 def thinned(cloud: PointCloud, most: int) -> PointCloud:
     """Every n-th point, so that at most so many are left."""
     every = max(1, -(-len(cloud) // most))
-    columns = ("points", "colors", "confidence", "step", "normals", "radii")
-    return PointCloud(**{name: getattr(cloud, name)[::every] for name in columns})
+    return cloud.rows(torch.arange(len(cloud)) % every == 0)
 
 
 def _given_points(view: View, index: int, stride: int) -> PointCloud:

@@ -35,6 +35,7 @@ __all__ = [
     "make_working",
     "membrane",
     "nearest_fill",
+    "nearest_known",
     "pose_distance",
     "pose_of",
     "relative",
@@ -319,16 +320,21 @@ def background_trust(d: np.ndarray, known: np.ndarray, radius: int = 20) -> np.n
     return np.where(known, trust, 1).astype(np.float32)
 
 
-def nearest_fill(image: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """(H, W, C) with every unknown pixel copied from the nearest known one."""
+def nearest_known(known: np.ndarray) -> np.ndarray:
+    """(H, W) int64: the nearest known pixel of each, counted along rows; some must be known."""
     import cv2
 
-    if known.all() or not known.any():
-        return image
     _, label = cv2.distanceTransformWithLabels(
         (~known).astype(np.uint8), cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL
     )
     label = np.asarray(label, np.int64)
     source = np.zeros(int(label.max()) + 1, np.int64)
     source[label[known]] = np.flatnonzero(known)
-    return image.reshape(-1, image.shape[-1])[source[label]]
+    return source[label]
+
+
+def nearest_fill(image: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """(H, W, C) with every unknown pixel copied from the nearest known one."""
+    if known.all() or not known.any():
+        return image
+    return image.reshape(-1, image.shape[-1])[nearest_known(known)]

@@ -94,6 +94,20 @@ def surroundings(
 
 
 @kernel
+def _pixel_in(X, Y, Z, T, K, height, width):
+    """Column and row of a view that a point falls into, and its depth there; -1, -1 outside."""
+    q = T[2, 0] * X + T[2, 1] * Y + T[2, 2] * Z + T[2, 3]
+    if q <= 1e-6 * Z:
+        return -1, -1, q
+    p0 = T[0, 0] * X + T[0, 1] * Y + T[0, 2] * Z + T[0, 3]
+    p1 = T[1, 0] * X + T[1, 1] * Y + T[1, 2] * Z + T[1, 3]
+    u, v = math.floor(K[0] * p0 / q + K[2] + 0.5), math.floor(K[1] * p1 / q + K[3] + 0.5)
+    if u < 0 or v < 0 or u >= width or v >= height:
+        return -1, -1, q
+    return int(u), int(v), q
+
+
+@kernel
 def _front(x, y, serves, planes, centres, reaches):
     """Disparity of the nearest plane that reaches a ray, and of the nearest that goes too far."""
     best, hidden = 0.0, 0.0
@@ -117,13 +131,13 @@ def _front(x, y, serves, planes, centres, reaches):
 
 @kernel
 def continue_planes(
-    d, hole, label, nearest, serves, K, planes, centres, reaches, lowest, offset, size, Kv, back,
+    d, hole, nearest, serves, K, planes, centres, reaches, lowest, offset, size, Kv, back,
     agree, behind, y0, y1, out,
 ):  # fmt: skip
     """Depth of the plane that shows in each pixel of a hole; 0 where none can be told.
 
     Args:
-        label, nearest: the known pixel next to each, as `nearest[label]`, counted along rows.
+        nearest: the known pixel next to each, counted along rows.
         serves: (holes, n) whether a plane continues into a hole.
         lowest: the views' 3x3 minima of depth, one after the other from `offset` on, of `size`.
         back: (views, 3, 4) from the target's axes to theirs.
@@ -147,17 +161,10 @@ def continue_planes(
             X, Y = x * Z, y * Z
             through, looked = False, False
             for i in range(len(offset)):
-                T = back[i]
-                q = T[2, 0] * X + T[2, 1] * Y + T[2, 2] * Z + T[2, 3]
-                if q <= 1e-6 * Z:
+                u, v, q = _pixel_in(X, Y, Z, back[i], Kv[i], size[i, 0], size[i, 1])
+                if u < 0:
                     continue
-                p0 = T[0, 0] * X + T[0, 1] * Y + T[0, 2] * Z + T[0, 3]
-                p1 = T[1, 0] * X + T[1, 1] * Y + T[1, 2] * Z + T[1, 3]
-                u = math.floor(Kv[i, 0] * p0 / q + Kv[i, 2] + 0.5)
-                v = math.floor(Kv[i, 1] * p1 / q + Kv[i, 3] + 0.5)
-                if u < 0 or v < 0 or u >= size[i, 1] or v >= size[i, 0]:
-                    continue
-                low = lowest[offset[i] + int(v) * size[i, 1] + int(u)]
+                low = lowest[offset[i] + v * size[i, 1] + u]
                 if low > q * (1 + behind):
                     through = True
                 elif low > 0:  # at the plane itself, or at something before it
@@ -165,7 +172,7 @@ def continue_planes(
             if through:
                 continue
             if not looked:
-                at = nearest[label[r, s]]
+                at = nearest[r, s]
                 other = d[at // W, at % W]
                 x, y = (at % W - K[2]) / K[0], (at // W - K[3]) / K[1]
                 there = _front(x, y, serves[h], planes, centres, reaches)[0]
@@ -187,12 +194,6 @@ def clear_of_edges(y, x, depth, K, seen, rim, Kv, T, agree, least, out):
         if Z <= 0:
             continue
         X, Y = (x[k] - K[2]) / K[0] * Z, (y[k] - K[3]) / K[1] * Z
-        q = T[2, 0] * X + T[2, 1] * Y + T[2, 2] * Z + T[2, 3]
-        if q <= 1e-6 * Z:
-            continue
-        p0 = T[0, 0] * X + T[0, 1] * Y + T[0, 2] * Z + T[0, 3]
-        p1 = T[1, 0] * X + T[1, 1] * Y + T[1, 2] * Z + T[1, 3]
-        u = int(math.floor(Kv[0] * p0 / q + Kv[2] + 0.5))
-        v = int(math.floor(Kv[1] * p1 / q + Kv[3] + 0.5))
-        if 0 <= u < seen.shape[1] and 0 <= v < seen.shape[0]:
+        u, v, q = _pixel_in(X, Y, Z, T, Kv, seen.shape[0], seen.shape[1])
+        if u >= 0:
             out[k] = abs(seen[v, u] - q) < agree * q and rim[v, u] >= least

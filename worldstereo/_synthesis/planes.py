@@ -10,8 +10,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from worldstereo import _parallel
-from worldstereo._fusion.working import AGREE, Pose, Working, invert, relative
+from worldstereo.fusion import (
+    AGREE,
+    Pose,
+    Working,
+    bands,
+    invert,
+    nearest_known,
+    parallel_for,
+    relative,
+)
 
 __all__ = ["Planes", "continued", "find_planes"]
 
@@ -79,22 +87,17 @@ def continued(
     serves &= (size >= cell * cell)[:, None]
     if not serves.any():
         return out
-    _, label = cv2.distanceTransformWithLabels(
-        (~known).astype(np.uint8), cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL
-    )
-    label = np.asarray(label, np.int64)
-    nearest = np.zeros(int(label.max()) + 1, np.int64)
-    nearest[label[known]] = np.flatnonzero(known)
+    nearest = nearest_known(known)
     stacked = _stacked(views, target)
-    rows = _bands(len(d))
+    rows = bands(len(d))
 
     def band(i: int) -> None:
         kernels.continue_planes(
-            d, hole, label, nearest, serves, target.K, *planes, *stacked, AGREE, BEHIND, *rows[i],
+            d, hole, nearest, serves, target.K, *planes, *stacked, AGREE, BEHIND, *rows[i],
             out,
         )  # fmt: skip
 
-    _parallel.parallel_for(len(rows), band)
+    parallel_for(len(rows), band)
     return out
 
 
@@ -151,11 +154,6 @@ def find_planes(d: np.ndarray, K: np.ndarray) -> Planes:
 
 def _cell(d: np.ndarray) -> int:
     return max(1, round(max(d.shape) / CELLS))
-
-
-def _bands(height: int, count: int = 8) -> list[tuple[int, int]]:
-    cuts = np.linspace(0, height, min(count, height) + 1).astype(int).tolist()
-    return list(zip(cuts[:-1], cuts[1:], strict=True))
 
 
 def _local(d: np.ndarray, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -4,8 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from worldstereo import _parallel
-from worldstereo._fusion.working import Pose, Working, relative
+from worldstereo.fusion import Pose, Working, parallel_for, relative
 
 __all__ = ["firm_pixels"]
 
@@ -47,7 +46,7 @@ def firm_pixels(
             relative(target, view.pose), agree, CLEAR, clear[i],
         )  # fmt: skip
 
-    _parallel.parallel_for(len(views), one)
+    parallel_for(len(views), one)
     firm = inner > 0
     firm[y, x] = clear.any(0)
     return firm if firm.any() else known
