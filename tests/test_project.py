@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import zipfile
+import zlib
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 
@@ -16,8 +17,11 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.conftest import room, room_capture, turned_cameras
+from tests.conftest import InstantGenerator, room, room_capture, turned_cameras
+from tests.test_edits import assert_same, opened, spoiled_capture
+from tests.test_edits import state as contents
 from worldstereo.cameras import Cameras
+from worldstereo.edits import set_registration
 from worldstereo.errors import ExportError, InputRefused, WorldBusy
 from worldstereo.explore import explore, start
 from worldstereo.project import (
@@ -37,6 +41,7 @@ from worldstereo.registration import Registration
 from worldstereo.scene import Clip, PointCloud, Scene, View
 from worldstereo.trajectory import Trajectory
 from worldstereo.world import StepRecord, World
+from worldstereo.world_original import Original, PackedDepth
 
 HERE = Path(__file__).resolve().parent
 
@@ -90,6 +95,10 @@ def example(steps: int = 1, points: int = 40_009) -> ProjectState:
         },
         plan=Trajectory(cameras).to_json(),
         settings={"seed": 7, "sizes": [640, 480], "name": None, "on": True},
+        original=Original(
+            tuple(PackedDepth.of(depth[i] + 0.5 * (i == 1)) for i in range(3)),
+            PointCloud.of(xyz[:29]),
+        ),
     )
 
 
@@ -461,6 +470,61 @@ def test_a_reopened_world_goes_on_as_the_first_would_have(instant, tmp_path):
     for world in (first, second):
         explore(world, path.reversed(), seed=6)
     assert same(state_of(second), state_of(first))
+
+
+def test_registration_switched_after_reopening_is_as_before_saving(tmp_path):
+    """The depth and the cloud as they were given are in the file, not what intake made of them."""
+    capture = spoiled_capture()
+    first, second = opened(True, capture), World(InstantGenerator(), max_points=50_000)
+    given = [view for view in first.scene.views if view.step == 0]
+    raw = [(a.depth - b.depth).abs().max() for a, b in zip(given, capture.views, strict=True)]
+    assert min(raw) > 0.01  # cleaned depth is another
+    save_world(first, tmp_path / "a.world")
+    load_world(second, tmp_path / "a.world")
+    for turn in (False, True):
+        for world in (first, second):
+            set_registration(world, turn)
+        assert same(state_of(second), state_of(first))
+    assert_same(contents(second), contents(opened(True, capture)))
+
+
+def test_a_file_that_kept_no_original_depth_still_opens(state, tmp_path):
+    """As older versions wrote it: neither named nor among the members."""
+    save(replace(state, original=None), tmp_path / "a.world")
+    damaged_manifest(tmp_path / "a.world", lambda m: m["state"].pop("original"))
+    assert same(load(tmp_path / "a.world"), replace(state, original=None))
+
+
+def test_original_depth_is_stored_once_and_apart(state, tmp_path):
+    """A step that changes nothing of it writes nothing of it, however small it is."""
+    with Project(tmp_path / "a.world") as project:
+        project.save(state)
+        before = members(tmp_path / "a.world")
+        project.save(replace(state, settings={"seed": 8}))
+        assert members(tmp_path / "a.world") == before
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        lambda o: replace(o, depth=o.depth[:2]),
+        lambda o: replace(o, depth=(o.depth[0], replace(o.depth[1], shape=(1, 7, 9)), o.depth[2])),
+        lambda o: bent(o, data=torch.zeros(99, dtype=torch.uint8)),
+        lambda o: bent(o, data=o.depth[0].data[:-9]),
+        lambda o: bent(o, levels=o.depth[0].levels[:1]),
+        lambda o: bent(o, levels=None),
+        lambda o: bent(o, levels=-o.depth[0].levels),
+        lambda o: bent(o, data=torch.frombuffer(bytearray(zlib.compress(bytes(10**8))),
+                                                dtype=torch.uint8)),
+    ],
+)  # fmt: skip
+def test_original_depth_that_lies_is_refused(state, tmp_path, lie):
+    save(replace(state, original=lie(state.original)), tmp_path / "a.world")
+    refused(tmp_path / "a.world", "original: does not fit the views")
+
+
+def bent(original: Original, **changes) -> Original:
+    return replace(original, depth=(replace(original.depth[0], **changes), *original.depth[1:]))
 
 
 def test_a_project_whose_memories_do_not_fit_leaves_the_world_alone(instant, state, tmp_path):

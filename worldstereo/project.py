@@ -36,6 +36,7 @@ from worldstereo.inputs.limits import LOCAL, Limits
 from worldstereo.project_codec import Known, Reader, Unsound, Writer, build
 from worldstereo.project_files import (
     FORMAT,
+    LATER,
     LOCK,
     MANIFEST,
     MEMBERS,
@@ -56,6 +57,7 @@ from worldstereo.registration import Registration
 from worldstereo.scene import Scene
 from worldstereo.trajectory import Trajectory
 from worldstereo.world import StepRecord, World
+from worldstereo.world_original import Original
 
 Point = Callable[[str], None]
 """Called with the name of each step of a save; tests kill the process there."""
@@ -76,6 +78,8 @@ class ProjectState:
     """JSON of the planned trajectory."""
     settings: dict[str, Any] = field(default_factory=dict)
     """JSON values of the app: what was picked where."""
+    original: Original | None = None
+    """The capture before intake."""
 
 
 # ---- writing -------------------------------------------------------------------------------------
@@ -195,7 +199,7 @@ def manifest_of(
         TypeError: a value that a project cannot hold.
     """
     writer = Writer(store, size_of, known or Known())
-    skeleton = {name: writer.value(getattr(state, name), name) for name in STATE}
+    skeleton = {name: writer.value(getattr(state, name), name) for name in STATE + LATER}
     small = writer.finish()
     body = {"small": small, "members": dict(sorted(writer.sizes.items())), "state": skeleton}
     head = {"format": FORMAT, "version": VERSION, "checksum": checksum(body)}
@@ -292,8 +296,10 @@ def _read(
 
         # chunks that repeat (zeros, say) are stored once; but a small file must not fill the memory
         reader = Reader(fetch, small, min(most_bytes, max(10**9, 20 * sum(sizes.values()))))
-        values = {key: reader.value(skeleton[key], key) for key in STATE}
+        values = {key: reader.value(skeleton[key], key) for key in STATE + LATER if key in skeleton}
         state = build(ProjectState, values, "it")
+        if state.original is not None and not state.original.belongs_to(state.scene.views):
+            raise Unsound("original: does not fit the views")
         if state.plan is not None:
             Trajectory.from_json(state.plan, source=f"{name}: plan")
         return state
@@ -323,11 +329,13 @@ def state_of(
     """
     while True:
         scene, registration, history = world.scene, world.registration, world.history
+        original = world.original
         geometry, stereo = world.memories()
         if world.scene is scene:  # else a step was published in between
             text = None if plan is None else plan.to_json()
+            picked = dict(settings or {})
             return ProjectState(
-                scene, registration, history, geometry, stereo, text, dict(settings or {})
+                scene, registration, history, geometry, stereo, text, picked, original
             )
 
 
@@ -360,7 +368,14 @@ def reopen(
 ) -> tuple[Trajectory | None, dict[str, Any]]:
     """Turns `world` into a loaded state; see `load_world`."""
     try:
-        world.reopen(state.scene, state.registration, state.history, state.geometry, state.stereo)
+        world.reopen(
+            state.scene,
+            state.registration,
+            state.history,
+            state.geometry,
+            state.stereo,
+            state.original,
+        )
     except (ValueError, TypeError, KeyError, IndexError, RuntimeError) as error:
         raise InputRefused(
             f"{name}: its memories do not fit this version. The world is unchanged."

@@ -2,8 +2,9 @@
 
 A value becomes a JSON skeleton in which each tensor names the members that hold it. Members are
 named by the SHA-256 of their bytes, so what did not change is found again and not written twice.
-The pixels of a view are one member; a large tensor is cut along its first axis into chunks, so that
-rows that were appended touch only the last one; all small tensors of a state share one member.
+The pixels of a view are one member, its original depth another; a large tensor is cut along its
+first axis into chunks, so that rows that were appended touch only the last one; all small tensors
+of a state share one member.
 """
 
 import hashlib
@@ -22,12 +23,20 @@ from worldstereo.registration import Registration
 from worldstereo.scene import Clip, DepthKind, Origin, PointCloud, Scene, View
 from worldstereo.trajectory import Trajectory
 from worldstereo.world import StepRecord
+from worldstereo.world_original import Original, PackedDepth
 
 CLASSES: dict[str, Any] = {
     kind.__name__: kind
-    for kind in (Cameras, Clip, PointCloud, Registration, Scene, StepRecord, Trajectory, View)
+    for kind in (
+        *(Cameras, Clip, Original, PackedDepth, PointCloud),
+        *(Registration, Scene, StepRecord, Trajectory, View),
+    )
 }
-PIXELS = ("color8", "depth", "confidence8", "kind")
+TOGETHER: dict[Any, tuple[str, ...]] = {
+    View: ("color8", "depth", "confidence8", "kind"),
+    PackedDepth: ("data", "levels"),
+}
+"""Tensors of a value that share a member of their own, however small."""
 SMALL = 1 << 16  # bytes; below this a tensor goes into the shared member
 CHUNK = 1 << 20  # bytes of a chunk, at most
 HEADER = 10_000_000  # bytes of a safetensors header, at most
@@ -129,8 +138,8 @@ class Writer:
         if CLASSES.get(kind) is not type(value):
             raise TypeError(f"{place} is a {kind}, which a project cannot hold.")
         skeleton = {"$": kind}
-        if isinstance(value, View):
-            skeleton |= self._pixels(value)
+        if names := TOGETHER.get(type(value)):
+            skeleton |= self._together({name: getattr(value, name) for name in names})
         for f in fields(value):
             if f.name not in skeleton:
                 skeleton[f.name] = self.value(getattr(value, f.name), f"{place}.{f.name}")
@@ -140,8 +149,8 @@ class Writer:
         """Stores the shared member of the small tensors; its name."""
         return self._member(self._small) if self._small else None
 
-    def _pixels(self, view: View) -> dict[str, Any]:
-        tensors = {name: getattr(view, name) for name in PIXELS}
+    def _together(self, values: dict[str, Tensor | None]) -> dict[str, Any]:
+        tensors = {name: tensor for name, tensor in values.items() if tensor is not None}
         names = [self._known.get(tensor) for tensor in tensors.values()]
         first = names[0]
         if first is None or any(n != first for n in names) or not self._found(first):

@@ -22,6 +22,8 @@ MOST_MEMBERS = 200_000
 MOST_BYTES = 40_000_000_000
 NAME = re.compile(r"[0-9a-f]{64}")
 STATE = ("scene", "registration", "history", "geometry", "stereo", "plan", "settings")
+LATER = ("original",)
+"""Parts that older files lack."""
 
 ReadMember = Callable[[str, int], bytes]
 """`(name, most)`: the bytes of a file of the project; more than `most` is an `Unsound`."""

@@ -52,7 +52,7 @@ class Draft:
     clips: list[Clip]
     registration: Registration | None
     original: Original | None = None
-    """The capture before intake; None in a world that was opened from a file."""
+    """The capture before intake; None where there was none, or an old file did not keep it."""
     changes: dict[str, Any] = field(default_factory=dict)
     """Other fields of the next scene: up, unit, rig, name, notices, metres_per_unit."""
     points_added: int = 0
@@ -107,6 +107,11 @@ class World:
     @property
     def history(self) -> tuple[StepRecord, ...]:
         return self._now.history
+
+    @property
+    def original(self) -> Original | None:
+        """The capture before intake: with it, registration can be switched without loss."""
+        return self._now.original
 
     @property
     def can_undo(self) -> bool:
@@ -195,6 +200,7 @@ class World:
         history: tuple[StepRecord, ...],
         geometry: dict[str, Tensor],
         stereo: dict[str, Tensor],
+        original: Original | None = None,
     ) -> None:
         """Become a saved world. What was here before is forgotten, undo included."""
         with self._writing():
@@ -202,7 +208,7 @@ class World:
             try:
                 self._geometry.load_state_dict(geometry)
                 self._stereo.load_state_dict(stereo)
-                after = self._capture_state(scene, registration, history)
+                after = self._capture_state(scene, registration, history, original)
             except BaseException:
                 self._restore(before)
                 raise

@@ -6,14 +6,16 @@ forth again, begins with the depth and the cloud as they came.
 """
 
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int32, UInt8
 from torch import Tensor
 
-from worldstereo.scene import PointCloud
+from worldstereo.scene import PointCloud, View
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,9 +25,10 @@ class PackedDepth:
     A sensor tells a few thousand depths apart: their numbers, as differences along rows, compress.
     """
 
-    data: bytes
-    levels: np.ndarray | None
-    """The depths by number; None where there are too many to number in 16 bits."""
+    data: UInt8[Tensor, "n"]
+    """A zlib stream."""
+    levels: Int32[Tensor, "m"] | None
+    """The bits of each depth by number; None where there are too many to number in 16 bits."""
     shape: tuple[int, ...]
 
     @staticmethod
@@ -33,26 +36,45 @@ class PackedDepth:
         bits = depth.detach().cpu().float().numpy().view(np.int32)
         levels, number = np.unique(bits, return_inverse=True)
         if len(levels) > 2**16:
-            return PackedDepth(zlib.compress(bits.tobytes(), 1), None, bits.shape)
+            return PackedDepth(_deflated(bits), None, tuple(bits.shape))
         rows = number.reshape(-1, bits.shape[-1]).astype(np.uint16)
         steps = np.diff(rows, axis=1, prepend=rows.dtype.type(0))  # wraps around, and back
         halves = np.ascontiguousarray(steps.view(np.uint8).reshape(-1, 2).T)
-        return PackedDepth(zlib.compress(halves.tobytes(), 1), levels, bits.shape)
+        return PackedDepth(_deflated(halves), torch.from_numpy(levels), tuple(bits.shape))
 
     def depth(self) -> Float[Tensor, "1 H W"]:
-        """The very bits that were packed."""
-        raw = np.frombuffer(zlib.decompress(self.data), np.uint8)
+        """The very bits that were packed.
+
+        Raises:
+            ValueError: they were changed since; never unpacks more than `shape` holds.
+        """
+        pixels = prod(self.shape)
+        size = pixels * (4 if self.levels is None else 2)
+        stream = zlib.decompressobj()
+        try:
+            raw = stream.decompress(self.data.numpy().tobytes(), size + 1)
+        except zlib.error:
+            raise ValueError("packed depth is damaged and cannot be unpacked.") from None
+        if len(raw) != size or not stream.eof:
+            raise ValueError(f"packed depth does not hold the {pixels} pixels that it names.")
         if self.levels is None:
-            bits = raw.view(np.int32)
+            bits = np.frombuffer(raw, np.int32)
         else:
-            steps = np.ascontiguousarray(raw.reshape(2, -1).T).view(np.uint16)
+            halves = np.frombuffer(raw, np.uint8).reshape(2, -1)
+            steps = np.ascontiguousarray(halves.T).view(np.uint16)
             rows = np.cumsum(steps.reshape(-1, self.shape[-1]), axis=1, dtype=np.uint16)
-            bits = self.levels[rows]
+            if pixels > 0 and int(rows.max()) >= len(self.levels):
+                raise ValueError("packed depth names a depth that it does not list.")
+            bits = self.levels.numpy()[rows]
         return torch.from_numpy(bits.reshape(self.shape).view(np.float32).copy())
 
     @property
     def nbytes(self) -> int:
-        return len(self.data) + (0 if self.levels is None else self.levels.nbytes)
+        return self.data.nbytes + (0 if self.levels is None else self.levels.nbytes)
+
+
+def _deflated(values: np.ndarray) -> UInt8[Tensor, "n"]:
+    return torch.frombuffer(bytearray(zlib.compress(values.tobytes(), 1)), dtype=torch.uint8)
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,3 +85,19 @@ class Original:
     """Of each given view, in their order."""
     cloud: PointCloud | None = None
     """The capture's own cloud, less what was deleted since."""
+
+    def belongs_to(self, views: Sequence[View]) -> bool:
+        """Whether it holds one sound depth for each given view, of that view's size."""
+        given = [view for view in views if view.step == 0]
+        if len(given) != len(self.depth):
+            return False
+        for view, packed in zip(given, self.depth, strict=True):
+            if packed.shape != tuple(view.depth.shape):
+                return False
+            try:
+                depth = packed.depth()
+            except ValueError:
+                return False
+            if not bool((depth >= 0).all() & depth.isfinite().all()):
+                return False
+        return True
