@@ -185,6 +185,8 @@ def clouds(rng: np.random.Generator) -> Iterator[Case]:
     rows = rng.normal(size=(11, 8)).astype("<f4")
     rows[:, 6] = 5
     yield Case("splats.ply", splat.encode() + b"end_header\n" + rows.tobytes(), ACCEPT, holds(11))
+    rows.view("<u4")[4, 6] = 0x7FA00000  # a NaN that signals: not solid
+    yield Case("nansplat.ply", splat.encode() + b"end_header\n" + rows.tobytes(), ACCEPT, holds(10))
 
 
 # ---- meshes ------------------------------------------------------------------------------------
@@ -343,6 +345,9 @@ def gltfs(rng: np.random.Generator) -> Iterator[Case]:
         yield Case(f"byte{at}.glb", sound[:at] + value + sound[at + 4 :], REJECT)
     for share in (0.01, 0.3, 0.6, 0.95):
         yield Case(f"cut{share}.glb", sound[: int(len(sound) * share)], REJECT)
+    for path, value in (("accessors/0/componentType", {}), ("accessors/0/componentType", [5126]),
+                        ("accessors/0/type", ["VEC3"])):  # fmt: skip
+        yield Case(f"{path.replace('/', '-')}.glb", glb(changed(root, path, value), body), REJECT)
     for _ in range(30):
         broken = bytearray(sound)
         for at in rng.integers(12, len(broken), 4):
@@ -589,7 +594,10 @@ def models(rng: np.random.Generator) -> Iterator[Case]:
         ("cameras.txt", "31 30", "31"), ("cameras.txt", "31 30", "nan 30"),
         ("cameras.txt", "37 29", "41 29"), ("cameras.txt", "37 29", "0 29"),
         ("points3D.txt", "0 0 2", "0 nan 2"), ("points3D.txt", "0 0 2", "0 2"),
-        ("points3D.txt", "0 0 2", "0 x 2"),
+        ("points3D.txt", "0 0 2", "0 x 2"), ("points3D.txt", "0 0 2", "0 1e308 2"),
+        ("points3D.txt", "0 0 2", "0 1e30 2"), ("images.txt", "1 1 0 0 0", "1 1e200 0 0 0"),
+        ("images.txt", "0.1 0 0 1", "1e308 1e308 0 1"),
+        ("cameras.txt", "PINHOLE 37 29 31 30 18.5 14.5", "OPENCV 37 29 31 30 18.5 14.5 0 0 1e308 0"),
     ):  # fmt: skip
         path = f"sparse/0/{name}"
         yield Case("value.zip", packed(files | {path: files[path].replace(old, new)}), REJECT)
@@ -602,12 +610,22 @@ def models(rng: np.random.Generator) -> Iterator[Case]:
         ("camera_angle_x", 0), ("camera_angle_x", "wide"), ("camera_angle_x", None),
         ("frames/0/transform_matrix", [[5.0] * 4] * 4), ("frames/0/transform_matrix", 3),
         ("frames/0/file_path", "~/a.png"), ("frames/0/file_path", "/a.png"), ("frames/0/k2", "much"),
-        ("frames/0/k1", 1e9), ("ply_file_path", "../p.ply"), ("ply_file_path", "p.ply"),
+        ("frames/0/k1", 1e9), ("frames/0/p1", 1e9),
+        ("frames/0/transform_matrix", [[1e308] * 4] * 3 + [[0, 0, 0, 1]]), ("ply_file_path", "../p.ply"), ("ply_file_path", "p.ply"),
         ("frames/0/depth_file_path", "a.png"), ("depth_unit_scale_factor", -1),
     ):  # fmt: skip
         case = {"transforms.json": changed(nerf, path, value), "a.png": image}
         reject = EITHER if path == "depth_unit_scale_factor" else REJECT
         yield Case(f"nerf-{path.replace('/', '-')}.zip", packed(case), reject)
+    deep = io.BytesIO()
+    Image.fromarray(np.full((29, 37), 3e38, np.float32)).save(deep, "TIFF")
+    far = changed(nerf, "frames/0/depth_file_path", "d.tif") | {"depth_unit_scale_factor": 1e6}
+    case = {"transforms.json": far, "a.png": image, "d.tif": deep.getvalue()}
+    yield Case("nerf-depth.zip", packed(case), REJECT)
+    upright = lambda c: one(c) and abs(float(c.up[2]) - 0.8) < 1e-6  # noqa: E731
+    own = {"written_by": "WorldStereo", "up": [0, 6e300, 8e300]}
+    case = {"transforms.json": nerf, "a.png": image, "conventions.json": own}
+    yield Case("nerf-up.zip", packed(case), ACCEPT, upright)
     splat = [{"id": 0, "img_name": "a", "width": 37, "height": 29, "position": [0, 0, 0],
               "rotation": [row[:3] for row in EYE[:3]], "fx": 31.0, "fy": 30.0}]  # fmt: skip
     yield Case("3dgs.zip", packed({"cameras.json": splat, "images/a.png": image}), ACCEPT, one)

@@ -18,6 +18,7 @@ from worldstereo.inputs.limits import refusal, shown
 from worldstereo.scene import KIND_CONFIDENCE, DepthKind, PointCloud, View
 
 BIG = 1e4  # scene units from the origin above which float32 wants a local origin
+FARTHEST = 1e12  # scene units of depth: its square is still a float32
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,6 +119,13 @@ def _view(
                 f"{shot.where}: depth {shown(shot.depth, 32)} is {raw.shape[1]} x {raw.shape[0]}, "
                 f"its picture {width} x {height}",
                 "One depth value a pixel is accepted",
+            )
+        if float(raw.max()) * shot.depth_unit > FARTHEST:
+            raise refusal(
+                source,
+                f"{shot.where}: depth {shown(shot.depth, 32)} reaches "
+                f"{float(raw.max()) * shot.depth_unit:.3g} units",
+                f"Up to {FARTHEST:.0e} is accepted",
             )
         depth = raw * np.float32(shot.depth_unit)
     if shot.generated:

@@ -19,6 +19,7 @@ from worldstereo.inputs.assemble import Shot, assemble, cloud_of
 from worldstereo.inputs.capture import captured
 from worldstereo.inputs.lens import MODELS, Lens
 from worldstereo.inputs.limits import refusal, shown
+from worldstereo.inputs.surface import LARGEST
 from worldstereo.scene import Capture
 
 _BINARY = ("SIMPLE_PINHOLE", "PINHOLE", "SIMPLE_RADIAL", "RADIAL", "OPENCV", "OPENCV_FISHEYE",
@@ -42,10 +43,6 @@ def read(bundle: Bundle, folder: str, suffix: str) -> Capture:
     source = f"images.{suffix}"
     if not pictures:
         raise refusal(source, "holds 0 pictures", "A model with at least 1 is accepted")
-    if len(pictures) > bundle.limits.images:
-        raise refusal(
-            source, f"{len(pictures)} pictures", f"At most {bundle.limits.images} are accepted"
-        )
     shots, names = [], set()
     for p in pictures:
         if p.camera not in cameras:
@@ -102,11 +99,11 @@ def _lens(source: str, where: str, model: str, w: int, h: int, values: np.ndarra
     K = poses.intrinsics(source, where, fx, fy, given["cx"], given["cy"], w, h)
     fisheye = model == "OPENCV_FISHEYE"
     k = tuple(given.get(f"k{i}", 0.0) for i in range(1, 5 if fisheye else 7))
-    if max((abs(v) for v in k), default=0) > 100:
-        raise refusal(
-            source, f"{where} has distortion {max(k, key=abs):.3g}", "Up to 100 is accepted"
-        )
-    return Lens(K, w, h, k, (given.get("p1", 0.0), given.get("p2", 0.0)), fisheye)
+    p = (given.get("p1", 0.0), given.get("p2", 0.0))
+    worst = max((*k, *p), key=abs)
+    if abs(worst) > 100:
+        raise refusal(source, f"{where} has distortion {worst:.3g}", "Up to 100 is accepted")
+    return Lens(K, w, h, k, p, fisheye)
 
 
 class _Text:
@@ -147,6 +144,7 @@ class _Text:
             lines.pop()
         while lines and not lines[0][1].strip():
             lines.pop(0)
+        _check_count(source, len(lines[::2]), "pictures", self.bundle.limits.images)
         for line, text in lines[::2]:
             words = text.split(maxsplit=9)
             if len(words) != 10:
@@ -201,7 +199,9 @@ class _Binary:
 
     def pictures(self) -> list[_Picture]:
         file, out = self._open("images.bin"), []
-        for _ in range(file.count("pictures", 73)):
+        n = file.count("pictures", 73)
+        _check_count(file.name, n, "pictures", self.bundle.limits.images)
+        for _ in range(n):
             values = file.take("<i7di")
             name = file.text()
             (marks,) = file.take("<Q")
@@ -218,6 +218,7 @@ class _Binary:
             return np.zeros((0, 3)), np.zeros((0, 3), np.uint8)
         file = self._open("points3D.bin")
         n = file.count("points", 51)
+        _check_count(file.name, n, "points", self.bundle.limits.points)
         rows = np.empty((n, 6))
         for i in range(n):
             values = file.take("<Q3d3Bd")
@@ -271,11 +272,21 @@ class _Bytes:
         )
 
 
+def _check_count(source: str, n: int, what: str, most: int) -> None:
+    if n > most:
+        raise refusal(source, f"{n} {what}", f"At most {most} are accepted")
+
+
 def _points(source: str, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     bad = ~np.isfinite(rows).all(axis=1)
     if bad.any():
         raise refusal(source, f"point {int(bad.argmax())} is not finite ({int(bad.sum())} are)",
                       "Only finite coordinates are accepted")  # fmt: skip
+    far = np.abs(rows[:, :3]).max(initial=0)
+    if far > LARGEST:
+        raise refusal(
+            source, f"a point is {far:.3g} units away", f"Up to {LARGEST:.0e} is accepted"
+        )
     colors = rows[:, 3:]
     odd = ((colors != np.round(colors)) | (colors < 0) | (colors > 255)).any(axis=1)
     if odd.any():

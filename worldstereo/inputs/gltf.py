@@ -227,9 +227,10 @@ class _Document:
         """The accessor in the checked document, once everything that it names was found there."""
         entry = self.item("accessors", index)
         kind, shape = entry.get("componentType"), entry.get("type")
-        if kind not in _KINDS or shape not in shapes:
+        if not isinstance(kind, int) or kind not in _KINDS or shape not in shapes:
             raise self.refuse(
-                f"{what}: accessor {index} has type {shown(str(shape), 12)} of {kind}"
+                f"{what}: accessor {index} has type {shown(str(shape), 12)} of "
+                f"{shown(str(kind), 12)}"
             )
         count = self.whole(entry.get("count"), f"accessor {index} count", 1 << 40)
         if count < 1 or count > max(self.limits.points, 3 * self.limits.faces):

@@ -53,9 +53,10 @@ class Lens:
             bent = theta * (1 + t2 * (k[0] + t2 * (k[1] + t2 * (k[2] + t2 * k[3]))))
             return x * bent / r, y * bent / r
         r2 = x * x + y * y
-        radial = (1 + r2 * (k[0] + r2 * (k[1] + r2 * k[2]))) / (
-            1 + r2 * (k[3] + r2 * (k[4] + r2 * k[5]))
-        )
+        with np.errstate(divide="ignore", invalid="ignore"):  # a pole: no pixel is there
+            radial = (1 + r2 * (k[0] + r2 * (k[1] + r2 * k[2]))) / (
+                1 + r2 * (k[3] + r2 * (k[4] + r2 * k[5]))
+            )
         p1, p2 = self.p
         return (
             x * radial + 2 * p1 * x * y + p2 * (r2 + 2 * x * x),

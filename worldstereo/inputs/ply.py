@@ -232,7 +232,7 @@ def _surface(vertex: np.ndarray, faces: np.ndarray) -> Surface:
     normals = stacked("nx", "ny", "nz")
     splat = stacked("f_dc_0", "f_dc_1", "f_dc_2")
     if splat is not None and stacked("opacity") is not None and not len(faces):
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore", invalid="ignore"):
             opacity = 1 / (1 + np.exp(-vertex["opacity"].astype(np.float64)))
         solid = opacity > 0.1
         solid = solid if solid.any() else np.ones(len(points), dtype=bool)

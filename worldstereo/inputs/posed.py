@@ -145,9 +145,10 @@ def _nerf_lens(bundle: Bundle, root: jsonfile.Node, node: jsonfile.Node, image: 
     k = [0.0 if plain else value(f"k{i}") or 0.0 for i in range(1, 5 if fisheye else 7)]
     if not fisheye:  # nerfstudio's k4 of an OPENCV camera is not the denominator's
         k[3:] = [0.0, 0.0, 0.0]
-    if max(map(abs, k)) > 100:
-        raise node.refuse(f"has distortion {max(k, key=abs):.3g}", "Up to 100 is accepted")
     p = (0.0, 0.0) if plain else (value("p1") or 0.0, value("p2") or 0.0)
+    worst = max((*k, *p), key=abs)
+    if abs(worst) > 100:
+        raise node.refuse(f"has distortion {worst:.3g}", "Up to 100 is accepted")
     return Lens(K, width, height, tuple(k), p, fisheye)
 
 
@@ -163,9 +164,12 @@ def _own(bundle: Bundle, base: str, capture: Capture) -> Capture:
     if not isinstance(written, str) or not written.startswith(OWN_MARK):
         return capture
     if node.has("up"):
-        up = torch.tensor(node.at("up").array(3), dtype=torch.float32)
-        if float(up.norm()) > 1e-6:
-            capture = replace(capture, up=up / up.norm())
+        up = node.at("up").array(3)
+        largest = np.abs(up).max()
+        if largest > 1e-6:
+            up = up / largest  # before its length: squares of large numbers overflow
+            up = torch.tensor(up / np.linalg.norm(up), dtype=torch.float32)
+            capture = replace(capture, up=up)
     return replace(capture, rough_depth=node.value.get("depth_is_rough") is True)
 
 

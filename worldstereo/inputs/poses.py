@@ -24,7 +24,8 @@ def pose(name: str, where: str, matrix: np.ndarray) -> np.ndarray:
     if np.abs(last - [0, 0, 0, 1]).max() > TOLERANCE:
         row = ", ".join(f"{v:.4g}" for v in last)
         raise refusal(name, f"{at}the last row is {row}", "It must be 0, 0, 0, 1")
-    drift = float(np.abs(R @ R.T - np.eye(3)).max())
+    with np.errstate(over="ignore", invalid="ignore"):  # then it is infinite, or no number
+        drift = float(np.abs(R @ R.T - np.eye(3)).max())
     if not drift <= TOLERANCE:
         raise refusal(
             name,
@@ -49,7 +50,8 @@ def quaternion(name: str, where: str, wxyz: np.ndarray) -> np.ndarray:
 
     Source: Shoemake, Animating rotation with quaternion curves, SIGGRAPH 1985.
     """
-    length = float(np.linalg.norm(wxyz)) if np.isfinite(wxyz).all() else float("nan")
+    with np.errstate(over="ignore"):
+        length = float(np.linalg.norm(wxyz)) if np.isfinite(wxyz).all() else float("nan")
     if not abs(length - 1) <= 0.01:
         raise refusal(
             name,
@@ -75,7 +77,8 @@ def rigid(R: np.ndarray, t: np.ndarray) -> np.ndarray:
 def inverse(matrix: np.ndarray) -> np.ndarray:
     """The inverse of a rigid transform."""
     R, t = matrix[:3, :3], matrix[:3, 3]
-    return rigid(R.T, -R.T @ t)
+    with np.errstate(over="ignore", invalid="ignore"):  # `pose` refuses what is not finite
+        return rigid(R.T, -R.T @ t)
 
 
 def intrinsics(
