@@ -9,11 +9,13 @@ import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 
+from worldstereo._parallel import interruptible
 from worldstereo.errors import Cancelled, WorldStereoError
 
 log = logging.getLogger(__name__)
@@ -138,6 +140,20 @@ class Job:
                 self._phase_began, self._phase_first = now, step
             self._step, self._total, self._message, self._stepped = step, total, message, now
             self._tell()
+
+    @contextmanager
+    def stopping(self) -> Iterator[None]:
+        """Inside it, `cancel` also stops the kernels between two reports. Not for saving."""
+
+        def check() -> None:
+            nonlocal said
+            if self._cancelled and not said:
+                said = True  # once: what restores the world after it must not be stopped
+                raise Cancelled("Cancelled. The world is unchanged.")
+
+        said = False
+        with interruptible(check):
+            yield
 
     def note(self, message: str) -> None:
         """Say what it does now, where it is too late to stop."""

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from ui.session_config import Example
+from ui.session_course import Course, stages_of
 from ui.session_jobs import Job
 from ui.session_saving import Saving, reason
 from ui.session_shared import Shared
@@ -96,7 +97,9 @@ class Opening:
         if capture.views:
             self._show(sketch_of(capture))
         try:
-            start(self._world, capture, on_step=job.on_step)
+            course = Course(job.on_step, stages_of(capture.views))
+            with job.stopping():
+                start(self._world, capture, on_step=course)
             path = capture.trajectory
             if path is not None and len(path) > KEYFRAMES:
                 path = path.resampled(KEYFRAMES)  # the release thins it to its keyframes too

@@ -17,6 +17,7 @@ import torch
 
 from ui.session_attention import Attention, Listener
 from ui.session_config import GeneratorChoice
+from ui.session_course import Course, stages_of
 from ui.session_jobs import Job
 from ui.session_opening import Opening
 from ui.session_preview import Planned, Preview, new_points
@@ -241,7 +242,10 @@ class Session:
 
         def work(job: Job) -> Scene:
             plan, before = self.plan, self.world.registration
-            scene = edits.set_registration(self.world, on, on_step=job.on_step)
+            given = [view for view in self.scene.views if view.step == 0]
+            course = Course(job.on_step, stages_of(given, register=on))
+            with job.stopping():
+                scene = edits.set_registration(self.world, on, on_step=course)
             after = self.world.registration
             if plan is not None:
                 was, now = (0 if r is None else r.revision for r in (before, after))
@@ -283,15 +287,16 @@ class Session:
         if planned is not None and planned.matches(self.scene, trajectory, guide, rest["seed"]):
             kind = planned.guide  # the very frames that were previewed
         try:
-            clip = explore(
-                self.world,
-                trajectory,
-                guide=kind,
-                generator=generator,
-                on_step=job.on_step,
-                on_frame=on_frame,
-                **rest,
-            )
+            with job.stopping():
+                clip = explore(
+                    self.world,
+                    trajectory,
+                    guide=kind,
+                    generator=generator,
+                    on_step=job.on_step,
+                    on_frame=on_frame,
+                    **rest,
+                )
         except OutOfMemory as error:
             self._shared.forget(choice.name)
             self.mode = error.smaller or self.mode

@@ -11,11 +11,13 @@ nested calls cannot deadlock.
 import itertools
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 
 _DEFAULT = 2
 _lock = threading.Lock()
+_here = threading.local()
 _pool: ThreadPoolExecutor | None = None
 
 
@@ -38,19 +40,24 @@ def parallel_for(n: int, work: Callable[[int], object]) -> None:
     """Calls `work(i)` once for each `i` in `range(n)`, on `threads()` threads, in no fixed order.
 
     `work` must release the GIL to gain anything and must write to places no other `i` writes to.
-    The first exception stops further chunks and is raised here.
+    The first exception stops further chunks and is raised here, also one of `interruptible`.
     """
+    check: Callable[[], object] | None = getattr(_here, "check", None)
     helpers = min(threads(), n) - 1
     if helpers < 1:
         for i in range(n):
+            if check is not None:
+                check()
             work(i)
         return
     counter = itertools.count()  # next() is atomic: each chunk is taken once
     failed = threading.Event()
 
-    def drain() -> None:
+    def drain(check: Callable[[], object] | None = None) -> None:
         try:
             while not failed.is_set() and (i := next(counter)) < n:
+                if check is not None:
+                    check()
                 work(i)
         except BaseException:
             failed.set()
@@ -58,13 +65,27 @@ def parallel_for(n: int, work: Callable[[int], object]) -> None:
 
     futures: list[Future[None]] = [_shared_pool().submit(drain) for _ in range(helpers)]
     try:
-        drain()
+        drain(check)
     finally:
         started = [future for future in futures if not future.cancel()]
         errors = [future.exception() for future in started]
     for error in errors:
         if error is not None:
             raise error
+
+
+@contextmanager
+def interruptible(check: Callable[[], object]) -> Iterator[None]:
+    """Inside it, every `parallel_for` of this thread calls `check` before each of its own chunks.
+
+    Long work can so be stopped within a chunk's time: `check` raises, and the loop raises it.
+    """
+    before = getattr(_here, "check", None)
+    _here.check = check
+    try:
+        yield
+    finally:
+        _here.check = before
 
 
 def spans(n: int, pieces: int) -> list[tuple[int, int]]:

@@ -6,7 +6,7 @@ view would be deleted. Given poses and measured pixels are always kept apart fro
 here, by `View.given` and `View.kind`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -116,7 +116,7 @@ def enter(
         raise ValueError("views must hold at least one view, got none.")
     if any(view.step != 0 for view in views):
         raise ValueError("views must be given ones (step 0); generated views enter as they are.")
-    measured = [as_measured(view) for view in views]
+    measured = [as_measured(view) for view in _told(views, on_step, "Reading depth")]
     run = _Run(options, seed, on_step, points)
     if previous is None or not any(bool(view.mask.any()) for view in measured):
         return _whole(measured, register, run, previous)
@@ -138,10 +138,11 @@ def _whole(
 ) -> Intake:
     """A global pass over all views."""
     options, on_step = run.options, run.on_step
-    on_step(0, STAGES, "Reading depth")
     unit = median_depth(measured)
     photos = len(measured) > 1 and not any(bool(view.mask.any()) for view in measured)
-    work = [photo_working(v, unit) if photos else make_working(v, unit) for v in measured]
+    prepare = photo_working if photos else make_working
+    what = "Preparing photos" if photos else "Preparing depth"
+    work = [prepare(view, unit) for view in _told(measured, on_step, what)]
     notices: list[str] = []
     if photos and options.stereo:
         work, unit = _measured_photos(work, unit, run)
@@ -337,6 +338,13 @@ def cloud_from(view: View, *, stride: int = 2) -> PointCloud:
 
 
 # ---- helpers ---------------------------------------------------------------------------------
+
+
+def _told(views: Sequence[View], on_step: OnStep, message: str) -> Iterator[View]:
+    """The views one by one, each after a word about it: pictures of a camera take their time."""
+    for index, view in enumerate(views):
+        on_step(index, len(views), message)
+        yield view
 
 
 def as_measured(view: View) -> View:

@@ -265,11 +265,11 @@ def photo_depth(
         ("Comparing depth between photos", small, photos.COARSE_ASKED),
         ("Refining depth of photos", options, photos.FINE_ASKED),
     )
+    tell = on_step or (lambda step, total, message: None)
     for number, (message, chosen, asked) in enumerate(rounds):
         depth = {i: depth_of(planes) for i, (planes, _) in state.items()}
         for step, i in enumerate(linked):
-            if on_step is not None:
-                on_step(number * len(linked) + step, len(rounds) * len(linked), message)
+            tell(step, len(linked), message)
             if asked is None:
                 state[i] = photos.searched(views[i], around[i], ranges[i], points, chosen, seed)
                 continue
@@ -284,6 +284,7 @@ def photo_depth(
             zero = torch.zeros(1, view.cameras.height, view.cameras.width)
             out.append(StereoDepth(zero, zero))
             continue
+        tell(i, len(views), "Confirming depth of photos")
         known = [final.get(j) for j in neighbours[i]]
         out.append(StereoDepth(*photos.kept(view, around[i], state[i], known, options)))
     return out

@@ -6,10 +6,11 @@ changed nor followed it.
 """
 
 from collections.abc import Sequence
+from itertools import combinations
 
 import numpy as np
 
-from worldstereo.fusion import Working, relative
+from worldstereo.fusion import Working, parallel_for, relative
 
 LEAST_VIEWS = 4
 MOST_VIEWS = 16
@@ -34,13 +35,17 @@ def find_rig(views: Sequence[Working]) -> tuple[np.ndarray, np.ndarray] | None:
     depth = float(np.median([np.median(k) for k in known]))
     shape = chosen[0].pose.shape
     images = [cv2.GaussianBlur(v.color.astype(np.float32) / 255, (0, 0), 1.0) for v in chosen]
-    said, compared = np.zeros(shape, np.float32), 0
-    for a in range(len(chosen)):
-        for b in range(a + 1, len(chosen)):
-            said += _still(chosen[a], chosen[b], images[a], images[b], depth)
-            compared += 1
+    pairs = list(combinations(range(len(chosen)), 2))
+    still = np.empty((len(pairs), *shape), bool)
+
+    def one(k: int) -> None:
+        a, b = pairs[k]
+        still[k] = _still(chosen[a], chosen[b], images[a], images[b], depth)
+
+    parallel_for(len(pairs), one)
     stack = np.stack(images)
-    mask = _at_the_border(_grown(cv2.GaussianBlur(said / compared, (0, 0), 3)), stack)
+    said = still.sum(0, dtype=np.float32) / len(pairs)
+    mask = _at_the_border(_grown(cv2.GaussianBlur(said, (0, 0), 3)), stack)
     if not mask.any():
         return None
     side = max(3, round(25 * shape[1] / 640)) | 1
@@ -71,7 +76,7 @@ def _still(
     moved = cv2.remap(other, u, v, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     inside = (u >= 0) & (v >= 0) & (u <= w - 1) & (v <= h - 1)
     differs = cv2.GaussianBlur(np.abs(image - moved).mean(2), (0, 0), 2) >= CHANGE
-    return (must_move & same & (differs | ~inside)).astype(np.float32)
+    return must_move & same & (differs | ~inside)
 
 
 def _grown(share: np.ndarray) -> np.ndarray:
