@@ -6,6 +6,7 @@ import stat
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -99,6 +100,36 @@ def test_mutations_of_sound_files(data: st.DataObject):
         inputs.read(bytes(body), case.name)
     except InputRefused as error:
         assert_one_line(error, case.name)
+
+
+def test_sparse_points_above_capacity_are_thinned_too():
+    files = corpus.model(False, np.random.default_rng(0))
+    files["sparse/0/points3D.txt"] = "".join(f"{i} {i} 0 2 9 9 9 0\n" for i in range(31))
+    capture = inputs.read(corpus.packed(files), "a.zip", Limits(kept_points=11))
+    assert capture.cloud is not None and capture.cloud.points[:, 0].tolist() == list(
+        range(0, 31, 3)
+    )
+    assert "31 points were thinned evenly to 11." in capture.notices
+
+
+def test_more_cameras_than_pictures_may_be_are_refused_unread():
+    """Counted before they are parsed: a million lines took half a minute."""
+    few = Limits(images=3)
+    files = corpus.model(False, np.random.default_rng(0))
+    files["sparse/0/cameras.txt"] += "no camera\n" * 3
+    with pytest.raises(InputRefused, match="cameras.txt: 4 cameras. At most 3 are"):
+        inputs.read(corpus.packed(files), "a.zip", few)
+    files = corpus.model(True, np.random.default_rng(0))
+    for name, size in (("cameras", 24), ("images", 73)):
+        path = f"sparse/0/{name}.bin"
+        lie = files | {path: (5).to_bytes(8, "little") + bytes(5 * size)}
+        with pytest.raises(InputRefused, match=f"{name}.bin: 5 .*At most 3 are"):
+            inputs.read(corpus.packed(lie), "a.zip", few)
+    files = corpus.rgbd_files(np.random.default_rng(0))
+    del files["frames.json"]
+    files["a.log"] = "0 0 1\n" + "no pose\n" * 19
+    with pytest.raises(InputRefused, match="a.log: 4 frames. At most 3 are"):
+        inputs.read(corpus.packed(files), "a.zip", few)
 
 
 @pytest.mark.data

@@ -6,7 +6,7 @@ import torch
 
 from worldstereo.inputs import poses
 from worldstereo.inputs.archive import Bundle
-from worldstereo.inputs.assemble import Assembled
+from worldstereo.inputs.assemble import Assembled, evenly
 from worldstereo.inputs.limits import shown
 from worldstereo.scene import Capture, PointCloud
 
@@ -35,6 +35,12 @@ def captured(
     metres_per_unit: float | None = None,
 ) -> Capture:
     """A capture of posed views; the sky is where most cameras have their upper edge."""
+    most = bundle.limits.kept_points
+    if cloud is not None and len(cloud) > most:
+        notices = (*notices, f"{len(cloud)} points were thinned evenly to {most}.")
+        kept = torch.zeros(len(cloud), dtype=torch.bool)
+        kept[evenly(len(cloud), most)] = True
+        cloud = cloud.rows(kept)
     up = poses.up_of([view.given.c2w.double().numpy() for view in assembled.views])
     return Capture(
         name=title(bundle.name),

@@ -118,10 +118,10 @@ class _Text:
 
     def cameras(self) -> dict[int, Lens]:
         source, out = "cameras.txt", {}
-        for line, text in self._lines(source):
+        lines = [(line, text) for line, text in self._lines(source) if text.strip()]
+        _check_count(source, len(lines), "cameras", self.bundle.limits.images)
+        for line, text in lines:
             words = text.split()
-            if not words:
-                continue
             if len(words) < 5 or words[1] not in MODELS:
                 model = shown(words[1], 24) if len(words) > 1 else "none"
                 raise refusal(source, f"line {line}: camera model {model}",
@@ -184,7 +184,9 @@ class _Binary:
 
     def cameras(self) -> dict[int, Lens]:
         file, out = self._open("cameras.bin"), {}
-        for _ in range(file.count("cameras", 24)):
+        n = file.count("cameras", 24)
+        _check_count(file.name, n, "cameras", self.bundle.limits.images)
+        for _ in range(n):
             key, model, w, h = file.take("<iiQQ")
             if not 0 <= model < len(_BINARY):
                 raise refusal(file.name, f"camera {key} has model number {model}",

@@ -203,6 +203,10 @@ def _log(bundle: Bundle, name: str, member: str) -> list[np.ndarray]:
             f"{len(rows)} lines are not whole frames",
             "5 lines a frame are accepted: ids, then 4x4",
         )
+    if len(rows) // 5 > bundle.limits.images:
+        raise refusal(
+            name, f"{len(rows) // 5} frames", f"At most {bundle.limits.images} are accepted"
+        )
     return [_matrix(name, rows[i + 1 : i + 5]) for i in range(0, len(rows), 5)]
 
 
