@@ -62,6 +62,7 @@ OFF_SYNTHESIS = SynthesisOptions(
     antialias=False,
     background=False,
     rims=False,
+    mean=False,
     planes=False,
 )
 RUNGS: list[tuple[str, dict, dict]] = [
@@ -79,6 +80,7 @@ RUNGS: list[tuple[str, dict, dict]] = [
     ("edge antialiasing", {}, {"antialias": True}),
     ("background fill", {}, {"background": True}),
     ("rims of holes", {}, {"rims": True}),
+    ("mean far inside holes", {}, {"mean": True}),
 ]
 
 

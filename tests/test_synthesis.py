@@ -269,7 +269,7 @@ def test_refusals_have_reasons():
 
 def test_every_single_step_can_be_left_out():
     views, truth = scene()
-    for name in ("weighted", "free_space", "exposure", "antialias", "background", "rims", "planes"):
+    for name in ("weighted", "free_space", "exposure", "antialias", "background", "rims", "mean", "planes"):
         made = synthesize(
             truth.cameras, views, unit=UNIT, options=SynthesisOptions(**{name: False})
         )

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from worldstereo import fusion
 from worldstereo._synthesis.choice import LIMIT, ViewIndex, choose_views
+from worldstereo._synthesis.far import drawn_to_mean
 from worldstereo._synthesis.planes import continued
 from worldstereo._synthesis.rims import firm_pixels
 from worldstereo.cameras import Cameras
@@ -54,6 +55,10 @@ class SynthesisOptions:
 
     background: bool = True
     """Fill holes from the background side; else with the nearest pixel."""
+
+    mean: bool = True
+    """Draw the far parts of large holes towards the picture's mean colour; else their rims reach
+    across them."""
 
     rims: bool = True
     """Fill holes from their very rim where its colours are pure; else from a pixel further in."""
@@ -160,7 +165,7 @@ def synthesize(
         color = _antialias(color, depth, known)
     if fill:
         firm = firm_pixels(depth, known, pose, served if options.rims else [], options.agree)
-        color = _fill(color, depth, known, firm, options.background)
+        color = _fill(color, depth, known, firm, options)
         if options.planes:
             reached = continued(depth, known, pose, given)
             depth = np.where(reached > 0, reached, depth)
@@ -425,17 +430,22 @@ def _antialias(color: np.ndarray, depth: np.ndarray, known: np.ndarray) -> np.nd
 
 
 def _fill(
-    color: np.ndarray, depth: np.ndarray, known: np.ndarray, firm: np.ndarray, background: bool
+    color: np.ndarray,
+    depth: np.ndarray,
+    known: np.ndarray,
+    firm: np.ndarray,
+    options: SynthesisOptions,
 ) -> np.ndarray:
     """Holes continued from the firm pixels around them, the far side first."""
     if known.all() or not known.any():
         return color
-    if not background:
+    if not options.background:
         return fusion.nearest_fill(color, known)
     film = fusion.membrane(
         color, firm, trust=fusion.background_trust(invert(depth), firm), sweeps=15
     )
-    return np.where(known[..., None], color, film)
+    film = np.where(known[..., None], color, film)
+    return drawn_to_mean(film, known) if options.mean else film
 
 
 def _check(target: Cameras, splat: RenderResult | None) -> None:
