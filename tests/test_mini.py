@@ -96,7 +96,7 @@ def test_a_correction_goes_as_far_as_the_references_bear_it():
     told, change = np.zeros((24, 32)), (color - maps.anchor)[0].numpy()
     weights = np.zeros((24, 32))
     for r in maps.references[0].numpy():
-        weight = np.maximum(r[3], 0) / (0.03 + np.abs(r[4])) ** 2
+        weight = np.maximum(r[3], 0) / (1 + np.abs(r[4]) / 0.65) ** 6
         told += weight * ((r[:3] - maps.anchor[0].numpy()) ** 2).mean(0)
         weights += weight
     squares = [told / np.maximum(weights, 1e-6), (change**2).mean(0)]

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from worldstereo._mini.inputs import MiniInputs
+from worldstereo._mini.inputs import MiniInputs, reference_weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,8 +85,8 @@ def damaged(
 
 
 def _weights(references: Float[Tensor, "B R 6 H W"]) -> Float[Tensor, "B R 1 H W"]:
-    """Those of the weight-free blend (`_fusion/blend.py`); 0 where nothing corresponds."""
-    weight = references[:, :, 3:4] / (0.03 + references[:, :, 4:5].abs()) ** 2
+    """Shares of the references in the weight-free blend; 0 where nothing corresponds."""
+    weight = reference_weights(references)
     return weight / weight.sum(1, keepdim=True).clamp_min(1e-3)
 
 

@@ -144,7 +144,7 @@ def train_step(
 def objective(
     estimate: Estimate, maps: MiniInputs, truth: Tensor, closeness: Tensor, harm: float = 0.0
 ) -> Tensor:
-    """Squared error in units of the anchor's own, holes twice; L1 on depth; Laplace likelihood.
+    """Squared error in units of the anchor's own, holes thrice; relative depth; Laplace likelihood.
 
     `harm` counts once more, by 8x8 block, what is worse than where the answer started from: a
     correction that is as often wrong as right must cost, or unsure pixels are moved at random.
@@ -154,7 +154,7 @@ def objective(
     Fully normalised, the surest pixels would decide everything and their outliers would swamp the
     rest; the factor goes half of the way back to plain squared error, which is what PSNR counts.
     """
-    weight = 2 - maps.known
+    weight = 3 - 2 * maps.known
     wanted = ((truth - estimate.linear) / estimate.spread).clamp(-8, 8)
     half_way = (estimate.spread / 0.15).clamp(0.3, 3)
     weight = weight * half_way
@@ -162,7 +162,8 @@ def objective(
     share = 1 / (before.mean((1, 2, 3), keepdim=True) + 0.01)
     squared = (after * share).mean()
     worse = (F.avg_pool2d(after - before, 8).mean(1, keepdim=True).relu() * share).mean()
-    depth = ((2 - maps.known) * (estimate.closeness - closeness).abs().clamp_max(2)).mean()
+    apart = (estimate.closeness - closeness).abs() / (1 + closeness).clamp_min(0.1)
+    depth = ((5 - 4.5 * maps.known) * apart.clamp_max(1)).mean()
     error = (estimate.color.detach() - truth).abs().mean(dim=1, keepdim=True)
     scale = estimate.log_scale.clamp(-7, 2)
     likelihood = (error * torch.exp(-scale) + scale).mean()

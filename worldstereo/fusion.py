@@ -14,6 +14,7 @@ import numpy as np
 
 from worldstereo._fusion.working import (
     AGREE,
+    WIDE,
     Pose,
     Working,
     invert,
@@ -25,6 +26,7 @@ from worldstereo._fusion.working import (
 
 __all__ = [
     "AGREE",
+    "WIDE",
     "Pose",
     "Working",
     "background_trust",

@@ -11,16 +11,12 @@ from typing import Any
 import numpy as np
 
 from worldstereo._compiled import kernel
+from worldstereo._fusion.working import SHARP, WIDE
 
 FLAGS = {"cache": True, "fastmath": True, "nogil": True, "error_model": "numpy"}
 INLINED: Any = FLAGS | {"forceinline": True}
 
 CONFIRMS, OUTSIDE, UNKNOWN, LOOKED_THROUGH, BEHIND = 0, 1, 2, 3, 4
-
-# How the angle between two rays counts. A weight must not change faster than cameras move, or
-# neighbouring views of a path differ: about exp(-9 angle), with a tail that never vanishes. Where
-# depth is a guess, its error shifts what is seen in proportion to the angle: the nearest counts.
-WIDE, SHARP = 0.65, 0.03
 
 
 @kernel(**INLINED)

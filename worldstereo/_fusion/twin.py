@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from worldstereo._fusion.blend import WIDE
+from worldstereo._fusion.working import WIDE
 
 EMPTY = 1e30
 

@@ -20,6 +20,11 @@ EDGE_CUT = 0.03  # a relative step in disparity above this between neighbours is
 SENSED = 0.4  # stored confidence above which a sensor measured the depth, in some view
 AGREE = 0.03  # relative depth within which two samples show the same surface
 
+# How the angle between two rays counts. A weight must not change faster than cameras move, or
+# neighbouring views of a path differ: about exp(-9 angle), with a tail that never vanishes. Where
+# depth is a guess, its error shifts what is seen in proportion to the angle: the nearest counts.
+WIDE, SHARP = 0.65, 0.03
+
 
 @dataclass(eq=False)
 class Pose:

@@ -91,6 +91,12 @@ def make_inputs(
     )
 
 
+def reference_weights(references: Float[Tensor, "B R 6 H W"]) -> Float[Tensor, "B R 1 H W"]:
+    """What each reference weighs in the weight-free blend where depth was measured, up to a common
+    factor; 0 where nothing corresponds."""
+    return references[:, :, 3:4] / (1 + references[:, :, 4:5].abs() / fusion.WIDE) ** 6
+
+
 def cloud_map(colors: Float[Tensor, "N 3"], index: Int[Tensor, "1 H W"]) -> Float[Tensor, "4 H W"]:
     """Colour in [-1, 1] of the point seen at each pixel, and 1 where there is one.
 

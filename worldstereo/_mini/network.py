@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from worldstereo._mini.inputs import BINS, MiniInputs
+from worldstereo._mini.inputs import BINS, MiniInputs, reference_weights
 
 WIDTHS = (32, 64, 96, 128)
 OUTPUTS = 5
@@ -272,8 +272,7 @@ def supported(maps: MiniInputs, color: Float[Tensor, "B 3 H W"], caution: float)
     if caution == 0:
         return color
     references, change = maps.references, color - maps.anchor
-    valid = references[:, :, 3:4] > 0
-    weight = valid * references[:, :, 3:4] / (0.03 + references[:, :, 4:5].abs()) ** 2
+    weight = reference_weights(references).clamp_min(0)
     apart = (references[:, :, :3] - maps.anchor[:, None]).square().mean(2, keepdim=True)
     total = weight.sum(1)
     told = (weight * apart).sum(1) / total.clamp_min(1e-6)
