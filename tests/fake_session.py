@@ -160,6 +160,10 @@ class FakeSession:
         self.generators = choices()
 
     @property
+    def preparing(self) -> bool:
+        return self.job is not None and not self.job.over and self.job.kind == "open"
+
+    @property
     def shown(self) -> Scene:
         return self.sketch or self.scene
 

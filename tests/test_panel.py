@@ -447,6 +447,40 @@ def test_while_a_world_is_prepared_the_page_says_so_and_offers_nothing_of_it(pan
     assert flown == {} and session.viewport.named("fly_to")
 
 
+def test_nothing_of_the_old_world_is_told_or_done_while_a_new_one_is_prepared(panel, session):
+    """Every tab says so; what a script sends past the page is refused, and changes nothing."""
+    list(panel.guarded(panel.path.on_plan)("token", *plan_inputs()))
+    before = panel.refresh(session)
+    assert "Remembered views" in before[panel.world.facts]
+    session.job, path = FakeJob("open"), session.plan
+    session.job.reports = 9
+    for sketch, name in ((None, "A new world"), (Scene(-1, "shelf", session.scene.views), "shelf")):
+        session.sketch = sketch
+        shown = next(panel.follow(session))
+        assert f"{name} is being prepared" in shown[panel.world.facts]
+        assert "room is kept" in shown[panel.world.facts]
+        assert "Remembered views" not in shown[panel.world.facts]
+        assert "Told when" in shown[panel.world.table]
+        rows = shown[panel.export.list]
+        assert rows.count(" disabled") == rows.count("<button") > 5
+        why = html.unescape(shown[panel.why])
+        for control in ("#registered", "#set-scale", "#set-up", "#delete", "#amount", "#frames"):
+            assert f'"{control}": "A new world is being prepared' in why
+    assert "being prepared" in shown[panel.memory.card]
+    for handler, values in (
+        (panel.path.on_plan, plan_inputs()),
+        (panel.memory.on_mode, (1, 3, 3, "Pixel", 1, 1)),
+    ):
+        answers = panel.guarded(handler)("token", *values)
+        answers = [answers] if isinstance(answers, dict) else list(answers)
+        assert "being prepared" in text_of(answers[-1][panel.message])
+    with pytest.raises(WorldBusy, match="being prepared"):
+        list(panel.export.on_export(session, {"key": "ply"}, True))
+    assert session.plan is path and not [a for a in session.asked if a[0] == "export"]
+    session.job.state, session.sketch = "done", None
+    assert "Remembered views" in panel.refresh(session)[panel.world.facts]
+
+
 def test_a_reload_finds_path_preview_and_a_picture_to_inspect(panel, session):
     list(panel.guarded(panel.path.on_plan)("token", *plan_inputs()))
     answers = list(panel.guarded(panel.on_opened)("token"))

@@ -331,9 +331,13 @@ def test_a_capture_is_seen_as_it_was_given_until_its_world_is_ready(tmp_path):
     assert stage.stats["points"] == 0
 
     job = opening()
+    for change in (lambda: session.rescale(2.0), lambda: session.set_up([0, 0, 1.0])):
+        with pytest.raises(WorldBusy, match="being prepared"):
+            change()
     for _ in capture.views:
         slow.go.release()
     job.result(SECONDS)
+    assert not session.preparing
     assert session.sketch is None and stage.settle()
     assert stage.stats["revision"] == session.scene.revision
     assert stage.stats["points"] == len(session.scene.cloud)

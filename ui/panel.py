@@ -286,7 +286,8 @@ class Panel(Core):
         job = session.job
         if job is None:
             return
-        yield self.action(session) | self.travel(session)
+        coming = self.preparing(session) if job.kind == "open" else {}
+        yield self.action(session) | self.travel(session) | coming
         shown, sketch = -1, None
         for _ in job:
             if job.over:
@@ -298,10 +299,17 @@ class Panel(Core):
             elif job.kind == "open":
                 if session.sketch is not sketch:
                     sketch = session.sketch
-                    updates |= self.changed(session) | self.path.preparing(session)
+                    updates |= self.changed(session) | self.preparing(session)
                 updates |= self.stage.refresh(session)
             yield updates
         yield from self._ended(session, job)
+
+    def preparing(self, session: Session) -> Updates:
+        """Another world is on its way: what each tab says of it, and that nothing can be done."""
+        updates = {self.why: piece.reasons(self._why_not(session))}
+        for part in (self.world, self.path):
+            updates |= part.preparing(session)
+        return updates | self.memory.refresh(session) | self.export.refresh(session)
 
     def _arriving(self, session: Session, job: Job) -> Updates:
         frames = list(job.frames)

@@ -11,7 +11,8 @@ import gradio as gr
 from ui import panel_html as piece
 from ui.panel_core import Updates, html
 from ui.session import Session
-from worldstereo.errors import ExportError
+from ui.session_world import PREPARING
+from worldstereo.errors import ExportError, WorldBusy
 from worldstereo.export import FORMATS, why_not
 from worldstereo.project import packed, state_of
 
@@ -53,6 +54,8 @@ class ExportTab:
         key = str(data.get("key", ""))
         if key != PROJECT and key not in FORMATS:
             raise ExportError(f"There is no format named {key[:40]!r}.")
+        if session.preparing:
+            raise WorldBusy(PREPARING)
         label = "Project" if key == PROJECT else FORMATS[key].label
         yield {self.said: piece.said(f"Writing {label} …"), self.file: gr.update(visible=False)}
         options: dict[str, Any] = {}
@@ -72,13 +75,14 @@ class ExportTab:
             }
 
     def _formats(self, session: Session) -> str:
-        scene = session.world.scene
+        scene, wait = session.world.scene, PREPARING if session.preparing else ""
         rows = []
         for key, form in FORMATS.items():
-            rows.append(_row(key, form.label, form.suffix, form.describes, why_not(scene, key)))
+            why = wait or why_not(scene, key)
+            rows.append(_row(key, form.label, form.suffix, form.describes, why))
         why = "" if scene.views or len(scene.cloud) else "The world is empty. Open a capture first."
         about = "Everything, with its history; opens here again."
-        rows.append(_row(PROJECT, "Project", ".zip", about, why))
+        rows.append(_row(PROJECT, "Project", ".zip", about, wait or why))
         return f'<div role="list">{"".join(rows)}</div>'
 
 

@@ -15,6 +15,7 @@ from ui import panel_html as piece
 from ui.panel_core import Updates, html
 from ui.panel_plan import accepted_frames, chosen_size, number, sizes, whole
 from ui.session import GeneratorChoice, Session
+from ui.session_world import PREPARING
 from worldstereo.errors import WorldStereoError
 from worldstereo.generator import Fit, GeneratorLimits, SamplerConfig
 
@@ -176,6 +177,8 @@ class GenerateTab:
         }
 
     def why_not(self, session: Session) -> dict[str, str]:
+        if session.preparing:
+            return dict.fromkeys(("#generator", "#memory-mode", "#frames", "#size"), PREPARING)
         why = {
             f"#generator label:nth-child({i + 1})": choice.why_not
             for i, choice in enumerate(session.generators.values())

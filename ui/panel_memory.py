@@ -16,8 +16,9 @@ from ui.panel_drawing import matches_svg
 from ui.panel_plan import number, whole
 from ui.panel_world import scale_of, unit_of
 from ui.session import Session
+from ui.session_world import PREPARING
 from ui.viewport_overlays import Match as Line
-from worldstereo.errors import Cancelled, WorldStereoError
+from worldstereo.errors import Cancelled, WorldBusy, WorldStereoError
 from worldstereo.scene import Origin, Scene
 
 if TYPE_CHECKING:
@@ -29,6 +30,10 @@ ATTENTION = "Attention"
 EMPTY = (
     '<div class="empty-state">Click a pixel in this picture, or a point in the stage, to see '
     "where it comes from.</div>"
+)
+COMING = (
+    '<div class="empty-state">A new world is being prepared: its views can be looked into when '
+    "their memory is finished.</div>"
 )
 
 
@@ -99,6 +104,8 @@ class MemoryTab:
 
     def refresh(self, session: Session) -> Updates:
         count = len(session.world.scene.views)
+        if session.sketch is not None:
+            return {self.card: COMING}
         updates: Updates = {self.view: gr.update(maximum=max(2, count))}
         if not count:
             updates[self.card] = (
@@ -107,7 +114,7 @@ class MemoryTab:
         return updates
 
     def why_not(self, session: Session) -> dict[str, str]:
-        return {}
+        return {} if session.sketch is None else {"#memory-view": PREPARING, "#mode": PREPARING}
 
     # ---- handlers ----------------------------------------------------------------------------
 
@@ -190,6 +197,8 @@ class MemoryTab:
         self, session: Session, view: int, pixel: tuple[float, float] | None, mode: str
     ) -> Updates:
         scene = session.world.scene
+        if session.sketch is not None:
+            raise WorldBusy(PREPARING)
         updates: Updates = {
             self.view: gr.update(value=view + 1, maximum=max(2, len(scene.views))),
             self.problem: "",

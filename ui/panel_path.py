@@ -11,6 +11,7 @@ from ui.inspector import tinted
 from ui.panel_core import Updates, html, line
 from ui.panel_plan import FIRST_PRESET, FLIGHT, KEYFRAMES, STARTS, Settings, parameter, plan, whole
 from ui.session import Session
+from ui.session_world import PREPARING
 from worldstereo.cameras import Cameras
 from worldstereo.errors import WorldStereoError
 from worldstereo.trajectory import PRESETS, Trajectory
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from ui.panel import Panel
 
 UNITS = {"deg": "degrees", "%": "% of the distance", "x": "times"}
+OF_THIS_PATH = ("#presets", "#amount", "#start", "#add-keyframe", "#remove-keyframe")
+OF_THIS_PATH += ("#clear-keyframes", "#record", "#frame")
 WAITING = {
     KEYFRAMES: "No path yet. Fly somewhere and press K, fly on and press K again.",
     FLIGHT: "No path yet. Press R, fly through the stage, press R again.",
@@ -42,6 +45,7 @@ class PathTab:
                 show_label=False,
                 container=False,
                 elem_classes="presets",
+                elem_id="presets",
             )
         )
         self.about = shown(html(self._about(FIRST_PRESET)))
@@ -147,6 +151,8 @@ class PathTab:
 
     def why_not(self, session: Session) -> dict[str, str]:
         why = {}
+        if session.preparing:
+            return dict.fromkeys(OF_THIS_PATH, PREPARING)
         if not session.viewport.keyframes:
             why["#clear-keyframes"] = why["#remove-keyframe"] = "There are no keyframes yet."
         if session.plan is None:
@@ -155,7 +161,7 @@ class PathTab:
 
     def preparing(self, session: Session) -> Updates:
         """Another world is on its way: what the last one's path showed is no preview of it."""
-        if session.sketch is None:
+        if not session.preparing:
             return {}
         text = "The preview comes with the finished memory: it shows what the generator will see."
         return {self.preview: f'<div class="empty-state">{text}</div>'}

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 import torch
 
 from ui.session import Session
+from ui.session_world import PREPARING
 from worldstereo.cameras import Cameras
-from worldstereo.errors import WorldStereoError
+from worldstereo.errors import WorldBusy, WorldStereoError
 from worldstereo.explore import default_view, pivot_distance
 from worldstereo.generator import GeneratorLimits
 from worldstereo.scene import Scene
@@ -129,8 +130,10 @@ def plan(session: Session, settings: Settings) -> Trajectory:
     """The path that the settings describe, in the picture size they ask for.
 
     Raises:
-        WorldStereoError: there is no world yet, or nothing to make this path of.
+        WorldStereoError: there is no world yet, or another comes, or nothing to make it of.
     """
+    if session.preparing:
+        raise WorldBusy(PREPARING)
     scene = session.world.scene
     if not len(scene.cloud) and not scene.views:
         raise WorldStereoError(

@@ -9,6 +9,7 @@ from ui import panel_html as piece
 from ui.panel_core import Updates, html, line
 from ui.panel_plan import number
 from ui.session import Session
+from ui.session_world import PREPARING
 from worldstereo.errors import WorldStereoError
 from worldstereo.scene import DepthKind, Scene
 
@@ -21,6 +22,7 @@ ACCEPTED = (
 )
 COLORS = ("photo", "step", "source", "confidence", "age")
 ROWS = 60  # of the registration table
+ON_THIS_WORLD = ("#registered", "#scale", "#set-scale", "#measure", "#set-up", "#select", "#delete")
 
 
 class WorldTab:
@@ -156,11 +158,17 @@ class WorldTab:
 
     def why_not(self, session: Session) -> dict[str, str]:
         why = {}
+        if session.preparing:
+            return dict.fromkeys(ON_THIS_WORLD, PREPARING)
         if not session.selected:
             why["#delete"] = "Select points first: Box-select, then draw a box."
         if reason := _why_not_registered(session.world.scene):
             why["#registered"] = reason
         return why
+
+    def preparing(self, session: Session) -> Updates:
+        """Another world is on its way: nothing of the last one is told as if it were that one."""
+        return {self.facts: self._facts(session), self.table: self._table(session)}
 
     # ---- a new world -------------------------------------------------------------------------
 
@@ -312,7 +320,15 @@ class WorldTab:
 
     def _facts(self, session: Session) -> str:
         scene = session.world.scene
-        if not len(scene.cloud) and not scene.views:
+        some = len(scene.cloud) > 0 or len(scene.views) > 0
+        if session.preparing:
+            coming = piece.esc(session.sketch.name) if session.sketch else "A new world"
+            stays = f" Until then {piece.esc(scene.name)} is kept." if some else ""
+            return (
+                f'<div class="empty-state" id="coming"><b>{coming} is being prepared.</b> Its '
+                f"numbers appear here when it is ready.{stays}</div>"
+            )
+        if not some:
             return (
                 '<div class="empty-state">Open an example or a file: its numbers appear here.</div>'
             )
@@ -336,6 +352,8 @@ class WorldTab:
     def _table(self, session: Session) -> str:
         scene, registration = session.world.scene, session.registration
         given = [view for view in scene.views if view.step == 0]
+        if session.preparing:
+            return '<p class="muted" style="margin:0">Told when the new world is ready.</p>'
         if len(given) < 2:
             text = "One view alone has nothing to agree with." if given else "No views yet."
             return f'<p class="muted" style="margin:0">{text}</p>'

@@ -36,6 +36,8 @@ from worldstereo.trajectory import Trajectory
 
 log = logging.getLogger(__name__)
 
+PREPARING = "A new world is being prepared. Wait for it, or cancel it first."
+
 
 class Session:
     """One open world. Made by `Sessions.create` or `Sessions.get`, never directly by the page."""
@@ -142,6 +144,11 @@ class Session:
     def busy(self) -> bool:
         return self.job is not None and not self.job.over
 
+    @property
+    def preparing(self) -> bool:
+        """While another world is being opened: the one that is there is about to be replaced."""
+        return self.busy and self.job is not None and self.job.kind == "open"
+
     def estimate(self, generator: str, frames: int, width: int, height: int) -> float | None:
         """Seconds that so many views of this size take, as measured here; a guess before that."""
         choice = self.generators.get(generator)
@@ -222,16 +229,8 @@ class Session:
         self.prompt = prompt or self.prompt
 
         def work(job: Job) -> Clip:
-            return self._explore(
-                job,
-                choice,
-                trajectory,
-                seed=seed,
-                prompt=prompt,
-                negative_prompt=negative_prompt,
-                guide=guide,
-                sampler=sampler,
-            )
+            rest = {"seed": seed, "prompt": prompt, "negative_prompt": negative_prompt}
+            return self._explore(job, choice, trajectory, guide=guide, sampler=sampler, **rest)
 
         job = self._start("explore", work)
         self.generator = choice.name
@@ -378,6 +377,8 @@ class Session:
         self._quick(lambda: edits.set_scale(self.world, metres))
 
     def _quick(self, step: Callable[[], Any]) -> Any:
+        if self.preparing:
+            raise WorldBusy(PREPARING)
         with self._saving.reading:  # a save that copies the memories is no reason to refuse a step
             done = step()
         self.touched = time.monotonic()
