@@ -160,6 +160,10 @@ class FakeSession:
         self.generators = choices()
 
     @property
+    def busy(self) -> bool:
+        return self.job is not None and not self.job.over
+
+    @property
     def preparing(self) -> bool:
         return self.job is not None and not self.job.over and self.job.kind == "open"
 

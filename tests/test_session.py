@@ -185,6 +185,13 @@ def test_time_left_follows_the_pace(monkeypatch):
     assert job.progress.seconds_left == pytest.approx(5)
     job.on_step(0, 3, "another phase")
     assert job.progress.seconds_left is None
+    job.on_step(0, 1000, "a long one")
+    now[0] += 1
+    job.on_step(60, 1000, "a quick beginning says nothing of the rest")
+    assert job.progress.seconds_left is None
+    now[0] += 3
+    job.on_step(80, 1000, "")
+    assert job.progress.seconds_left == pytest.approx(4 / 80 * 920)
 
 
 def test_two_tabs_follow_one_job_to_its_end():

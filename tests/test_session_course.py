@@ -38,6 +38,14 @@ def test_a_stage_that_is_left_out_makes_no_jump():
     assert [step for step, _, _ in seen] == [0, 250, 625]  # "c" has the three quarters now
 
 
+def test_one_step_never_takes_more_than_its_share():
+    stages = [Stage("a", 1), Stage("b", 5), Stage("c", 2, counts=False), Stage("d", 2)]
+    seen, course = follow(stages)
+    for report in [(0, 1, "a"), (3, 6, "c"), (0, 2, "d"), (1, 2, "d")]:
+        course(*report)
+    assert [step for step, _, _ in seen] == [0, 100, 300, 650]  # not 0, 100, 550, 775
+
+
 def test_nothing_goes_back():
     """A second round with another count, a stage named again, words of no stage."""
     seen, course = follow([Stage("a", 1), Stage("b", 1)])

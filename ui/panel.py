@@ -29,7 +29,7 @@ from ui.panel_path import PathTab
 from ui.panel_plan import accepted_frames, chosen_size
 from ui.panel_stage import Stage
 from ui.panel_theme import theme
-from ui.panel_world import WorldTab
+from ui.panel_world import BUSY, WorldTab
 from ui.proxy import routes
 from ui.proxy_uploads import UploadedOnly
 from ui.session import Job, Session, Sessions
@@ -200,8 +200,7 @@ class Panel(Core):
 
     def _why_no_travel(self, session: Session) -> tuple[str, str]:
         if running(session):
-            wait = "Wait for the running step, or cancel it."
-            return wait, wait
+            return BUSY, BUSY
         undo = "" if session.can_undo else "Nothing to undo yet."
         return undo, "" if session.world.can_redo else "Nothing to redo."
 

@@ -32,11 +32,11 @@ class ExportTab:
         self.generated = gr.Checkbox(
             True, label="Include generated views and points", elem_id="include-generated"
         )
-        self.list = shown(html("", elem_id="formats"))
-        self.said = shown(html("", elem_id="exported"))
-        self.file = shown(
+        self.said = shown(html("", elem_id="exported", elem_classes="line"))
+        self.file = shown(  # above the list: a long one would hide what has become of a click
             gr.DownloadButton("Download again", visible=False, size="sm", elem_id="download")
         )
+        self.list = shown(html("", elem_id="formats"))
 
     def wire(self) -> None:
         self.panel.bridge("export", self.on_export, [self.generated], says=self.said)

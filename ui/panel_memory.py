@@ -114,7 +114,9 @@ class MemoryTab:
         return updates
 
     def why_not(self, session: Session) -> dict[str, str]:
-        return {} if session.sketch is None else {"#memory-view": PREPARING, "#mode": PREPARING}
+        if session.sketch is None:
+            return {}
+        return dict.fromkeys(("#memory-view", "#mode", "#u", "#v"), PREPARING)
 
     # ---- handlers ----------------------------------------------------------------------------
 
@@ -216,6 +218,7 @@ class MemoryTab:
             updates[self.panel.stage.hud] = piece.legend()
             return updates
         session.viewport.show_matches(None)
+        updates[self.panel.stage.hud] = self.panel.stage.told(session)
         target = inspector.target_of(scene, view)
         if mode == ATTENTION:
             updates[self.card] = self._clickable(target, scene) + self._attention_help(

@@ -47,7 +47,7 @@ class Stage:
         return {self.viewport: frame}
 
     def refresh(self, session: Session) -> Updates:
-        return {self.hud: self._hud(session), self.tools: self._tools(session)}
+        return {self.hud: self.told(session), self.tools: self._tools(session)}
 
     # ---- handlers ----------------------------------------------------------------------------
 
@@ -71,7 +71,7 @@ class Stage:
     def on_home(self, session: Session, data: dict[str, Any]) -> Updates:
         scene = session.shown
         session.viewport.fly_to(scene.views[0].cameras if scene.views else default_view(scene))
-        return {self.hud: self._hud(session)}
+        return {self.hud: self.told(session)}
 
     def on_stage(self, session: Session, data: dict[str, Any], mode: str, *path: Any) -> Updates:
         """What happened in the viewport, as its events socket told the page."""
@@ -94,7 +94,7 @@ class Stage:
             return self.panel.travel(session)
         if kind == "scene" and (session.job is None or session.job.over):
             return self.panel.changed(session)
-        return {self.hud: self._hud(session), self.tools: self._tools(session)}
+        return {self.hud: self.told(session), self.tools: self._tools(session)}
 
     def on_play(self, session: Session, data: dict[str, Any]) -> Updates:
         viewport = session.viewport
@@ -144,7 +144,8 @@ class Stage:
             why=why,
         )
 
-    def _hud(self, session: Session) -> str:
+    def told(self, session: Session) -> str:
+        """The chip at the bottom: what is going on, or how the cloud is drawn."""
         viewport, job = session.viewport, session.job
         if session.sketch is not None and job is not None:
             now = job.progress

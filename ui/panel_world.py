@@ -22,6 +22,8 @@ ACCEPTED = (
 )
 COLORS = ("photo", "step", "source", "confidence", "age")
 ROWS = 60  # of the registration table
+ANOTHER_WORLD = ("#upload", "[data-send=example]")
+BUSY = "Wait for the running step, or cancel it."
 ON_THIS_WORLD = ("#registered", "#scale", "#set-scale", "#measure", "#set-up", "#select", "#delete")
 
 
@@ -157,9 +159,9 @@ class WorldTab:
         }
 
     def why_not(self, session: Session) -> dict[str, str]:
-        why = {}
+        why = dict.fromkeys(ANOTHER_WORLD, BUSY) if session.busy else {}
         if session.preparing:
-            return dict.fromkeys(ON_THIS_WORLD, PREPARING)
+            return why | dict.fromkeys(ON_THIS_WORLD, PREPARING)
         if not session.selected:
             why["#delete"] = "Select points first: Box-select, then draw a box."
         if reason := _why_not_registered(session.world.scene):

@@ -79,13 +79,19 @@ class Course:
     def __call__(self, step: int, total: int, message: str) -> None:
         index = self._stage_of(message)
         if index > self._at:
-            rest = sum(stage.share for stage in self._stages[index:])
             self._begin += self._width
-            self._width = (1 - self._begin) * self._stages[index].share / rest
+            self._width = self._width_of(index)
             self._at, self._inside = index, 0.0
         if index == self._at >= 0 and self._stages[index].counts and total > 0:
             self._inside = max(self._inside, min(1.0, step / total))
         self._on_step(int(WHOLE * (self._begin + self._width * self._inside)), WHOLE, message)
+
+    def _width_of(self, index: int) -> float:
+        """Of the whole bar: what is left, by the shares; one step is never more than its share."""
+        stage, rest = self._stages[index], sum(stage.share for stage in self._stages[index:])
+        width = (1 - self._begin) * stage.share / rest
+        whole = sum(stage.share for stage in self._stages)
+        return width if stage.counts else min(width, stage.share / whole)
 
     def _stage_of(self, message: str) -> int:
         """The stage whose beginning is the longest that fits; -1 for none."""

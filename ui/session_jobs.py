@@ -25,6 +25,7 @@ OVER = ("done", "cancelled", "failed")
 
 MOST_OFTEN = 0.125  # seconds between two progress reports of one follower
 LEAST_OFTEN = 0.5
+SOON, FEW = 3.0, 0.1  # before so many seconds, and so small a share, nobody can say how long
 
 
 @dataclass(frozen=True)
@@ -216,7 +217,10 @@ class Job:
         done = self._step - self._phase_first
         if self._state != "running" or done < 1 or self._total <= 0:
             return None
-        pace = (self._stepped - self._phase_began) / done
+        passed = self._stepped - self._phase_began
+        if passed < SOON and done < FEW * self._total:
+            return None
+        pace = passed / done
         since = time.monotonic() - self._stepped
         return max(0.0, pace * (self._total - self._step) - since)
 
