@@ -165,6 +165,10 @@ def clouds(rng: np.random.Generator) -> Iterator[Case]:
         HEAD.format(form="ascii", n=1) + "end_header\none two three\n",
         HEAD.format(form="ascii", n=3) + "property list uchar int w\nend_header\n1 2 3 999999999 1\n",
         "ply\n" + "comment x\n" * 200_000,
+        HEAD.format(form="ascii", n=1) + "".join(f"property uchar p{i}\n" for i in range(2100))
+        + "end_header\n" + "0 " * 2103 + "\n",
+        HEAD.format(form="ascii", n=1) + "".join(f"element e{i} 0\n" for i in range(2100))
+        + "end_header\n0 0 0\n",
     ):  # fmt: skip
         yield Case("header.ply", header.encode(), REJECT)
     for form in ("ascii", "binary_little_endian"):

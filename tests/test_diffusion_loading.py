@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from tests.tiny_model import split_off_backbone, write_base, write_variant
 from worldstereo.diffusion import load_transformer
 from worldstereo.diffusion.checkpoint import Weights, read_header
-from worldstereo.diffusion.config import VARIANTS, derive_control
+from worldstereo.diffusion.config import VARIANTS, derive_control, parse_config
 from worldstereo.errors import Cancelled, WeightsMissing
 
 MEMORY = "worldstereo-memory"
@@ -110,6 +110,10 @@ def test_half_precision_keeps_what_diffusers_keeps(folder):
         ({"camera_embedding_dim": 6}, "camera_embedding_dim is 6, but the weights have 7"),
         ({"num_heads": 5}, "num_heads must divide dim 32"),
         ({"num_heads": "two"}, "num_heads must be a whole number >= 1, got 'two'"),
+        ({"num_layers": 10**9}, "num_layers must be at most 1024, got 1000000000"),
+        ({"mid_channels": 10**400}, "at most 131072, got a number of more than 18 digits"),
+        ({"camera_embedding_dim": "7"}, "camera_embedding_dim must be a whole number"),
+        ({"update_ref": []}, r"update_ref must be true or false, got \[\]"),
     ],
 )
 def test_a_config_that_disagrees_is_refused_by_name(folder, entries, match):
@@ -121,11 +125,33 @@ def test_config_entries_are_checked(folder):
     edit(folder, latent_cond_mode="none")
     refused(folder, "latent_cond_mode must be one of full_vae, first_frame_only, got 'none'")
     edit(folder, latent_cond_mode="full_vae", scale_map=[[480, 770]])
-    refused(folder, r"scale_map sizes must be multiples of 16, got \[\(480, 770\)\]")
+    refused(folder, r"scale_map sizes must be multiples of 16 up to 16384, got \[\(480, 770\)\]")
     edit(folder, scale_map=None, nframe=0)
     refused(folder, "nframe must be a whole number >= 1, got 0")
+    edit(folder, nframe=10**6)
+    refused(folder, "nframe must be at most 1000, got 1000000")
+    edit(folder, nframe=5, scale_map=[[float("inf"), 16]])
+    refused(folder, "scale_map must be a list")
+    edit(folder, scale_map=[[16 * 10**9, 16]])
+    refused(folder, "multiples of 16 up to 16384")
+    edit(folder, scale_map=None, negative_prompt={"a": 1})
+    refused(folder, "negative_prompt must be a text")
+    edit(folder, negative_prompt=None)
+    distilled = VARIANTS["worldstereo-memory-dmd"]
+    entries = json.loads((folder / MEMORY / "config.json").read_text())
+    for change, said in (
+        ({"gen_shift": float("nan")}, "gen_shift must be a number above 0 and up to 1000, got nan"),
+        ({"gen_shift": 1e300}, "gen_shift must be"),
+        ({"dmd_steps": 10**30}, "dmd_steps must be at most 1000"),
+        ({"dmd_end_steps": True}, "dmd_end_steps must be a whole number"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            parse_config(entries | change, distilled)
     path = folder / MEMORY / "config.json"
-    entries = json.loads(path.read_text())
+    path.write_text("[" * 200_000)
+    refused(folder, "nested too deeply")
+    path.write_text('{"nframe": 1, "nframe": 2}')
+    refused(folder, "a name appears twice")
     del entries["base_model"]
     path.write_text(json.dumps(entries))
     refused(folder, "lacks base_model; worldstereo-memory needs")
@@ -135,6 +161,53 @@ def test_config_entries_are_checked(folder):
     refused(folder, "is not valid JSON")
     path.unlink()
     refused(folder, "config.json cannot be read")
+
+
+@pytest.mark.parametrize(
+    ("entries", "match"),
+    [
+        ({"num_attention_heads": 0}, "num_attention_heads must be a whole number >= 1, got 0"),
+        ({"num_attention_heads": "two"}, "num_attention_heads must be a whole number"),
+        ({"num_attention_heads": float("nan")}, "num_attention_heads must be .* got nan"),
+        ({"num_layers": 10**9}, "num_layers must be at most 1024"),
+        ({"rope_max_seq_len": 10**9}, "rope_max_seq_len must be at most 16384"),
+        ({"patch_size": [1, 2]}, "patch_size must be three whole numbers"),
+        ({"patch_size": [1, 0, 2]}, "patch_size must be a whole number >= 1"),
+        ({"eps": float("inf")}, "eps must be a number between 0 and 1"),
+        ({"qk_norm": "x"}, "qk_norm must be"),
+        ({"cross_attn_norm": "yes"}, "cross_attn_norm must be true or false"),
+    ],
+)
+def test_a_base_config_that_builds_no_transformer_is_refused(folder, entries, match):
+    good = folder.joinpath("base", "transformer", "config.json").read_text()
+    spoilt = folder / "spoilt" / "transformer"  # the fixture's base is shared
+    spoilt.mkdir(parents=True)
+    (spoilt / "config.json").write_text(json.dumps(json.loads(good) | entries))
+    refused(folder, match, base=folder / "spoilt")
+
+
+@pytest.mark.parametrize(
+    ("name", "match"),
+    [
+        ("blocks.99999999.ffn.x", "not numbered from 0 on"),
+        ("blocks.x.y", "not numbered from 0 on"),
+        ("controlnet.controlnet_blocks.", "not numbered from 0 on"),
+    ],
+)
+def test_blocks_are_counted_only_where_they_follow_each_other(folder, name, match):
+    """Or a name alone would ask for a hundred million layers."""
+    path = folder / MEMORY / "model.safetensors"
+    save_file(load_file(path) | {name: torch.zeros(1)}, path)
+    refused(folder, match)
+
+
+def test_a_tensor_with_too_few_axes_is_refused(folder):
+    path = folder / MEMORY / "model.safetensors"
+    for name in ("controlnet.controlnet_mask_embedding.mask_proj.0.weight", "proj_out.weight"):
+        good = load_file(path)
+        save_file(good | {name: torch.zeros(())}, path)
+        refused(folder, rf"tensor {name} has shape \(\)")
+        save_file(good, path)
 
 
 def test_missing_truncated_and_foreign_files_are_one_line(folder, tmp_path):
@@ -226,9 +299,20 @@ def test_headers_that_lie_are_refused(tmp_path):
         ({"dtype": "F31"}, "damaged"),
         ({"shape": ["x"]}, "damaged"),
         ({"data_offsets": [0]}, "damaged"),
+        ({"data_offsets": [0.0, 24.0]}, "damaged"),
+        ({"shape": [float("inf")]}, "damaged"),
+        ({"shape": [10**400, 0]}, "damaged"),
+        ({"dtype": []}, "damaged"),
     ):
         with pytest.raises(WeightsMissing, match=match):
             read_header(write({"a": entry | change}))
+    with pytest.raises(WeightsMissing, match="b shares bytes with another tensor"):
+        read_header(write({"a": entry, "b": entry | {"data_offsets": [20, 44]}}))
+    path = write({"a": entry})
+    for text in (b'{"a":' + path.read_bytes()[13:-64] + b',"a":1}', b"[" * 200_000):
+        path.write_bytes(len(text).to_bytes(8, "little") + text)
+        with pytest.raises(WeightsMissing, match="JSON is damaged"):
+            read_header(path)
 
 
 def test_offline_says_so_and_a_download_asks_for_two_files_only(monkeypatch, tmp_path):

@@ -81,6 +81,19 @@ def truncated(part: str):
     return spoil
 
 
+def described(part: str, file: str = "config.json", **changes: object):
+    """A part of the base whose description fits nothing."""
+
+    def spoil(folder: Path) -> None:
+        path = folder / "base" / part / file
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+    return spoil
+
+
+PREPROCESSOR = ("image_processor", "preprocessor_config.json")
+
+
 @pytest.mark.parametrize(
     ("spoil", "variant", "words"),
     [
@@ -97,6 +110,13 @@ def truncated(part: str):
         (no("scheduler"), MEMORY, "base model in .* cannot be loaded"),
         (truncated("text_encoder"), MEMORY, "text encoder in .* cannot be loaded"),
         (truncated("vae"), MEMORY, "base model in .* cannot be loaded"),
+        (described("vae", latents_std=["x"]), MEMORY, "base model in .* cannot be loaded"),
+        (described("text_encoder", feed_forward_proj=7), MEMORY, "text encoder in .*describe no"),
+        (described("image_encoder", hidden_act="zz"), MEMORY, "image encoder in .* cannot be"),
+        (described("tokenizer", "tokenizer_config.json", pad_token={}), MEMORY, "text encoder in"),
+        (described(*PREPROCESSOR, size={"height": 3}), MEMORY, "image encoder in .*describe no"),
+        (described(*PREPROCESSOR, crop_size=10**9), MEMORY, "crop_size must be at most 16384"),
+        (described(*PREPROCESSOR, image_std=[0, 1, 1]), MEMORY, "image_mean and image_std are not"),
     ],
 )
 def test_a_load_that_fails_keeps_nothing(folder, spoil, variant, words):

@@ -11,6 +11,7 @@ import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,6 +33,7 @@ DTYPES = {
     "BOOL": torch.bool,
 }
 _LARGEST_HEADER = 100_000_000
+_MOST_AXES = 16
 
 
 @dataclass(frozen=True)
@@ -129,12 +131,14 @@ def read_header(path: Path) -> list[Entry]:
                     f"{path} is truncated: its header alone needs {8 + length} bytes, the file has "
                     f"{size}. Download it again."
                 )
-            header = json.loads(file.read(length))
+            text = file.read(length)
     except OSError as error:
         raise WeightsMissing(
             f"{path} cannot be read ({error.strerror}); model.safetensors is expected there."
         ) from error
-    except ValueError as error:
+    try:
+        header = json.loads(text, object_pairs_hook=_once)
+    except (ValueError, RecursionError) as error:
         raise WeightsMissing(f"{path} has no safetensors header (JSON is damaged).") from error
     if not isinstance(header, dict):
         raise WeightsMissing(f"{path} has no safetensors header (not an object).")
@@ -149,6 +153,18 @@ def read_header(path: Path) -> list[Entry]:
             f"{path} is truncated: {end} bytes are promised, the file has {size}. "
             f"Download it again."
         )
+    at = 0
+    for entry in sorted((e for e in entries if e.size), key=lambda e: e.start):
+        if entry.start < at:  # a small file could else fill the memory many times
+            raise WeightsMissing(f"{path}: {_short(entry.name)} shares bytes with another tensor.")
+        at = entry.start + entry.size
+    return entries
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    entries = dict(pairs)
+    if len(entries) < len(pairs):
+        raise ValueError("a name appears twice in one object")
     return entries
 
 
@@ -156,16 +172,22 @@ def _entry(path: Path, name: str, value: object, offset: int) -> Entry:
     try:
         assert isinstance(value, dict)
         dtype = DTYPES[value["dtype"]]
-        shape = tuple(int(n) for n in value["shape"])
-        start, end = (int(n) for n in value["data_offsets"])
+        shape, (start, end) = tuple(value["shape"]), value["data_offsets"]
+        # no axis is longer than any file, so that their product is quick
+        sound = all(type(n) is int and abs(n) < 1 << 63 for n in (*shape, start, end))
+        assert sound and len(shape) <= _MOST_AXES
     except (AssertionError, KeyError, TypeError, ValueError) as error:
-        raise WeightsMissing(f"{path}: the header entry of {name!r} is damaged.") from error
+        raise WeightsMissing(f"{path}: the header entry of {_short(name)} is damaged.") from error
     size = end - start
-    if start < 0 or min(shape, default=1) < 0 or size != math.prod(shape) * dtype.itemsize:
+    if min((start, *shape)) < 0 or size != math.prod(shape) * dtype.itemsize:
         raise WeightsMissing(
-            f"{path}: {name} claims {size} bytes for shape {shape} of {value['dtype']}."
+            f"{path}: {_short(name)} claims {size} bytes for shape {shape} of {value['dtype']}."
         )
     return Entry(name, path, dtype, shape, offset + start, size)
+
+
+def _short(name: str) -> str:
+    return repr(name if len(name) <= 80 else f"{name[:79]}…")[1:-1]
 
 
 def component_files(folder: Path) -> list[Path]:
@@ -178,9 +200,9 @@ def component_files(folder: Path) -> list[Path]:
     if indices:
         try:
             names = set(json.loads(indices[0].read_text(encoding="utf-8"))["weight_map"].values())
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
+        except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
             raise WeightsMissing(f"{indices[0]} is not a weight index.") from error
-        if any(Path(name).name != name for name in names):
+        if any(not isinstance(name, str) or Path(name).name != name for name in names):
             raise WeightsMissing(f"{indices[0]} names files outside its own folder.")
         return [folder / name for name in sorted(names)]
     files = sorted(folder.glob("*.safetensors"))

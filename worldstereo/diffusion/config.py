@@ -26,6 +26,11 @@ DEFAULT_PROMPT = (
 STEPS, GUIDANCE = 40, 5.0
 """Of the variants that are not distilled."""
 
+LARGEST = 1 << 17
+"""Of any width or count in a config or a header: ten times what any such model has."""
+MOST_LAYERS = 1024
+LONGEST_SIDE = 16_384
+
 COND_MODES = ("full_vae", "first_frame_only")
 MAX_REFERENCES = 8
 
@@ -117,11 +122,10 @@ class ControlConfig:
         if missing:
             raise ValueError(f"controlnet_cfg lacks {', '.join(missing)}.")
         for name in _CONTROL_INTS:
-            value = entries.get(name, 1)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(
-                    f"controlnet_cfg.{name} must be a whole number >= 1, got {value!r}."
-                )
+            most = MOST_LAYERS if name == "num_layers" else LARGEST
+            check_whole(f"controlnet_cfg.{name}", entries.get(name, 1), most)
+        for name in _CONTROL_SWITCHES:
+            check_switch(f"controlnet_cfg.{name}", entries.get(name, False))
         known = {field.name for field in fields(ControlConfig)}
         # diffusers adds private entries when it stores a config
         return ControlConfig(**{k: v for k, v in entries.items() if k in known})
@@ -131,7 +135,14 @@ class ControlConfig:
 
 
 _CONTROL_REQUIRED = ("conv_out_dim", "dim", "num_heads", "num_layers", "ffn_dim", "time_embed_dim")
-_CONTROL_INTS = (*_CONTROL_REQUIRED, "add_channels", "mid_channels", "mask_downsample")
+_CONTROL_INTS = (
+    *_CONTROL_REQUIRED,
+    "add_channels",
+    "mid_channels",
+    "mask_downsample",
+    "camera_embedding_dim",
+)
+_CONTROL_SWITCHES = ("interp", "update_ref", "ref_embedding", "main_camera_embedding")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,6 +186,8 @@ class ModelConfig:
 
 _REQUIRED = ("base_model", "controlnet_cfg", "scale_map", "nframe", "latent_cond_mode")
 _REQUIRED_DMD = ("dmd_start_steps", "dmd_end_steps", "gen_shift", "dmd_steps")
+_MOST = {"nframe": 1000, "dmd_start_steps": 1000, "dmd_end_steps": 1000, "dmd_steps": 1000}
+"""The schedule has 1000 steps."""
 
 
 def read_config(
@@ -191,19 +204,67 @@ def read_config(
     """
     kind = variant_named(variant)
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_bytes()
     except OSError as error:
         raise WeightsMissing(
             f"{path} cannot be read ({error.strerror}); a folder of {variant} holds config.json "
             f"and model.safetensors."
         ) from error
+    return parse_config(json_object(text, path), kind, where=str(path), shapes=shapes)
+
+
+def json_object(text: bytes, path: Path) -> dict[str, Any]:
+    """The JSON object in one of a model's files.
+
+    Raises:
+        WeightsMissing: it is damaged, names something twice, or holds something else.
+    """
+    try:
+        entries = json.loads(text, object_pairs_hook=_once)
     except ValueError as error:
-        raise WeightsMissing(
-            f"{path} is not valid JSON ({error}); config.json expected."
-        ) from error
+        said = str(error).splitlines()[0][:120]
+        raise WeightsMissing(f"{path} is not valid JSON ({said}).") from error
+    except RecursionError:
+        raise WeightsMissing(f"{path} is not valid JSON (nested too deeply).") from None
     if not isinstance(entries, dict):
         raise WeightsMissing(f"{path} must hold a JSON object, got {type(entries).__name__}.")
-    return parse_config(entries, kind, where=str(path), shapes=shapes)
+    return entries
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    entries = dict(pairs)
+    if len(entries) < len(pairs):
+        raise ValueError("a name appears twice in one object")
+    return entries
+
+
+def check_whole(name: str, value: Any, most: int = LARGEST) -> None:
+    """Refuses what is no whole number from 1 to `most`.
+
+    Raises:
+        ValueError: names the entry, what it holds and what is accepted.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} must be a whole number >= 1, got {_short(value)}.")
+    if value > most:
+        raise ValueError(f"{name} must be at most {most}, got {_short(value)}.")
+
+
+def check_switch(name: str, value: Any) -> None:
+    """Refuses what is neither true nor false.
+
+    Raises:
+        ValueError: names the entry and what it holds.
+    """
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} must be true or false, got {_short(value)}.")
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, int) and abs(value) >= 10**18:
+        return "a number of more than 18 digits"
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:59]}…"
 
 
 def parse_config(
@@ -225,7 +286,7 @@ def parse_config(
     mode = entries["latent_cond_mode"]
     if mode not in COND_MODES:
         raise ValueError(
-            f"{where}: latent_cond_mode must be one of {', '.join(COND_MODES)}, got {mode!r}."
+            f"{where}: latent_cond_mode must be one of {', '.join(COND_MODES)}, got {_short(mode)}."
         )
     if not isinstance(entries["controlnet_cfg"], Mapping):
         raise ValueError(f"{where}: controlnet_cfg must be an object.")
@@ -235,11 +296,15 @@ def parse_config(
     if variant.distilled:
         whole |= {name: entries[name] for name in _REQUIRED_DMD if name != "gen_shift"}
     for name, value in whole.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{where}: {name} must be a whole number >= 1, got {value!r}.")
+        check_whole(f"{where}: {name}", value, _MOST[name])
     shift = entries.get("gen_shift") if variant.distilled else 1.0
-    if isinstance(shift, bool) or not isinstance(shift, int | float) or not shift > 0:
-        raise ValueError(f"{where}: gen_shift must be a number above 0, got {shift!r}.")
+    if isinstance(shift, bool) or not isinstance(shift, int | float) or not 0 < shift <= 1000:
+        raise ValueError(
+            f"{where}: gen_shift must be a number above 0 and up to 1000, got {_short(shift)}."
+        )
+    negative = entries.get("negative_prompt")
+    if negative is not None and not isinstance(negative, str):
+        raise ValueError(f"{where}: negative_prompt must be a text, got {_short(negative)}.")
     return ModelConfig(
         variant=variant,
         base_model=entries["base_model"],
@@ -249,7 +314,7 @@ def parse_config(
         sizes=_sizes(entries["scale_map"], where),
         nframe=whole["nframe"],
         latent_cond_mode=mode,
-        negative_prompt=str(entries.get("negative_prompt") or ""),
+        negative_prompt=negative or "",
         dmd_start=whole.get("dmd_start_steps", 250),
         dmd_end=whole.get("dmd_end_steps", 1000),
         dmd_shift=float(shift),
@@ -260,14 +325,17 @@ def parse_config(
 def _sizes(value: Any, where: str) -> tuple[tuple[int, int], ...]:
     if value is None:
         return SIZES
-    try:
-        sizes = tuple((int(h), int(w)) for h, w in value)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{where}: scale_map must be a list of [height, width].") from error
-    bad = [size for size in sizes if size[0] % 16 or size[1] % 16 or min(size) < 16]
+    listed = isinstance(value, list | tuple) and all(
+        isinstance(size, list | tuple) and len(size) == 2 for size in value
+    )
+    if not listed or any(type(side) is not int for size in value for side in size):
+        raise ValueError(f"{where}: scale_map must be a list of [height, width].")
+    sizes = tuple((h, w) for h, w in value)
+    bad = [size for size in sizes if any(s % 16 or not 16 <= s <= LONGEST_SIDE for s in size)]
     if bad or not sizes:
         raise ValueError(
-            f"{where}: scale_map sizes must be multiples of 16, got {bad[:1] or sizes}."
+            f"{where}: scale_map sizes must be multiples of 16 up to {LONGEST_SIDE}, "
+            f"got {_short(bad[:1] or sizes)}."
         )
     return sizes
 
@@ -293,9 +361,9 @@ def derive_control(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     Raises:
         WeightsMissing: a tensor that any such checkpoint has is absent.
     """
-    first = _shape(shapes, "controlnet.controlnet_mask_embedding.mask_proj.0.weight")
-    patch = _shape(shapes, "controlnet.controlnet_patch_embedding.weight")
-    gate = _shape(shapes, "controlnet.controlnet_blocks.0.norm1.linear.weight")
+    first = _shape(shapes, "controlnet.controlnet_mask_embedding.mask_proj.0.weight", 3)
+    patch = _shape(shapes, "controlnet.controlnet_patch_embedding.weight", 1)
+    gate = _shape(shapes, "controlnet.controlnet_blocks.0.norm1.linear.weight", 2)
     found: dict[str, Any] = {
         "conv_out_dim": patch[0],
         "mid_channels": first[0],
@@ -303,13 +371,13 @@ def derive_control(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
         "mask_downsample": first[2],
         "dim": gate[0] // 3,
         "time_embed_dim": gate[1],
-        "ffn_dim": _shape(shapes, "controlnet.controlnet_blocks.0.ffn.0.weight")[0],
+        "ffn_dim": _shape(shapes, "controlnet.controlnet_blocks.0.ffn.0.weight", 1)[0],
         "num_layers": _count(shapes, "controlnet.controlnet_blocks."),
         "ref_embedding": "ref_index_embedding.weight" in shapes,
         "main_camera_embedding": "camera_embedding.0.weight" in shapes,
     }
     if found["main_camera_embedding"]:
-        found["camera_embedding_dim"] = _shape(shapes, "camera_embedding.0.weight")[1]
+        found["camera_embedding_dim"] = _shape(shapes, "camera_embedding.0.weight", 2)[1]
     return found
 
 
@@ -324,18 +392,18 @@ def derive_backbone(
     Raises:
         WeightsMissing: a backbone tensor is absent, so the file is not complete.
     """
-    patch = _shape(shapes, "patch_embedding.weight")
+    patch = _shape(shapes, "patch_embedding.weight", 5)
     width = patch[0]
     found: dict[str, Any] = {
         "patch_size": tuple(patch[2:]),
         "in_channels": patch[1],
-        "out_channels": _shape(shapes, "proj_out.weight")[0] // (patch[2] * patch[3] * patch[4]),
-        "text_dim": _shape(shapes, "condition_embedder.text_embedder.linear_1.weight")[1],
-        "freq_dim": _shape(shapes, "condition_embedder.time_embedder.linear_1.weight")[1],
-        "ffn_dim": _shape(shapes, "blocks.0.ffn.net.0.proj.weight")[0],
+        "out_channels": _shape(shapes, "proj_out.weight", 1)[0] // (patch[2] * patch[3] * patch[4]),
+        "text_dim": _shape(shapes, "condition_embedder.text_embedder.linear_1.weight", 2)[1],
+        "freq_dim": _shape(shapes, "condition_embedder.time_embedder.linear_1.weight", 2)[1],
+        "ffn_dim": _shape(shapes, "blocks.0.ffn.net.0.proj.weight", 1)[0],
         "num_layers": _count(shapes, "blocks."),
-        "image_dim": _shape(shapes, "condition_embedder.image_embedder.norm1.weight")[0],
-        "added_kv_proj_dim": _shape(shapes, "blocks.0.attn2.add_k_proj.weight")[1],
+        "image_dim": _shape(shapes, "condition_embedder.image_embedder.norm1.weight", 1)[0],
+        "added_kv_proj_dim": _shape(shapes, "blocks.0.attn2.add_k_proj.weight", 2)[1],
         "cross_attn_norm": "blocks.0.norm2.weight" in shapes,
         "eps": 1e-6,
     }
@@ -376,14 +444,26 @@ def check_agreement(config: ModelConfig, shapes: Mapping[str, tuple[int, ...]], 
         )
 
 
-def _shape(shapes: Mapping[str, tuple[int, ...]], name: str) -> tuple[int, ...]:
+def _shape(shapes: Mapping[str, tuple[int, ...]], name: str, axes: int) -> tuple[int, ...]:
+    """The shape of a tensor that must be there, with so many axes at least, none of them empty."""
     if name not in shapes:
         raise WeightsMissing(
             f"the checkpoint has no tensor {name}: it is not a WorldStereo checkpoint."
         )
-    return tuple(shapes[name])
+    shape = tuple(shapes[name])
+    if len(shape) < axes or not all(1 <= n <= LARGEST for n in shape):
+        raise WeightsMissing(
+            f"tensor {name} has shape {_short(shape)}: it is not a WorldStereo checkpoint."
+        )
+    return shape
 
 
 def _count(shapes: Mapping[str, Any], prefix: str) -> int:
-    numbers = {int(n.split(".")[prefix.count(".")]) for n in shapes if n.startswith(prefix)}
-    return max(numbers) + 1 if numbers else 0
+    """How many blocks there are; their numbers must run from 0 without a gap."""
+    names = {n.removeprefix(prefix).partition(".")[0] for n in shapes if n.startswith(prefix)}
+    if len(names) > MOST_LAYERS or names != {str(i) for i in range(len(names))}:
+        raise WeightsMissing(
+            f"the checkpoint's {prefix}* are {len(names)} and not numbered from 0 on "
+            f"(at most {MOST_LAYERS})."
+        )
+    return len(names)

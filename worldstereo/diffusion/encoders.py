@@ -5,7 +5,6 @@ can be switched off by name.
 """
 
 import html
-import json
 import re
 import traceback
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from worldstereo.diffusion.config import LONGEST_SIDE, check_whole, json_object
 from worldstereo.errors import WeightsMissing
 
 TEXT_TOKENS = 512
@@ -57,12 +57,7 @@ class ImageEncoder:
 
     def __init__(self, encoder: Any, settings: dict[str, Any], rescale: bool = False) -> None:
         self.encoder, self.rescale = encoder, rescale
-        size: Any = settings.get("size", 224)
-        self.size = int(size["shortest_edge"] if isinstance(size, dict) else size)
-        crop = settings.get("crop_size", self.size)
-        self.crop = int(crop["height"] if isinstance(crop, dict) else crop)
-        self.mean = torch.tensor(settings.get("image_mean", _CLIP_MEAN))
-        self.std = torch.tensor(settings.get("image_std", _CLIP_STD))
+        self.size, self.crop, self.mean, self.std = _preprocessing(settings)
 
     def pixels(self, image: Image.Image) -> Tensor:
         """(1, 3, crop, crop): bicubic to the shortest edge, centre crop, then mean and std."""
@@ -87,6 +82,26 @@ class ImageEncoder:
                 "the image encoder must be a CLIP vision model with hidden states."
             )
         return states[-2].float()
+
+
+def _preprocessing(settings: dict[str, Any]) -> tuple[int, int, Tensor, Tensor]:
+    """Shortest edge and side of the crop in pixels, mean and deviation (3,) of the colours.
+
+    Raises:
+        ValueError, KeyError, TypeError: no picture can be made with them.
+    """
+    size: Any = settings.get("size", 224)
+    size = size["shortest_edge"] if isinstance(size, dict) else size
+    crop = settings.get("crop_size", size)
+    crop = crop["height"] if isinstance(crop, dict) else crop
+    for name, side in (("size", size), ("crop_size", crop)):
+        check_whole(f"preprocessor_config.json: {name}", side, LONGEST_SIDE)
+    mean = torch.tensor(settings.get("image_mean", _CLIP_MEAN), dtype=torch.float32)
+    std = torch.tensor(settings.get("image_std", _CLIP_STD), dtype=torch.float32)
+    sound = mean.shape == std.shape == (3,) and bool((std > 0).all())
+    if not sound or not bool((mean.isfinite() & std.isfinite()).all()):
+        raise ValueError("preprocessor_config.json: image_mean and image_std are not usable.")
+    return size, crop, mean, std
 
 
 _CLIP_MEAN = [0.48145466, 0.4578275, 0.40821073]
@@ -126,7 +141,9 @@ def load_text_encoder(
     from transformers import AutoTokenizer, UMT5EncoderModel
 
     with readable(f"text encoder in {text_encoder}"):
-        words = AutoTokenizer.from_pretrained(tokenizer, local_files_only=True)
+        words = AutoTokenizer.from_pretrained(
+            tokenizer, local_files_only=True, trust_remote_code=False
+        )
         encoder = UMT5EncoderModel.from_pretrained(
             text_encoder, dtype=dtype, use_safetensors=True, local_files_only=True
         )
@@ -144,7 +161,9 @@ def load_image_encoder(
     from transformers import CLIPVisionModel
 
     with readable(f"image encoder in {image_encoder}"):
-        settings = json.loads((processor / "preprocessor_config.json").read_text(encoding="utf-8"))
+        path = processor / "preprocessor_config.json"
+        settings = json_object(path.read_bytes(), path)
+        _preprocessing(settings)  # refused before the encoder takes memory
         encoder = CLIPVisionModel.from_pretrained(
             image_encoder, dtype=dtype, use_safetensors=True, local_files_only=True
         )
@@ -167,9 +186,13 @@ def readable(what: str) -> Iterator[None]:
     logging.disable_progress_bar()
     try:
         yield
-    except (OSError, ValueError, ImportError, SafetensorError) as error:
+    except (MemoryError, torch.OutOfMemoryError, WeightsMissing):
+        raise  # no fault of the files, or said already
+    except Exception as error:  # a config that fits nothing raises whatever its reader does
         traceback.clear_frames(error.__traceback__)  # they hold what was read so far
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        if not isinstance(error, OSError | ValueError | ImportError | SafetensorError):
+            reason = f"its files describe no model that can be built ({reason})"
         raise WeightsMissing(f"the {what} cannot be loaded: {reason}") from error
     finally:
         if shown:

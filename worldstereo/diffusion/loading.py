@@ -4,7 +4,6 @@ Everything that can be refused is refused from headers and configs, before memor
 tensors stream to their place one by one.
 """
 
-import json
 import logging
 import time
 from collections.abc import Callable
@@ -17,10 +16,15 @@ from torch import Tensor, nn
 
 from worldstereo.diffusion.checkpoint import Weights, component_files
 from worldstereo.diffusion.config import (
+    LARGEST,
     LICENCE,
+    MOST_LAYERS,
     ModelConfig,
     check_agreement,
+    check_switch,
+    check_whole,
     derive_backbone,
+    json_object,
     read_config,
 )
 from worldstereo.diffusion.folders import base_part, find_base, find_variant
@@ -232,11 +236,11 @@ def backbone_arguments(weights: Weights, base: Path | str, offline: bool) -> dic
     path = Path("transformer", "config.json")
     try:
         path = base_part(base, "transformer", offline=offline, weights=False) / "config.json"
-        entries = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_bytes()
     except (WeightsMissing, OSError):
         log.info("no transformer/config.json of base %s; widths come from the weights alone", base)
-    except ValueError as error:
-        raise WeightsMissing(f"{path} is not valid JSON ({error}).") from error
+    else:
+        entries = json_object(text, path)
     complete = "patch_embedding.weight" in weights and "blocks.0.ffn.net.0.proj.weight" in weights
     if entries is None:
         if not complete:
@@ -246,8 +250,9 @@ def backbone_arguments(weights: Weights, base: Path | str, offline: bool) -> dic
             )
         return derive_backbone(weights.shapes)
     wanted = {k: entries[k] for k in _BACKBONE if entries.get(k) is not None}
+    _check_backbone(wanted)
     if complete:
-        found = derive_backbone(weights.shapes, int(entries.get("num_attention_heads", 40)))
+        found = derive_backbone(weights.shapes, wanted.get("num_attention_heads", 40))
         for name, value in found.items():
             said = wanted.get(name)
             said = tuple(said) if isinstance(said, list) else said
@@ -276,6 +281,30 @@ _BACKBONE = (
     "added_kv_proj_dim",
     "rope_max_seq_len",
 )
+
+
+def _check_backbone(wanted: dict[str, Any]) -> None:
+    """Refuses entries of the base's config that no Wan transformer could be built from."""
+    where = "base transformer/config.json"
+    for name, value in wanted.items():
+        if name == "patch_size":
+            if not isinstance(value, list) or len(value) != 3:
+                raise ValueError(f"{where}: patch_size must be three whole numbers.")
+            for side in value:
+                check_whole(f"{where}: patch_size", side, 64)
+        elif name == "cross_attn_norm":
+            check_switch(f"{where}: {name}", value)
+        elif name == "qk_norm":
+            if value != "rms_norm_across_heads":
+                raise ValueError(f'{where}: qk_norm must be "rms_norm_across_heads".')
+        elif name == "eps":
+            if type(value) not in (int, float) or not 0 < value < 1:
+                raise ValueError(f"{where}: eps must be a number between 0 and 1.")
+        else:
+            check_whole(f"{where}: {name}", value, _MOST.get(name, LARGEST))
+
+
+_MOST = {"num_layers": MOST_LAYERS, "rope_max_seq_len": 1 << 14}
 
 
 def empty_model(config: ModelConfig, arguments: dict[str, Any]) -> WorldStereoModel:

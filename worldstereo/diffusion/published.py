@@ -125,12 +125,12 @@ def _loaded(
         vae = AutoencoderKLWan.from_pretrained(
             part("vae"), torch_dtype=half, use_safetensors=True, local_files_only=True
         )
-    held.append(vae)
-    nn.Module.to(vae.eval().requires_grad_(False), device)
-    if mode.tiled_vae:
-        vae.enable_tiling()
-        vae.enable_slicing()
-    settings: Any = scheduler[0] if isinstance(scheduler, tuple) else scheduler
-    settings = {k: v for k, v in settings.items() if not k.startswith("_")}
-    keyframes = KeyframeVae(vae, batch=1 if mode.tiled_vae else 4)
+        held.append(vae)
+        nn.Module.to(vae.eval().requires_grad_(False), device)
+        if mode.tiled_vae:
+            vae.enable_tiling()
+            vae.enable_slicing()
+        settings: Any = scheduler[0] if isinstance(scheduler, tuple) else scheduler
+        settings = {k: v for k, v in settings.items() if not k.startswith("_")}
+        keyframes = KeyframeVae(vae, batch=1 if mode.tiled_vae else 4)
     return Published(checkpoint.config, model, keyframes, text, image, settings, report)

@@ -29,6 +29,7 @@ _TYPES = {
 }  # fmt: skip
 _FORMATS = ("ascii", "binary_little_endian", "binary_big_endian")
 INDICES = ("vertex_indices", "vertex_index")
+_MOST_PARTS = 2000  # elements, or properties of one: their reading is quadratic
 _SH0 = 0.28209479177387814  # the constant spherical harmonic
 
 
@@ -115,6 +116,12 @@ def _header(name: str, data: bytes) -> tuple[str, list[_Element], int]:
                     f"declares {shown(words[1], 24)} twice",
                     "One element of a name is accepted",
                 )
+            if len(elements) == _MOST_PARTS:
+                raise refusal(
+                    name,
+                    f"declares more than {_MOST_PARTS} elements",
+                    "Export it with fewer",
+                )
             elements.append(_Element(words[1], int(words[2]), ()))
         elif words[0] == "property" and elements:
             prop = _property(words)
@@ -124,6 +131,12 @@ def _header(name: str, data: bytes) -> tuple[str, list[_Element], int]:
             if any(p.name == prop.name for p in last.properties):
                 raise refusal(
                     name, f"declares property {shown(prop.name, 24)} twice", "Export it again"
+                )
+            if len(last.properties) == _MOST_PARTS:
+                raise refusal(
+                    name,
+                    f"declares more than {_MOST_PARTS} properties of {shown(last.name, 24)}",
+                    "Export it with fewer",
                 )
             elements[-1] = _Element(last.name, last.rows, (*last.properties, prop))
         else:
