@@ -128,12 +128,21 @@ def broken(cameras, field, index, value):
         ("K", (3, 0, 0), 0.0, r"K\[3\]: the focal length is 0"),
         ("K", (0, 1, 1), -2.0, r"K\[0\]: the focal length is -2"),
         ("K", (0, 2, 0), 1.0, r"K\[0\]: the last row"),
+        ("K", (2, 1, 0), 5.0, r"K\[2\]: row 1 begins with 5; K is upper triangular"),
         ("c2w", (2, 3, 0), 1.0, r"c2w\[2\]: the last row"),
     ],
 )
 def test_bad_numbers_are_named(cameras, field, index, value, message):
     with pytest.raises(ValueError, match=message):
         broken(cameras, field, index, value)
+
+
+def test_mixed_and_short_floats_are_refused(cameras):
+    """Or they would fail later, in a product or an inverse, in words of torch."""
+    with pytest.raises(ValueError, match="K is torch.float64 .* c2w torch.float32 .* same"):
+        Cameras(cameras.K.double(), cameras.c2w, 37, 29)
+    with pytest.raises(ValueError, match="K must be of float32 or float64, got torch.float16"):
+        Cameras(cameras.K.half(), cameras.c2w.half(), 37, 29)
 
 
 def test_a_mirrored_pose_is_refused(cameras):

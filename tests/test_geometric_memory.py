@@ -455,6 +455,38 @@ def test_files_and_state_dicts_carry_weights_and_cloud(tmp_path, cameras):
         other.load_state_dict(weights)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s.pop("learned.seed"), 'does not fit this memory: .*"learned.seed"'),
+        (lambda s: s.update({"memory.colors": s["memory.colors"] + 3}), "colors holds 3"),
+        (lambda s: s.update({"memory.observations": s["memory.observations"] * 0}), "0 to 0"),
+        (lambda s: s.update({"memory.radii": s["memory.radii"] - 1}), "radii holds -0"),
+        (lambda s: s.update({"learned.seed": torch.zeros(3)}), "size mismatch for learned.seed"),
+        (None, "is no file that a memory saved, or it is damaged"),
+    ],
+)
+def test_a_file_that_does_not_fit_changes_nothing(change, message, tmp_path):
+    from safetensors.torch import save_file
+
+    memory = GlobalGeometricMemory(5, 7, latent_channels=3)
+    memory.initialize(torch.rand(11, 3))
+    other = GlobalGeometricMemory(5, 7, latent_channels=3)
+    other.initialize(torch.rand(13, 3), radii=torch.rand(13))
+    state = {k: v.clone() for k, v in other.state_dict().items()}
+    if change is None:
+        (tmp_path / "x").write_bytes((2**62).to_bytes(8, "little") + b"{}")
+    else:
+        change(state)
+        save_file(state, tmp_path / "x")
+    before = {k: v.clone() for k, v in memory.state_dict().items()}
+    with pytest.raises(ValueError, match=message) as caught:
+        memory.load(tmp_path / "x")
+    assert "\n" not in str(caught.value)
+    after = memory.state_dict()
+    assert all(torch.equal(after[k], before[k]) for k in before)
+
+
 def test_features_that_were_not_given_take_no_memory_and_follow_their_points():
     wide = memory(point_cloud_dim=64)
     wide.initialize(noise(997, 0))

@@ -353,6 +353,13 @@ LIES = {
     "plan": lambda m: m["state"].update(plan='{"format": "x"}'),
     "version": lambda m: m.update(version=0),
     "small": lambda m: m.update(small="c" * 64),
+    "small of another kind": lambda m: m.update(small=["c" * 64]),
+    "other views": lambda m: m["state"]["registration"].update(agrees=[True]),
+    "earlier": lambda m: m["state"]["registration"].update(
+        earlier=[m["state"]["registration"]["given"]]
+    ),
+    "given size": lambda m: m["state"]["scene"]["views"][0]["given"].update(width=38),
+    "revision": lambda m: m["state"]["history"][0]["details"]["items"].update(registration="x"),
 }
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 from torch import Tensor
 
 from tests.conftest import room, turned_cameras
@@ -672,6 +673,20 @@ def test_a_file_that_does_not_fit_changes_nothing(tmp_path):
     (tmp_path / "torn.safetensors").write_bytes(b"not a file")
     with pytest.raises(ValueError, match="does not fit this memory"):
         small.load(tmp_path / "torn.safetensors")
+    other = filled(cameras, 5)
+    more = {k: v.clone() for k, v in other.state_dict().items()} | {"x": torch.zeros(2)}
+    save_file(more, tmp_path / "more.safetensors")
+    with pytest.raises(ValueError, match='does not fit this memory: .*"x"'):
+        small.load(tmp_path / "more.safetensors")
+    good = {k: v.clone() for k, v in filled(cameras, 5).state_dict().items()}
+    for name, lie, said in (
+        ("scalars", torch.full((9,), float("inf")), "scalars: must be"),
+        ("scalars", good["memory.scalars"] * 0 - 1, "scalars: counts begin at 0, got -1"),
+        ("codes", good["memory.codes"].half() * float("nan"), "all numbers finite"),
+    ):
+        save_file(good | {f"memory.{name}": lie}, tmp_path / "lie.safetensors")
+        with pytest.raises(ValueError, match=said):
+            small.load(tmp_path / "lie.safetensors")
     assert same_state(state(small), before)
 
 

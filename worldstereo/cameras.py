@@ -28,6 +28,11 @@ class Cameras:
     def __post_init__(self) -> None:
         _check_field("K", self.K, (3, 3))
         _check_field("c2w", self.c2w, (4, 4))
+        if self.K.dtype != self.c2w.dtype or self.K.device != self.c2w.device:
+            raise ValueError(
+                f"K is {self.K.dtype} on {self.K.device} and c2w {self.c2w.dtype} on "
+                f"{self.c2w.device}; both must be the same."
+            )
         if self.K.shape[:-2] != self.c2w.shape[:-2]:
             raise ValueError(
                 f"K has batch shape {tuple(self.K.shape[:-2])} and c2w "
@@ -199,6 +204,8 @@ def _check_field(name: str, value: Tensor, tail: tuple[int, int]) -> None:
     if not isinstance(value, Tensor) or not value.is_floating_point():
         kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
         raise ValueError(f"{name} must be a tensor of floats, got {kind}.")
+    if value.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"{name} must be of float32 or float64, got {value.dtype}.")
     if tuple(value.shape[-2:]) != tail:
         raise ValueError(f"{name} must end in shape {tail}, got {tuple(value.shape)}.")
     bad = torch.nonzero(~torch.isfinite(value).reshape(-1, *tail).all(dim=-1).all(dim=-1)).flatten()
@@ -221,6 +228,10 @@ def _check_intrinsics(K: Float[Tensor, "n 3 3"]) -> None:
     if len(bad) > 0:
         row = [round(v, 6) for v in K[bad[0], 2].tolist()]
         raise ValueError(f"K[{bad[0]}]: the last row is {row}; it must be [0, 0, 1].")
+    bad = torch.nonzero(~(K[:, 1, 0].abs() <= TOLERANCE * K[:, 0, 0])).flatten()
+    if len(bad) > 0:
+        value = float(K[bad[0], 1, 0])
+        raise ValueError(f"K[{bad[0]}]: row 1 begins with {value:.6g}; K is upper triangular.")
 
 
 def _check_poses(c2w: Float[Tensor, "n 4 4"]) -> None:

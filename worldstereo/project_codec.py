@@ -362,6 +362,7 @@ def _view(view: View) -> bool:
     return (
         all(tuple(t.shape) == (n, *size) for t, n in zip(planes, (3, 1, 1, 1), strict=True))
         and view.cameras.batch_shape == view.given.batch_shape == ()
+        and (view.given.height, view.given.width) == size
         and _finite(view.gain)
         and _finite(view.depth, lowest=0.0)
         and int(view.kind.max()) <= max(DepthKind)
@@ -398,7 +399,25 @@ def _scene(scene: Scene) -> bool:
     )
 
 
+def _registration(found: Registration) -> bool:
+    n = len(found.agrees)
+    return (
+        found.given.batch_shape == found.corrected.batch_shape == (n,)
+        and tuple(found.moved_px.shape) == (n,)
+        and _finite(found.moved_px)
+        and len(found.earlier) == max(found.revision - 1, 0)
+        and all(len(c.batch_shape) == 1 and len(c) > 0 for c in found.earlier)
+        and 0 < found.unit < torch.inf
+    )
+
+
+def _record(record: StepRecord) -> bool:
+    return fits(record.details.get("registration", 0), int)
+
+
 _CHECKS: dict[Any, Callable[[Any], bool]] = {
+    Registration: _registration,
+    StepRecord: _record,
     View: _view,
     PointCloud: _cloud,
     Clip: _clip,

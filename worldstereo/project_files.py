@@ -54,7 +54,7 @@ def checked_manifest(fields: Any) -> tuple[dict[str, int], str | None, dict[str,
     for member, size in sizes.items():
         if not NAME.fullmatch(member) or not fits(size, int) or not 0 < size <= MOST_BYTES:
             raise Unsound(f"{MANIFEST} names a member that cannot be")
-    if small is not None and small not in sizes:
+    if small is not None and (not isinstance(small, str) or small not in sizes):
         raise Unsound(f"{MANIFEST} lacks its small member")
     missing = [key for key in STATE if key not in skeleton]
     if missing:

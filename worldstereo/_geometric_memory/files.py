@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from worldstereo._atomic import write_atomic
+from worldstereo._geometric_memory.features import PointFeatures
 from worldstereo._geometric_memory.storage import Columns
 from worldstereo._geometric_memory.store import PointStore
 
@@ -33,11 +34,22 @@ OUTSIDE = {
 }
 
 
+_RANGES = {
+    "color": (-1e-3, 1 + 1e-3),  # means of colours are rounded
+    "confidence": (-1e-3, 1 + 1e-3),
+    "count": (1, 2**31 - 1),  # weighs the mean
+    "seen": (-(2**31), 2**31 - 1),
+    "source": (-(2**31), 2**31 - 1),
+    "radius": (0, np.inf),
+}
+
+
 class MemoryFiles(nn.Module):
     """A module whose `state_dict` and files carry a `PointStore`."""
 
     point_cloud_dim: int
     max_points: int
+    learned: PointFeatures
     _store: PointStore
 
     def _device_column(self, name: str) -> Tensor:
@@ -54,20 +66,32 @@ class MemoryFiles(nn.Module):
         """Weights and cloud of a file of `save`; a cloud above capacity is thinned to it.
 
         Raises:
-            ValueError: the file was saved by a memory of other widths.
+            ValueError: not such a file, or saved by a memory of other widths; nothing changes.
+            OSError: it cannot be opened.
         """
-        from safetensors import safe_open
+        from safetensors import SafetensorError, safe_open
 
-        with safe_open(str(path), framework="pt") as file:
-            header = json.loads((file.metadata() or {}).get("worldstereo", "{}"))
-            widths = ("point_cloud_dim", "feature_dim", "latent_channels")
-            for name in widths:
-                if header.get(name, getattr(self, name)) != getattr(self, name):
-                    raise ValueError(
-                        f"{name} of {path} is {header[name]}, of this memory {getattr(self, name)}."
-                    )
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        self.load_state_dict(state)
+        try:
+            with safe_open(str(path), framework="pt") as file:
+                header = json.loads((file.metadata() or {}).get("worldstereo", "{}"))
+                state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, ValueError, RecursionError) as error:
+            raise ValueError(f"{path} is no file that a memory saved, or it is damaged.") from error
+        said = header if isinstance(header, dict) else {}
+        for name in ("point_cloud_dim", "feature_dim", "latent_channels"):
+            if said.get(name, getattr(self, name)) != getattr(self, name):
+                raise ValueError(
+                    f"{name} of {path} is {said[name]!r:.20}, of this memory {getattr(self, name)}."
+                )
+        before = {k: v.detach().clone() for k, v in self.learned.state_dict().items()}
+        version = self._store.snapshot()
+        try:
+            self.load_state_dict(state)
+        except RuntimeError as error:  # torch has copied what fitted
+            self.learned.load_state_dict(before)
+            self._store.restore(version)
+            reason = str(error).strip().splitlines()[-1].strip()
+            raise ValueError(f"{path} does not fit this memory: {reason}") from error
 
     def _settings(self) -> dict[str, Any]:
         names = ("point_cloud_dim", "feature_dim", "num_neighbors", "update_frequency")
@@ -121,6 +145,10 @@ class MemoryFiles(nn.Module):
                 raise ValueError(f"{outside} must be {shape}, got {tuple(given[outside].shape)}.")
             if given[outside].is_floating_point() and not torch.isfinite(given[outside]).all():
                 raise ValueError(f"{outside} holds numbers that are not finite.")
+            if n > 0 and name in _RANGES:
+                low, high = (float(v) for v in given[outside].aminmax())
+                if low < _RANGES[name][0] or high > _RANGES[name][1]:
+                    raise ValueError(f"{outside} holds {low:.6g} to {high:.6g}, which cannot be.")
             kind = np.int32 if name in ("count", "seen", "source") else np.float32
             columns[name] = given[outside].detach().cpu().numpy().astype(kind)
         if n > self.max_points:

@@ -181,7 +181,12 @@ class Bank:
             ValueError: other widths, more entries than fit, or values that no bank holds.
         """
         parts = {name: given[name].to(self.device) for name in self.kinds}
-        scalars = Scalars(*(int(x) for x in given["scalars"]))
+        counts = given["scalars"]
+        if counts.dtype != torch.int64 or counts.shape != (len(Scalars._fields),):
+            raise ValueError(f"scalars: must be {len(Scalars._fields)} int64, got {counts.dtype}.")
+        scalars = Scalars(*counts.tolist())
+        if min(scalars) < 0:
+            raise ValueError(f"scalars: counts begin at 0, got {min(scalars)}.")
         if scalars.size != len(parts["codes"]) or scalars.size > self.capacity:
             raise ValueError(
                 f"codes: holds {len(parts['codes'])} entries; {scalars.size} are announced and at "
@@ -201,7 +206,8 @@ class Bank:
                 f"codes: must have {self.width} channels, got shape {tuple(parts['codes'].shape)}."
             )
         sure = parts["confidence"]
-        finite = all(bool(torch.isfinite(p).all()) for p in parts.values() if p.dtype == FLOAT)
+        floats = [part for part in parts.values() if part.is_floating_point()]
+        finite = all(bool(torch.isfinite(part).all()) for part in floats)
         if not finite or not bool(((sure >= 0) & (sure <= 1)).all()):
             raise ValueError("confidence: must be within [0, 1] and all numbers finite.")
         kind = parts["codes"].dtype

@@ -64,9 +64,11 @@ class BankFiles(nn.Module):
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
+        before = self.snapshot()
         try:
             self.load_state_dict(load_file(str(path)))
         except (RuntimeError, SafetensorError) as error:
+            self.restore(before)
             reason = str(error).strip().splitlines()[-1].strip()
             raise ValueError(f"{path} does not fit this memory: {reason}") from error
 
