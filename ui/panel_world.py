@@ -22,9 +22,17 @@ ACCEPTED = (
 )
 COLORS = ("photo", "step", "source", "confidence", "age")
 ROWS = 60  # of the registration table
-ANOTHER_WORLD = ("#upload", "[data-send=example]")
+ANOTHER_WORLD: tuple[str, ...] = ("#upload", "[data-send=example]")
 BUSY = "Wait for the running step, or cancel it."
-ON_THIS_WORLD = ("#registered", "#scale", "#set-scale", "#measure", "#set-up", "#select", "#delete")
+ON_THIS_WORLD: tuple[str, ...] = (
+    "#registered",
+    "#scale",
+    "#set-scale",
+    "#measure",
+    "#set-up",
+    "#select",
+    "#delete",
+)
 
 
 class WorldTab:
@@ -159,7 +167,7 @@ class WorldTab:
         }
 
     def why_not(self, session: Session) -> dict[str, str]:
-        why = dict.fromkeys(ANOTHER_WORLD, BUSY) if session.busy else {}
+        why: dict[str, str] = dict.fromkeys(ANOTHER_WORLD, BUSY) if session.busy else {}
         if session.preparing:
             return why | dict.fromkeys(ON_THIS_WORLD, PREPARING)
         if not session.selected:

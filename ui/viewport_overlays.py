@@ -334,6 +334,7 @@ class KeyframeGizmos:
                 position=c2w[:3, 3] * scale,
                 cast_shadow=False,
                 receive_shadow=False,
+                variant="filled",  # a click between the lines means it, too
             )
             handle.on_click(lambda _, index=index: self._clicked(index))
             self._handles.append(handle)

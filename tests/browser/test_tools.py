@@ -112,13 +112,14 @@ def test_a_file_of_ones_own(visit, tmp_path):
     page.wait_for_function("() => document.querySelector('#generate').disabled")
     page.keyboard.press("k")
     page.wait_for_function(f"() => {text('#side', '1 keyframe')}")
-    drag(page, (0.3, 0.3), (0.4, 0.35))
+    drag(page, (0.3, 0.3), (0.33, 0.315))
     page.wait_for_timeout(1500)
     page.keyboard.press("k")
     page.wait_for_function(f"() => {text('#side', '2 keyframes')}")
     idle(page)
     page.locator("#preview img[data-final=true]").wait_for()
     a_keyframe_is_dragged(page)
+    another_keyframe_is_chosen(page)
 
     # the picture of the stage is a picture
     with page.expect_download() as arriving:
@@ -206,3 +207,23 @@ def a_keyframe_is_dragged(page):
     assert moved @ along > 0.1 and np.linalg.norm(moved - (moved @ along) * along) < 1e-3
     np.testing.assert_allclose(place(page, "/keyframes/001"), place(page, gizmo), atol=1e-3)
     np.testing.assert_allclose(page.evaluate(camera), eye, atol=1e-6)
+
+
+def another_keyframe_is_chosen(page):
+    """By a click into its frustum, between the lines: the handles go there, nothing else moves."""
+    drag(page, (0.35, 0.35), (0.335, 0.343))  # so that both can be seen
+    page.mouse.move(*at(page, 0.5, 0.5))
+    page.mouse.wheel(0, 480)
+    page.wait_for_timeout(1500)
+    stood = [place(page, f"/keyframes/00{i}") for i in (0, 1)]
+    for chosen in (0, 1, 0):
+        for _ in range(8):
+            page.mouse.click(*on_page(page, f"/keyframes/00{chosen}", 0, 0, 0.1))
+            page.wait_for_timeout(1200)
+            if np.allclose(place(page, "/keyframes/gizmo"), stood[chosen], atol=1e-3):
+                break
+        else:
+            pytest.fail(f"never chosen: keyframe {chosen + 1}")
+    for i in (0, 1):
+        np.testing.assert_allclose(place(page, f"/keyframes/00{i}"), stood[i], atol=1e-6)
+    assert page.get_by_role("tab", name="Path").get_attribute("aria-selected") == "true"
