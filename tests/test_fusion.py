@@ -72,9 +72,11 @@ def test_surfel_warp_equals_its_twin():
 
 
 @pytest.mark.parametrize("free", [0.0, 0.04])
-def test_fused_depth_equals_its_twin(free: float):
-    """With one view lying about its depth, so that hypotheses compete."""
+@pytest.mark.parametrize("trust", [1.0, 0.3])
+def test_fused_depth_equals_its_twin(free: float, trust: float):
+    """With one view lying about its depth, so that hypotheses compete; sensors, and photos."""
     works = [make_working(v) for v in views(4)]
+    works = [w.with_depth(w.disparity, np.full((H, W), trust, np.float32)) for w in works]
     lying = works[1].disparity * np.where(np.arange(W) % 20 < 6, 1.5, 1).astype(np.float32)
     works[1] = works[1].with_depth(lying, works[1].confidence)
     target = works[2].pose
@@ -88,6 +90,7 @@ def test_fused_depth_equals_its_twin(free: float):
         torch.from_numpy(np.stack([v.pose.K for v in served])),
         torch.from_numpy(np.stack([relative(target, v.pose) for v in served])),
         torch.from_numpy(target.K), tau=fusion.AGREE, free=free, near=fusion.NEAR,
+        steep=torch.full((3,), 0.0 if trust > 0.5 else fusion.STEEP), least=fusion.LEAST_SAID,
     ).numpy()  # fmt: skip
     close = np.abs(out - other) <= 1e-4 * np.maximum(out, other)
     assert (out > 0).mean() > 0.7
@@ -108,6 +111,34 @@ def test_the_free_space_test_refuses_a_wall_others_look_through():
         wrong[free] = float((np.abs(out - truth) > 0.1 * truth).mean())
     assert wrong[0.0] > 0.1
     assert wrong[fusion.FREE] < 0.3 * wrong[0.0]
+
+
+@pytest.mark.parametrize(("trust", "expected"), [(0.3, 3.0), (1.0, 1.2)])
+def test_a_guess_seen_from_the_side_hides_nothing(trust: float, expected: float):
+    """Two views beside the target show a wall at 3; one from 60 degrees claims a wall at 1.2.
+
+    A sensor that measured it is believed. A photo's guess is not; alone, it is what there is.
+    """
+    K = torch.tensor([[66.0, 0.0, 41.5], [0.0, 66.0, 30.5], [0.0, 0.0, 1.0]])
+    up, middle = torch.tensor([0.0, -1.0, 0.0]), torch.tensor([0.0, 0.0, 1.2])
+
+    def wall_from(eye: list[float], at: torch.Tensor, z: float) -> fusion.Working:
+        """A view of the plane of all points that lie at `z`."""
+        camera = Cameras(K, look_at(torch.tensor(eye), at, up), W, H)
+        rays = torch.cat([camera.pixel_grid(), torch.ones(H * W, 1)], 1) @ torch.linalg.inv(K).mT
+        depth = (z - eye[2]) / (rays @ camera.c2w[2, :3])  # per unit of depth a ray rises so much
+        view = View.of(torch.rand(3, H, W), depth.reshape(1, H, W), camera)
+        work = make_working(view)
+        return work.with_depth(work.disparity, np.full((H, W), trust, np.float32))
+
+    beside = [wall_from([x, 0.0, 0.0], torch.tensor([x, 0.0, 9.0]), 3.0) for x in (-0.1, 0.1)]
+    side = wall_from([-1.2 * 3**0.5, 0.0, 0.0], middle, 1.2)
+    target = pose_of(Cameras(K, look_at(torch.zeros(3), middle, up), W, H))
+    # Without the free-space test: what lies outside a photo's picture it cannot look through.
+    out = fusion.fused_depth([*beside, side], target, free=0)
+    np.testing.assert_allclose(out[25:36, 35:48], expected, rtol=1e-3)
+    alone = fusion.fused_depth([side], target, free=0)
+    np.testing.assert_allclose(alone[25:36, 35:48], 1.2, rtol=1e-3)
 
 
 def test_attention_to_a_view_equals_its_twin():

@@ -58,6 +58,7 @@ FOOTPRINT = (
 STRETCH = 14.0  # longest side of a surfel over that of one facing both cameras
 EDGE_ON = 0.02  # smallest area of a surfel over that of one facing both cameras
 STEEP = 30.0  # per radian: how much more the angle counts in photos, whose depth is a guess
+LEAST_SAID = 0.1  # share of what is said about a pixel that a surface only photos show must have
 FREE = 0.04  # a view contradicts a surface if it sees so much farther, relatively
 
 
@@ -109,6 +110,9 @@ def fused_depth(
 ) -> np.ndarray:
     """Depth of the target from all given views, in u; 0 where none of them knows.
 
+    What photos say, whose depth is a guess, counts less the more their rays differ from the
+    target's, as in the blend.
+
     Args:
         agree: relative depth within which views support one surface.
         free: how much farther a view must see to look through a surface; 0 leaves the test out.
@@ -133,12 +137,14 @@ def fused_depth(
     lowest = np.concatenate([v.lowest.ravel() for v in views])
     K = np.stack([v.pose.K for v in views])
     back = np.stack([relative(target, v.pose) for v in views])
+    centre = np.stack([-T[:, :3].T @ T[:, 3] for T in back])
+    steep = np.array([STEEP if v.guessed else 0.0 for v in views])
     rows = bands(target.height)
 
     def band(i: int) -> None:
         kernels.fuse_depth(
-            warped, weight, vote, lowest, offset, sizes, K, back, target.K, agree, free, NEAR,
-            *rows[i], out,
+            warped, weight, vote, steep, lowest, offset, sizes, K, back, centre, target.K, agree,
+            free, LEAST_SAID, NEAR, *rows[i], out,
         )  # fmt: skip
 
     parallel_for(len(rows), band)

@@ -120,21 +120,46 @@ def surfel_warp(d, gx, gy, Kr, Kt, T, half, max_stretch, min_area, near, out):
 
 
 @kernel(**FLAGS)
-def fuse_depth(Z, weight, vote, lowest, offset, size, Kr, back, Kt, tau, free, near, y0, y1, out):
+def said_by(X, Y, Z, centre, steep):
+    """What a view's word about a point counts, in (0, 1]: a guess errs with the angle of its ray.
+
+    Twice one less the cosine stands for the square of the angle.
+    """
+    if steep <= 0:
+        return 1.0
+    d0, d1, d2 = X - centre[0], Y - centre[1], Z - centre[2]
+    lengths = math.sqrt((X * X + Y * Y + Z * Z) * (d0 * d0 + d1 * d1 + d2 * d2))
+    cosine = (X * d0 + Y * d1 + Z * d2) / max(lengths, 1e-12)
+    return 1.0 / (1.0 + steep * steep * 2.0 * max(0.0, 1.0 - cosine))
+
+
+@kernel(**FLAGS)
+def fuse_depth(
+    Z, weight, vote, steep, lowest, offset, size, Kr, back, centre, Kt, tau, free, least, near,
+    y0, y1, out,
+):  # fmt: skip
     """Front-most hypothesis that is supported and not seen through: mean of its supporters.
+
+    What only photos say stands in front of other hypotheses only with some share of what is said
+    at the pixel: one that looks from the side cannot hide what photos beside the target show.
 
     Args:
         Z: (n, H, W) warped depth of each view, EMPTY where none.
         weight, vote: (n,) support of each view, and its say against what it looks through.
+        steep: (n,) how fast a view's word loses with the angle, per radian; 0: depth of a sensor.
         lowest: all views' 3x3 minimum of depth, flattened one after the other.
         offset, size: (n,) and (n, 2): where each view begins there, and its height and width.
         back: (n, 3, 4) target to view.
+        centre: (n, 3) where each view stands, in the target's axes.
         free: how much farther than the hypothesis a view must see to contradict it; 0: no test.
+        least: share of what is said that a surface of photos needs.
     """
     n_views = Z.shape[0]
     W = Z.shape[2]
     depth = np.empty(n_views, np.float32)
     index = np.empty(n_views, np.int64)
+    said = np.empty(n_views, np.float32)
+    guesses = steep.max() > 0
     for y in range(y0, y1):
         for x in range(W):
             n = 0
@@ -151,6 +176,13 @@ def fuse_depth(Z, weight, vote, lowest, offset, size, Kr, back, Kt, tau, free, n
                     n += 1
             out[y, x] = 0
             best_score, best = -1e30, 0.0
+            needed = 0.0
+            if guesses and n > 1 and depth[n - 1] > depth[0] * (1 + tau):
+                for k in range(n):
+                    i, z = index[k], depth[k]
+                    X, Y = (x - Kt[2]) / Kt[0] * z, (y - Kt[3]) / Kt[1] * z
+                    said[k] = weight[i] * said_by(X, Y, z, centre[i], steep[i])
+                    needed += least * said[k]
             k = 0
             while k < n:
                 sw, sz, j = 0.0, 0.0, k
@@ -163,6 +195,13 @@ def fuse_depth(Z, weight, vote, lowest, offset, size, Kr, back, Kt, tau, free, n
                     best = z
                     break
                 score = sw
+                if needed > 0:
+                    share, sensed = 0.0, False
+                    for m in range(k, j):
+                        share += said[m]
+                        sensed |= steep[index[m]] <= 0
+                    if share < needed and not sensed:
+                        score = 0.0  # as if unsupported, and still better than seen through
                 if free > 0:
                     X, Y = (x - Kt[2]) / Kt[0] * z, (y - Kt[3]) / Kt[1] * z
                     for i in range(n_views):

@@ -91,6 +91,8 @@ def fuse_depth(
     tau: float,
     free: float,
     near: float,
+    steep: Tensor | None = None,
+    least: float = 0.0,
 ) -> Tensor:
     """Front-most supported hypothesis per pixel; see the compiled loop for the arguments."""
     n, H, W = Z.shape
@@ -98,6 +100,9 @@ def fuse_depth(
     w = weight.double()[order]
     count = (z < EMPTY).sum(0)
     rank = torch.arange(n, device=Z.device)[:, None, None]
+    steep = torch.zeros(n) if steep is None else steep
+    said = w * _said_by(z, back[order], steep.double()[order], Kt)
+    said = torch.where(z < EMPTY, said, 0)
     start = torch.zeros(H, W, dtype=torch.long, device=Z.device)
     best = torch.zeros(H, W, dtype=torch.float64, device=Z.device)
     best_score = torch.full_like(best, -1e30)
@@ -108,7 +113,9 @@ def fuse_depth(
         sw = (w * member).sum(0)
         mean = (w * torch.where(member, z, 0)).sum(0) / sw.clamp_min(1e-30)
         only = member.sum(0) == count
-        score = sw.clone()
+        share = (said * member).sum(0)
+        sensed = (member & (steep[order] <= 0)).any(0)
+        score = torch.where((share < least * said.sum(0)) & ~sensed, 0.0, sw)
         if free > 0:
             score = score - _looking_through(mean, vote, lowest, Kr, back, Kt, free, near)
         better = ~done & (only | (score > best_score))
@@ -117,6 +124,15 @@ def fuse_depth(
         start = start + member.sum(0)
         done = done | only | (score > 0) | (start >= count)
     return best.float()
+
+
+def _said_by(z: Tensor, back: Tensor, steep: Tensor, Kt: Tensor) -> Tensor:
+    points = torch.stack([_points(plane, Kt) for plane in z])
+    T = back.to(points)
+    away = points + (T[..., :3].mT @ T[..., 3:])[..., 0]
+    lengths = points.norm(dim=-1) * away.norm(dim=-1)
+    cosine = (points * away).sum(-1) / lengths.clamp_min(1e-12)
+    return 1 / (1 + 2 * steep**2 * (1 - cosine).clamp_min(0))
 
 
 def _looking_through(
