@@ -1,33 +1,18 @@
 """`python -m bench._attention_peak N M HEADS ORDER`: what attention takes beside its results.
 
 A process of its own, because what is free in an old heap hides what is asked for: here the
-allocator hands every larger array back at once (`MALLOC_MMAP_THRESHOLD_`, set by `extra_memory`),
-so that the highest resident size counts what lived together. Linux only. Prints one JSON object:
-bytes above the start without outputs and weights, in bytes of the weights, by candidate.
+allocator hands every larger array back at once (`MALLOC_MMAP_THRESHOLD_`, set by
+`attention.extra_memory`), so that the highest resident size counts what lived together. Linux only.
+Prints one JSON object: bytes above the start without outputs and weights, in bytes of the weights,
+by candidate.
 """
 
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from bench.harness import THREADS  # before torch: sets its threads
-
-ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "131072"}
-
-
-def extra_memory(n: int, m: int, heads: int, shuffled: bool) -> dict[str, float]:
-    """Candidate to multiples of the sparse weights; empty where this cannot be measured."""
-    if not Path("/proc/self/clear_refs").exists():
-        return {}
-    command = [sys.executable, "-m", "bench._attention_peak", *map(str, (n, m, heads))]
-    command.append("random" if shuffled else "Morton")
-    run = subprocess.run(
-        command, env=os.environ | ALLOCATOR, capture_output=True, text=True, check=True
-    )
-    return json.loads(run.stdout.splitlines()[-1])
 
 
 def _kilobytes(field: str) -> int:

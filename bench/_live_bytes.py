@@ -5,7 +5,7 @@ what kernels use inside is not in it.
 """
 
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -43,21 +43,28 @@ class LiveBytes(TorchDispatchMode):
         self.now -= size
 
 
-def activation_peak(frames: int, height: int, width: int, references: int) -> tuple[int, int]:
-    """Bytes of weights, and of activations at their peak, of the full-size memory transformer."""
+def activation_peak(
+    control: dict[str, Any], inputs: Callable[[torch.device], dict[str, Any]], references: int
+) -> tuple[int, int]:
+    """Bytes of weights, and of activations at their peak, of the full-size memory transformer.
+
+    Args:
+        control: its `controlnet_cfg`.
+        inputs: makes the arguments of a step on a device; called where tensors are shapes only.
+        references: how many reference views they hold.
+    """
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    from bench.diffusion import FULL, clip_inputs
     from worldstereo.diffusion import WorldStereoRefSModel, memory_transformer
     from worldstereo.diffusion.loading import set_parameter, target_type
 
     cpu = torch.device("cpu")
     with FakeTensorMode() as fake:
-        model = WorldStereoRefSModel(controlnet_cfg=FULL).eval().requires_grad_(False)
+        model = WorldStereoRefSModel(controlnet_cfg=control).eval().requires_grad_(False)
         for name, parameter in list(model.named_parameters()):
             kind = target_type(name, torch.bfloat16, torch.float32)
             set_parameter(model, name, torch.empty(parameter.shape, dtype=kind))
-        given = clip_inputs(cpu, frames, height, width, references)
+        given = inputs(cpu)
 
         def tables(frames: torch.Tensor, rows: int, columns: int, first_column: int) -> Any:
             size = (1, references * rows * columns, 1, model.rope.attention_head_dim)

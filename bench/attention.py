@@ -5,7 +5,12 @@ which is how surfaces arrive from a camera to within a block; `order=random` sho
 Pairs: all entries within the radius that gives a median of about 31 candidates a query, 64 at most.
 """
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +18,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench._attention_peak import extra_memory
 from bench.harness import Context, Row
 from worldstereo._stereo_memory.checks import check_view
 from worldstereo._stereo_memory.matches import torch_matches
@@ -24,6 +28,7 @@ from worldstereo.stereo_memory import SpatialStereoMemory
 
 CHANNELS, CAP = 128, 64
 TORCH = "torch only"  # sampled_addmm + embedding_bag
+ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "131072"}
 
 
 def rooms(n: int, seed: int) -> Tensor:
@@ -174,6 +179,18 @@ def attention(context: Context) -> list[Row]:
         for shuffled in (False, True) if m == 100_000 else (False,):
             rows += _compare_attention(context, Problem(n, m, heads, shuffled), shuffled)
     return rows
+
+
+def extra_memory(n: int, m: int, heads: int, shuffled: bool) -> dict[str, float]:
+    """Candidate to multiples of the sparse weights; empty where this cannot be measured."""
+    if not Path("/proc/self/clear_refs").exists():
+        return {}
+    command = [sys.executable, "-m", "bench._attention_peak", *map(str, (n, m, heads))]
+    command.append("random" if shuffled else "Morton")
+    run = subprocess.run(
+        command, env=os.environ | ALLOCATOR, capture_output=True, text=True, check=True
+    )
+    return json.loads(run.stdout.splitlines()[-1])
 
 
 def _compare_attention(context: Context, p: Problem, shuffled: bool) -> list[Row]:

@@ -16,6 +16,7 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -328,7 +329,8 @@ def activations(context: Context) -> list[Row]:
 
     sizes = [(2, 64, 96, 1)] if context.quick else [(21, 480, 832, 8), (21, 480, 832, 1)]
     for frames, height, width, references in sizes:
-        weights, peak = activation_peak(frames, height, width, references)
+        size = {"frames": frames, "height": height, "width": width, "references": references}
+        weights, peak = activation_peak(FULL, partial(clip_inputs, **size), references)
         print(
             f"{frames} x {height} x {width}, {references} references: weights "
             f"{weights / 2**30:.1f} GiB, activations at most {peak / 2**30:.2f} GiB"
