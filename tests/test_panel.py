@@ -1,5 +1,6 @@
 """The page's handlers as plain functions, its HTML, and what it promises to browsers."""
 
+import asyncio
 import html
 import importlib
 import json
@@ -603,3 +604,21 @@ def test_gradio_is_imported_whole_but_writes_no_stubs(tmp_path, monkeypatch):
         stubby = importlib.import_module("stubby")
     assert stubby.other == 7 and getattr(stubby, panel_import.STUBS)(1, 2) is None
     assert sys.meta_path == finders
+
+
+def test_a_choice_that_is_no_longer_on_offer_reaches_the_handler(panel, session):
+    """Another world has other sizes; a page that has not heard of them yet gets no notice."""
+    from gradio.state_holder import SessionState
+
+    tab, view = panel.generate, panel.memory.view
+    stale = {tab.size: "13x7", tab.frames: 2000, tab.seed: -4, tab.guide: "?", view: 999}
+    seen = 0
+    for fn in panel.demo.fns.values():
+        asked = [i for i, component in enumerate(fn.inputs) if component in stale]
+        values = [stale.get(c, "token" if c is panel.token else c.value) for c in fn.inputs]
+        if asked:
+            with quietly():
+                got = asyncio.run(panel.demo.preprocess_data(fn, values, SessionState(panel.demo)))
+            assert [got[i] for i in asked] == [values[i] for i in asked]
+            seen += 1
+    assert seen > 12

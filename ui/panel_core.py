@@ -71,6 +71,7 @@ class Core:
 
         def bind() -> None:
             components = inputs() if callable(inputs) else inputs
+            file = any(isinstance(component, gr.UploadButton) for component in components)
             event(
                 self.guarded(handler, says),
                 [self.token, *components],
@@ -78,6 +79,9 @@ class Core:
                 show_progress="hidden",
                 api_visibility="private",
                 trigger_mode="always_last" if latest else "multiple",
+                # Handlers check every value themselves, and say so in place. Gradio would answer
+                # with a notice of its own to what was on offer when the event was sent.
+                preprocess=file,
                 concurrency_limit=16,
             )
 

@@ -233,8 +233,9 @@ HINT = (
     '<div class="chip lines" id="hint-card"><p><b>Fly</b> &nbsp;drag to look, '
     '<span class="with-keys"><kbd>W</kbd> <kbd>A</kbd> <kbd>S</kbd> <kbd>D</kbd></span>'
     '<span class="with-touch">two fingers</span> to move</p>'
-    '<p><b>Generate</b> &nbsp;<kbd class="with-keys">G</kbd> makes the views along the blue path'
-    "</p><p><b>Inspect</b> &nbsp;click a point to see which pixels remember it</p>"
+    '<p><b>Generate</b> &nbsp;<kbd class="with-keys">G</kbd>'
+    '<span class="with-touch">the blue button</span> makes the views along the blue path</p>'
+    "<p><b>Inspect</b> &nbsp;click a point to see which pixels remember it</p>"
     f'<button type="button" data-hint aria-label="Close the hint">{icon("x")}</button></div>'
 )
 
