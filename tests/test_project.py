@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import io
 import json
 import os
 import subprocess
@@ -19,6 +20,7 @@ from hypothesis import strategies as st
 
 from tests.conftest import InstantGenerator, room, room_capture, turned_cameras
 from tests.test_edits import opened, spoiled_capture
+from worldstereo import project_files
 from worldstereo.cameras import Cameras
 from worldstereo.edits import set_registration
 from worldstereo.errors import ExportError, InputRefused, WorldBusy
@@ -414,6 +416,20 @@ def test_zips_with_other_things_in_them_are_refused(state, tmp_path):
     content[middle : middle + 9] = b"123456789"
     path.write_bytes(content)
     refused(path, "damaged")
+
+
+def test_a_zip_that_unpacks_to_far_more_than_it_is_is_refused(state, tmp_path, monkeypatch):
+    """By what its directory says, before a member is read; packed again as tightly as others do."""
+    names = zipfile.ZipFile(io.BytesIO(packed(state)))
+    with names, zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as tight:
+        for name in names.namelist():
+            tight.writestr(name, names.read(name))
+    assert same(load(tmp_path / "a.zip"), state)
+    with zipfile.ZipFile(tmp_path / "a.zip", "a", zipfile.ZIP_DEFLATED) as bomb:
+        bomb.writestr(f"members/{'a' * 64}.safetensors", bytes(5 * 10**7))
+    assert same(load(tmp_path / "a.zip"), state)
+    monkeypatch.setattr(project_files, "SMALL_BYTES", 10**6)
+    refused(tmp_path / "a.zip", "^a.zip: unpacks to 5[0-9]{7} bytes from")
 
 
 def test_a_folder_without_a_project_is_none(tmp_path):

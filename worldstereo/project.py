@@ -41,7 +41,9 @@ from worldstereo.project_files import (
     MANIFEST,
     MEMBERS,
     MOST_BYTES,
+    MOST_RATIO,
     PREVIOUS,
+    SMALL_BYTES,
     STATE,
     VERSION,
     ReadMember,
@@ -295,7 +297,8 @@ def _read(
             return content
 
         # chunks that repeat (zeros, say) are stored once; but a small file must not fill the memory
-        reader = Reader(fetch, small, min(most_bytes, max(10**9, 20 * sum(sizes.values()))))
+        most = max(SMALL_BYTES, MOST_RATIO * sum(sizes.values()))
+        reader = Reader(fetch, small, min(most_bytes, most))
         values = {key: reader.value(skeleton[key], key) for key in STATE + LATER if key in skeleton}
         state = build(ProjectState, values, "it")
         if state.original is not None and not state.original.belongs_to(state.scene.views):

@@ -20,6 +20,8 @@ FORMAT, VERSION = "worldstereo-project", 1
 MANIFEST, PREVIOUS, MEMBERS, LOCK = "project.json", "previous.json", "members", ".lock"
 MOST_MEMBERS = 200_000
 MOST_BYTES = 40_000_000_000
+SMALL_BYTES = 10**9  # of members together: so much may come from a file of any size
+MOST_RATIO = 20  # of what they are to what holds them, above that
 NAME = re.compile(r"[0-9a-f]{64}")
 STATE = ("scene", "registration", "history", "geometry", "stereo", "plan", "settings")
 LATER = ("original",)
@@ -77,6 +79,12 @@ def entries_of(archive: zipfile.ZipFile, name: str) -> dict[str, zipfile.ZipInfo
         if info.filename in entries or info.flag_bits & 1:
             raise InputRefused(f"{name}: a member is there twice or encrypted. Pack it again.")
         entries[info.filename] = info
+    unpacked = sum(info.file_size for info in entries.values())
+    packed = sum(info.compress_size for info in entries.values())
+    if unpacked > max(SMALL_BYTES, MOST_RATIO * packed):
+        raise InputRefused(
+            f"{name}: unpacks to {unpacked} bytes from {packed}. Download the project again."
+        )
     return entries
 
 
