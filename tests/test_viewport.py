@@ -530,6 +530,18 @@ def test_without_a_page_there_is_no_camera_and_nothing_fails(viewport, cameras):
     assert viewport.record(False) is None
 
 
+@pytest.mark.parametrize("sky", [0, 250])
+def test_a_cloud_is_looked_at_from_near_also_when_some_of_it_lies_far_away(sky):
+    """All of the room is in the picture and fills it, whatever one window shows."""
+    room = torch.rand(5003, 3, generator=torch.Generator().manual_seed(3)) * torch.tensor([2, 1, 3])
+    points = torch.cat([room, room[:sky] + torch.tensor([0.0, 0.0, 80.0])])
+    camera = default_view(Scene(cloud=PointCloud.of(points, torch.zeros_like(points))))
+    pixels, depth = camera.project(room)
+    assert (depth > 0).all() and (pixels >= 0).all()
+    assert (pixels < torch.tensor([camera.width, camera.height])).all()
+    assert (pixels.amax(0) - pixels.amin(0))[0] > camera.width / 2
+
+
 def test_a_page_that_connects_stands_behind_the_first_path_and_sees_its_start(viewport):
     views = some_views(3)
     scene = Scene(revision=0, views=views, cloud=wall(5003), unit=2.0)

@@ -184,10 +184,11 @@ def default_view(scene: Scene) -> Cameras:
     points = scene.cloud.points
     if len(points) == 0:
         raise WorldStereoError("The world is empty. Open an example or a capture first.")
+    # The middle four fifths: a few points of sky, seen through a window, must not hide the room.
     low, high = (
-        torch.quantile(points[:: max(1, len(points) // 100_000)], q, dim=0) for q in (0.02, 0.98)
+        torch.quantile(points[:: max(1, len(points) // 100_000)], q, dim=0) for q in (0.1, 0.9)
     )
-    centre, reach = (low + high) / 2, float((high - low).norm())
+    centre, reach = (low + high) / 2, 1.2 * float((high - low).norm())
     side = torch.tensor([0.0, 0.0, 1.0])
     if float(torch.linalg.cross(side, scene.up).norm()) < 0.1:
         side = torch.tensor([1.0, 0.0, 0.0])
