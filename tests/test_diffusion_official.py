@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from tests.corpus import png_header
 from tests.tiny_model import SIZES, write_tiny_model
 from worldstereo.diffusion import DiffusionGenerator, read_example
 from worldstereo.diffusion.camera_conditions import pose_vectors
@@ -83,3 +84,35 @@ def test_damaged_folders_are_refused_in_one_line(tmp_path):
     for name in ("render.mp4", "render_mask.mp4"):
         (tmp_path / name).write_bytes(b"no video")
     refused("cannot be read as a video")
+
+
+def test_what_an_example_folder_may_not_do(tmp_path):
+    """Sizes that are none, a picture too large to decode, and videos whose format is guessed."""
+    import av
+    from PIL import Image
+
+    def refused(match: str) -> None:
+        with pytest.raises(InputRefused, match=match) as caught:
+            read_example(tmp_path)
+        assert "\n" not in str(caught.value)
+
+    eye, K = torch.eye(4).tolist(), [[20.0, 0, 15], [0, 20, 10], [0, 0, 1]]
+    camera = {"extrinsic": [eye] * 3, "intrinsic": [K] * 3}
+    Image.new("RGB", (30, 20)).save(tmp_path / "image.png")
+    for side in (0, -4, "x", 1.5, float("nan"), 10**30, []):
+        (tmp_path / "camera.json").write_text(json.dumps(camera | {"height": side}))
+        refused('"height" and "width" must be whole numbers')
+    (tmp_path / "camera.json").write_text(json.dumps(camera | {"extrinsic": [[[10**400] * 4] * 4]}))
+    refused("must hold")
+    (tmp_path / "camera.json").write_text(json.dumps(camera))
+    assert len(read_example(tmp_path).trajectory) == 3
+    for name in ("render.mp4", "render_mask.mp4"):
+        with av.open(tmp_path / name, "w", format="matroska") as container:
+            stream = container.add_stream("mpeg4", rate=16)
+            stream.width, stream.height = 32, 16
+            for _ in range(3):
+                container.mux(stream.encode(av.VideoFrame(32, 16, "yuv420p")))
+            container.mux(stream.encode())
+    refused("render.mp4 cannot be read as a video")
+    (tmp_path / "image.png").write_bytes(png_header(20_000, 20_000))
+    refused("image.png: 20000 x 20000 px is above the limit")

@@ -5,14 +5,16 @@ picture). Renders of a point cloud, where there are some: `render.mp4` and `rend
 = hole) beside the camera file; their frames become the guide as they are.
 """
 
+import io
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional
@@ -23,12 +25,16 @@ from worldstereo.diffusion.camera_conditions import keyframe_indices, scale_intr
 from worldstereo.diffusion.conditioning import resized
 from worldstereo.diffusion.config import SIZES, nearest_size
 from worldstereo.errors import InputRefused
+from worldstereo.inputs import images
+from worldstereo.inputs.archive import read_regular
+from worldstereo.inputs.limits import SPACE
 from worldstereo.scene import Origin, Scene, View
 from worldstereo.trajectory import Trajectory
 
 PICTURES = ("image.png", "start_frame.png")
 CAPTIONS = ("long caption", "prompt", "medium caption", "short caption")
 LARGEST = 50_000_000  # bytes of a JSON file that is read at all
+MOST_FRAMES, MOST_SIDE = 1000, 4096  # of a video
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,12 +113,7 @@ def read_example(
     if picture is None:
         raise InputRefused(f"{root} holds no image.png.")
     captions = (f / n for f in above for n in ("prompt.json", "traj_caption.json"))
-    try:
-        with Image.open(picture) as opened:
-            pixels = torch.from_numpy(np.array(opened.convert("RGB")))
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise InputRefused(f"{picture} cannot be read as a picture.") from error
-    source = pixels.permute(2, 0, 1).float() / 255
+    source = _picture(picture).permute(2, 0, 1).float() / 255
     height, width = nearest_size(source.shape[1], source.shape[2], sizes)
     image = resized(source, height, width)
     cameras = _cameras(path / "camera.json", tuple(source.shape[1:]), (height, width), nframe)
@@ -152,12 +153,23 @@ def read_renders(
     return color, ~hole
 
 
+def _picture(path: Path) -> UInt8[Tensor, "H W 3"]:
+    """Alpha is dropped, as in the release."""
+    try:
+        data = read_regular(path, path.name, SPACE)
+        images.size(path.name, data, SPACE)  # refuses by the header what is too large
+        with Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP")) as opened:
+            return torch.from_numpy(np.array(opened.convert("RGB")))
+    except (OSError, ValueError, SyntaxError) as error:  # SyntaxError: Pillow's of a broken chunk
+        raise InputRefused(f"{path} cannot be read as a picture.") from error
+
+
 def _cameras(path: Path, source: tuple[int, ...], size: tuple[int, int], nframe: int) -> Cameras:
     entries = _json(path)
     try:
         w2c = torch.tensor(entries["extrinsic"], dtype=torch.float32)
         K = torch.tensor(entries["intrinsic"], dtype=torch.float32)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise InputRefused(
             f'{path} must hold "extrinsic" (n, 4, 4) and "intrinsic" (n, 3, 3).'
         ) from error
@@ -169,7 +181,9 @@ def _cameras(path: Path, source: tuple[int, ...], size: tuple[int, int], nframe:
     if len(w2c) == 0 or not bool(torch.isfinite(w2c).all()):
         raise InputRefused(f'{path}: "extrinsic" must hold finite matrices, at least one.')
     chosen = keyframe_indices(len(w2c), nframe)
-    given = (int(entries.get("height", source[0])), int(entries.get("width", source[1])))
+    given = (entries.get("height", source[0]), entries.get("width", source[1]))
+    if any(type(side) is not int or not 1 <= side <= 1 << 20 for side in given):
+        raise InputRefused(f'{path}: "height" and "width" must be whole numbers of pixels.')
     try:
         c2w = torch.linalg.inv(w2c[chosen].double()).float()
         return Cameras(scale_intrinsics(K[chosen], given, size), c2w, size[1], size[0])
@@ -193,16 +207,33 @@ def _video(path: Path, keyframes: int) -> Float[Tensor, "F 3 h w"]:
     """Frames in [0, 1], thinned to `keyframes` where there are more."""
     import av
 
-    frames = []
     try:
-        with av.open(str(path)) as container:
-            for frame in container.decode(video=0):
-                frames.append(torch.from_numpy(frame.to_ndarray(format="rgb24")))
-                if len(frames) > 1000:
-                    raise InputRefused(f"{path} holds more than 1000 frames.")
+        count = sum(1 for _ in _frames(path))  # first only counted: all together may not fit
+        chosen = set(keyframe_indices(max(count, 1), keyframes))
+        kept = [f.to_ndarray(format="rgb24") for i, f in enumerate(_frames(path)) if i in chosen]
     except (av.FFmpegError, OSError, IndexError) as error:
         raise InputRefused(f"{path} cannot be read as a video.") from error
-    if not frames:
+    if not kept:
         raise InputRefused(f"{path} holds no frame.")
-    chosen = [frames[i] for i in keyframe_indices(len(frames), keyframes)]
-    return torch.stack(chosen).permute(0, 3, 1, 2).float() / 255
+    return torch.from_numpy(np.stack(kept)).permute(0, 3, 1, 2).float() / 255
+
+
+def _frames(path: Path) -> Iterator[Any]:
+    """The frames of an MP4, decoded one by one.
+
+    The format is fixed and no protocol is allowed: left to guess, FFmpeg follows play lists and
+    addresses that a file of any name may hold.
+    """
+    import av
+
+    with (
+        path.open("rb") as file,
+        av.open(file, "r", format="mov", options={"protocol_whitelist": ""}) as container,
+    ):
+        stream = container.streams.video[0]
+        if max(stream.width, stream.height) > MOST_SIDE:
+            raise InputRefused(f"{path} is larger than {MOST_SIDE} pixels.")
+        for i, frame in enumerate(container.decode(stream)):
+            if i == MOST_FRAMES:
+                raise InputRefused(f"{path} holds more than {MOST_FRAMES} frames.")
+            yield frame
