@@ -21,7 +21,7 @@ from train.tuples import Pool, unpack
 from worldstereo._mini.inputs import BINS, MiniInputs
 from worldstereo._mini.network import Estimate, MiniNetwork
 
-STAGES = ("joint", "prior", "geometric", "stereo")
+STAGES = ("joint", "prior", "geometric", "stereo", "depth")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,8 @@ class Plan:
 
     stage: str = "joint"
     """joint trains everything with the branches switched off at random; prior, geometric, stereo
-    train one part on the frozen ones before it."""
+    train one part on the frozen ones before it; depth trains the depth that is read from what the
+    others made of a target, and leaves colours as they are, to the bit."""
 
     load: Path | None = None
     """Weights to begin from: the stage before."""
@@ -78,7 +79,8 @@ def run(plan: Plan) -> None:
     if plan.load is not None:
         network.load_state_dict(load_file(plan.load))
     trained = _trained(network, plan.stage)
-    optimizer = torch.optim.AdamW(trained, lr=plan.rate, betas=(0.9, 0.95), weight_decay=0.01)
+    decay = 0.0 if plan.stage == "depth" else 0.01
+    optimizer = torch.optim.AdamW(trained, lr=plan.rate, betas=(0.9, 0.95), weight_decay=decay)
     mean = {name: value.clone() for name, value in network.state_dict().items()}
     step = _resume(plan, network, optimizer, mean)
     torch.manual_seed(plan.seed + step)  # a resumed slice must not draw the first one's noise again
@@ -128,7 +130,7 @@ def train_step(
     with torch.autocast(plan.device, torch.bfloat16):
         without = torch.rand(1).item() if plan.stage == "joint" else 1.0
         geometric = plan.stage != "prior" and without > 0.05
-        stereo = plan.stage in ("joint", "stereo") and without > 0.25
+        stereo = plan.stage in ("joint", "stereo", "depth") and without > 0.25
         residuals, _ = network.control(maps, geometric=geometric, stereo=stereo)
         estimate = network.denoise(z, t, maps, residuals)
     loss = objective(estimate, maps, truth, closeness, plan.harm)
@@ -196,11 +198,22 @@ def _trained(network: MiniNetwork, stage: str) -> list[torch.nn.Parameter]:
         "prior": [network.time, network.prior, network.last],
         "geometric": [network.geometric],
         "stereo": [network.stereo],
+        "depth": [network.last, network.geometric.last, network.stereo.last],
     }
     network.requires_grad_(False)
     for part in parts[stage]:
         part.requires_grad_(True)
+        if stage == "depth":
+            for parameter in part.parameters():
+                parameter.register_hook(_depth_only)
     return [p for p in network.parameters() if p.requires_grad]
+
+
+def _depth_only(gradient: Tensor) -> Tensor:
+    """A gradient of an output layer, but for depth, which is the fourth of its five channels."""
+    kept = torch.zeros_like(gradient)
+    kept[12:16] = gradient[12:16]
+    return kept
 
 
 PARTS = ("weights", "ema", "exp_avg", "exp_avg_sq")
