@@ -61,11 +61,16 @@ class Cameras:
         return _unchecked(self.K[index], self.c2w[index], self.width, self.height)
 
     def to(self, device: torch.device | str) -> "Cameras":
+        """The same cameras with their tensors on a device."""
         return _unchecked(self.K.to(device), self.c2w.to(device), self.width, self.height)
 
     @staticmethod
     def stack(cameras: Sequence["Cameras"]) -> "Cameras":
-        """Cameras of one size and batch shape along a new first dimension."""
+        """Cameras of one size and batch shape along a new first dimension.
+
+        Raises:
+            ValueError: none at all, or image sizes differ.
+        """
         if len(cameras) == 0:
             raise ValueError("cameras must hold at least one camera, got none.")
         sizes = {(camera.width, camera.height) for camera in cameras}
@@ -140,7 +145,14 @@ class Cameras:
         return self._rays(self.height // downsample, self.width // downsample)
 
     def plucker(self, h: int, w: int) -> Float[Tensor, "*B 6 h w"]:
-        """Plücker coordinates (direction, origin x direction) of an `h` x `w` grid of rays.
+        """Plücker coordinates of an `h` x `w` grid of rays laid over the image.
+
+        Returns:
+            Unit direction (3 channels), then the moment origin x direction (3, scene units), in
+            the world.
+
+        Raises:
+            ValueError: `h` or `w` is below 1.
 
         Source: Plücker 1865; as camera conditioning in Sitzmann et al., arXiv:2106.02634.
         """
@@ -151,7 +163,11 @@ class Cameras:
         return torch.cat([directions, moment], dim=-1).movedim(-1, -3)
 
     def scaled(self, width: int, height: int) -> "Cameras":
-        """The same cameras with `K` for another image size (each axis on its own)."""
+        """The same cameras with `K` for another image size in pixels (each axis on its own).
+
+        Raises:
+            ValueError: a size below 1.
+        """
         scale = torch.tensor([width / self.width, height / self.height, 1.0])
         return Cameras(self.K * scale.to(self.K)[:, None], self.c2w, width, height)
 

@@ -3,7 +3,9 @@
 A query looks only at entries that correspond to it in 3D; `_stereo_memory.matches` states the rules
 (window, depth tolerance, occlusion). There are no learned weights: keys and values are the stored
 features, projections belong to the generator. World points in scene units, `Cameras` in OpenCV
-frame, pixels with the first centre at (0.5, 0.5).
+frame, pixels with the first centre at (0.5, 0.5). A wrong shape, width or device, a number that is
+not finite, an unknown option or cameras that do not fit are a `ValueError` of one line that names
+the argument; a wrong type or dtype is a `TypeError`.
 
 Entries fill slots 0 .. size-1. Removing one moves the last entry into its slot. Attending and
 retrieving count as use and change `importance` and `hit_rate`, nothing else.
@@ -268,6 +270,12 @@ class SpatialStereoMemory(BankFiles):
             points: (N, 3) world points that the frame observed.
             camera_params: the frame's single camera.
             confidence: (N,) in [0, 1].
+
+        Returns:
+            How many entries were blended and pruned, and which observations (N,) were blended.
+
+        Raises:
+            ValueError, TypeError: see the module; the memory is unchanged.
         """
         device = self.device
         features = check_tensor("features", features, ("N", self.feature_dim), device)
@@ -329,6 +337,9 @@ class SpatialStereoMemory(BankFiles):
 
         Returns:
             output (B, N, feature_dim) and weights; zeros where nothing corresponds.
+
+        Raises:
+            ValueError, TypeError: see the module; the memory is unchanged.
         """
         check_option("return_weights", return_weights, ("dense", "sparse"))
         check_flag("use_correspondence_mask", use_correspondence_mask)
@@ -412,9 +423,18 @@ class SpatialStereoMemory(BankFiles):
         With a camera, correspondences whose normal faces away and those that are hidden (by
         `occluder`, or without it by other entries) rank last. Ties go to the lower slot.
 
+        Args:
+            query_positions: (B, N, 3) world points.
+            camera_params: one camera for the whole batch, or (B,).
+            top_k: entries for each query, at least 1.
+            occluder: as in `constrained_attention`; needs a camera.
+
         Returns:
-            features (B, N, top_k, feature_dim) and slots (B, N, top_k); zeros and -1 where the
-            memory has fewer.
+            features (B, N, top_k, feature_dim) and slots (B, N, top_k), int64; zeros and -1 where
+            the memory has fewer.
+
+        Raises:
+            ValueError, TypeError: see the module; the memory is unchanged.
         """
         positions = check_tensor("query_positions", query_positions, ("B", "N", 3), self.device)
         top_k = check_whole("top_k", top_k, 1)

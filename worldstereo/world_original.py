@@ -33,6 +33,7 @@ class PackedDepth:
 
     @staticmethod
     def of(depth: Float[Tensor, "1 H W"]) -> "PackedDepth":
+        """Packs depth of any unit; NaN and infinity keep their bits too."""
         bits = depth.detach().cpu().float().numpy().view(np.int32)
         levels, number = np.unique(bits, return_inverse=True)
         if len(levels) > 2**16:

@@ -88,6 +88,9 @@ def camera_rays(
 
     The column offset is minus one half and the row offset plus one half: not where pixel centres
     are, but what the weights were trained with.
+
+    Raises:
+        ValueError: height or width is below 1.
     """
     if height < 1 or width < 1:
         raise ValueError(f"height and width must be at least 1, got {height} and {width}.")
@@ -140,7 +143,11 @@ def pose_vectors(
 
 
 def keyframe_indices(count: int, keyframes: int) -> list[int]:
-    """Which of `count` cameras or guide frames the model sees: evenly spaced, truncated."""
+    """Which of `count` cameras or guide frames the model sees: evenly spaced, truncated.
+
+    Raises:
+        ValueError: one of the two is below 1.
+    """
     if count < 1 or keyframes < 1:
         raise ValueError(f"count and keyframes must be at least 1, got {count} and {keyframes}.")
     if count <= keyframes:

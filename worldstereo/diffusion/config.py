@@ -345,6 +345,9 @@ def nearest_size(
 ) -> tuple[int, int]:
     """The (height, width) whose ratio is nearest to that of a picture; the first of equals.
 
+    Raises:
+        ValueError: height or width is below 1.
+
     Source: the published model's size rule (absolute difference of height/width).
     """
     if height < 1 or width < 1:

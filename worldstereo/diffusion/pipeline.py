@@ -64,7 +64,11 @@ class SampleResult:
 
 
 def latent_frames(num_frames: int = 81) -> int:
-    """Keyframes for the release's frame counter: n becomes 4 floor(n/4) + 1, then (n-1)/4 + 1."""
+    """Keyframes for the release's frame counter: n becomes 4 floor(n/4) + 1, then (n-1)/4 + 1.
+
+    Raises:
+        ValueError: not a whole number of at least 1.
+    """
     if isinstance(num_frames, bool) or not isinstance(num_frames, int) or num_frames < 1:
         raise ValueError(f"num_frames must be a whole number >= 1, got {num_frames!r}.")
     if num_frames % TEMPORAL != 1:
@@ -162,7 +166,11 @@ def sample(
 def prepare_latents(
     inputs: SampleInputs, frames: int, seed: int, latents: Tensor | None, device: torch.device
 ) -> Tensor:
-    """Float32 noise (B, 16, F, h, w); the same seed is the same noise on every device."""
+    """Float32 noise (B, 16, F, h, w); the same seed is the same noise on every device.
+
+    Raises:
+        ValueError: `latents` are given in another shape.
+    """
     height, width = inputs.image.shape[-2:]
     shape = (len(inputs.image), 16, frames, height // SPATIAL, width // SPATIAL)
     if latents is None:

@@ -161,6 +161,7 @@ class MemoryBank:
         )
 
     def take(self, chosen: Sequence[int]) -> "MemoryBank":
+        """The bank of the chosen entries, in that order."""
         index = list(chosen)
         return replace(
             self,
@@ -312,6 +313,7 @@ def camera_features(w2c: Float[Tensor, "n 4 4"]) -> np.ndarray:
 
 
 def z_scored(columns: np.ndarray) -> np.ndarray:
+    """Each column (n, d) less its mean, over its standard deviation; a constant one becomes 0."""
     return (columns - columns.mean(axis=0)) / (columns.std(axis=0) + 1e-8)
 
 
@@ -342,6 +344,14 @@ def farthest_points(
     features: np.ndarray, quality_scores: np.ndarray, count: int, bias: float | int = 0.1
 ) -> list[int]:
     """`count` rows far from each other, better pictures slightly preferred, in order of choice.
+
+    Args:
+        features: (n, d).
+        quality_scores: (n,), any unit; scaled to 0 .. 1 here.
+        bias: by how much the best picture's distance counts more than the worst's.
+
+    Raises:
+        ValueError: `count` is not 1 .. n.
 
     Source: farthest-point sampling, Eldar et al. 1997, with the release's quality factor.
     """

@@ -72,6 +72,12 @@ class KeyframeVae:
             frames: latent frames F.
             mode: "full_vae" (the picture and grey frames as one video) or "first_frame_only"
                 (the picture alone, then one grey picture repeated).
+
+        Returns:
+            (B, 20, F, H/8, W/8).
+
+        Raises:
+            ValueError: an unknown mode.
         """
         grey = torch.zeros_like(image)
         if mode == "full_vae":
@@ -98,9 +104,11 @@ class KeyframeVae:
         return torch.cat([latents, torch.ones_like(latents[:, :4]), latents], dim=1)
 
     def normalize(self, latents: Tensor) -> Tensor:
+        """Latents (B, 16, F, h, w) of the VAE as the transformer wants them, float32."""
         return (latents.float() - self.mean.to(latents.device)) / self.std.to(latents.device)
 
     def denormalize(self, latents: Tensor) -> Tensor:
+        """The inverse of `normalize`."""
         return latents.float() * self.std.to(latents.device) + self.mean.to(latents.device)
 
     def _encode(self, video: Tensor) -> Tensor:

@@ -50,7 +50,11 @@ def photo(name: str, data: bytes, limits: Limits) -> Photo:
 
 
 def depth(name: str, data: bytes, limits: Limits) -> np.ndarray:
-    """A depth picture, (H, W) float32 in its own units; 0 where nothing was measured."""
+    """A depth picture, (H, W) float32 in its own units; 0 where nothing was measured.
+
+    Raises:
+        InputRefused: as `color`; also a picture that is not one number a pixel, or one below 0.
+    """
     with _open(name, data, limits, ("PNG", "TIFF")) as picture:
         if picture.mode not in ("I;16", "I;16B", "I;16L", "I", "F"):
             raise refusal(
