@@ -141,7 +141,7 @@ def test_mixed_and_short_floats_are_refused(cameras):
     """Or they would fail later, in a product or an inverse, in words of torch."""
     with pytest.raises(ValueError, match="K is torch.float64 .* c2w torch.float32 .* same"):
         Cameras(cameras.K.double(), cameras.c2w, 37, 29)
-    with pytest.raises(ValueError, match="K must be of float32 or float64, got torch.float16"):
+    with pytest.raises(ValueError, match="c2w must be of float32 or float64, got torch.float16"):
         Cameras(cameras.K.half(), cameras.c2w.half(), 37, 29)
 
 

@@ -26,8 +26,8 @@ class Cameras:
     height: int
 
     def __post_init__(self) -> None:
-        _check_field("K", self.K, (3, 3))
         _check_field("c2w", self.c2w, (4, 4))
+        _check_field("K", self.K, (3, 3))
         if self.K.dtype != self.c2w.dtype or self.K.device != self.c2w.device:
             raise ValueError(
                 f"K is {self.K.dtype} on {self.K.device} and c2w {self.c2w.dtype} on "
