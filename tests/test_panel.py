@@ -546,8 +546,9 @@ def test_flying_goes_to_the_view_itself(panel, session):
 )
 def test_the_renderer_chooses_the_drawing(panel, session, renderer, drawing):
     for still in (True, False):
-        panel.stage.on_renderer(session, {"name": renderer, "still": still})
+        answer = panel.stage.on_renderer(session, {"name": renderer, "still": still})
         assert session.viewport.still is still
+    assert ("WebGL is off" in text_of(answer.get(panel.message, ""))) == (renderer == "none")
     assert ("set_drawing", (drawing,), {"by_hand": False}) in session.asked
 
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 SOFTWARE = ("swiftshader", "llvmpipe", "softpipe", "software", "basic render", "none")
 WAIT = "The world is being prepared."
+DARK = "WebGL is off in this browser, so the stage stays dark; all the rest works. Switch it on."
 EMPTY = '<div class="empty-state">The stage opens with the page.</div>'
 
 
@@ -59,7 +60,8 @@ class Stage:
         session.viewport.still = data.get("still") is True
         session.set_drawing("points" if software else "surface", by_hand=False)
         session.save_unsaved()
-        return self.refresh(session) | self.panel.world.refresh(session)
+        dark: Updates = {self.panel.message: piece.failed(DARK)} if name == "none" else {}
+        return self.refresh(session) | self.panel.world.refresh(session) | dark
 
     def on_fly(self, session: Session, data: dict[str, Any]) -> Updates:
         """A picture in the strip: go there, and have Memory ready on it."""
