@@ -144,6 +144,7 @@ def test_config_entries_are_checked(folder):
         ({"gen_shift": 1e300}, "gen_shift must be"),
         ({"dmd_steps": 10**30}, "dmd_steps must be at most 1000"),
         ({"dmd_end_steps": True}, "dmd_end_steps must be a whole number"),
+        ({"base_model": "a\0b"}, "base_model must be a hub id or a folder"),
     ):
         with pytest.raises(ValueError, match=said):
             parse_config(entries | change, distilled)

@@ -49,6 +49,21 @@ class PackedDepth:
         Raises:
             ValueError: they were changed since; never unpacks more than `shape` holds.
         """
+        bits = self._numbers() if self.levels is None else self.levels.numpy()[self._numbers()]
+        return torch.from_numpy(bits.reshape(self.shape).view(np.float32).copy())
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether it can be unpacked to finite depths of at least 0; cheaper than unpacking."""
+        try:
+            numbers = self._numbers()
+        except ValueError:
+            return False
+        values = (numbers if self.levels is None else self.levels.numpy()).view(np.float32)
+        return bool((values >= 0).all() and np.isfinite(values).all())
+
+    def _numbers(self) -> np.ndarray:
+        """Rows of numbers of levels, or of the bits themselves where there are none."""
         pixels = prod(self.shape)
         size = pixels * (4 if self.levels is None else 2)
         stream = zlib.decompressobj()
@@ -59,15 +74,13 @@ class PackedDepth:
         if len(raw) != size or not stream.eof:
             raise ValueError(f"packed depth does not hold the {pixels} pixels that it names.")
         if self.levels is None:
-            bits = np.frombuffer(raw, np.int32)
-        else:
-            halves = np.frombuffer(raw, np.uint8).reshape(2, -1)
-            steps = np.ascontiguousarray(halves.T).view(np.uint16)
-            rows = np.cumsum(steps.reshape(-1, self.shape[-1]), axis=1, dtype=np.uint16)
-            if pixels > 0 and int(rows.max()) >= len(self.levels):
-                raise ValueError("packed depth names a depth that it does not list.")
-            bits = self.levels.numpy()[rows]
-        return torch.from_numpy(bits.reshape(self.shape).view(np.float32).copy())
+            return np.frombuffer(raw, np.int32)
+        low, high = np.frombuffer(raw, np.uint8).reshape(2, -1).astype(np.uint16)
+        steps = (low | high << 8).reshape(-1, self.shape[-1])
+        rows = np.cumsum(steps, axis=1, dtype=np.uint16)
+        if pixels > 0 and int(rows.max()) >= len(self.levels):
+            raise ValueError("packed depth names a depth that it does not list.")
+        return rows
 
     @property
     def nbytes(self) -> int:
@@ -92,13 +105,7 @@ class Original:
         given = [view for view in views if view.step == 0]
         if len(given) != len(self.depth):
             return False
-        for view, packed in zip(given, self.depth, strict=True):
-            if packed.shape != tuple(view.depth.shape):
-                return False
-            try:
-                depth = packed.depth()
-            except ValueError:
-                return False
-            if not bool((depth >= 0).all() & depth.isfinite().all()):
-                return False
-        return True
+        return all(
+            packed.shape == tuple(view.depth.shape) and packed.is_sound
+            for view, packed in zip(given, self.depth, strict=True)
+        )

@@ -290,7 +290,8 @@ def parse_config(
         )
     if not isinstance(entries["controlnet_cfg"], Mapping):
         raise ValueError(f"{where}: controlnet_cfg must be an object.")
-    if not isinstance(entries["base_model"], str) or not entries["base_model"]:
+    named = entries["base_model"]
+    if not isinstance(named, str) or not named or not named.isprintable():
         raise ValueError(f"{where}: base_model must be a hub id or a folder.")
     whole = {"nframe": entries["nframe"]}
     if variant.distilled:
@@ -307,7 +308,7 @@ def parse_config(
         raise ValueError(f"{where}: negative_prompt must be a text, got {_short(negative)}.")
     return ModelConfig(
         variant=variant,
-        base_model=entries["base_model"],
+        base_model=named,
         control=ControlConfig.of(
             entries["controlnet_cfg"], None if shapes is None else derive_control(shapes)
         ),
