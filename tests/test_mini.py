@@ -264,6 +264,29 @@ def test_bad_weights_are_named_in_one_line(folder, tmp_path, harm, message):
     assert "\n" not in str(refusal.value)
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        *[
+            (f'{{"version": 1, "files": ["w.safetensors"], "caution": {value}}}', "a number from 0")
+            for value in ("NaN", "Infinity", "1e308", "-1", '"4"', "true", "9" * 400, "[4]")
+        ],
+        ("[" * 60_000, "cannot be read"),
+        ('{"version": 1, "files": ["w.safetensors"], "pad": "' + "x" * 70_000, "cannot be read"),
+        ('{"version": true, "files": ["w.safetensors"]}', "cannot be read"),
+        ('{"version": 1, "files": "w.safetensors"}', "cannot be read"),
+        ('{"version": 1, "files": ' + json.dumps(["w.safetensors"] * 17) + "}", "cannot be read"),
+        ("[]", "cannot be read"),
+        ("\ud800", "cannot be read"),
+    ],
+)
+def test_odd_configs_are_refused_in_one_line(tmp_path, text, message):
+    (tmp_path / "config.json").write_bytes(text.encode("utf-8", "surrogatepass"))
+    assert message in why_not(tmp_path) and len(why_not(tmp_path)) < 120
+    with pytest.raises(WeightsMissing, match=message):
+        load_network(tmp_path)
+
+
 def test_no_weights_at_all(tmp_path):
     with pytest.raises(WeightsMissing, match="use the warp generator"):
         load_network(tmp_path)

@@ -38,6 +38,8 @@ FOLDER = Path(__file__).parent / "weights" / "mini"
 VERSION = 1
 """Of the architecture; weights of another version are refused by name."""
 TILE, OVERLAP = (832, 480), 64
+LONGEST, MOST_FILES, MOST_CAUTION = 65_536, 16, 1000
+"""Of `config.json`: bytes, weight files, and `supported`'s caution."""
 
 
 class MiniGenerator:
@@ -262,17 +264,23 @@ def _weight_files(folder: Path) -> tuple[list[Path], float]:
         raise WeightsMissing(
             "The mini generator's weights are not installed; use the warp generator."
         )
+    unreadable = WeightsMissing("mini/config.json cannot be read; install the package again.")
     try:
-        config = json.loads(config_file.read_text())
-        version, names = config["version"], list(config["files"])
-        caution = float(config.get("caution", 0))
-    except (ValueError, KeyError, TypeError):
-        raise WeightsMissing(
-            "mini/config.json cannot be read; install the package again."
-        ) from None
+        with config_file.open("rb") as file:
+            config = json.loads(file.read(LONGEST))
+        version, names, caution = config["version"], config["files"], config.get("caution", 0)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise unreadable from None
+    if type(version) is not int or not isinstance(names, list) or len(names) > MOST_FILES:
+        raise unreadable
     if version != VERSION:
         raise WeightsMissing(f"mini weights are of version {version}; version {VERSION} is needed.")
-    return [folder / Path(str(name)).name for name in names], caution
+    if type(caution) not in (int, float) or not 0 <= caution <= MOST_CAUTION:
+        raise WeightsMissing(
+            f"mini/config.json has a caution of {str(caution)[:20]}; it must be a number from 0 to "
+            f"{MOST_CAUTION}."
+        )
+    return [folder / Path(str(name)).name for name in names], float(caution)
 
 
 def _padded(x: Tensor, pad: tuple[int, int, int, int]) -> Tensor:
