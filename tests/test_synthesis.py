@@ -223,6 +223,25 @@ def test_a_choice_is_by_what_is_seen():
     assert len(chosen) == 3 and 0 not in chosen
 
 
+@pytest.mark.parametrize("first", [1, 10])
+def test_given_views_serve_as_before_whatever_was_generated(first: int):
+    """The two generated views nearest in pose serve beside them, and more where there is room."""
+    views, truth = scene(first)
+    before = choose_views(views, truth.cameras, truth.depth)
+    made = []
+    for k in range(9):
+        pose = truth.cameras.c2w.clone()
+        pose[0, 3] += 0.03 * (k - 3)
+        moved = Cameras(truth.cameras.K, pose, W, H)
+        made.append(View.of(truth.color, truth.depth, moved, step=1, frame=k))
+    chosen = choose_views([*made[:6], *views, *made[6:]], truth.cameras, truth.depth)
+    given = tuple(i - 6 for i in chosen if 6 <= i < 6 + first)
+    assert given == before and len(before) == min(first, 8)
+    generated = [i if i < 6 else i - first for i in chosen if not 6 <= i < 6 + first]
+    assert 3 in generated and ({2, 4} & {*generated})
+    assert len(generated) == max(2, 8 - first)
+
+
 def test_confidence_ranks_errors_that_nobody_told_it_of():
     """Half of one view has other colours, and a strip is seen by nobody: both are doubted."""
     views, truth = scene()
@@ -269,7 +288,7 @@ def test_refusals_have_reasons():
 
 def test_every_single_step_can_be_left_out():
     views, truth = scene()
-    for name in ("weighted", "free_space", "exposure", "antialias", "background", "rims", "mean", "planes"):
+    for name in vars(SynthesisOptions()).keys() - {"agree"}:
         made = synthesize(
             truth.cameras, views, unit=UNIT, options=SynthesisOptions(**{name: False})
         )

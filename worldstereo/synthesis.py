@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 from worldstereo import fusion
-from worldstereo._synthesis.choice import LIMIT, ViewIndex, choose_views
+from worldstereo._synthesis.choice import LIMIT, MADE, ViewIndex, choose_views
 from worldstereo._synthesis.far import drawn_to_mean
 from worldstereo._synthesis.planes import continued
 from worldstereo._synthesis.rims import firm_pixels
@@ -122,7 +122,7 @@ def synthesize(
 
     Args:
         target: a single camera in the registered world.
-        views: those that serve it (`choose_views`); more than 8 are narrowed down to 8.
+        views: those that serve it (`choose_views`); more than 8 given ones are narrowed down.
         splat: the cloud of the global memory drawn at the target.
         rig: mask and colour of what is fixed to the camera, pasted over the result.
         unit: u in scene units.
@@ -135,7 +135,7 @@ def synthesize(
     """
     del seed
     _check(target, splat)
-    if len(views) > LIMIT:
+    if sum(view.step == 0 for view in views) > LIMIT or len(views) > LIMIT + MADE:
         views = [views[i] for i in choose_views(views, target, splat)]
     pose = pose_of(target, unit)
     served = [fusion.working(view, unit) for view in views] if stereo else []

@@ -11,6 +11,7 @@ from worldstereo.render import RenderResult
 from worldstereo.scene import PointCloud, View
 
 LIMIT = 8
+MADE = 2  # generated views that serve beside as many given ones as the limit allows
 GRID = (30, 40)  # rows and columns of the target's pixels that are asked
 CANDIDATES = 48  # views looked at closely
 OCCLUDED = 0.1  # a view does not see a point that lies so much behind what it shows, relatively
@@ -39,7 +40,9 @@ class ViewIndex:
         known: RenderResult | PointCloud | torch.Tensor | None = None,
         limit: int = LIMIT,
     ) -> tuple[int, ...]:
-        """At most `limit` views that together see most of the target, in ascending order.
+        """Views that together see most of the target, in ascending order.
+
+        At most `limit`; beside so many given views the two nearest generated ones serve as well.
 
         Args:
             known: what is known of the target's depth: the cloud's splat, the cloud, or a depth
@@ -141,14 +144,14 @@ class ViewIndex:
 def _greedy(value: np.ndarray, given: np.ndarray, distance: np.ndarray, limit: int) -> list[int]:
     """Rows chosen one after the other for what is not covered yet; then by their own worth.
 
-    Given views come first. Of the generated ones the two nearest in pose are always asked, so that
-    what was invented for a place is found again there.
+    Given views come first, the same ones whatever was generated: what they show must not change
+    with it. Of the generated ones the two nearest in pose are always asked, so that what was
+    invented for a place is found again there; others where given ones leave room.
     """
     covered = np.zeros(value.shape[1])
+    worth = value.sum(1)
     chosen: list[int] = []
-    made = np.nonzero(~given)[0]
-    room = limit - min(2, len(made)) if given.any() else 0
-    while len(chosen) < min(room, int(given.sum())):
+    while len(chosen) < limit:
         gain = np.where(given, np.maximum(value - covered, 0).sum(1), -1)
         gain[chosen] = -1
         best = int(gain.argmax())
@@ -156,14 +159,17 @@ def _greedy(value: np.ndarray, given: np.ndarray, distance: np.ndarray, limit: i
             break
         chosen.append(best)
         covered = np.maximum(covered, value[best])
-    nearest = made[np.argsort(distance[made], kind="stable")]
-    chosen += [int(k) for k in nearest[: min(2, limit - len(chosen))]]
-    worth = value.sum(1) * np.where(given, 1.0, 0.3)
-    worth[chosen] = -1
-    for k in np.argsort(-worth, kind="stable"):
-        if len(chosen) >= limit or worth[k] <= 0:
-            break
-        chosen.append(int(k))
+
+    def fill(rows: np.ndarray) -> None:
+        rest = [int(k) for k in rows.tolist() if k not in chosen and worth[k] > 0]
+        chosen.extend(rest[: max(0, limit - len(chosen))])
+
+    by_worth = np.argsort(-worth, kind="stable")
+    fill(by_worth[given[by_worth]])
+    nearest = np.argsort(distance, kind="stable")
+    nearest = nearest[~given[nearest]][: MADE if chosen else min(MADE, limit)]
+    chosen += nearest.tolist()
+    fill(by_worth[~given[by_worth]])
     return chosen
 
 
