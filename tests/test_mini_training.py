@@ -4,7 +4,7 @@ import json
 from itertools import permutations
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch.nn import functional as F
 
 from tests.test_mini import random_maps
@@ -155,8 +155,7 @@ def test_loss_of_the_anchor_itself_is_one_and_harm_counts_twice():
     network = MiniNetwork().eval()
     estimate = network.denoise(truth, torch.ones(len(truth)), maps, None)
     quiet = estimate._replace(log_scale=torch.zeros_like(estimate.log_scale))
-    apart = ((maps.closeness - closeness).abs() / (1 + closeness).clamp_min(0.1)).clamp_max(1)
-    depth = ((5 - 4.5 * maps.known) * apart).mean()
+    depth = ((2 - maps.known) * (maps.closeness - closeness).abs()).mean()
     wrong = (estimate.color - truth).abs().mean()
     at_rest = objective(quiet, maps, truth, closeness, harm=1.0) - 0.1 * depth - 0.06 * wrong
     assert 0.9 < float(at_rest) < 1.0
@@ -196,19 +195,6 @@ def test_a_run_resumes_and_draws_other_crops(tmp_path):
         run(Plan(tuples=tmp_path / "tuples", out=tmp_path / "run", steps=steps, batch=2, crop=32))
     facts = json.loads((tmp_path / "run" / "run.json").read_text())
     assert (facts["step"], facts["updates"]) == (4, 4)
-    depth = Plan(
-        tuples=tmp_path / "tuples", out=tmp_path / "depth", steps=2, batch=2, crop=32,
-        stage="depth", load=tmp_path / "run" / "weights.safetensors",
-    )  # fmt: skip
-    run(depth)
-    before = load_file(tmp_path / "run" / "weights.safetensors")
-    for name, value in load_file(tmp_path / "depth" / "weights.safetensors").items():
-        moved = (
-            (value != before[name]).flatten(1).any(1) if value.ndim > 1 else value.ne(before[name])
-        )
-        read_out = name.rpartition(".")[0].split(".")[-1] == "last"
-        assert not bool(moved[:12].any()) and not bool(moved[16:].any()), name
-        assert bool(moved.any()) == read_out, name
     files = sorted((tmp_path / "run").glob("*.safetensors"))
     assert [f.stem for f in files] == ["ema", "exp_avg", "exp_avg_sq", "weights"]
     assert all(f.stat().st_size < 15e6 for f in files)

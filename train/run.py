@@ -21,7 +21,7 @@ from train.tuples import Pool, unpack
 from worldstereo._mini.inputs import BINS, MiniInputs
 from worldstereo._mini.network import Estimate, MiniNetwork
 
-STAGES = ("joint", "prior", "geometric", "stereo", "depth")
+STAGES = ("joint", "prior", "geometric", "stereo")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +36,7 @@ class Plan:
 
     stage: str = "joint"
     """joint trains everything with the branches switched off at random; prior, geometric, stereo
-    train one part on the frozen ones before it; depth trains the depth that is read from what the
-    others made of a target, and leaves colours as they are, to the bit."""
+    train one part on the frozen ones before it."""
 
     load: Path | None = None
     """Weights to begin from: the stage before."""
@@ -79,8 +78,7 @@ def run(plan: Plan) -> None:
     if plan.load is not None:
         network.load_state_dict(load_file(plan.load))
     trained = _trained(network, plan.stage)
-    decay = 0.0 if plan.stage == "depth" else 0.01
-    optimizer = torch.optim.AdamW(trained, lr=plan.rate, betas=(0.9, 0.95), weight_decay=decay)
+    optimizer = torch.optim.AdamW(trained, lr=plan.rate, betas=(0.9, 0.95), weight_decay=0.01)
     mean = {name: value.clone() for name, value in network.state_dict().items()}
     step = _resume(plan, network, optimizer, mean)
     torch.manual_seed(plan.seed + step)  # a resumed slice must not draw the first one's noise again
@@ -130,7 +128,7 @@ def train_step(
     with torch.autocast(plan.device, torch.bfloat16):
         without = torch.rand(1).item() if plan.stage == "joint" else 1.0
         geometric = plan.stage != "prior" and without > 0.05
-        stereo = plan.stage in ("joint", "stereo", "depth") and without > 0.25
+        stereo = plan.stage in ("joint", "stereo") and without > 0.25
         residuals, _ = network.control(maps, geometric=geometric, stereo=stereo)
         estimate = network.denoise(z, t, maps, residuals)
     loss = objective(estimate, maps, truth, closeness, plan.harm)
@@ -146,7 +144,7 @@ def train_step(
 def objective(
     estimate: Estimate, maps: MiniInputs, truth: Tensor, closeness: Tensor, harm: float = 0.0
 ) -> Tensor:
-    """Squared error in units of the anchor's own, holes thrice; relative depth; Laplace likelihood.
+    """Squared error in units of the anchor's own, holes twice; L1 on depth; Laplace likelihood.
 
     `harm` counts once more, by 8x8 block, what is worse than where the answer started from: a
     correction that is as often wrong as right must cost, or unsure pixels are moved at random.
@@ -156,7 +154,7 @@ def objective(
     Fully normalised, the surest pixels would decide everything and their outliers would swamp the
     rest; the factor goes half of the way back to plain squared error, which is what PSNR counts.
     """
-    weight = 3 - 2 * maps.known
+    weight = 2 - maps.known
     wanted = ((truth - estimate.linear) / estimate.spread).clamp(-8, 8)
     half_way = (estimate.spread / 0.15).clamp(0.3, 3)
     weight = weight * half_way
@@ -164,8 +162,7 @@ def objective(
     share = 1 / (before.mean((1, 2, 3), keepdim=True) + 0.01)
     squared = (after * share).mean()
     worse = (F.avg_pool2d(after - before, 8).mean(1, keepdim=True).relu() * share).mean()
-    apart = (estimate.closeness - closeness).abs() / (1 + closeness).clamp_min(0.1)
-    depth = ((5 - 4.5 * maps.known) * apart.clamp_max(1)).mean()
+    depth = ((2 - maps.known) * (estimate.closeness - closeness).abs().clamp_max(2)).mean()
     error = (estimate.color.detach() - truth).abs().mean(dim=1, keepdim=True)
     scale = estimate.log_scale.clamp(-7, 2)
     likelihood = (error * torch.exp(-scale) + scale).mean()
@@ -198,22 +195,11 @@ def _trained(network: MiniNetwork, stage: str) -> list[torch.nn.Parameter]:
         "prior": [network.time, network.prior, network.last],
         "geometric": [network.geometric],
         "stereo": [network.stereo],
-        "depth": [network.last, network.geometric.last, network.stereo.last],
     }
     network.requires_grad_(False)
     for part in parts[stage]:
         part.requires_grad_(True)
-        if stage == "depth":
-            for parameter in part.parameters():
-                parameter.register_hook(_depth_only)
     return [p for p in network.parameters() if p.requires_grad]
-
-
-def _depth_only(gradient: Tensor) -> Tensor:
-    """A gradient of an output layer, but for depth, which is the fourth of its five channels."""
-    kept = torch.zeros_like(gradient)
-    kept[12:16] = gradient[12:16]
-    return kept
 
 
 PARTS = ("weights", "ema", "exp_avg", "exp_avg_sq")
