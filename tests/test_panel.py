@@ -310,6 +310,11 @@ def test_sliding_shows_a_draft_and_resting_the_final(panel, session):
     assert session.asked[-1] == ("preview", (4,), {"final": True})
 
 
+def test_a_tile_that_there_is_not_is_refused(panel, session):
+    with pytest.raises(WorldStereoError, match="no path named 'spiral of'"):
+        list(panel.path.on_preset(session, "spiral of", 20, "first", 5, "", "warp"))
+
+
 def test_two_keyframes_make_a_path(panel, session):
     list(panel.guarded(panel.path.on_keyframe)("token", *plan_inputs()))
     assert session.plan is None
@@ -575,6 +580,12 @@ def test_a_click_in_a_picture_lands_on_that_pixel(panel, session):
     assert session.viewport.named("show_matches")[-1][0] is not None
     with pytest.raises(WorldStereoError, match="place in the picture"):
         list(panel.memory.on_pixel(session, {"view": "3", "x": "nan", "y": 0}, 1, "Pixel"))
+    for view in ("NaN", float("nan"), None, 10**400):
+        with pytest.raises(WorldStereoError, match="view must be"):
+            list(panel.memory.on_pixel(session, {"x": 0.5, "y": 0.25}, view, "Pixel"))
+    empty: Any = FakeSession(Scene())
+    with pytest.raises(WorldStereoError, match="no view to inspect"):
+        list(panel.memory.on_pixel(empty, {"x": 0.5, "y": 0.25}, 1, "Pixel"))
 
 
 @pytest.mark.parametrize("mode", ["References", "Sources", "Pixel"])

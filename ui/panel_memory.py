@@ -138,7 +138,10 @@ class MemoryTab:
     ) -> Iterator[Updates]:
         """A click in a picture: the event carries the view and the place as shares of its sides."""
         scene = session.world.scene
-        index = whole(data.get("view", int(view) - 1), "view", 0, max(0, len(scene.views) - 1))
+        if not scene.views:
+            raise WorldStereoError("There is no view to inspect yet. Open an example first.")
+        sent = data["view"] if "view" in data else whole(view, "view", 1, 100_000) - 1
+        index = whole(sent, "view", 0, len(scene.views) - 1)
         camera = scene.views[index].cameras
         x = number(data.get("x"), "the place in the picture", -1, 2)
         y = number(data.get("y"), "the place in the picture", -1, 2)

@@ -9,7 +9,17 @@ import gradio as gr
 from ui import panel_html as piece
 from ui.inspector import tinted
 from ui.panel_core import Updates, html, line
-from ui.panel_plan import FIRST_PRESET, FLIGHT, KEYFRAMES, STARTS, Settings, parameter, plan, whole
+from ui.panel_plan import (
+    FIRST_PRESET,
+    FLIGHT,
+    KEYFRAMES,
+    STARTS,
+    Settings,
+    parameter,
+    path_named,
+    plan,
+    whole,
+)
 from ui.session import Session
 from ui.session_world import PREPARING
 from worldstereo.cameras import Cameras
@@ -193,7 +203,7 @@ class PathTab:
 
     def on_preset(self, session: Session, *values: Any) -> Iterator[Updates]:
         """A tile: its own slider at its default, and the path at once."""
-        preset = str(values[0])
+        preset = path_named(values[0])
         slider = parameter(preset)
         yield self._looks(preset) | {self.problem: ""}
         few = preset == KEYFRAMES and len(session.viewport.keyframes) < 2

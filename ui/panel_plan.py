@@ -49,11 +49,7 @@ class Settings:
         Raises:
             WorldStereoError: an unknown name or a number out of range.
         """
-        name = str(preset)
-        if name not in (*PRESETS, KEYFRAMES, FLIGHT):
-            raise WorldStereoError(
-                f"There is no path named {name[:40]!r}. Choose one of the tiles."
-            )
+        name = path_named(preset)
         if str(start) not in STARTS:
             raise WorldStereoError(f"There is no start named {str(start)[:40]!r}.")
         return Settings(
@@ -66,13 +62,21 @@ class Settings:
         )
 
 
+def path_named(preset: object) -> str:
+    """The name of one of the tiles, or a refusal."""
+    name = str(preset)
+    if name not in (*PRESETS, KEYFRAMES, FLIGHT):
+        raise WorldStereoError(f"There is no path named {name[:40]!r}. Choose one of the tiles.")
+    return name
+
+
 def number(value: object, what: str, low: float = -1e6, high: float = 1e6) -> float:
     """A finite number in a range, or a refusal that names it."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise WorldStereoError(f"{what} must be a number.")
     try:
         result = float(value)
-    except ValueError:
+    except (ValueError, OverflowError):  # a whole number of 400 digits
         raise WorldStereoError(f"{what} must be a number, got {value!r:.40}.") from None
     if not math.isfinite(result) or not low <= result <= high:
         raise WorldStereoError(f"{what} must be between {low:g} and {high:g}, got {result:g}.")

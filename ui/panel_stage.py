@@ -165,7 +165,7 @@ def _index(value: Any, count: int) -> int:
     """An index that the page sent, checked."""
     try:
         index = int(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise WorldStereoError("That picture is not known here; reload the page.") from None
     if not 0 <= index < count:
         raise WorldStereoError(f"View {index + 1} is gone; there are {count}.")
