@@ -392,6 +392,7 @@ def launch(
         show_error=False,
         quiet=True,
         max_file_size=address.max_upload,
+        allowed_paths=[str(piece.ICONS)],  # else an app started from elsewhere cannot show its own
         app_kwargs={
             "routes": routes(
                 sessions.viewport, stats=lambda: sessions.stats, sockets=sessions.sockets

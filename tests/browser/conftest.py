@@ -46,7 +46,7 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         process = subprocess.Popen(
             [sys.executable, str(ROOT / "app.py"), "--port", str(port)]
             + ["--projects", str(folder / "projects")],
-            cwd=ROOT,
+            cwd=folder,  # a person may start it from anywhere
             stdout=log,
             stderr=subprocess.STDOUT,
             env=os.environ | {"GRADIO_TEMP_DIR": str(folder / "uploads")},
