@@ -395,3 +395,25 @@ def test_only_files_that_were_uploaded_may_be_named(tmp_path, caplog):
         assert client.post("/queue/join", content=b"[" * 1_000_000).status_code == 400
         assert client.post("/upload", content=b"x" * (LARGEST + 1)).status_code == 200
         assert client.post("/queue/join", content=b"x" * (LARGEST + 1)).status_code == 413
+
+
+@pytest.mark.timeout(20)  # copied anew for each chunk, it would take minutes
+def test_an_event_in_many_small_chunks_is_put_together_once(tmp_path):
+    chunk, count = b" " * 160, 100_000  # just below the largest event
+    waiting = iter(range(count, -1, -1))
+    heard = []
+
+    async def receive() -> dict:
+        left = next(waiting)
+        return {"type": "http.request", "body": chunk if left else b"7", "more_body": left > 0}
+
+    async def app(scope, receive, send) -> None:
+        while not heard or heard[-1]["more_body"]:
+            heard.append(await receive())
+
+    async def send(message) -> None:
+        raise AssertionError(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/queue/join", "headers": []}
+    asyncio.run(UploadedOnly(app, lambda: str(tmp_path))(scope, receive, send))
+    assert len(heard) == count + 1 and heard[-1]["body"] == b"7"

@@ -33,11 +33,11 @@ class UploadedOnly:
         if not posted or scope["path"].rstrip("/").endswith("/upload"):
             await self._app(scope, receive, send)
             return
-        body, heard = b"", []
+        body, heard = bytearray(), []
         while True:
             message = await receive()
             heard.append(message)
-            body += message.get("body", b"")
+            body += message.get("body", b"")  # in place: bytes would be copied for every chunk
             if len(body) > LARGEST:
                 answer = {"detail": f"An event takes at most {LARGEST >> 20} MiB."}
                 await JSONResponse(answer, status_code=413)(scope, receive, send)
@@ -45,7 +45,7 @@ class UploadedOnly:
             if message["type"] != "http.request" or not message.get("more_body"):
                 break
         try:
-            forged = [path for path in named_files(body) if not self._uploaded(path)]
+            forged = [path for path in named_files(bytes(body)) if not self._uploaded(path)]
         except RecursionError:  # brackets in brackets, a million deep
             answer = {"detail": "No event of this page is nested that deeply."}
             await JSONResponse(answer, status_code=400)(scope, receive, send)
