@@ -29,7 +29,8 @@ from ui.session_preview import along, describe, frames_inside
 from ui.viewport_events import JobChanged, Selected
 from worldstereo.cameras import Cameras, look_at
 from worldstereo.errors import Cancelled, InputRefused, WorldBusy, WorldStereoError
-from worldstereo.project import Project
+from worldstereo.inputs import LOCAL
+from worldstereo.project import Project, packed, state_of
 from worldstereo.scene import PointCloud
 from worldstereo.trajectory import Trajectory
 
@@ -589,6 +590,24 @@ def test_a_save_that_fails_is_told_and_loses_nothing(opened, monkeypatch):
     clip = session.explore(path_of(session)).result(SECONDS)
     assert len(clip) == 3 and len(session.scene.views) == 5
     assert session.saved == "not saved: No space left on device"
+
+
+@pytest.mark.parametrize("limit", ["unpacked_bytes", "json_bytes"])
+def test_an_uploaded_project_is_held_to_the_limits_of_uploads(opened, tmp_path, limit):
+    _, session = opened
+    file = tmp_path / "upload"
+    file.write_bytes(packed(state_of(session.world)))
+    for limits, views in ((replace(LOCAL, **{limit: 1000}), 0), (LOCAL, len(session.scene.views))):
+        others = Sessions(config(None, limits=limits))
+        other = others.create()
+        job = other.open(file, "mine.world.zip")
+        if views:
+            job.result(SECONDS)
+        else:
+            with pytest.raises(InputRefused, match=r"^mine\.world\.zip: "):
+                job.result(SECONDS)
+        assert len(other.scene.views) == views
+        others.close_all()
 
 
 def test_a_damaged_save_opens_an_empty_world_with_a_notice(tmp_path, caplog):

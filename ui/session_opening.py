@@ -19,7 +19,7 @@ from ui.session_saving import Saving, reason
 from ui.session_shared import Shared
 from worldstereo.errors import WorldStereoError
 from worldstereo.explore import sky_of, start
-from worldstereo.project import is_project, load_world
+from worldstereo.project import is_project, load, load_world, reopen
 from worldstereo.registration import median_depth
 from worldstereo.scene import Capture, PointCloud, Scene, View
 from worldstereo.trajectory import Trajectory
@@ -62,7 +62,10 @@ class Opening:
         """A person's file."""
         job.on_step(0, 0, f"Reading {name[:60]}")
         if is_project(path):
-            plan, _ = load_world(self._world, path)
+            limits = self._shared.config.limits  # it may be a stranger's, like any upload
+            most = limits.unpacked_bytes
+            state = load(path, name=name, limits=limits, most_bytes=most)
+            plan, _ = reopen(self._world, state, name=name)
             self._planned(plan)
         else:
             self._begin(self._shared.read(path, name, lambda: job.cancelled), job)
