@@ -303,7 +303,7 @@ def test_events_reach_the_page_and_its_reports_reach_us(stage):
             until(lambda: stage.listeners)
             stage.listeners[0]({"kind": "pick", "point": [1.0, 2.0, 3.0]})
             assert page.receive_json() == {"kind": "pick", "point": [1.0, 2.0, 3.0]}
-            for text in ('{"renderer": "SwiftShader"}', "not json", "[1]", '"x"'):
+            for text in ('{"renderer": "SwiftShader"}', "not json", "[1]", '"x"', "[" * 50_000):
                 page.send_text(text)
             page.send_text('{"last": 1}')
             until(lambda: {"last": 1} in stage.reports)
@@ -370,11 +370,12 @@ def test_only_files_that_were_uploaded_may_be_named(tmp_path, caplog):
         return PlainTextResponse(await request.body())
 
     routes = [Route(p, echo, methods=["POST"]) for p in ("/queue/join", "/run/x", "/upload")]
-    gate = Middleware(UploadedOnly, lambda: str(uploads))
+    gate = Middleware(UploadedOnly, lambda: str(uploads), {3: 1})
     file = {"meta": {"_type": "gradio.FileData"}}
 
     def event(path: object) -> str:
-        return json.dumps({"data": ["token", [{"value": {"path": path, **file}}]]})
+        data = ["token", [{"value": {"path": path, **file}}]]
+        return json.dumps({"data": data, "fn_index": 3})
 
     with TestClient(Starlette(routes=routes, middleware=[gate])) as client:
         for path in (uploads / "a" / "b.ply", uploads / "c.zip"):
@@ -390,9 +391,8 @@ def test_only_files_that_were_uploaded_may_be_named(tmp_path, caplog):
                 (record,) = [r for r in caplog.records if r.name.startswith("ui.")]
                 assert "\n" not in record.getMessage() and record.exc_info is None
                 assert path in ("", "x.ply") or path not in record.getMessage()
-        for sent in ("", "[", "7", '{"data": {"path": "/etc/passwd"}}', event(7)):
+        for sent in ("", "7", '{"fn_index": 3, "data": {"path": "/etc/passwd"}}', event(7)):
             assert client.post("/queue/join", content=sent).text == sent  # Gradio judges
-        assert client.post("/queue/join", content=b"[" * 1_000_000).status_code == 400
         assert client.post("/upload", content=b"x" * (LARGEST + 1)).status_code == 200
         assert client.post("/queue/join", content=b"x" * (LARGEST + 1)).status_code == 413
 
@@ -415,5 +415,41 @@ def test_an_event_in_many_small_chunks_is_put_together_once(tmp_path):
         raise AssertionError(message)
 
     scope = {"type": "http", "method": "POST", "path": "/queue/join", "headers": []}
-    asyncio.run(UploadedOnly(app, lambda: str(tmp_path))(scope, receive, send))
+    asyncio.run(UploadedOnly(app, lambda: str(tmp_path), {})(scope, receive, send))
     assert len(heard) == count + 1 and heard[-1]["body"] == b"7"
+
+
+def test_what_no_page_sends_is_refused_in_one_line(tmp_path, caplog):
+    async def echo(request: Request) -> PlainTextResponse:
+        return PlainTextResponse(await request.body())
+
+    gate = Middleware(UploadedOnly, lambda: str(tmp_path), {0: 0, 7: 2})
+    route = Route("/{path:path}", echo, methods=["POST"])
+
+    def event(index: object, *data: object) -> bytes:
+        return json.dumps({"fn_index": index, "data": data, "session_hash": "x"}).encode()
+
+    no_json = (b"\xff\xfe", b'{"data": ["\xff"]}', b"--x\r\n\xff", b"[", b'{"session_hash": NaN}',
+               b'{"session_hash": 1e999}', b'{"session_hash": "\\ud800"}',
+               "{}".encode("utf-16"))  # fmt: skip
+    unknown = [event(index, 1, 2) for index in (8, -1, None, "7", True, 7.0, [7])]
+    cases = [("/queue/join", body, "not JSON") for body in no_json]
+    cases += [("/reset", body, "not JSON") for body in no_json]
+    cases += [(path, body, "no such event") for body in unknown
+              for path in ("/queue/join", "/queue/join/", "/run/x", "/api/x")]  # fmt: skip
+    cases += [("/queue/join", event(7, 1), "takes 2 values, got 1"),
+              ("/queue/join", b"[" * 1_000_000, "nested"),
+              ("/gradio_api/call/x", b'{"data": []}', "public name"),
+              ("/gradio_api/call/v2/x", event(7, 1, 2), "public name"),
+              ("/gradio_api/component_server", b"{}", "public name")]  # fmt: skip
+    with TestClient(Starlette(routes=[route], middleware=[gate])) as client:
+        for path, body, words in cases:
+            caplog.clear()
+            answer = client.post(path, content=body)
+            assert answer.status_code == 400 and words in answer.json()["detail"], (path, body[:50])
+            (record,) = [r for r in caplog.records if r.name.startswith("ui.")]
+            assert "\n" not in record.getMessage() and record.exc_info is None
+        pair = b'{"fn_index": 7, "data": ["\\ud83d\\ude00", 1.5e3, "\\\\ud800"]}'
+        for body in (event(0), event(7, 1, 2), event(7, 1, 2, 3), pair):
+            assert client.post("/queue/join", content=body).content == body
+        assert client.post("/cancel", content=b'{"event_id": "a"}').status_code == 200

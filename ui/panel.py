@@ -383,6 +383,7 @@ def launch(
     """
     panel = Panel(sessions)
     demo = panel.demo
+    takes = {index: len(fn.inputs) for index, fn in demo.fns.items()}
     _, url, _ = demo.launch(
         server_name=address.host,
         server_port=address.port,
@@ -397,7 +398,7 @@ def launch(
             "routes": routes(
                 sessions.viewport, stats=lambda: sessions.stats, sockets=sessions.sockets
             ),
-            "middleware": [(UploadedOnly, (get_upload_folder,), {})],
+            "middleware": [(UploadedOnly, (get_upload_folder, takes), {})],
         },
         run_history=False,
         footer_links=[],

@@ -351,6 +351,6 @@ class _Proxy:
             return None
         try:
             message = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):  # brackets in brackets, fifty thousand deep
             return {}
         return message if isinstance(message, dict) else {}

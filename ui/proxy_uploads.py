@@ -1,12 +1,14 @@
-"""Refuses requests that name a file of this server which nobody uploaded, in one line.
+"""Refuses events that no page of ours sends, in one line: of files that nobody uploaded, of
+handlers that there are not, or no JSON at all.
 
 Gradio refuses them too, with its own stack in the log for each: anybody could fill a log so.
 """
 
 import json
 import logging
+import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from starlette.responses import JSONResponse
@@ -16,17 +18,21 @@ log = logging.getLogger(__name__)
 
 LARGEST = 16 << 20  # bytes of one event; uploads go another way
 REFUSED = "That file was not uploaded here. Choose it again under World."
+UNUSED = ("/call/", "/component_server")  # routes of Gradio's for pages with public events
 
 
 class UploadedOnly:
     """ASGI middleware: events of the page may only name files in the folder of uploads.
 
+    What is no JSON, or names a handler that there is not, is answered with 400.
+
     Args:
         folder: tells where uploads are put.
+        inputs: how many values each handler takes, by its `fn_index`.
     """
 
-    def __init__(self, app: ASGIApp, folder: Callable[[], str]) -> None:
-        self._app, self._folder = app, folder
+    def __init__(self, app: ASGIApp, folder: Callable[[], str], inputs: Mapping[int, int]) -> None:
+        self._app, self._folder, self._inputs = app, folder, inputs
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         posted = scope["type"] == "http" and scope["method"] == "POST"
@@ -36,21 +42,29 @@ class UploadedOnly:
         body, heard = bytearray(), []
         while True:
             message = await receive()
+            if message["type"] == "http.disconnect":
+                return
             heard.append(message)
             body += message.get("body", b"")  # in place: bytes would be copied for every chunk
             if len(body) > LARGEST:
                 answer = {"detail": f"An event takes at most {LARGEST >> 20} MiB."}
                 await JSONResponse(answer, status_code=413)(scope, receive, send)
                 return
-            if message["type"] != "http.request" or not message.get("more_body"):
+            if not message.get("more_body"):
                 break
+        event: Any = None
         try:
-            forged = [path for path in named_files(bytes(body)) if not self._uploaded(path)]
+            event = event_of(bytes(body)) if body else None
+            odd = self._odd(scope["path"], event)
         except RecursionError:  # brackets in brackets, a million deep
-            answer = {"detail": "No event of this page is nested that deeply."}
-            await JSONResponse(answer, status_code=400)(scope, receive, send)
+            odd = "No event of this page is nested that deeply."
+        except ValueError:
+            odd = "That is no event: it is not JSON in UTF-8."
+        if odd:
+            log.warning("a request was refused: %s", odd)
+            await JSONResponse({"detail": odd}, status_code=400)(scope, receive, send)
             return
-        if forged:
+        if not all(self._uploaded(path) for path in named_files(event)):
             log.warning("a page named a file that was never uploaded; it was refused")
             await JSONResponse({"detail": REFUSED}, status_code=403)(scope, receive, send)
             return
@@ -60,6 +74,20 @@ class UploadedOnly:
 
         await self._app(scope, again, send)
 
+    def _odd(self, path: str, event: Any) -> str:
+        """Why no page of ours sends such an event; "" where one may."""
+        if any(route in path for route in UNUSED):
+            return "No event of this page has a public name."
+        runs = path.rstrip("/").endswith("/queue/join") or "/run/" in path or "/api/" in path
+        if not runs or not isinstance(event, dict):
+            return ""
+        index, values = event.get("fn_index"), event.get("data")
+        if type(index) is not int or index not in self._inputs:
+            return "This page has no such event; reload it."
+        if isinstance(values, list) and len(values) < self._inputs[index]:
+            return f"That event takes {self._inputs[index]} values, got {len(values)}."
+        return ""
+
     def _uploaded(self, path: str) -> bool:
         folder = os.path.realpath(self._folder())
         try:
@@ -68,12 +96,28 @@ class UploadedOnly:
             return False
 
 
-def named_files(body: bytes) -> Iterator[str]:
-    """Paths of the files that the data of an event names; none in what is not JSON."""
-    try:
-        event = json.loads(body)
-    except ValueError:
-        return
+def event_of(body: bytes) -> Any:
+    """The JSON of a request.
+
+    Raises:
+        ValueError: no JSON in UTF-8, or what could not be sent back: NaN, half a character.
+        RecursionError: nested too deeply.
+    """
+    event = json.loads(body.decode("utf-8"), parse_constant=_finite, parse_float=_finite)
+    if b"\\ud" in body.lower():  # as an escape, it may be half of a pair
+        json.dumps(event, ensure_ascii=False).encode("utf-8")
+    return event
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text[:20]} is not finite")
+    return value
+
+
+def named_files(event: Any) -> Iterator[str]:
+    """Paths of the files that the data of an event names."""
     waiting: list[Any] = [event]
     while waiting:
         value = waiting.pop()
