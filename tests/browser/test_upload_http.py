@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from urllib.request import ProxyHandler, build_opener
 
+import httpx
 import pytest
 
 from tests import corpus
@@ -32,6 +33,10 @@ def test_hostile_files_over_http(app, tmp_path):
             answer = visitor.claim(str(path), "secret.ply")
             assert "root:" not in answer.text and "Traceback" not in answer.text
             assert "not uploaded here" in answer.text and not answer.points
+        # nor do events that no page sends reach Gradio, which would write a stack for each
+        for body in (b"\xff", b'{"fn_index": 9999, "data": []}', b'{"session_hash": NaN}'):
+            sent = httpx.post(f"{app}/gradio_api/queue/join", content=body, trust_env=False)
+            assert sent.status_code == 400 and "detail" in sent.json(), body
         again = visitor.upload(sound.name, sound.data)
         assert again.points == before.points and not again.refusal
     with build_opener(ProxyHandler({})).open(f"{app}/healthz", timeout=10) as health:
