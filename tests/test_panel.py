@@ -569,6 +569,8 @@ def test_a_click_in_the_stage_opens_memory_on_the_point(panel, session):
         panel.stage.on_stage(session, {"kind": "pick", "point": [1e3, 1e3, -1e3]}, "Pixel")
     with pytest.raises(WorldStereoError):
         panel.stage.on_stage(session, {"kind": "pick", "point": [1, 2]}, "Pixel")
+    with pytest.raises(WorldStereoError, match="not known here"):
+        panel.stage.on_stage(session, {"kind": "view", "index": float("inf")}, "Pixel")
 
 
 def test_a_click_in_a_picture_lands_on_that_pixel(panel, session):
