@@ -92,11 +92,14 @@ def sessions_config(config: AppConfig) -> "SessionsConfig":
     """What the sessions share, from what the command line says."""
     from ui.session_config import SessionsConfig, bundled_examples, warp_choice
     from ui.session_keep import Keeping
+    from worldstereo.inputs.limits import LOCAL, SPACE
 
     return SessionsConfig(
         max_sessions=config.max_sessions,
         idle_seconds=60 * config.idle_minutes,
         max_points=config.max_points,
+        # A hosted Space takes files from strangers, many at once.
+        limits=SPACE if "SPACE_ID" in os.environ else LOCAL,
         projects=config.projects,
         keep=Keeping(worlds=config.keep_worlds, gigabytes=config.keep_gb),
         generators=(warp_choice(), mini_choice(config), diffusion_choice(config)),

@@ -636,3 +636,14 @@ def test_a_choice_that_is_no_longer_on_offer_reaches_the_handler(panel, session)
             assert [got[i] for i in asked] == [values[i] for i in asked]
             seen += 1
     assert seen > 12
+
+
+@pytest.mark.parametrize("hosted", [False, True])
+def test_a_hosted_space_takes_less_from_strangers(hosted: bool, monkeypatch: pytest.MonkeyPatch):
+    import app
+    from worldstereo.inputs.limits import LOCAL, SPACE
+
+    monkeypatch.delenv("SPACE_ID", raising=False)
+    if hosted:
+        monkeypatch.setenv("SPACE_ID", "someone/worldstereo")
+    assert app.sessions_config(app.AppConfig()).limits is (SPACE if hosted else LOCAL)
