@@ -223,23 +223,26 @@ def test_a_choice_is_by_what_is_seen():
     assert len(chosen) == 3 and 0 not in chosen
 
 
+@pytest.mark.parametrize("asked", [True, False])
 @pytest.mark.parametrize("first", [1, 10])
-def test_given_views_serve_as_before_whatever_was_generated(first: int):
+def test_given_views_serve_as_before_whatever_was_generated(first: int, asked: bool):
     """The two generated views nearest in pose serve beside them, and more where there is room."""
     views, truth = scene(first)
-    before = choose_views(views, truth.cameras, truth.depth)
+    known = truth.depth if asked else None
+    before = choose_views(views, truth.cameras, known)
     made = []
     for k in range(9):
         pose = truth.cameras.c2w.clone()
         pose[0, 3] += 0.03 * (k - 3)
         moved = Cameras(truth.cameras.K, pose, W, H)
-        made.append(View.of(truth.color, truth.depth, moved, step=1, frame=k))
-    chosen = choose_views([*made[:6], *views, *made[6:]], truth.cameras, truth.depth)
+        near = truth.depth * 0.3  # wrong, so that a choice which believes it goes wrong too
+        made.append(View.of(truth.color, truth.depth if asked else near, moved, step=1, frame=k))
+    chosen = choose_views([*made[:6], *views, *made[6:]], truth.cameras, known)
     given = tuple(i - 6 for i in chosen if 6 <= i < 6 + first)
     assert given == before and len(before) == min(first, 8)
     generated = [i if i < 6 else i - first for i in chosen if not 6 <= i < 6 + first]
     assert 3 in generated and ({2, 4} & {*generated})
-    assert len(generated) == max(2, 8 - first)
+    assert len(generated) == (max(2, 8 - first) if asked else 2)
 
 
 def test_confidence_ranks_errors_that_nobody_told_it_of():

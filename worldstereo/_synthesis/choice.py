@@ -89,10 +89,15 @@ class ViewIndex:
         return float(np.median(known)) if known else 1.0
 
     def _own_depth(self, pose: Pose) -> np.ndarray:
-        """Coarse depth of the target from the views' own, where no cloud is at hand."""
+        """Coarse depth of the target from the given views' own, where no cloud is at hand.
+
+        From all of them where none was given.
+        """
         out = np.full(GRID[0] * GRID[1], np.inf)
         order = np.argsort(np.linalg.norm(self._position - pose.position, axis=1), kind="stable")
         h, w = pose.shape
+        if self._given.any():
+            order = order[self._given[order]]
         for i in order[:16]:
             view, d = self.poses[i], self._coarse[i]
             v, u = np.nonzero(d > 0)
