@@ -100,7 +100,7 @@ def fuse_depth(
     w = weight.double()[order]
     count = (z < EMPTY).sum(0)
     rank = torch.arange(n, device=Z.device)[:, None, None]
-    steep = torch.zeros(n) if steep is None else steep
+    steep = torch.zeros(n, device=Z.device) if steep is None else steep
     said = w * _said_by(z, back[order], steep.double()[order], Kt)
     said = torch.where(z < EMPTY, said, 0)
     start = torch.zeros(H, W, dtype=torch.long, device=Z.device)
