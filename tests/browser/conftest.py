@@ -30,6 +30,10 @@ ARGUMENTS = [
     "--disable-component-update",
     "--disable-sync",
 ]
+LEFT = """() => ['#bar', '#status', '#message', '#hud'].map(
+  s => document.querySelector(s)?.innerText?.replace(/\\s+/g, ' '))"""
+"""What a page says at the end of a test."""
+
 PATIENCE = 300_000  # ms; software GL starves the page's own thread on a busy machine
 
 
@@ -129,5 +133,7 @@ def visit(browser: Any, app: str) -> Iterator[Any]:
 
     yield open_page
     for context in contexts:
+        for page in context.pages:
+            print("left at:", page.url, page.evaluate(LEFT))  # noqa: T201  (shown where it failed)
         context.close()
     assert complaints == []
