@@ -1,6 +1,8 @@
 """Small turned cameras, a two-wall room with known depth, and the folder of real captures."""
 
+import gc
 import os
+import warnings
 from pathlib import Path
 
 import pytest
@@ -98,3 +100,14 @@ class InstantGenerator:
 @pytest.fixture
 def instant() -> InstantGenerator:
     return InstantGenerator()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_unconfigure() -> None:
+    """What is collected after the last test is no test's failure.
+
+    Event loops of packages that are stopped with their threads may be left for then.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
