@@ -11,11 +11,11 @@ import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from worldstereo.diffusion.config import named_once
 from worldstereo.errors import WeightsMissing
 
 DTYPES = {
@@ -137,7 +137,7 @@ def read_header(path: Path) -> list[Entry]:
             f"{path} cannot be read ({error.strerror}); model.safetensors is expected there."
         ) from error
     try:
-        header = json.loads(text, object_pairs_hook=_once)
+        header = json.loads(text, object_pairs_hook=named_once)
     except (ValueError, RecursionError) as error:
         raise WeightsMissing(f"{path} has no safetensors header (JSON is damaged).") from error
     if not isinstance(header, dict):
@@ -158,13 +158,6 @@ def read_header(path: Path) -> list[Entry]:
         if entry.start < at:  # a small file could else fill the memory many times
             raise WeightsMissing(f"{path}: {_short(entry.name)} shares bytes with another tensor.")
         at = entry.start + entry.size
-    return entries
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    entries = dict(pairs)
-    if len(entries) < len(pairs):
-        raise ValueError("a name appears twice in one object")
     return entries
 
 

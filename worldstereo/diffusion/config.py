@@ -220,7 +220,7 @@ def json_object(text: bytes, path: Path) -> dict[str, Any]:
         WeightsMissing: it is damaged, names something twice, or holds something else.
     """
     try:
-        entries = json.loads(text, object_pairs_hook=_once)
+        entries = json.loads(text, object_pairs_hook=named_once)
     except ValueError as error:
         said = str(error).splitlines()[0][:120]
         raise WeightsMissing(f"{path} is not valid JSON ({said}).") from error
@@ -231,7 +231,8 @@ def json_object(text: bytes, path: Path) -> dict[str, Any]:
     return entries
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def named_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Entries of a JSON object, for `object_pairs_hook`; a ValueError where a name comes twice."""
     entries = dict(pairs)
     if len(entries) < len(pairs):
         raise ValueError("a name appears twice in one object")
