@@ -102,30 +102,9 @@ def sessions_config(config: AppConfig) -> "SessionsConfig":
         limits=SPACE if "SPACE_ID" in os.environ else LOCAL,
         projects=config.projects,
         keep=Keeping(worlds=config.keep_worlds, gigabytes=config.keep_gb),
-        generators=(warp_choice(), mini_choice(config), diffusion_choice(config)),
+        generators=(warp_choice(), diffusion_choice(config)),
         examples=bundled_examples(config.examples),
     )
-
-
-def mini_choice(config: AppConfig) -> "GeneratorChoice":
-    """The small trained model, or why it is off."""
-    from ui.session_config import GeneratorChoice
-    from worldstereo.mini import MiniGenerator, why_not
-
-    def make() -> Any:
-        return MiniGenerator(device=device_of(config))
-
-    about = "A small network, briefly trained: measures a trace above Warp, slower. An experiment."
-    return GeneratorChoice("mini", "Mini", about, MiniGenerator.limits, make, why_not())
-
-
-def device_of(config: AppConfig) -> str:
-    """The device to run on, "auto" decided."""
-    import torch
-
-    if config.device != "auto":
-        return config.device
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def diffusion_choice(config: AppConfig) -> "GeneratorChoice":

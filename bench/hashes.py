@@ -9,8 +9,8 @@ import hashlib
 import tempfile
 from pathlib import Path
 
-from worldstereo.generator import WarpGenerator
 from worldstereo.explore import default_view, explore, pivot_distance, start
+from worldstereo.generator import WarpGenerator
 from worldstereo.inputs import read
 from worldstereo.project import load_world, save_world
 from worldstereo.scene import Scene

@@ -21,7 +21,7 @@ RANKS = [
     "intake synthesis",
     "control inputs",
     "generator",
-    "diffusion mini world",
+    "diffusion world",
     "remember export project",
     "edits explore",
     "__main__",

@@ -9,7 +9,6 @@ from worldstereo.edits import set_registration
 from worldstereo.explore import explore, start
 from worldstereo.fusion import make_working
 from worldstereo.generator import Frame, WarpGenerator
-from worldstereo.mini import MiniGenerator
 from worldstereo.scene import Origin, View
 from worldstereo.trajectory import Trajectory
 from worldstereo.world import World
@@ -52,7 +51,7 @@ def shown(cameras: Cameras, views: list[View]) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("guide", ["fused", "cloud"])
-@pytest.mark.parametrize("make", [Boaster, WarpGenerator, MiniGenerator])
+@pytest.mark.parametrize("make", [Boaster, WarpGenerator])
 def test_only_what_nobody_showed_is_added(make, guide: str):
     generator = make()
     world = World(generator, max_points=100_000)

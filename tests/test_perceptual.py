@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from bench.mini import Gate, gates
 from bench.perceptual import gradient_similarity, ms_ssim, pull_push
 
 
@@ -64,35 +63,3 @@ def test_pull_push_of_two_halves_blends_between_them():
     row = pull_push(color, seen)[16, :, 0]
     assert row[20] < 0.4 < 0.6 < row[44]
     assert (np.diff(row) > -0.1).all()
-
-
-def test_gates_read_the_right_rows():
-    def row(what, **figures):
-        base = {
-            "hole": 20, "seen": 30, "psnr": 28, "second": 0.02, "hole_depth": 0.1,
-            "smooth_depth": 0.4, "sparsification": 0.5, "s": 1.0,
-        }  # fmt: skip
-        return {"set": "a", "what": what} | base | figures
-
-    rows = [
-        row("warp"),
-        row("mini", hole=21.5, seen=30.6, psnr=28.4, second=0.01, hole_depth=0.2),
-        row("mini, stereo branch off", seen=30.0),
-        row("mini, stereo memory off", seen=25.0),
-        row("splat + pull-push", hole=20.2),
-        row("splat + Telea", hole=19),
-        row("splat + Navier-Stokes", hole=20.6),
-    ]
-    found = {gate.name.split(",")[0]: gate for gate in gates(rows)}
-    values = {name: round(gate.values["a"], 3) for name, gate in found.items()}
-    assert values == {
-        "holes over pull-push": 1.3, "holes over Telea and Navier-Stokes": 0.9,
-        "seen over warp": 0.6, "whole over warp": 0.4, "second visit": 0.5,
-        "stereo branch on over off": 0.6, "stereo memory on over off": 5.6,
-        "depth error in holes": 0.5, "calibration": 0.5, "seconds a 640x480 view": 1.0,
-    }  # fmt: skip
-    assert [name for name, gate in found.items() if not gate.passed] == [
-        "holes over Telea and Navier-Stokes", "whole over warp",
-    ]  # fmt: skip
-    assert not Gate("x", {"a": 2.0, "b": 0.5}, 1.0).passed
-    assert not Gate("x", {"a": float("nan")}, 1.0).passed

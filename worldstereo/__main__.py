@@ -65,7 +65,7 @@ class Explore:
     """Both memories, the global point cloud alone, or the render.mp4 and render_mask.mp4 that lie
     beside an official example's camera.json."""
 
-    generator: Literal["warp", "mini", "diffusion"] = "warp"
+    generator: Literal["warp", "diffusion"] = "warp"
     """warp needs neither weights nor GPU."""
 
     model: str | None = None
@@ -257,10 +257,6 @@ def _generator(command: Explore) -> "Generator":
         from worldstereo.generator import WarpGenerator
 
         return WarpGenerator()
-    if command.generator == "mini":
-        from worldstereo.mini import MiniGenerator
-
-        return MiniGenerator()
     from worldstereo.diffusion import DiffusionGenerator
     from worldstereo.errors import WeightsMissing
 

@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from train.scenes import load_textures, make_scenes
-from train.tuples import make_tuples, unpack
 
 
 @pytest.fixture(scope="module")
@@ -59,19 +58,3 @@ def test_views_agree_about_surfaces(shard):
             assert float((a - b).abs().mean()) < 0.5 * float((a - swapped).abs().mean())
     assert len(seen) >= 2
     assert sum(seen) / len(seen) > 0.4
-
-
-def test_a_tuple_is_what_the_memories_would_show(shard):
-    """The anchor is nearer to the truth than a flat picture, most where it is known."""
-    scenes = shard
-    items = list(make_tuples(scenes, 3, 3))
-    again = list(make_tuples(scenes, 3, 3))
-    assert all(torch.equal(a[k], b[k]) for a, b in zip(items, again, strict=True) for k in a)
-    stacked = {name: torch.stack([item[name] for item in items]) for name in items[0]}
-    maps, truth, closeness = unpack(stacked)
-    flat = (truth - truth.mean((2, 3), keepdim=True)).pow(2).mean(1, keepdim=True)
-    error = (truth - maps.anchor).pow(2).mean(1, keepdim=True)
-    known = maps.known > 0
-    assert 0.2 < float(known.float().mean()) <= 1
-    assert float(error[known].mean()) < 0.5 * float(flat[known].mean())
-    assert float((closeness - maps.closeness)[known].abs().median()) < 0.05

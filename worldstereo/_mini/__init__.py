@@ -1,1 +1,0 @@
-"""Inside of `mini.py`: nothing here is public."""
