@@ -55,8 +55,8 @@ def activation_peak(
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    from worldstereo.diffusion import WorldStereoRefSModel, memory_transformer
-    from worldstereo.diffusion.loading import set_parameter, target_type
+    from worldstereo.generators.diffusion import WorldStereoRefSModel, memory_transformer
+    from worldstereo.generators.diffusion.loading import set_parameter, target_type
 
     cpu = torch.device("cpu")
     with FakeTensorMode() as fake:

@@ -24,7 +24,7 @@ def write_sparse(folder: Path, gigabytes: float) -> Path:
     """A complete bf16 memory checkpoint of about that size, all zeros, sparse on disk."""
     from accelerate import init_empty_weights
 
-    from worldstereo.diffusion import WorldStereoRefSModel
+    from worldstereo.generators.diffusion import WorldStereoRefSModel
 
     full = 34e9
     heads = max(2, round(40 * (gigabytes * 1e9 / full) ** 0.5))
@@ -81,7 +81,7 @@ def resident() -> int:
 
 
 def main(folder: Path, gigabytes: float, control: torch.dtype) -> None:
-    from worldstereo.diffusion import load_transformer
+    from worldstereo.generators.diffusion import load_transformer
 
     write_sparse(folder, gigabytes)
     peak, done = [0], threading.Event()
@@ -99,7 +99,7 @@ def main(folder: Path, gigabytes: float, control: torch.dtype) -> None:
     )
     done.set()
     watcher.join()
-    from worldstereo.diffusion.checkpoint import Weights
+    from worldstereo.generators.diffusion.checkpoint import Weights
 
     largest = Weights.open(folder / VARIANT / "model.safetensors").largest
     result = {

@@ -19,12 +19,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench.harness import Context, Row
-from worldstereo._stereo_memory.checks import check_view
-from worldstereo._stereo_memory.matches import torch_matches
-from worldstereo.attention import csr_attention, has_numba
 from worldstereo.cameras import Cameras, look_at
+from worldstereo.memory.attention import csr_attention, has_numba
+from worldstereo.memory.stereo import SpatialStereoMemory
+from worldstereo.memory.stereo._checks import check_view
+from worldstereo.memory.stereo._matches import torch_matches
 from worldstereo.render import RenderResult, render_points
-from worldstereo.stereo_memory import SpatialStereoMemory
 
 CHANNELS, CAP = 128, 64
 TORCH = "torch only"  # sampled_addmm + embedding_bag

@@ -17,7 +17,7 @@ import torch
 from bench._scenes import rooms, walk
 from bench.attention import Problem, _bank, view
 from bench.harness import Context, Row
-from worldstereo.geometric_memory import GlobalGeometricMemory
+from worldstereo.memory.geometric import GlobalGeometricMemory
 from worldstereo.render import render_points
 
 Work = dict[str, Callable[[], Any]]

@@ -77,7 +77,7 @@ def empty_model(tiny: bool = False) -> Any:
     """The memory transformer, full-size or tiny, without memory for its weights."""
     from accelerate import init_empty_weights
 
-    from worldstereo.diffusion import WorldStereoRefSModel
+    from worldstereo.generators.diffusion import WorldStereoRefSModel
 
     with init_empty_weights(include_buffers=False):
         if tiny:
@@ -89,7 +89,7 @@ def empty_model(tiny: bool = False) -> Any:
 
 def fill(model: Any, device: torch.device, dtype: torch.dtype, control: torch.dtype) -> None:
     """Random weights in the types that loading gives them."""
-    from worldstereo.diffusion.loading import set_parameter, target_type
+    from worldstereo.generators.diffusion.loading import set_parameter, target_type
 
     some = torch.randn(1 << 22, generator=torch.Generator().manual_seed(0)) * 0.02
     some = some.to(device)  # repeated: drawing 17e9 numbers in main memory takes minutes
@@ -146,9 +146,9 @@ def kept(path: Path) -> list[Measured]:
 
 def measure(mode_name: str, card: str, tiny: bool) -> Measured:
     """Builds the model in one mode and times one step; its memory is given back afterwards."""
-    from worldstereo.diffusion import ClipSize
-    from worldstereo.diffusion.loading import discard
-    from worldstereo.diffusion.memory_modes import GIB, apply_mode, free, mode_named
+    from worldstereo.generators.diffusion import ClipSize
+    from worldstereo.generators.diffusion.loading import discard
+    from worldstereo.generators.diffusion.memory_modes import GIB, apply_mode, free, mode_named
 
     device = torch.device("cpu" if tiny else "cuda")
     half = torch.float32 if tiny else torch.bfloat16
@@ -195,8 +195,8 @@ def run(
     *, tiny: bool, out: Path, readme: Path, budget: float, said: Callable[[str], None] = print
 ) -> bool:
     """Measures the modes that are not kept yet; True when none is left."""
-    from worldstereo.diffusion import ClipSize, ModelSize, preflight
-    from worldstereo.diffusion.memory_modes import MODES, Card
+    from worldstereo.generators.diffusion import ClipSize, ModelSize, preflight
+    from worldstereo.generators.diffusion.memory_modes import MODES, Card
 
     began, clip = time.monotonic(), ClipSize()
     size = ModelSize.of(empty_model())
@@ -234,8 +234,8 @@ def run(
 
 def table(size: Any, done: list[Measured]) -> str:
     """The README's table: estimates beside what was measured, with the card named."""
-    from worldstereo.diffusion import ClipSize
-    from worldstereo.diffusion.memory_modes import GIB, MODES, device_bytes
+    from worldstereo.generators.diffusion import ClipSize
+    from worldstereo.generators.diffusion.memory_modes import GIB, MODES, device_bytes
 
     cards = list(dict.fromkeys(one.card for one in done))
     head = ["mode", "weights", "card (estimate)"]
@@ -289,7 +289,7 @@ def memory_modes(context: Context) -> list[Row]:
 
 def constraints(context: Context) -> list[Row]:
     """Reference attention with no constraint, a mask and a bias, on a small random model."""
-    from worldstereo.diffusion import ReferenceConstraint, WorldStereoRefSModel
+    from worldstereo.generators.diffusion import ReferenceConstraint, WorldStereoRefSModel
 
     torch.manual_seed(0)
     model = WorldStereoRefSModel(**TINY_BACKBONE, controlnet_cfg=TINY)

@@ -9,13 +9,12 @@ import hashlib
 import tempfile
 from pathlib import Path
 
-from worldstereo.explore import default_view, explore, pivot_distance, start
-from worldstereo.generator import WarpGenerator
+from worldstereo.generators import WarpGenerator
 from worldstereo.inputs import read
 from worldstereo.project import load_world, save_world
 from worldstereo.scene import Scene
 from worldstereo.trajectory import Trajectory
-from worldstereo.world import World
+from worldstereo.world import World, default_view, explore, pivot_distance, start
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "assets" / "examples"
 

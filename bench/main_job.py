@@ -33,7 +33,7 @@ def start_up(context: Context) -> list[Row]:
 def one_view(context: Context) -> list[Row]:
     """One generated 640x480 view of the example world with all its maps, folded back included."""
     from worldstereo import Trajectory
-    from worldstereo.explore import default_view, explore, pivot_distance
+    from worldstereo.world import default_view, explore, pivot_distance
 
     world, opening = _example_world()
     start = default_view(world.scene)
@@ -57,7 +57,7 @@ def scrub(context: Context) -> list[Row]:
     import torch
 
     from worldstereo import Cameras, PointCloud, Scene
-    from worldstereo.control import splat_cloud
+    from worldstereo.guide import splat_cloud
 
     n = 100_000 if context.quick else 1_000_000
     g = torch.Generator().manual_seed(0)
@@ -74,7 +74,7 @@ def scrub(context: Context) -> list[Row]:
 def cancel(context: Context) -> list[Row]:
     """From the flag to an idle, unchanged world."""
     from worldstereo import Cancelled, Trajectory
-    from worldstereo.explore import default_view, explore
+    from worldstereo.world import default_view, explore
 
     world, _ = _example_world()
     path = Trajectory.preset("truck", default_view(world.scene), distance=2.0, frames=25)
@@ -104,7 +104,7 @@ def determinism(context: Context) -> list[Row]:
     import torch
 
     from worldstereo import Trajectory
-    from worldstereo.explore import default_view, explore
+    from worldstereo.world import default_view, explore
 
     runs = []
     for _ in range(2):
@@ -123,7 +123,7 @@ def growth(context: Context) -> list[Row]:
     import psutil
 
     from worldstereo import Trajectory
-    from worldstereo.explore import default_view, explore
+    from worldstereo.world import default_view, explore
 
     world, _ = _example_world()
     process, start = psutil.Process(), default_view(world.scene)
@@ -151,7 +151,7 @@ def step_growth(context: Context) -> list[Row]:
     import torch
 
     from worldstereo import Trajectory
-    from worldstereo.explore import default_view, explore
+    from worldstereo.world import default_view, explore
 
     sizes = (100_000, 200_000) if context.quick else (100_000, 1_000_000, 5_000_000)
     rows, first = [], 0.0
@@ -191,7 +191,7 @@ def two_sessions(context: Context) -> list[Row]:
     import threading
 
     from worldstereo import Trajectory
-    from worldstereo.explore import default_view, explore
+    from worldstereo.world import default_view, explore
 
     worlds = [_example_world()[0] for _ in range(2)]
     frames = 2 if context.quick else 6
@@ -229,7 +229,7 @@ def _held(world) -> int:  # noqa: ANN001
 
 def _example_world(max_points: int = 2_000_000):  # noqa: ANN202
     from worldstereo import WarpGenerator, World, read
-    from worldstereo.explore import start
+    from worldstereo.world import start
 
     world, capture = World(WarpGenerator(), max_points=max_points), read(EXAMPLE)
     return world, _timed(lambda: start(world, capture))

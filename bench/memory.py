@@ -16,9 +16,9 @@ import torch
 from bench._peers import neighbour_trees, slow_neighbours, splatters, voxel_maps
 from bench._scenes import Scanner, rooms, walk
 from bench.harness import THREADS, Context, Row, Timing
-from worldstereo.geometric_memory import GlobalGeometricMemory
+from worldstereo.memory.geometric import GlobalGeometricMemory
+from worldstereo.neighbors import build_index
 from worldstereo.render import render_points, render_torch
-from worldstereo.spatial_index import build_index
 
 
 def neighbours(context: Context) -> list[Row]:
@@ -141,7 +141,7 @@ def _fill(cloud: np.ndarray, max_points: int) -> GlobalGeometricMemory:
 
 def _frame(cloud: np.ndarray, i: int, m: int, r: float) -> torch.Tensor:
     """Points near one place, on stored ones (even) or in a new area (odd), like a depth frame."""
-    from worldstereo._morton import morton_order
+    from worldstereo._core.morton import morton_order
 
     g = np.random.default_rng(i)
     away = ((cloud[::3] - cloud[g.integers(len(cloud))]) ** 2).sum(axis=1)

@@ -17,7 +17,7 @@ from bench.harness import Context, Row
 from worldstereo import inputs
 from worldstereo.cameras import Cameras
 from worldstereo.inputs import LOCAL, images
-from worldstereo.multiview import MatchOptions, MatchView, photo_depth, plane_sweep
+from worldstereo.views.multiview import MatchOptions, MatchView, photo_depth, plane_sweep
 
 FOCAL, BASELINE, OFFSET = 994.978, 0.193001, 31.086  # SOURCE.md of the set; metres, pixels
 

@@ -35,13 +35,14 @@ from bench.views_sets import (
     workings,
 )
 from bench.views_sheet import sheet
-from worldstereo import intake, synthesis
 from worldstereo.cameras import Cameras
-from worldstereo.fusion import fetch, make_working, pose_distance, pose_of
-from worldstereo.intake import Intake, IntakeOptions
+from worldstereo.memory.stereo import dense as synthesis
+from worldstereo.memory.stereo.dense import SynthesisOptions
 from worldstereo.render import RenderResult, render_points
 from worldstereo.scene import Origin, PointCloud, View
-from worldstereo.synthesis import SynthesisOptions
+from worldstereo.views import intake
+from worldstereo.views.fusion import fetch, make_working, pose_distance, pose_of
+from worldstereo.views.intake import Intake, IntakeOptions
 
 WHOLE, ENTIRE = SynthesisOptions(), IntakeOptions()
 SETS = ("livingroom1", "apc-shelf", "icl-nuim-5")

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 
 from worldstereo import inputs
-from worldstereo.fusion import Working, make_working, nearest_fill, relative
+from worldstereo.memory.stereo.dense import Synthesis
 from worldstereo.scene import Origin, View
-from worldstereo.synthesis import Synthesis
+from worldstereo.views.fusion import Working, make_working, nearest_fill, relative
 
 PHOTO_SIDE = 960
 

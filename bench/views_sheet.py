@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from bench.views_sets import image_of, psnr, splat_and_nearest, ssim
-from worldstereo.fusion import make_working
+from worldstereo.views.fusion import make_working
 
 
 def sheet(bench: Any, memory: Sequence[Any], folder: Path) -> None:

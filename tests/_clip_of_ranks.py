@@ -10,12 +10,11 @@ import torch
 from safetensors.torch import save_file
 
 from tests.conftest import room_capture
-from worldstereo.control import Guide
-from worldstereo.diffusion import DiffusionGenerator, distributed
-from worldstereo.explore import start
-from worldstereo.generator import GenerationRequest, SamplerConfig
+from worldstereo.generators import GenerationRequest, SamplerConfig
+from worldstereo.generators.diffusion import DiffusionGenerator, distributed
+from worldstereo.guide import Guide
 from worldstereo.trajectory import Trajectory
-from worldstereo.world import World
+from worldstereo.world import World, start
 
 
 def clip(folder: Path) -> torch.Tensor:

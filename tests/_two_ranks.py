@@ -12,7 +12,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from tests.parity import Fixture, difference, tiny_transformer  # noqa: E402
-from worldstereo.diffusion import distributed, load_transformer  # noqa: E402
+from worldstereo.generators.diffusion import distributed, load_transformer  # noqa: E402
 
 
 def main(out: Path, folder: Path) -> None:

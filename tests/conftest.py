@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from worldstereo.cameras import Cameras, look_at
-from worldstereo.generator import Frame, GeneratorLimits, WarpGenerator, ignore, patch_features
+from worldstereo.generators import Frame, GeneratorLimits, WarpGenerator, patch_features
+from worldstereo.progress import ignore
 from worldstereo.scene import Capture, Origin, View
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -18,7 +18,7 @@ import torch
 from tests.conftest import room, turned_cameras
 from worldstereo.cameras import Cameras
 from worldstereo.errors import WorldStereoError
-from worldstereo.generator import GeneratorLimits, SamplerConfig
+from worldstereo.generators import GeneratorLimits, SamplerConfig
 from worldstereo.scene import Clip, Origin, PointCloud, Scene, View
 from worldstereo.trajectory import Trajectory
 

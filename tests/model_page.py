@@ -13,10 +13,10 @@ from tests.fake_session import quietly
 from worldstereo.scene import Capture
 
 with quietly():
-    from app import AppConfig, diffusion_choice
-    from ui.panel import Panel
-    from ui.session import GeneratorChoice, Session, Sessions, SessionsConfig
-    from ui.session_config import warp_choice
+    from ui.__main__ import AppConfig, diffusion_choice
+    from ui.page.page import Panel
+    from ui.session.config import warp_choice
+    from ui.session.sessions import GeneratorChoice, Session, Sessions, SessionsConfig
 
 SECONDS = 120.0
 SIZE = "320x208"  # the smallest that the page offers

@@ -34,7 +34,7 @@ def difference(found: Tensor, expected: Tensor) -> float:
 
 def tiny_transformer(name: str, **control: Any) -> torch.nn.Module:
     """The transformer of a model fixture with its recorded weights."""
-    from worldstereo.diffusion import WorldStereoModel, WorldStereoRefSModel
+    from worldstereo.generators.diffusion import WorldStereoModel, WorldStereoRefSModel
 
     fixture = Fixture(name)
     kind = WorldStereoRefSModel if "refs" in name else WorldStereoModel
@@ -49,7 +49,7 @@ def tiny_transformer(name: str, **control: Any) -> torch.nn.Module:
 def tiny_vae() -> Any:
     from diffusers import AutoencoderKLWan
 
-    from worldstereo.diffusion import KeyframeVae
+    from worldstereo.generators.diffusion import KeyframeVae
 
     fixture = Fixture("keyframe_vae")
     vae = AutoencoderKLWan(**fixture.info["vae_config"]).eval()

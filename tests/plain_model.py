@@ -1,8 +1,9 @@
 """Both transformers once more, written plainly from the description of the published model.
 
 One function per section, float64, dictionaries of weights by their published names, loops where a
-loop is clearer; nothing of diffusers and nothing of `worldstereo.diffusion`. It is the oracle for
-widths, head counts, sizes and reference counts that no recorded fixture has.
+loop is clearer; nothing of diffusers and nothing of
+`worldstereo.generators.diffusion`. It is the oracle for widths, head counts, sizes and reference
+counts that no recorded fixture has.
 """
 
 import math

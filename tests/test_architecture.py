@@ -11,42 +11,42 @@ import worldstereo
 
 ROOT = Path(__file__).parent.parent
 
+# A line may import the lines above it, never its own or one below. A package is one place with all
+# that it holds, unless one of its modules has a line of its own.
 RANKS = [
-    "errors _parallel _atomic _compiled",
-    "cameras _morton",
-    "trajectory depth spatial_index render attention",
-    "scene geometric_memory",
-    "fusion stereo_memory",
-    "registration multiview",
-    "intake synthesis",
-    "control inputs",
-    "generator",
-    "diffusion world",
-    "remember export project",
-    "edits explore",
-    "__main__",
-    "ui.viewport ui.proxy ui.inspector",
+    "errors progress",
+    "_core",
+    "cameras rotations",
+    "trajectory depth neighbors render memory.attention memory._checks",
+    "scene memory.geometric",
+    "views.fusion views.multiview",
+    "memory.stereo",
+    "views.registration",
+    "views.intake memory.localize",
+    "guide inputs",
+    "generators",
+    "world reconstruct",
+    "exports project model",
+    "cli",
+    "ui.viewport ui.server ui.inspector ui.palette",
     "ui.session",
-    "ui.panel",
+    "ui.page",
+    "ui.__main__",
     "app",
 ]
+UNRANKED = {"worldstereo", "worldstereo.__main__", "worldstereo.memory", "worldstereo.views", "ui"}
 RANK = {name: rank for rank, line in enumerate(RANKS) for name in line.split()}
 DOORS = {
-    "gradio": {"ui.panel", "app"},
+    "gradio": {"ui.page", "ui.server"},
     "viser": {"ui.viewport"},
-    "starlette": {"ui.proxy"},
-    "websockets": {"ui.proxy"},
-    "trimesh": {"export", "inputs"},
+    "starlette": {"ui.server"},
+    "websockets": {"ui.server"},
+    "trimesh": {"exports", "inputs", "reconstruct"},
     "plyfile": {"inputs"},
-    "pykeops": {"spatial_index"},
-    "diffusers": {"diffusion"},
-    "transformers": {"diffusion", "depth"},
-}
-# Private siblings and packages belong to the module that they were split from.
-SIBLINGS = {
-    "exports": "export",
-    "trajectory_presets": "trajectory",
-    "trajectory_splines": "trajectory",
+    "pycolmap": {"inputs"},
+    "pykeops": {"neighbors"},
+    "diffusers": {"generators"},
+    "transformers": {"generators", "depth"},
 }
 
 
@@ -58,57 +58,99 @@ def sources() -> list[Path]:
     ]
 
 
-def home(path: Path) -> str:
-    """The module of the table that a file belongs to."""
-    return _home(list(path.relative_to(ROOT).with_suffix("").parts))
+def module_of(path: Path) -> str:
+    parts = list(path.relative_to(ROOT).with_suffix("").parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def _home(parts: list[str]) -> str:
-    if parts[0] == "worldstereo":
-        name = parts[1] if len(parts) > 1 else "__init__"
-    elif parts[0] == "ui":
-        name = "ui." + (parts[1] if len(parts) > 1 else "__init__")
-    else:
-        name = parts[0]
-    prefix, _, last = name.rpartition(".")
-    if last in SIBLINGS:
-        last = SIBLINGS[last]
-    known = [n.rpartition(".")[2] for n in RANK if n.rpartition(".")[0] == prefix]
-    stem = last.lstrip("_")
-    if last not in known:
-        owners = [n for n in known if stem == n or stem.startswith(n + "_")]
-        last = max(owners, key=len) if owners else last
-    return f"{prefix}.{last}" if prefix else last
+MODULES = {module_of(path): path for path in sources()}
 
 
-def imports(path: Path) -> list[tuple[list[str], int]]:
-    tree = ast.parse(path.read_text())
+def place(module: str) -> str:
+    """The place of the table that a module belongs to: the longest name there that begins it."""
+    name = module.removeprefix("worldstereo.")
+    while name not in RANK:
+        name, _, last = name.rpartition(".")
+        if not last:
+            return module
+    return name
+
+
+def imports(path: Path) -> list[tuple[str, int]]:
+    """(module, line) of each import as Python resolves it: modules of ours by their full names."""
+    here = module_of(path)
+    package = here if path.name == "__init__.py" else here.rpartition(".")[0]
     found = []
-    for node in ast.walk(tree):
+    for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            found += [(alias.name.split("."), node.lineno) for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
-            if node.module in ("worldstereo", "ui"):
-                found += [([node.module, alias.name], node.lineno) for alias in node.names]
-            else:
-                found.append((node.module.split("."), node.lineno))
+            found += [(alias.name, node.lineno) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                above = package.split(".")[: len(package.split(".")) - node.level + 1]
+                base = ".".join([*above, base] if base else above)
+            for alias in node.names:
+                full = f"{base}.{alias.name}"
+                found.append((full if full in MODULES else base, node.lineno))
     return found
+
+
+def ours(module: str) -> bool:
+    return module.partition(".")[0] in ("worldstereo", "ui", "app")
 
 
 @pytest.mark.parametrize("path", sources(), ids=lambda p: str(p.relative_to(ROOT)))
 def test_imports_point_down_and_third_parties_have_one_door(path):
-    here = home(path)
-    if path.name == "__init__.py" and path.parent.name in ("worldstereo", "ui"):
+    module = module_of(path)
+    if module in UNRANKED:
         return
-    assert here in RANK, f"{here} has no place in the table of ranks"
-    for parts, line in imports(path):
-        if parts[0] in ("worldstereo", "ui") and len(parts) > 1:
-            there = _home(parts)
-            if there != here:
-                assert there in RANK, f"{path.name}:{line} imports {there}, which has no rank"
-                assert RANK[there] < RANK[here], f"{path.name}:{line} imports {there}"
-        elif parts[0] in DOORS:
-            assert here in DOORS[parts[0]], f"{path.name}:{line} imports {parts[0]}"
+    here = place(module)
+    assert here in RANK, f"{module} has no place in the table of ranks"
+    for imported, line in imports(path):
+        if imported == "worldstereo" or not ours(imported):
+            door = DOORS.get(imported.partition(".")[0])
+            assert door is None or here in door, f"{path.name}:{line} imports {imported}"
+            continue
+        there = place(imported)
+        if there != here:
+            assert there in RANK, f"{path.name}:{line} imports {imported}, which has no rank"
+            assert RANK[there] < RANK[here], f"{path.name}:{line} imports {imported}, not above it"
+
+
+@pytest.mark.parametrize("path", sources(), ids=lambda p: str(p.relative_to(ROOT)))
+def test_underscored_modules_stay_in_their_package(path):
+    module = module_of(path)
+    for imported, line in imports(path):
+        parts = imported.split(".")
+        for i, part in enumerate(parts):
+            if ours(imported) and part.startswith("_") and not part.startswith("__"):
+                owner = ".".join(parts[:i])
+                inside = module == owner or module.startswith(f"{owner}.")
+                assert inside, f"{path.name}:{line} imports {imported}, private to {owner}"
+
+
+def test_no_module_imports_itself_by_way_of_others():
+    """No circle among the files' imports, those inside functions included."""
+    arrows = {
+        module: {name for name, _ in imports(path) if name in MODULES and name != module}
+        for module, path in MODULES.items()
+        if not module.startswith("ui.page")  # the tabs and the page know each other's types
+    }
+    done: set[str] = set()
+    way: list[str] = []
+
+    def visit(module: str) -> None:
+        assert module not in way, " -> ".join([*way[way.index(module) :], module])
+        if module in done:
+            return
+        way.append(module)
+        for other in sorted(arrows[module] & set(arrows)):
+            visit(other)
+        way.pop()
+        done.add(module)
+
+    for module in sorted(arrows):
+        visit(module)
 
 
 def test_public_names_are_sorted_and_documented():

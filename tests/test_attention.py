@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from worldstereo import attention
-from worldstereo.attention import csr_attention, dense_attention, has_numba, pair_attention
+from worldstereo.memory import attention
+from worldstereo.memory.attention import csr_attention, dense_attention, has_numba, pair_attention
 
 N, M, D, C = 17, 13, 12, 6  # sizes that cannot be confused; 12 and 6 split into heads
 

@@ -7,8 +7,8 @@ from torch import Tensor
 from tests.test_geometric_memory import POSE, memory, noise, slow_update
 from tests.test_render import slow
 from worldstereo.cameras import Cameras
+from worldstereo.memory.stereo import SpatialStereoMemory
 from worldstereo.render import render_points
-from worldstereo.stereo_memory import SpatialStereoMemory
 
 UNIT = {"tiny": 1e-6, "huge": 1e6}
 

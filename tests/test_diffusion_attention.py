@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tests.parity import Fixture, difference, tiny_transformer
 from worldstereo.cameras import Cameras
-from worldstereo.diffusion import (
+from worldstereo.generators.diffusion import (
     AttentionProbe,
     ReferenceConstraint,
     TokenGrid,
@@ -128,7 +128,7 @@ def test_constrained_blocks_are_masked_softmax(mode):
 
 
 def test_masked_attention_by_chunks_is_the_dense_one(monkeypatch):
-    from worldstereo.diffusion import attention
+    from worldstereo.generators.diffusion import attention
 
     torch.manual_seed(1)
     q, k, v = (torch.randn(1, 7 + 11, 2, 6) for _ in range(3))

@@ -14,12 +14,11 @@ from tests._clip_of_ranks import clip
 from tests.conftest import room_capture
 from tests.parity import difference
 from tests.tiny_model import write_tiny_model
-from worldstereo.__main__ import main
-from worldstereo.explore import start
-from worldstereo.generator import WarpGenerator
+from worldstereo.cli import main
+from worldstereo.generators import WarpGenerator
 from worldstereo.project import load_world, save_world
 from worldstereo.scene import Clip
-from worldstereo.world import World
+from worldstereo.world import World, start
 
 ROOT = Path(__file__).parent.parent
 SIZE = ["--width", "96", "--height", "64", "--frames", "4"]
@@ -80,7 +79,7 @@ def test_devices_on_the_command_line(folder, room, tmp_path):
 
 
 def test_an_official_example_with_its_own_path_prompt_and_renders(folder, tmp_path, data):
-    from worldstereo.diffusion import read_example
+    from worldstereo.generators.diffusion import read_example
 
     kitchen = data / "worldstereo" / "reconstruction" / "kitchen"
     path = kitchen / "renders" / "traj_left" / "camera.json"

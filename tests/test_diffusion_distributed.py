@@ -10,7 +10,7 @@ import pytest
 
 from tests.parity import tiny_transformer
 from tests.tiny_model import write_tiny_model
-from worldstereo.diffusion import distributed
+from worldstereo.generators.diffusion import distributed
 
 HERE = Path(__file__).parent
 

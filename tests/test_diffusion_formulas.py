@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.parity import Fixture, difference, tiny_transformer, tiny_vae
-from worldstereo.diffusion import (
+from worldstereo.generators.diffusion import (
     FlowEuler,
     MemoryBank,
     SampleInputs,

@@ -8,14 +8,13 @@ import torch
 from tests.tiny_model import write_tiny_model
 from worldstereo.cameras import Cameras
 from worldstereo.depth import LayoutDepth, default_camera
-from worldstereo.diffusion import DiffusionGenerator
 from worldstereo.errors import Cancelled
-from worldstereo.explore import explore, start
-from worldstereo.export import export
-from worldstereo.generator import SamplerConfig
+from worldstereo.exports import export
+from worldstereo.generators import SamplerConfig
+from worldstereo.generators.diffusion import DiffusionGenerator
 from worldstereo.scene import Capture, Origin, View
 from worldstereo.trajectory import Trajectory
-from worldstereo.world import World
+from worldstereo.world import World, explore, start
 
 WIDTH, HEIGHT, FRAMES = 96, 64, 5
 
@@ -126,8 +125,8 @@ def test_constraints_run_and_none_changes_nothing(folder):
 
 
 def test_an_attention_row_comes_with_its_correspondence(folder):
-    from worldstereo.control import Guide
-    from worldstereo.generator import GenerationRequest
+    from worldstereo.generators import GenerationRequest
+    from worldstereo.guide import Guide
 
     generator = DiffusionGenerator.from_pretrained(folder, "worldstereo-memory-dmd")
     world = opened(generator)
@@ -183,8 +182,8 @@ def test_requests_that_cannot_run_are_refused_in_one_line(folder):
 
 
 def test_running_out_of_memory_names_a_smaller_mode_and_keeps_the_world(folder, monkeypatch):
-    from worldstereo.diffusion import generator as module
     from worldstereo.errors import WorldStereoError
+    from worldstereo.generators.diffusion import generator as module
 
     world = opened(DiffusionGenerator.from_pretrained(folder, "worldstereo-memory-dmd"))
     before = world.scene

@@ -27,7 +27,7 @@ SCRIPT = """
 import logging, sys
 logging.basicConfig(level=logging.INFO, format="%(message)s")
 logging.getLogger("httpx").setLevel(logging.WARNING)
-from worldstereo.diffusion import find_variant
+from worldstereo.generators.diffusion import find_variant
 from worldstereo.errors import WeightsMissing
 try:
     print("FOUND", find_variant("somebody/model", "worldstereo-camera"))

@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.tiny_model import split_off_backbone, write_base, write_variant
-from worldstereo.diffusion import load_transformer
-from worldstereo.diffusion.checkpoint import Weights, read_header
-from worldstereo.diffusion.config import VARIANTS, derive_control, parse_config
 from worldstereo.errors import Cancelled, WeightsMissing
+from worldstereo.generators.diffusion import load_transformer
+from worldstereo.generators.diffusion.checkpoint import Weights, read_header
+from worldstereo.generators.diffusion.config import VARIANTS, derive_control, parse_config
 
 MEMORY = "worldstereo-memory"
 

@@ -7,10 +7,10 @@ from PIL import Image
 
 from tests.parity import Fixture, difference, tiny_transformer, tiny_vae
 from tests.tiny_model import write_base
-from worldstereo.diffusion import MODES, Card, ClipSize, ModelSize, preflight
-from worldstereo.diffusion.encoders import clean, load_image_encoder, load_text_encoder
-from worldstereo.diffusion.memory_modes import GIB, apply_mode, choose_mode, smaller_mode
 from worldstereo.errors import WeightsMissing
+from worldstereo.generators.diffusion import MODES, Card, ClipSize, ModelSize, preflight
+from worldstereo.generators.diffusion.encoders import clean, load_image_encoder, load_text_encoder
+from worldstereo.generators.diffusion.memory_modes import GIB, apply_mode, choose_mode, smaller_mode
 
 FULL_CONTROL = {
     "conv_out_dim": 5120,
@@ -31,7 +31,7 @@ FULL_CONTROL = {
 def full_size() -> ModelSize:
     from accelerate import init_empty_weights
 
-    from worldstereo.diffusion import WorldStereoRefSModel
+    from worldstereo.generators.diffusion import WorldStereoRefSModel
 
     with init_empty_weights(include_buffers=False):
         model = WorldStereoRefSModel(controlnet_cfg=FULL_CONTROL)

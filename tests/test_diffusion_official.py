@@ -7,10 +7,10 @@ import torch
 
 from tests.corpus import png_header
 from tests.tiny_model import SIZES, write_tiny_model
-from worldstereo.diffusion import DiffusionGenerator, read_example
-from worldstereo.diffusion.camera_conditions import pose_vectors
 from worldstereo.errors import InputRefused
-from worldstereo.generator import GenerationRequest, SamplerConfig
+from worldstereo.generators import GenerationRequest, SamplerConfig
+from worldstereo.generators.diffusion import DiffusionGenerator, read_example
+from worldstereo.generators.diffusion.camera_conditions import pose_vectors
 
 DINING = "images/photorealistic-indoor-dining_spaces-030"
 

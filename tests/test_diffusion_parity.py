@@ -8,7 +8,7 @@ import torch
 from diffusers.models.transformers.transformer_wan import WanAttention
 
 from tests.parity import Fixture, difference, tiny_transformer, tiny_vae
-from worldstereo.diffusion import (
+from worldstereo.generators.diffusion import (
     ControlBlock,
     FlowEuler,
     MaskEmbedding,
@@ -36,7 +36,12 @@ from worldstereo.diffusion import (
     to_signed,
     unified_normalize,
 )
-from worldstereo.diffusion.retrieval import camera_features, pose_distance, quality, z_scored
+from worldstereo.generators.diffusion.retrieval import (
+    camera_features,
+    pose_distance,
+    quality,
+    z_scored,
+)
 
 MODEL, PIPELINE, KEYFRAMES, CAMERA, POINTS = 2e-5, 1e-4, 2e-5, 2e-5, 2e-5
 TABLES = ("target_cos", "target_sin", "ref_cos", "ref_sin")

@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from tests.parity import Fixture, tiny_transformer, tiny_vae
 from tests.test_diffusion_formulas import inputs_of
 from tests.tiny_model import write_tiny_model
-from worldstereo.diffusion import DiffusionGenerator, SampleInputs, flow_unipc, sample
 from worldstereo.errors import WeightsMissing
+from worldstereo.generators.diffusion import DiffusionGenerator, SampleInputs, flow_unipc, sample
 
 MEMORY = "worldstereo-memory"
 

@@ -8,7 +8,7 @@ import torch
 from tests.parity import Fixture, difference, tiny_transformer
 from tests.plain_model import velocity
 from tests.tiny_model import scramble
-from worldstereo.diffusion import WorldStereoModel, WorldStereoRefSModel
+from worldstereo.generators.diffusion import WorldStereoModel, WorldStereoRefSModel
 
 MODEL = 2e-5
 
@@ -131,7 +131,7 @@ def test_the_formulas_are_those_of_the_recorded_model(name):
 @torch.no_grad()
 def test_half_precision_stays_close_to_float32():
     """bf16 weights as loading leaves them: norms, tables and the control branch in float32."""
-    from worldstereo.diffusion.loading import set_parameter, target_type
+    from worldstereo.generators.diffusion.loading import set_parameter, target_type
 
     name = "worldstereo_refs_tiny"
     model, given = tiny_transformer(name), Fixture(name).below("input/")

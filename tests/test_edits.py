@@ -8,14 +8,19 @@ import torch
 
 from tests.conftest import InstantGenerator, room_capture, turned_cameras
 from worldstereo.cameras import Cameras
-from worldstereo.edits import delete_points, set_registration
-from worldstereo.explore import explore, start
-from worldstereo.registration import Registration
+from worldstereo.memory.stereo.dense import ViewIndex
 from worldstereo.scene import Capture, PointCloud, View
-from worldstereo.synthesis import ViewIndex
 from worldstereo.trajectory import Trajectory
-from worldstereo.world import World
-from worldstereo.world_original import Original, PackedDepth
+from worldstereo.views.registration import Registration
+from worldstereo.world import (
+    Original,
+    PackedDepth,
+    World,
+    delete_points,
+    explore,
+    set_registration,
+    start,
+)
 
 
 def spoiled_capture(cloud: bool = True) -> Capture:

@@ -22,7 +22,7 @@ from plyfile import PlyData
 
 from tests.conftest import room, turned_cameras
 from worldstereo.errors import ExportError
-from worldstereo.export import FORMATS, export, file_name, why_not, write
+from worldstereo.exports import FORMATS, export, file_name, why_not, write
 from worldstereo.inputs import read
 from worldstereo.project import ProjectState, save
 from worldstereo.scene import Clip, DepthKind, Origin, PointCloud, Scene, View

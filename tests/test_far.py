@@ -5,10 +5,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from worldstereo._synthesis.far import BEGINS, ENDS, SHARE, drawn_to_mean
 from worldstereo.cameras import Cameras
+from worldstereo.memory.stereo.dense import SynthesisOptions, synthesize
+from worldstereo.memory.stereo.dense._far import BEGINS, ENDS, SHARE, drawn_to_mean
 from worldstereo.scene import View
-from worldstereo.synthesis import SynthesisOptions, synthesize
 
 
 def brute(film: np.ndarray, known: np.ndarray) -> np.ndarray:

@@ -4,14 +4,21 @@ import numpy as np
 import pytest
 import torch
 
+from tests import fusion_twin as twin
 from tests.conftest import room, turned_cameras
-from worldstereo import fusion
-from worldstereo._fusion import blend, kernels
-from worldstereo._fusion import twin as twin
-from worldstereo._fusion.working import WorkingCache
 from worldstereo.cameras import Cameras, look_at
-from worldstereo.fusion import Fetched, make_working, membrane, pose_of, relative
 from worldstereo.scene import View
+from worldstereo.views import fusion
+from worldstereo.views.fusion import (
+    Fetched,
+    blend,
+    kernels,
+    make_working,
+    membrane,
+    pose_of,
+    relative,
+)
+from worldstereo.views.fusion._working import WorkingCache
 
 W, H = 83, 61  # primes: a swapped axis cannot pass
 

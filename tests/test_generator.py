@@ -5,8 +5,8 @@ import torch
 
 from tests.conftest import room, room_capture
 from worldstereo import Cameras, Guide, Origin, Trajectory, WarpGenerator, World
-from worldstereo.explore import explore, start
-from worldstereo.generator import GeneratorLimits, SamplerConfig, patch_features
+from worldstereo.generators import GeneratorLimits, SamplerConfig, patch_features
+from worldstereo.world import explore, start
 
 
 @pytest.fixture(scope="module")

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from worldstereo import spatial_index
-from worldstereo._geometric_memory import store as store_module
+from worldstereo import neighbors as spatial_index
 from worldstereo.cameras import Cameras
-from worldstereo.geometric_memory import GlobalGeometricMemory
+from worldstereo.memory.geometric import GlobalGeometricMemory
+from worldstereo.memory.geometric import _store as store_module
 
 POSE = torch.eye(4)
 COLUMNS = ("points", "colors", "confidence", "observations", "last_seen", "sources")

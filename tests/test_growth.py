@@ -5,13 +5,11 @@ import torch
 
 from tests.conftest import InstantGenerator, room, room_capture
 from worldstereo.cameras import Cameras
-from worldstereo.edits import set_registration
-from worldstereo.explore import explore, start
-from worldstereo.fusion import make_working
-from worldstereo.generator import Frame, WarpGenerator
+from worldstereo.generators import Frame, WarpGenerator
 from worldstereo.scene import Origin, View
 from worldstereo.trajectory import Trajectory
-from worldstereo.world import World
+from worldstereo.views.fusion import make_working
+from worldstereo.world import World, explore, set_registration, start
 
 COLUMNS = ("color8", "depth", "confidence8", "kind", "gain")
 

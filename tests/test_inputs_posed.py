@@ -50,7 +50,7 @@ def scene(cameras: Cameras) -> Scene:
 @pytest.mark.parametrize("form", ["transforms", "colmap", "colmap-text"])
 def test_own_exports_come_back(scene: Scene, form: str):
     """Poses, intrinsics, pictures and points of an export, read again as a capture."""
-    from worldstereo.export import FORMATS, export
+    from worldstereo.exports import FORMATS, export
 
     if form not in FORMATS:
         pytest.skip(f"no export format {form}")

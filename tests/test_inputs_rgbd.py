@@ -12,10 +12,9 @@ import torch
 from tests import corpus
 from worldstereo import inputs
 from worldstereo.errors import InputRefused
-from worldstereo.explore import start
-from worldstereo.generator import WarpGenerator
+from worldstereo.generators import WarpGenerator
 from worldstereo.scene import Capture, PointCloud
-from worldstereo.world import World
+from worldstereo.world import World, start
 
 
 def without_frames(source: Path, target: Path) -> Path:

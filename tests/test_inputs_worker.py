@@ -13,9 +13,9 @@ import torch
 from tests import corpus
 from worldstereo import inputs
 from worldstereo.errors import Cancelled, InputRefused
-from worldstereo.inputs import transfer
 from worldstereo.inputs.limits import Limits
-from worldstereo.inputs.worker import ImportWorker
+from worldstereo.inputs.sandbox import transfer
+from worldstereo.inputs.sandbox.worker import ImportWorker
 from worldstereo.scene import Capture
 
 
@@ -89,7 +89,7 @@ def test_nothing_stays_behind(worker: ImportWorker, files: dict[str, Path]):
         worker.read(files["rgbd.zip"], timeout=0.001)
     after = {p.name for p in Path(tempfile.gettempdir()).glob("worldstereo-import-*")}
     assert after <= before
-    children = [p for p in psutil.Process().children() if "worldstereo.inputs.child" in
+    children = [p for p in psutil.Process().children() if "worldstereo.inputs.sandbox.child" in
                 " ".join(_command(p))]  # fmt: skip
     assert len(children) <= 1  # the spare
 
@@ -119,7 +119,7 @@ def test_a_dead_worker_is_one_line_and_the_next_job_runs(files: dict[str, Path])
 HOOK = """
 import os, socket, subprocess, sys, ctypes
 from pathlib import Path
-from worldstereo.inputs.child import forbid
+from worldstereo.inputs.sandbox.child import forbid
 job, source = Path(sys.argv[1]), Path(sys.argv[2])
 forbid(source, job)
 def refused(work):

@@ -14,7 +14,7 @@ from worldstereo.errors import Cancelled, OutOfMemory, WorldStereoError
 
 with quietly():
     from ui import inspector
-    from ui.session_attention import KEPT
+    from ui.session.attention import KEPT
 
 GREY = torch.full((3, 64, 96), 120, dtype=torch.uint8)
 
@@ -107,7 +107,7 @@ def test_only_the_last_clips_are_kept(made):
 
 
 def test_a_row_that_is_cancelled_or_too_large_leaves_nothing(made, monkeypatch):
-    from worldstereo.diffusion import generator as module
+    from worldstereo.generators.diffusion import generator as module
 
     panel, session = made
     view, held = len(session.scene.views) - 1, []

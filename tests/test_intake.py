@@ -10,13 +10,13 @@ from hypothesis import settings
 from hypothesis import strategies as st
 
 from tests.conftest import room, turned_cameras
-from worldstereo._intake import depth as stages
-from worldstereo._intake.exposure import exposure_gains
-from worldstereo._intake.rig import find_rig
 from worldstereo.cameras import Cameras
-from worldstereo.fusion import make_working
-from worldstereo.intake import IntakeOptions, cloud_from, enter, generated
 from worldstereo.scene import DepthKind, Origin, View
+from worldstereo.views.fusion import make_working
+from worldstereo.views.intake import IntakeOptions, cloud_from, enter, generated
+from worldstereo.views.intake import _depth as stages
+from worldstereo.views.intake._exposure import exposure_gains
+from worldstereo.views.intake._rig import find_rig
 
 W, H = 131, 97
 QUICK = IntakeOptions(stereo=False)

@@ -10,13 +10,13 @@ from torch import Tensor
 
 from tests.test_registration import H, W, motion, painted, true_cameras
 from worldstereo import inputs
-from worldstereo._registration.field import exp6
 from worldstereo.cameras import Cameras
-from worldstereo.fusion import make_working
-from worldstereo.intake import IntakeOptions, enter
-from worldstereo.registration import doubts, register
+from worldstereo.memory.stereo.dense import SynthesisOptions, choose_views, synthesize
 from worldstereo.scene import View
-from worldstereo.synthesis import SynthesisOptions, choose_views, synthesize
+from worldstereo.views.fusion import make_working
+from worldstereo.views.intake import IntakeOptions, enter
+from worldstereo.views.registration import doubts, register
+from worldstereo.views.registration._field import exp6
 
 QUICK = IntakeOptions(stereo=False)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from worldstereo.__main__ import main
+from worldstereo.cli import main
 
 EXAMPLE = Path(__file__).parent.parent / "assets" / "examples" / "living-room"
 
@@ -56,7 +56,7 @@ def test_a_refusal_is_one_line_on_standard_error(arguments, message, capsys, tmp
 def test_help_imports_nothing_heavy():
     code = (
         "import sys\nsys.argv = ['worldstereo', '--help']\n"
-        "try:\n    from worldstereo.__main__ import main; main()\n"
+        "try:\n    from worldstereo.cli import main; main()\n"
         "except SystemExit:\n    pass\n"
         "heavy = {'torch', 'numba', 'scipy', 'gradio', 'viser'} & set(sys.modules)\n"
         "sys.exit(len(heavy))"
@@ -66,7 +66,7 @@ def test_help_imports_nothing_heavy():
 
 
 def test_the_command_for_each_device_is_the_same_without_devices():
-    from worldstereo.__main__ import _without_devices
+    from worldstereo.cli import _without_devices
 
     line = ["explore", "a.jpg", "--devices", "2", "--seed", "3"]
     assert _without_devices(line) == ["explore", "a.jpg", "--seed", "3"]

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from worldstereo import multiview
-from worldstereo._multiview.arrays import asking_best, gradients, job_of, judge
-from worldstereo._multiview.photos import nearest_points
 from worldstereo.cameras import Cameras, look_at
-from worldstereo.multiview import MatchOptions, MatchView
+from worldstereo.views import multiview
+from worldstereo.views.multiview import MatchOptions, MatchView
+from worldstereo.views.multiview._photos import nearest_points
+from worldstereo.views.multiview.arrays import asking_best, gradients, job_of, judge
 
 NORMAL, OFFSET = torch.tensor([0.25, -0.1, 1.0]), 3.0  # the wall: NORMAL . x = OFFSET
 FULL = MatchOptions(scale=1.0, radius=3, sweeps=3)

@@ -27,15 +27,15 @@ from tests.fake_session import (
     small_scene,
 )
 from worldstereo.errors import Cancelled, WorldBusy, WorldStereoError
-from worldstereo.generator import GeneratorLimits
+from worldstereo.generators import GeneratorLimits
 from worldstereo.scene import DepthKind, Scene
 from worldstereo.trajectory import PRESETS
 
 with quietly():
-    from ui import panel_html as piece
-    from ui.panel import Panel
-    from ui.panel_core import BUG, EXPIRED
-    from ui.panel_plan import Settings, accepted_frames, plan, reframed, sizes
+    from ui.page import html as piece
+    from ui.page.core import BUG, EXPIRED
+    from ui.page.page import Panel
+    from ui.page.settings import Settings, accepted_frames, plan, reframed, sizes
 
 UI = Path(__file__).resolve().parent.parent / "ui"
 
@@ -84,17 +84,18 @@ def test_every_control_has_a_label(panel):
 
 
 def test_the_page_asks_nothing_of_the_outside():
-    for name in ("panel.css", "panel.js"):
+    for name in ("page/page.css", "page/page.js"):
         text = (UI / name).read_text(encoding="utf-8")
         assert not re.search(r"https?://|@import|//[a-z]+\.", text.replace("http://www.w3.org", ""))
-    from ui.panel_theme import theme
+    from ui.page.theme import theme
 
     assert theme()._stylesheets == []
 
 
 def test_the_stylesheet_has_no_comma_inside_a_selector_function():
     """Gradio puts its prefix at every comma of a selector, also inside :is() and :has()."""
-    css = re.sub(r"/\*.*?\*/", "", (UI / "panel.css").read_text(encoding="utf-8"), flags=re.S)
+    sheet = (UI / "page" / "page.css").read_text(encoding="utf-8")
+    css = re.sub(r"/\*.*?\*/", "", sheet, flags=re.S)
     selectors = re.findall(r"([^{}]+)\{", css)
     assert len(selectors) > 100
     assert not [s for s in selectors if re.search(r":(is|has|not|where)\([^()]*,", s)]
@@ -102,7 +103,9 @@ def test_the_stylesheet_has_no_comma_inside_a_selector_function():
 
 
 def test_icons_of_the_page_exist_with_their_licence():
-    used = set(re.findall(r'icon(?:_button)?\("([a-z0-9-]+)"', (UI / "panel_html.py").read_text()))
+    used = set(
+        re.findall(r'icon(?:_button)?\("([a-z0-9-]+)"', (UI / "page" / "html.py").read_text())
+    )
     assert len(used) > 4
     for name in used:
         assert piece.icon(name).startswith("<svg")
@@ -110,7 +113,7 @@ def test_icons_of_the_page_exist_with_their_licence():
 
 
 def test_a_key_of_the_map_is_bound_by_the_script():
-    script = (UI / "panel.js").read_text(encoding="utf-8")
+    script = (UI / "page" / "page.js").read_text(encoding="utf-8")
     table = script[script.index("const keys = {") : script.index("const arrows")]
     bound = set(re.findall(r"(?:^|[\s,])'?([^\s',]+?)'?: \(\) =>", table))
     told = {one for key, _ in piece.KEYS for one in re.split(r",? ", key)}
@@ -606,7 +609,7 @@ def test_an_unknown_event_of_the_stage_changes_nothing_of_note(panel, session):
 def test_gradio_is_imported_whole_but_writes_no_stubs(tmp_path, monkeypatch):
     from gradio import component_meta
 
-    from ui import panel_import
+    from ui.page import gradio_import as panel_import
 
     assert hasattr(component_meta, panel_import.STUBS)  # or there is nothing left to leave out
     text = f"def {panel_import.STUBS}(*_):\n    raise OSError\nother = 7\n"
@@ -640,7 +643,7 @@ def test_a_choice_that_is_no_longer_on_offer_reaches_the_handler(panel, session)
 
 @pytest.mark.parametrize("hosted", [False, True])
 def test_a_hosted_space_takes_less_from_strangers(hosted: bool, monkeypatch: pytest.MonkeyPatch):
-    import app
+    from ui import __main__ as app
     from worldstereo.inputs.limits import LOCAL, SPACE
 
     monkeypatch.delenv("SPACE_ID", raising=False)

@@ -14,13 +14,13 @@ from tests.fake_session import quietly
 from tests.model_page import choose, generate, merged, model_choice, page_with, text
 from tests.tiny_model import write_tiny_model
 from worldstereo.errors import OutOfMemory, WorldStereoError
-from worldstereo.generator import Fit, SamplerConfig
+from worldstereo.generators import Fit, SamplerConfig
 
 with quietly():
-    from app import AppConfig, diffusion_choice
-    from ui.panel import Panel
-    from ui.session import GeneratorChoice, Session, Sessions, SessionsConfig
-    from ui.session_config import warp_choice
+    from ui.__main__ import AppConfig, diffusion_choice
+    from ui.page.page import Panel
+    from ui.session.config import warp_choice
+    from ui.session.sessions import GeneratorChoice, Session, Sessions, SessionsConfig
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +107,7 @@ def test_an_empty_prompt_is_refused_in_one_line(page):
 
 
 def test_a_full_card_keeps_the_world_and_moves_on_to_the_next_smaller_mode(page, monkeypatch):
-    from worldstereo.diffusion import generator as module
+    from worldstereo.generators.diffusion import generator as module
 
     panel, session = page
     choose(panel, session)

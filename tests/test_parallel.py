@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from worldstereo import _parallel
+from worldstereo._core import parallel as _parallel
 
 
 @pytest.mark.parametrize("threads", ["1", "2", "7"])

@@ -5,13 +5,13 @@ import pytest
 import torch
 
 from tests.test_multiview import blind, truth, wall
-from worldstereo import multiview
-from worldstereo._intake import stereo
-from worldstereo._multiview import kernels
-from worldstereo._multiview.arrays import MatchOptions, enlarged_by_color, job_of
 from worldstereo.cameras import Cameras
-from worldstereo.intake import IntakeOptions, enter
 from worldstereo.scene import DepthKind, View
+from worldstereo.views import multiview
+from worldstereo.views.intake import IntakeOptions, enter
+from worldstereo.views.intake import _stereo as stereo
+from worldstereo.views.multiview import _kernels as kernels
+from worldstereo.views.multiview.arrays import MatchOptions, enlarged_by_color, job_of
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4])

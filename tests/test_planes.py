@@ -5,11 +5,11 @@ import pytest
 import torch
 
 from tests.conftest import room
-from worldstereo._fusion.working import Pose, Working, invert
-from worldstereo._synthesis.planes import continued, find_planes
 from worldstereo.cameras import Cameras, look_at
+from worldstereo.memory.stereo.dense import SynthesisOptions, synthesize
+from worldstereo.memory.stereo.dense._planes import continued, find_planes
 from worldstereo.scene import Origin, View
-from worldstereo.synthesis import SynthesisOptions, synthesize
+from worldstereo.views.fusion._working import Pose, Working, invert
 
 W, H = 160, 120
 K = np.array([140.0, 140.0, 79.5, 59.5])

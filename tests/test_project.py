@@ -20,11 +20,8 @@ from hypothesis import strategies as st
 
 from tests.conftest import InstantGenerator, room, room_capture, turned_cameras
 from tests.test_edits import opened, spoiled_capture
-from worldstereo import project_files
 from worldstereo.cameras import Cameras
-from worldstereo.edits import set_registration
 from worldstereo.errors import ExportError, InputRefused, WorldBusy
-from worldstereo.explore import explore, start
 from worldstereo.project import (
     Project,
     ProjectState,
@@ -36,13 +33,21 @@ from worldstereo.project import (
     save_world,
     state_of,
 )
-from worldstereo.project_codec import Known
-from worldstereo.project_files import checksum, compact_json
-from worldstereo.registration import Registration
+from worldstereo.project import _files as project_files
+from worldstereo.project._codec import Known
+from worldstereo.project._files import checksum, compact_json
 from worldstereo.scene import Clip, PointCloud, Scene, View
 from worldstereo.trajectory import Trajectory
-from worldstereo.world import StepRecord, World
-from worldstereo.world_original import Original, PackedDepth
+from worldstereo.views.registration import Registration
+from worldstereo.world import (
+    Original,
+    PackedDepth,
+    StepRecord,
+    World,
+    explore,
+    set_registration,
+    start,
+)
 
 HERE = Path(__file__).resolve().parent
 

@@ -21,9 +21,9 @@ from websockets.asyncio.server import ServerConnection, serve
 from websockets.datastructures import Headers
 from websockets.http11 import Response
 
-from ui.proxy import PAGE_HEAD, ProxyLimits, Sockets, routes, same_origin
-from ui.proxy_uploads import LARGEST, UploadedOnly
-from ui.viewport import Viewport
+from ui.server.proxy import PAGE_HEAD, ProxyLimits, Sockets, routes, same_origin
+from ui.server.request_filter import LARGEST, UploadedOnly
+from ui.viewport.viewport import Viewport
 
 PAGE = b"<!doctype html><html><head><title>stage</title></head><body>client</body></html>"
 

@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from tests.conftest import room
-from worldstereo import registration as module
-from worldstereo._registration.field import CorrectionField, exp6, log6
-from worldstereo._registration.solve import _jacobian, _jacobian_second
 from worldstereo.cameras import Cameras, look_at
-from worldstereo.fusion import make_working
-from worldstereo.registration import doubts, register, registered
 from worldstereo.scene import View
+from worldstereo.views import registration as module
+from worldstereo.views.fusion import make_working
+from worldstereo.views.registration import doubts, register, registered
+from worldstereo.views.registration._field import CorrectionField, exp6, log6
+from worldstereo.views.registration._solve import _jacobian, _jacobian_second
 
 W, H = 241, 179
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from worldstereo import render as module
-from worldstereo._morton import MortonTree
+from worldstereo._core.morton import MortonTree
 from worldstereo.cameras import Cameras, look_at
 from worldstereo.render import RenderResult, render_points, render_torch
 

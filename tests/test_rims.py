@@ -4,11 +4,11 @@ import cv2
 import numpy as np
 import torch
 
-from worldstereo._fusion.working import Pose, Working, invert
-from worldstereo._synthesis.rims import firm_pixels
 from worldstereo.cameras import Cameras
+from worldstereo.memory.stereo.dense import SynthesisOptions, synthesize
+from worldstereo.memory.stereo.dense._rims import firm_pixels
 from worldstereo.scene import Origin, View
-from worldstereo.synthesis import SynthesisOptions, synthesize
+from worldstereo.views.fusion._working import Pose, Working, invert
 
 W, H = 96, 64
 K = np.array([80.0, 80.0, 47.5, 31.5])

@@ -13,7 +13,11 @@ import pytest
 import torch
 
 from tests.conftest import InstantGenerator, room_capture
-from ui.session import (
+from ui.session.config import bundled_examples
+from ui.session.opening import sketch_of
+from ui.session.preview import along, describe, frames_inside
+from ui.session.retention import Keeping, tidy
+from ui.session.sessions import (
     Example,
     GeneratorChoice,
     Job,
@@ -22,11 +26,7 @@ from ui.session import (
     SessionsConfig,
     Worker,
 )
-from ui.session_config import bundled_examples
-from ui.session_keep import Keeping, tidy
-from ui.session_opening import sketch_of
-from ui.session_preview import along, describe, frames_inside
-from ui.viewport_events import JobChanged, Selected
+from ui.viewport.events import JobChanged, Selected
 from worldstereo.cameras import Cameras, look_at
 from worldstereo.errors import Cancelled, InputRefused, WorldBusy, WorldStereoError
 from worldstereo.inputs import LOCAL
@@ -174,7 +174,7 @@ def test_a_result_that_is_not_there_in_time_is_a_timeout():
 
 def test_time_left_follows_the_pace(monkeypatch):
     now = [100.0]
-    monkeypatch.setattr("ui.session_jobs.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("ui.session.jobs.time.monotonic", lambda: now[0])
     job = Job("explore", lambda job: None)
     assert job.begin()
     job.on_step(0, 5, "")
@@ -586,7 +586,7 @@ def test_a_save_that_fails_is_told_and_loses_nothing(opened, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("ui.session_saving.state_of", full)
+    monkeypatch.setattr("ui.session.autosave.state_of", full)
     clip = session.explore(path_of(session)).result(SECONDS)
     assert len(clip) == 3 and len(session.scene.views) == 5
     assert session.saved == "not saved: No space left on device"
@@ -639,7 +639,7 @@ def test_a_started_example_is_kept_and_opens_the_same_world(tmp_path, monkeypatc
         reads.append(path)
         return room_capture(2)
 
-    monkeypatch.setattr("ui.session_shared.read", read)
+    monkeypatch.setattr("ui.session.shared.read", read)
     settings = config(tmp_path / "projects")
     settings = SessionsConfig(**{**settings.__dict__, "examples": (example,)})
     sessions = Sessions(settings)

@@ -7,14 +7,13 @@ import pytest
 import torch
 
 from tests.conftest import room, turned_cameras
-from ui.session_course import MEASURED, PHOTOS, WHOLE, Course, Stage, stages_of
-from ui.session_jobs import Job
-from worldstereo import _parallel
+from ui.session.jobs import Job
+from ui.session.progress import MEASURED, PHOTOS, WHOLE, Course, Stage, stages_of
+from worldstereo._core import parallel as _parallel
 from worldstereo.errors import Cancelled
-from worldstereo.explore import start
-from worldstereo.generator import WarpGenerator
+from worldstereo.generators import WarpGenerator
 from worldstereo.scene import Capture, DepthKind, View
-from worldstereo.world import World
+from worldstereo.world import World, start
 
 
 def follow(stages):

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from worldstereo import spatial_index
-from worldstereo._morton import MortonTree, morton_order
-from worldstereo._spatial_index.compiled import CompiledIndex
-from worldstereo.spatial_index import KeopsIndex, ScipyIndex, build_index
+from worldstereo import neighbors as spatial_index
+from worldstereo._core.morton import MortonTree, morton_order
+from worldstereo.neighbors import KeopsIndex, ScipyIndex, build_index
+from worldstereo.neighbors.compiled import CompiledIndex
 
 
 def slow(points: np.ndarray, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:

@@ -12,11 +12,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tests.conftest import room, turned_cameras
-from worldstereo._stereo_memory import matches as matching
-from worldstereo.attention import has_numba
 from worldstereo.cameras import Cameras
+from worldstereo.memory.attention import has_numba
+from worldstereo.memory.stereo import Miss, SpatialStereoMemory
+from worldstereo.memory.stereo import _matches as matching
 from worldstereo.render import RenderResult
-from worldstereo.stereo_memory import Miss, SpatialStereoMemory
 
 D, S = 12, 3
 
@@ -794,8 +794,8 @@ def test_synthesis_attends_the_entries_that_correspond():
     one by count, all four around by their weight (the window reaches 1 px each way, and pixels of
     a view that is farther away lie up to 1.3 px apart).
     """
+    from worldstereo.memory.stereo.dense import explain, synthesize, weights_map
     from worldstereo.scene import View
-    from worldstereo.synthesis import explain, synthesize, weights_map
 
     cameras = turned_cameras(4, 64, 48)
     K = cameras.K * torch.tensor([1.7, 1.7, 1.0])[:, None]

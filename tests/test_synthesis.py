@@ -7,11 +7,8 @@ import pytest
 import torch
 
 from tests.conftest import room, turned_cameras
-from worldstereo import fusion, intake
 from worldstereo.cameras import Cameras, look_at
-from worldstereo.render import render_points
-from worldstereo.scene import Origin, View
-from worldstereo.synthesis import (
+from worldstereo.memory.stereo.dense import (
     SynthesisOptions,
     ViewIndex,
     choose_views,
@@ -19,6 +16,9 @@ from worldstereo.synthesis import (
     synthesize,
     weights_map,
 )
+from worldstereo.render import render_points
+from worldstereo.scene import Origin, View
+from worldstereo.views import fusion, intake
 
 W, H = 131, 97
 UNIT = 3.5

@@ -13,8 +13,9 @@ from scipy.spatial.transform import Rotation, Slerp
 from tests.conftest import turned_cameras
 from worldstereo.cameras import Cameras, look_at
 from worldstereo.errors import InputRefused
+from worldstereo.rotations import matrices, quaternions, turns
 from worldstereo.trajectory import PRESETS, Trajectory
-from worldstereo.trajectory_splines import matrices, quaternions, sample, turns
+from worldstereo.trajectory._splines import sample
 
 LOOPS = ("spiral", "look_around")
 

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import room, turned_cameras
-from ui.viewport import Viewport
-from ui.viewport_cloud import (
+from ui.viewport.camera import Recorder
+from ui.viewport.cloud import (
     MAX_NODES,
     disc_covariances,
     match_rows,
@@ -19,12 +19,9 @@ from ui.viewport_cloud import (
     size_classes,
     spacing,
 )
-from ui.viewport_colors import COLOR_MODES, color_points
-from ui.viewport_events import KeyframesChanged, Measured, Pick, Selected
-from ui.viewport_motion import Recorder
-from ui.viewport_overlays import MAX_MATCHES, PICTURED, Match, evenly
-from ui.viewport_pick import pick, select
-from ui.viewport_stage import (
+from ui.viewport.colors import COLOR_MODES, color_points
+from ui.viewport.events import KeyframesChanged, Measured, Pick, Selected
+from ui.viewport.frames import (
     COMFORT,
     blend_poses,
     camera_of,
@@ -34,10 +31,13 @@ from ui.viewport_stage import (
     vertical_fov,
     wxyz,
 )
+from ui.viewport.overlays import MAX_MATCHES, PICTURED, Match, evenly
+from ui.viewport.picking import pick, select
+from ui.viewport.viewport import Viewport
 from worldstereo.cameras import Cameras, look_at
-from worldstereo.explore import default_view
 from worldstereo.scene import PointCloud, Scene, View
 from worldstereo.trajectory import Trajectory
+from worldstereo.world import default_view
 
 
 @pytest.fixture

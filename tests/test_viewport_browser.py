@@ -15,9 +15,9 @@ import torch
 
 from tests.conftest import room, turned_cameras
 from tests.test_viewport import wall
-from ui import proxy
-from ui.viewport import Viewport
-from ui.viewport_events import Pick
+from ui.server import proxy
+from ui.viewport.events import Pick
+from ui.viewport.viewport import Viewport
 from worldstereo.scene import Scene, View
 from worldstereo.trajectory import Trajectory
 

@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 
 from tests.conftest import InstantGenerator, room_capture
 from worldstereo import Cancelled, Trajectory, World, WorldBusy, WorldStereoError
-from worldstereo.edits import delete_points, set_registration, set_scale, set_up
-from worldstereo.explore import explore, start
+from worldstereo.world import delete_points, explore, set_registration, set_scale, set_up, start
 
 
 @pytest.fixture

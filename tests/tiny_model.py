@@ -85,7 +85,7 @@ def write_tiny_model(folder: Path, seed: int = 5, nframe: int = 5) -> Path:
 
 
 def write_variant(folder: Path, variant: str, *, nframe: int = 5, **changes: object) -> None:
-    from worldstereo.diffusion import WorldStereoModel, WorldStereoRefSModel
+    from worldstereo.generators.diffusion import WorldStereoModel, WorldStereoRefSModel
 
     memory = variant != "worldstereo-camera"
     control = MEMORY if memory else CONTROL

@@ -14,9 +14,9 @@ import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
-from worldstereo import synthesis
 from worldstereo.cameras import Cameras
 from worldstereo.errors import WorldStereoError
+from worldstereo.memory.stereo import dense as synthesis
 from worldstereo.scene import Clip, Origin, Scene, View
 
 COARSE = 160

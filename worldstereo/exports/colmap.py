@@ -27,8 +27,8 @@ from worldstereo.exports.archive import (
 from worldstereo.exports.conventions import conventions
 from worldstereo.exports.ply import write_ply
 from worldstereo.exports.tracks import tracks
+from worldstereo.rotations import quaternions
 from worldstereo.scene import Scene
-from worldstereo.trajectory_splines import quaternions
 
 PINHOLE = 1  # model id: fx, fy, cx, cy
 

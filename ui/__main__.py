@@ -1,0 +1,194 @@
+"""The app: parses `AppConfig`, builds the sessions, launches the page. No logic of its own."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from .session.config import GeneratorChoice, SessionsConfig
+
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # nothing of ours asks anybody outside
+
+ASSETS = Path(__file__).resolve().parent.parent / "assets"
+NO_WEIGHTS = "No weights found. Start the app with --model FOLDER; the README says which."
+
+
+@dataclass(frozen=True, kw_only=True)
+class AppConfig:
+    """Explore a capture or a photo as a growing 3D world, in the browser."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on. Anything but a loopback address lets strangers in: your choice."""
+
+    port: int = 7860
+    """Port of page, viewport and events alike."""
+
+    examples: Path = ASSETS / "examples"
+    """Folder with one example capture per subfolder; the first is open at the first visit."""
+
+    projects: Path = Path("projects")
+    """Folder where every world is saved after each step."""
+
+    keep_worlds: int = 40
+    """The newest saved worlds that stay there; older ones are deleted, never one in use. 0: all."""
+
+    keep_gb: float = 20.0
+    """Older saved worlds are deleted, too, while all of them take more than this. 0: no limit."""
+
+    max_points: int = 2_000_000
+    """Capacity of the global memory's cloud; beyond it the oldest points go."""
+
+    model: Path | None = None
+    """Folder with the published model's weights, or WORLDSTEREO_MODEL in the environment; without
+    it the app runs weight-free."""
+
+    variant: str | None = None
+    """worldstereo-camera, worldstereo-memory or worldstereo-memory-dmd; the quickest there is."""
+
+    base: Path | None = None
+    """Folder of the Wan base model, where the checkpoint does not name one that is at hand."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the generator runs; auto takes a GPU where there is one."""
+
+    threads: int | None = None
+    """CPU threads of one kernel; 2 where not given."""
+
+    max_sessions: int = 24
+    """Worlds open at once; the next visitor is asked to wait."""
+
+    idle_minutes: float = 60.0
+    """A world without visitors is closed after this long; it is saved, and its file stays."""
+
+    max_upload: str = "500mb"
+    """Largest file that the page accepts."""
+
+    verbose: bool = False
+    """Log what the app does."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port <= 65_535:
+            raise ValueError(f"port must be between 0 and 65535, got {self.port}.")
+        if self.max_points < 1:
+            raise ValueError(f"max-points must be at least 1, got {self.max_points}.")
+        if self.keep_worlds < 0 or not self.keep_gb >= 0:
+            raise ValueError(
+                f"keep-worlds and keep-gb must be at least 0, got {self.keep_worlds} and "
+                f"{self.keep_gb}."
+            )
+        if self.max_sessions < 1:
+            raise ValueError(f"max-sessions must be at least 1, got {self.max_sessions}.")
+        if self.threads is not None and self.threads < 1:
+            raise ValueError(f"threads must be at least 1, got {self.threads}.")
+        if not self.idle_minutes > 0:
+            raise ValueError(f"idle-minutes must be above 0, got {self.idle_minutes}.")
+
+
+def sessions_config(config: AppConfig) -> "SessionsConfig":
+    """What the sessions share, from what the command line says."""
+    from worldstereo.inputs.limits import LOCAL, SPACE
+
+    from .session.config import SessionsConfig, bundled_examples, warp_choice
+    from .session.retention import Keeping
+
+    return SessionsConfig(
+        max_sessions=config.max_sessions,
+        idle_seconds=60 * config.idle_minutes,
+        max_points=config.max_points,
+        # A hosted Space takes files from strangers, many at once.
+        limits=SPACE if "SPACE_ID" in os.environ else LOCAL,
+        projects=config.projects,
+        keep=Keeping(worlds=config.keep_worlds, gigabytes=config.keep_gb),
+        generators=(warp_choice(), diffusion_choice(config)),
+        examples=bundled_examples(config.examples),
+    )
+
+
+def diffusion_choice(config: AppConfig) -> "GeneratorChoice":
+    """The published model, or why it is off. Only headers are read here."""
+    from functools import cache
+
+    from worldstereo.errors import WorldStereoError
+
+    from .session.config import GeneratorChoice
+
+    def make(mode: str = "auto", on_step: Any = None) -> Any:
+        from worldstereo.generators.diffusion import DiffusionGenerator
+        from worldstereo.progress import ignore
+
+        return DiffusionGenerator.from_pretrained(
+            config.model or "",
+            config.variant,
+            mode=mode,
+            device=config.device,
+            base=config.base,
+            offline=True,
+            on_step=on_step or ignore,
+        )
+
+    @cache
+    def survey() -> Any:
+        from worldstereo.generators.diffusion import Survey
+
+        return Survey.of(
+            config.model or "",
+            config.variant,
+            device=config.device,
+            base=config.base,
+            offline=True,
+        )
+
+    def modes(*clip: Any) -> Any:
+        return survey().modes(*clip)
+
+    limits, why = None, NO_WEIGHTS
+    if config.model is not None:
+        try:
+            from worldstereo.generators.diffusion import limits_of
+
+            limits, why = limits_of(config.model, config.variant), ""
+        except (WorldStereoError, ValueError) as error:
+            why = str(error)
+    about = "The published video model, steered by both memories. Wants a GPU."
+    label = "WorldStereo 2.0"
+    return GeneratorChoice("diffusion", label, about, limits, make, why, modes)
+
+
+def main(config: AppConfig) -> None:
+    """Serves until it is interrupted."""
+    import logging
+
+    logging.basicConfig(
+        level=logging.INFO if config.verbose else logging.WARNING,
+        format="%(asctime)s %(name)s %(levelname)s %(message)s",
+    )
+    if config.threads is not None:
+        os.environ["WORLDSTEREO_THREADS"] = str(config.threads)
+    from .page.page import launch
+    from .session.sessions import Sessions
+
+    sessions = Sessions(sessions_config(config))
+    demo, url, stop = launch(sessions, config)
+    print(f"WorldStereo is open at {url}", flush=True)
+    try:
+        demo.block_thread()
+    finally:
+        stop()
+
+
+def run() -> None:
+    """The command `worldstereo-app`; defaults come from the environment."""
+    import tyro
+
+    # Hosted spaces and containers say where to listen through the environment.
+    default = AppConfig(
+        host=os.environ.get("GRADIO_SERVER_NAME", AppConfig.host),
+        port=int(os.environ.get("PORT", os.environ.get("GRADIO_SERVER_PORT", AppConfig.port))),
+        model=Path(os.environ["WORLDSTEREO_MODEL"]) if "WORLDSTEREO_MODEL" in os.environ else None,
+    )
+    main(tyro.cli(AppConfig, default=default))
+
+
+if __name__ == "__main__":
+    run()

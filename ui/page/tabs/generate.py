@@ -1,0 +1,370 @@
+"""The Generate tab: which generator, how many views of which size, and the views as they arrive.
+
+A generator with memory modes is offered mode by mode, with what each takes and how long, before
+anything is loaded; what does not fit stays visible, switched off, with its reason.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import gradio as gr
+import numpy as np
+
+from worldstereo.errors import WorldStereoError
+from worldstereo.generators import Fit, GeneratorLimits, SamplerConfig
+
+from ...session.session import PREPARING
+from ...session.sessions import GeneratorChoice, Session
+from .. import html as piece
+from ..core import Updates, html
+from ..settings import accepted_frames, chosen_size, number, sizes, whole
+
+if TYPE_CHECKING:
+    from ..page import Panel
+
+FRAMES, MOST_FRAMES = 25, 97
+READING = "Reading what the checkpoint would take …"
+GUIDES = {"fused": "Both memories", "cloud": "Cloud only"}
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What the tab asks of `Session.explore`, checked."""
+
+    generator: str
+    size: str
+    options: dict[str, Any]
+
+
+class GenerateTab:
+    def __init__(self, panel: "Panel") -> None:
+        self.panel = panel
+
+    def build(self) -> None:
+        shown, choices = self.panel.shown, self.panel.sessions.generators
+        usable = [key for key, choice in choices.items() if not choice.why_not]
+        first = choices[usable[0]]
+        gr.Markdown("#### Generator")
+        self.name = shown(
+            gr.Radio(
+                [(choice.label, key) for key, choice in choices.items()],
+                value=usable[0],
+                label="Generator",
+                show_label=False,
+                container=False,
+                elem_classes="segmented",
+                elem_id="generator",
+            )
+        )
+        self.about = shown(html(self._about(usable[0])))
+        self.mode = shown(
+            gr.Radio(
+                [],
+                label="Memory mode",
+                container=True,
+                visible=False,
+                elem_classes="modes",
+                elem_id="memory-mode",
+            )
+        )
+        gr.Markdown("#### Clip", elem_classes="gap-top")
+        limits = first.limits
+        self.frames = shown(
+            gr.Slider(
+                limits.min_frames if limits else 1,
+                min(limits.max_frames, MOST_FRAMES) if limits else MOST_FRAMES,
+                FRAMES,
+                step=limits.frame_step if limits else 1,
+                label="Views along the path",
+                elem_id="frames",
+            )
+        )
+        self.size = shown(
+            gr.Radio(
+                [("320 × 240", "320x240"), ("640 × 480", "640x480")],
+                value="640x480",
+                label="Size, pixels",
+                container=True,
+                elem_classes="segmented",
+                elem_id="size",
+            )
+        )
+        self.seed = gr.Number(7, label="Seed", precision=0, minimum=0, elem_id="seed")
+        prompt = bool(limits and limits.prompt)
+        self.prompt = shown(
+            gr.Textbox(
+                label="Prompt",
+                lines=2,
+                max_lines=4,
+                visible=prompt,
+                value=limits.default_prompt if limits else "",
+                elem_id="prompt",
+                placeholder="What is to be seen where nobody has looked yet",
+            )  # fmt: skip
+        )
+        with gr.Accordion("More", open=False):
+            self.guide = gr.Radio(
+                [(label, key) for key, label in GUIDES.items()],
+                value="fused",
+                label="The generator sees",
+                container=True,
+                elem_classes="segmented",
+                elem_id="guide",
+            )
+            steps = limits.steps if limits else None
+            self.steps = shown(
+                gr.Slider(**steps_slider(steps), label="Denoising steps", elem_id="steps")
+            )
+            self.guidance = shown(
+                gr.Slider(1, 12, 5, step=0.5, label="Guidance", visible=False, elem_id="guidance")
+            )
+            self.negative = shown(
+                gr.Textbox(
+                    label="Negative prompt",
+                    lines=2,
+                    max_lines=4,
+                    visible=False,
+                    elem_id="negative",
+                    placeholder="What guidance leads away from",
+                )
+            )
+        gr.Markdown("#### Views as they are made", elem_classes="gap-top")
+        self.latest = shown(html('<div class="empty-state">Nothing generated yet. Press G.</div>'))
+
+    @property
+    def inputs(self) -> list[Any]:
+        """What `wish` takes, in its order."""
+        wanted = [self.name, self.size, self.seed, self.prompt, self.guide]
+        return [*wanted, self.steps, self.guidance, self.negative, self.mode]
+
+    def wire(self) -> None:
+        on, path = self.panel.on, self.panel.path
+        on(self.name.input, self.on_generator, lambda: [*path.inputs, self.prompt])
+        on(self.mode.input, self.on_mode, [self.mode])
+        on(self.steps.release, self.on_sampler, [self.steps, self.guidance])
+        on(self.guidance.release, self.on_sampler, [self.steps, self.guidance])
+        on(self.frames.release, self.on_clip, lambda: path.inputs)
+        on(self.size.input, self.on_clip, lambda: path.inputs)
+
+    def refresh(self, session: Session) -> Updates:
+        scene, choice = session.world.scene, session.generators.get(session.generator)
+        limits = choice.limits if choice else None
+        offered = sizes(scene, limits)
+        updates: Updates = {self.name: session.generator} | self._modes(session)
+        if offered:
+            plan = session.plan
+            now = f"{plan.cameras.width}x{plan.cameras.height}" if plan else ""
+            width, height = chosen_size(now, scene, limits)
+            updates[self.size] = gr.update(choices=offered, value=f"{width}x{height}")
+        clips = scene.clips
+        if clips and (session.job is None or session.job.over):
+            clip = clips[-1]
+            few = sorted({round(i) for i in np.linspace(0, len(clip) - 1, 6)})
+            pictures = [clip.color8[i].permute(1, 2, 0).cpu().numpy() for i in few]
+            updates[self.latest] = self._pictures(pictures, [i + 1 for i in few])
+        elif not clips:
+            updates[self.latest] = '<div class="empty-state">Nothing generated yet. Press G.</div>'
+        return updates
+
+    def opened(self, session: Session) -> Updates:
+        """A page of this session has opened: what its generator takes, with its first values."""
+        choice = session.generators.get(session.generator)
+        if choice is None or choice.limits is None:
+            return {}
+        prompt = session.prompt or choice.limits.default_prompt
+        return self._controls(choice.limits) | {
+            self.prompt: gr.update(visible=choice.limits.prompt, value=prompt)
+        }
+
+    def why_not(self, session: Session) -> dict[str, str]:
+        if session.preparing:
+            return dict.fromkeys(("#generator", "#memory-mode", "#frames", "#size"), PREPARING)
+        why = {
+            f"#generator label:nth-child({i + 1})": choice.why_not
+            for i, choice in enumerate(session.generators.values())
+            if choice.why_not
+        }
+        fits = fits_of(session)
+        for i, fit in enumerate(fits):
+            if not fit.fits:
+                why[f"#memory-mode label:nth-child({i + 1})"] = f"{fit.label}: {fit.why}."
+        if fits and not any(fit.fits for fit in fits):
+            why["#generate"] = "No memory mode fits this clip: choose fewer or smaller views."
+        return why
+
+    def wish(self, session: Session, values: Sequence[Any]) -> Wish:
+        """The values of `inputs`, checked: they may come from anybody."""
+        name, size, seed, prompt, guide, steps, guidance, negative, mode = (*values, "", "")[:9]
+        choice = session.generators.get(str(name))
+        if choice is None:
+            raise WorldStereoError(f"There is no generator named {str(name)[:40]!r}.")
+        if choice.why_not:
+            raise WorldStereoError(choice.why_not)
+        if guide not in GUIDES:
+            raise WorldStereoError(f"The generator sees one of {', '.join(GUIDES)}.")
+        limits = choice.limits
+        options: dict[str, Any] = {
+            "generator": str(name),
+            "seed": whole(0 if seed is None else seed, "seed", 0, 2**31 - 1),
+            "guide": guide,
+        }
+        if limits is not None and limits.prompt:
+            options["prompt"] = str(prompt or "").strip()[:2000]
+            if not options["prompt"]:
+                raise WorldStereoError(
+                    f"The prompt is empty; {choice.label} needs one. For example: "
+                    f"{limits.default_prompt.split('.')[0] or 'a sunlit room'}."
+                )
+        if limits is not None and limits.steps is not None:
+            low, high, _ = limits.steps
+            options["steps"] = whole(steps, "denoising steps", low, high)
+        if limits is not None and limits.guidance is not None:
+            options["guidance"] = number(guidance, "guidance", 1, 30)
+            options["negative_prompt"] = str(negative or "")[:2000]
+        if choice.modes is not None:
+            options["mode"] = self._checked_mode(session, str(mode or session.mode))
+        return Wish(str(name), str(size), options)
+
+    # ---- handlers ----------------------------------------------------------------------------
+
+    def on_generator(self, session: Session, *values: Any) -> Iterator[Updates]:
+        """Another generator: what it accepts decides what the tab offers."""
+        settings, prompt = values[:-1], values[-1]
+        name = str(settings[-1])
+        choice = session.generators.get(name)
+        if choice is None or choice.why_not:
+            why = choice.why_not if choice else f"There is no generator named {name[:40]!r}."
+            yield {self.name: session.generator}
+            raise WorldStereoError(why)
+        if choice.modes is not None and not session.mode:
+            yield {self.about: f'<p class="muted" style="margin:0">{READING}</p>'}
+        before, session.generator = session.generator, name
+        try:
+            modes = self._modes(session)
+        except (WorldStereoError, ValueError) as error:
+            session.generator = before
+            yield {self.name: before, self.about: self._about(before)}
+            raise WorldStereoError(str(error)) from error
+        limits = choice.limits
+        updates: Updates = {self.about: self._about(name)} | modes
+        if limits is not None:
+            frames = min(MOST_FRAMES, accepted_frames(whole(settings[3], "views", 1, 1000), limits))
+            updates |= {
+                self.frames: gr.update(
+                    minimum=limits.min_frames,
+                    maximum=accepted_frames(min(limits.max_frames, MOST_FRAMES), limits),
+                    step=limits.frame_step,
+                    value=frames,
+                ),
+            } | self._controls(limits)
+            if not str(prompt or "").strip():
+                first = session.prompt or limits.default_prompt
+                updates[self.prompt] = gr.update(visible=limits.prompt, value=first)
+        yield updates
+        yield from self.panel.path.on_plan(session, *settings)
+        yield self.refresh(session)
+
+    def on_clip(self, session: Session, *values: Any) -> Iterator[Updates]:
+        yield from self.panel.path.on_plan(session, *values)
+        yield self._modes(session)
+
+    def on_mode(self, session: Session, mode: Any) -> Iterator[Updates]:
+        """Another way to hold the weights: they are loaded with the next generation."""
+        try:
+            session.mode = self._checked_mode(session, str(mode))
+        except WorldStereoError:
+            yield self._modes(session)
+            raise
+        yield self.panel.action(session)
+
+    def on_sampler(self, session: Session, steps: Any, guidance: Any) -> Updates:
+        """More steps take longer: the modes and the cost say so."""
+        session.sampler = SamplerConfig(
+            steps=whole(steps, "denoising steps", 1, 1000),
+            guidance=number(guidance, "guidance", 1, 30),
+        )
+        return self._modes(session) | self.panel.action(session)
+
+    def arriving(self, frames: Sequence[np.ndarray]) -> Updates:
+        """The newest views of the running job, newest first."""
+        newest = list(frames[-6:])
+        numbers = list(range(len(frames) - len(newest) + 1, len(frames) + 1))
+        return {self.latest: self._pictures(newest[::-1], numbers[::-1])}
+
+    # ---- pieces ------------------------------------------------------------------------------
+
+    def _controls(self, limits: GeneratorLimits) -> Updates:
+        """The controls of a generator's sampler, at the values it begins with."""
+        guided = limits.guidance is not None
+        return {
+            self.prompt: gr.update(visible=limits.prompt),
+            self.steps: gr.update(**steps_slider(limits.steps)),
+            self.guidance: gr.update(visible=guided, value=limits.guidance or 5.0),
+            self.negative: gr.update(visible=guided, value=limits.negative_prompt),
+        }
+
+    def _modes(self, session: Session) -> Updates:
+        """The memory modes of the chosen generator; the quickest that fits is the first choice."""
+        fits = fits_of(session)
+        usable = [fit for fit in fits if fit.fits]
+        if usable and session.mode not in [fit.mode for fit in usable]:
+            session.mode = min(usable, key=lambda fit: fit.seconds).mode
+        choices = [(mode_label(fit), fit.mode) for fit in fits]
+        value = session.mode if usable else None
+        return {self.mode: gr.update(choices=choices, value=value, visible=bool(fits))}
+
+    def _checked_mode(self, session: Session, mode: str) -> str:
+        fits = {fit.mode: fit for fit in fits_of(session)}
+        if mode not in fits:
+            raise WorldStereoError(f"There is no memory mode {mode[:40]!r} here.")
+        if not fits[mode].fits:
+            raise WorldStereoError(f"Memory mode {mode} {fits[mode].why}. Choose another.")
+        return mode
+
+    def _pictures(self, pictures: Sequence[np.ndarray], numbers: Sequence[int]) -> str:
+        if not pictures:
+            return '<div class="empty-state">The first view is on its way.</div>'
+        tiles = "".join(
+            f'<div class="tile"><img src="{piece.picture(p, 240, 80)}" alt="New view {n}">'
+            f'<span class="num">view {n}</span></div>'
+            for p, n in zip(pictures, numbers, strict=True)
+        )
+        return f'<div class="tiles">{tiles}</div>'
+
+    def _about(self, name: str) -> str:
+        choices = self.panel.sessions.generators
+        lines = [f'<p class="muted" style="margin:0">{piece.esc(choices[name].description)}</p>']
+        for choice in choices.values():
+            if choice.why_not:
+                text = f"{choice.label} is off: {choice.why_not}"
+                lines.append(f'<p class="muted" style="margin:6px 0 0">{piece.esc(text)}</p>')
+        return "".join(lines)
+
+
+def fits_of(session: Session) -> Sequence[Fit]:
+    """The preflight of the planned clip; none where the generator has no memory modes."""
+    choice: GeneratorChoice | None = session.generators.get(session.generator)
+    if choice is None or choice.modes is None or choice.why_not:
+        return ()
+    if session.plan is None:
+        return choice.modes(0, 0, 0, session.sampler)
+    cameras = session.plan.cameras
+    frames = accepted_frames(len(session.plan), choice.limits)
+    return choice.modes(frames, cameras.width, cameras.height, session.sampler)
+
+
+def mode_label(fit: Fit) -> str:
+    """One mode in one line: its name, then what it takes and how long, or why not."""
+    name = fit.mode.capitalize()
+    if not fit.fits:
+        return f"{name}: {fit.why}"
+    size = f"{fit.gib:.0f} GiB" if fit.gib >= 9.95 else f"{fit.gib:.1f} GiB"
+    return f"{name}: {size}, about {piece.duration(fit.seconds)}"
+
+
+def steps_slider(steps: tuple[int, int, int] | None) -> dict[str, Any]:
+    if steps is None:
+        return {"minimum": 1, "maximum": 50, "value": 4, "step": 1, "visible": False}
+    low, high, default = steps
+    return {"minimum": low, "maximum": high, "value": default, "step": 1, "visible": True}

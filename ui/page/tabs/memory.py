@@ -1,0 +1,461 @@
+"""The Memory tab: where a pixel comes from, who remembers it, and how much each view says.
+
+Frames of the published model have one thing more to show: what the model itself attended to.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import gradio as gr
+
+from worldstereo.errors import Cancelled, WorldBusy, WorldStereoError
+from worldstereo.scene import Origin, Scene
+
+from ... import inspector
+from ...inspector import Inspection, Target
+from ...session.session import PREPARING
+from ...session.sessions import Session
+from ...viewport.overlays import Match as Line
+from .. import html as piece
+from ..core import Updates, html, line
+from ..matches_svg import matches_svg
+from ..settings import number, whole
+from .world import scale_of, unit_of
+
+if TYPE_CHECKING:
+    from worldstereo.generators.diffusion.attention_inspection import AttentionRow
+
+    from ..page import Panel
+
+MODES = ("Pixel", "References", "Sources")
+ATTENTION = "Attention"
+EMPTY = (
+    '<div class="empty-state">Click a pixel in this picture, or a point in the stage, to see '
+    "where it comes from.</div>"
+)
+COMING = (
+    '<div class="empty-state">A new world is being prepared: its views can be looked into when '
+    "their memory is finished.</div>"
+)
+
+
+class MemoryTab:
+    def __init__(self, panel: "Panel") -> None:
+        self.panel = panel
+
+    def build(self) -> None:
+        shown = self.panel.shown
+        self.mode = shown(
+            gr.Radio(
+                list(MODES),
+                value="Pixel",
+                label="Show",
+                show_label=False,
+                container=False,
+                elem_classes="segmented",
+                elem_id="mode",
+            )  # fmt: skip
+        )
+        self.view = shown(gr.Slider(1, 2, 1, step=1, label="View", elem_id="memory-view"))
+        with gr.Row():
+            self.layer = shown(
+                gr.Slider(1, 2, 1, step=1, label="Layer", visible=False, elem_id="layer")
+            )
+            self.step = shown(
+                gr.Slider(1, 2, 1, step=1, label="Step", visible=False, elem_id="at-step")
+            )
+        self.card = shown(html(EMPTY, elem_id="card"))
+        with gr.Row():
+            self.u = shown(
+                gr.Number(
+                    0,
+                    label="Pixel from the left",
+                    precision=0,
+                    minimum=0,
+                    min_width=100,
+                    elem_id="u",
+                )
+            )
+            self.v = shown(
+                gr.Number(
+                    0,
+                    label="Pixel from the top",
+                    precision=0,
+                    minimum=0,
+                    min_width=100,
+                    elem_id="v",
+                )
+            )
+        self.problem = shown(line())
+
+    def wire(self) -> None:
+        on = self.panel.on
+        where = [self.view, self.u, self.v, self.mode, self.layer, self.step]
+        on(self.mode.input, self.on_mode, where, says=self.problem)
+        on(self.view.release, self.on_view, where, says=self.problem)
+        on(self.u.submit, self.on_inspect, where, says=self.problem)
+        on(self.v.submit, self.on_inspect, where, says=self.problem)
+        on(self.layer.release, self.on_inspect, where, says=self.problem)
+        on(self.step.release, self.on_inspect, where, says=self.problem)
+        self.panel.bridge(
+            "pixel",
+            self.on_pixel,
+            [self.view, self.mode, self.layer, self.step],
+            says=self.problem,
+        )
+
+    def refresh(self, session: Session) -> Updates:
+        count = len(session.world.scene.views)
+        if session.sketch is not None:
+            return {self.card: COMING}
+        updates: Updates = {self.view: gr.update(maximum=max(2, count))}
+        if not count:
+            updates[self.card] = (
+                '<div class="empty-state">No views yet. Open an example first.</div>'
+            )
+        return updates
+
+    def why_not(self, session: Session) -> dict[str, str]:
+        if session.sketch is None:
+            return {}
+        return dict.fromkeys(("#memory-view", "#mode", "#u", "#v"), PREPARING)
+
+    # ---- handlers ----------------------------------------------------------------------------
+
+    def on_mode(self, session: Session, *where: Any) -> Updates:
+        return self._show(session, *self._checked(session, where))
+
+    def on_view(self, session: Session, *where: Any) -> Updates:
+        view, _, mode = self._checked(session, where)
+        return self._show(session, view, None, mode)
+
+    def on_inspect(self, session: Session, *where: Any) -> Iterator[Updates]:
+        view, pixel, mode = self._checked(session, where)
+        yield self._show(session, view, pixel, mode)
+        if mode == ATTENTION and pixel is not None:
+            yield from self._attend(session, view, pixel, *where[4:6])
+
+    def on_pixel(
+        self, session: Session, data: dict[str, Any], view: Any, mode: Any, *at: Any
+    ) -> Iterator[Updates]:
+        """A click in a picture: the event carries the view and the place as shares of its sides."""
+        scene = session.world.scene
+        if not scene.views:
+            raise WorldStereoError("There is no view to inspect yet. Open an example first.")
+        sent = data["view"] if "view" in data else whole(view, "view", 1, 100_000) - 1
+        index = whole(sent, "view", 0, len(scene.views) - 1)
+        camera = scene.views[index].cameras
+        x = number(data.get("x"), "the place in the picture", -1, 2)
+        y = number(data.get("y"), "the place in the picture", -1, 2)
+        pixel = (
+            min(max(x * camera.width, 0.5), camera.width - 0.5),
+            min(max(y * camera.height, 0.5), camera.height - 0.5),
+        )
+        attends = mode == ATTENTION and self._attends(session, index)
+        yield self._show(session, index, pixel, ATTENTION if attends else "Pixel")
+        if attends:
+            yield from self._attend(session, index, pixel, *at)
+
+    def at_point(self, session: Session, point: Any, mode: str) -> Updates:
+        """A click in the stage: the view that shows the point best."""
+        if not isinstance(point, Sequence) or len(point) != 3:
+            raise WorldStereoError("The click hit nothing.")
+        place = [number(value, "a coordinate") for value in point]
+        camera = session.viewport.camera()
+        found = inspector.locate(session.world.scene, place, camera)
+        if found is None:
+            raise WorldStereoError("No remembered view shows that point; only the cloud knows it.")
+        return self._show(session, *found, "Pixel") | {
+            self.panel.tabs: gr.update(selected="memory")
+        }
+
+    def choose(self, session: Session, view: int) -> Updates:
+        """Another view, without a pixel yet; the tab in front stays where it is."""
+        return self._show(session, view, None, "Pixel")
+
+    def newest(self, session: Session) -> Updates:
+        """The middle of the newest clip, or else the first view, is ready to be clicked."""
+        views = session.world.scene.views
+        made = [i for i, view in enumerate(views) if view.step > 0]
+        if not made:
+            first = self._show(session, 0, None, "Pixel") if views else {}
+            return self.refresh(session) | first
+        newest = max(views[i].step for i in made)
+        first = min(i for i in made if views[i].step == newest)
+        last = max(i for i in made if views[i].step == newest)
+        return self.refresh(session) | self._show(session, (first + last) // 2, None, "Pixel")
+
+    def _checked(
+        self, session: Session, where: Sequence[Any]
+    ) -> tuple[int, tuple[float, float] | None, str]:
+        view, u, v, mode = where[:4]
+        count = len(session.world.scene.views)
+        if not count:
+            raise WorldStereoError("There is no view to inspect yet. Open an example first.")
+        if mode not in (*MODES, ATTENTION):
+            raise WorldStereoError(f"Memory shows one of {', '.join(MODES)}.")
+        index = min(count, whole(view, "view", 1, 100_000)) - 1
+        x, y = number(u or 0, "pixel", 0, 1e5), number(v or 0, "pixel", 0, 1e5)
+        return index, (None if x == 0 and y == 0 else (int(x) + 0.5, int(y) + 0.5)), str(mode)
+
+    # ---- what is shown -----------------------------------------------------------------------
+
+    def _show(
+        self, session: Session, view: int, pixel: tuple[float, float] | None, mode: str
+    ) -> Updates:
+        scene = session.world.scene
+        if session.sketch is not None:
+            raise WorldBusy(PREPARING)
+        updates: Updates = {
+            self.view: gr.update(value=view + 1, maximum=max(2, len(scene.views))),
+            self.problem: "",
+            self.u: int(pixel[0]) if pixel else 0,
+            self.v: int(pixel[1]) if pixel else 0,
+        }
+        attends = self._attends(session, view)
+        mode = "Pixel" if mode == ATTENTION and not attends else mode
+        updates[self.mode] = gr.update(choices=[*MODES, ATTENTION][: 3 + attends], value=mode)
+        updates |= self._depths(session, view, mode)
+        if mode == "Pixel" and pixel is not None:
+            found = inspector.inspect(scene, view, pixel)
+            self._draw(session, found)
+            updates[self.card] = self._pixel(found, scene)
+            updates[self.panel.stage.hud] = piece.legend()
+            return updates
+        session.viewport.show_matches(None)
+        updates[self.panel.stage.hud] = self.panel.stage.told(session)
+        target = inspector.target_of(scene, view)
+        if mode == ATTENTION:
+            updates[self.card] = self._clickable(target, scene) + self._attention_help(
+                session, view
+            )
+        elif mode == "References":
+            updates[self.card] = self._references(target, scene)
+        elif mode == "Sources":
+            updates[self.card] = self._sources(target, scene)
+        else:
+            updates[self.card] = self._clickable(target, scene) + EMPTY
+        return updates
+
+    # ---- the published model's attention -----------------------------------------------------
+
+    def _attends(self, session: Session, view: int) -> bool:
+        """Whether the published model made this frame."""
+        clip = inspector.clip_of(session.world.scene, session.world.scene.views[view])
+        return clip is not None and clip.generator.startswith("worldstereo-")
+
+    def _depths(self, session: Session, view: int, mode: str) -> Updates:
+        """The sliders for layer and denoising step; there is nothing to choose elsewhere."""
+        try:
+            asked = session.attention.of(session.world.scene, view) if mode == ATTENTION else None
+        except WorldStereoError:
+            asked = None
+        layers, steps = (asked.layers, asked.steps) if asked else (1, 1)
+        return {
+            self.layer: gr.update(maximum=max(2, layers), visible=asked is not None),
+            self.step: gr.update(maximum=max(2, steps), visible=asked is not None and steps > 1),
+        }
+
+    def _attention_help(self, session: Session, view: int) -> str:
+        try:
+            session.attention.of(session.world.scene, view)
+        except WorldStereoError as error:
+            return f'<div class="empty-state">{piece.esc(error)}</div>'
+        text = "Click a pixel to see which pixels of the references the model attended to for it."
+        return f'<div class="empty-state">{text} The model runs again up to the chosen step.</div>'
+
+    def _attend(
+        self, session: Session, view: int, pixel: tuple[float, float], *at: Any
+    ) -> Iterator[Updates]:
+        """Runs the model up to the step, and shows the row of the pixel's token."""
+        asked = session.attention.of(session.world.scene, view)
+        layer = min(asked.layers, whole(at[0] if at else 1, "layer", 1, 1000))
+        step = min(asked.steps, whole(at[1] if at else 1, "denoising step", 1, 1000))
+        job = session.look(view, pixel, layer=layer - 1, step=step - 1)
+        scene, target = session.world.scene, inspector.target_of(session.world.scene, view)
+        picture = self._clickable(target, scene)
+        for now in job:
+            told = piece.progress(now.step, now.total, now.message, now.seconds_left)
+            yield {self.card: picture + told} | self.panel.action(session)
+        done = self.panel.action(session)
+        try:
+            row = job.result()
+        except Cancelled:
+            text = '<div class="empty-state">Cancelled. Click a pixel to look again.</div>'
+            yield {self.card: picture + text} | done
+        except WorldStereoError:
+            yield {self.card: picture} | done
+            raise
+        else:
+            yield {self.card: picture + self._row(row, scene, view, pixel)} | done
+
+    def _row(self, row: "AttentionRow", scene: Scene, view: int, pixel: tuple[float, float]) -> str:
+        """Share inside the window as one number, then a heat map over each reference."""
+        share, mass = 100 * row.share, 100 * row.reference_mass
+        where = f"Pixel {int(pixel[0])}, {int(pixel[1])}: layer {row.layer + 1}, "
+        where += f"step {row.step + 1}"
+        if bool(row.window.any()):
+            meaning = (
+                "of the attention on references falls where they show the same place in 3D "
+                "(outlined in white)."
+            )
+            figure = f"{share:.0f} %"
+        else:
+            meaning, figure = "No reference shows this place: there is no window to look into.", ""
+        peak, side = float(row.weights.max()), 680 // min(3, len(row.views))
+        columns = f"grid-template-columns:repeat({min(3, len(row.views))},minmax(0,1fr))"
+        tiles = []
+        for k, index in enumerate(row.views):
+            known = 0 <= index < len(scene.views)
+            name = f"view {index + 1}" if known else "the start picture"
+            color8 = scene.views[index].color8 if known else self._start(scene, view)
+            image = inspector.attention_picture(color8, row.weights[k], row.window[k], peak)
+            part = 100 * float(row.weights[k].sum())
+            tiles.append(
+                f'<div class="tile"><img src="{piece.picture(image, side, 84)}" '
+                f'alt="Attention on {name}"><span class="num">{name}, {part:.1f} %</span></div>'
+            )
+        return (
+            f'<div class="cap2"><span>{where}</span>'
+            f'<span class="num">{mass:.0f} % on references</span></div>'
+            f'<p id="attention-share" style="margin:10px 0 4px;font-size:12px">'
+            f'<b class="num">{figure}</b> {meaning}</p>'
+            f'<div class="tiles" id="attention-maps" style="{columns}">{"".join(tiles)}</div>'
+        )
+
+    def _start(self, scene: Scene, view: int) -> Any:
+        """The first frame of the clip behind a view: its start picture."""
+        clip = inspector.clip_of(scene, scene.views[view])
+        assert clip is not None
+        return clip.color8[0]
+
+    # ---- a pixel of any view -----------------------------------------------------------------
+
+    def _draw(self, session: Session, found: Inspection) -> None:
+        """The matches as lines in the stage."""
+        views = session.world.scene.views
+        lines = []
+        for match in found.matches:
+            x, y, z = (float(value) for value in views[match.view].cameras.position)
+            lines.append(Line((x, y, z), match.weight, not match.refused))
+        session.viewport.show_matches(found.point, lines)
+
+    def _pixel(self, found: Inspection, scene: Scene) -> str:
+        target, views = found.target, scene.views
+        drawing = matches_svg(found, views, self.panel.thumbnails)
+        away = piece.length(found.distance * scale_of(scene), unit_of(scene))
+        place = f"{caption(target, scene)}, pixel {int(found.pixel[0])}, {int(found.pixel[1])}"
+        right = f"{away} away" if found.point else "no depth here"
+        head = f'<div class="cap2"><span>{place}</span><span class="num">{right}</span></div>'
+        parts = [drawing, head, self._origin(found)]
+        if found.matches:
+            rows = [
+                (f"view {m.view + 1}", m.weight, "var(--stereo)", f"{100 * m.weight:.0f} %")
+                for m in found.accepted
+            ]
+            parts.append('<h4 style="margin:14px 0 8px !important">Attention on each view</h4>')
+            none = '<p class="muted" style="margin:0">No remembered view confirms this pixel.</p>'
+            parts.append(f'<div id="attention">{piece.bars(rows) if rows else none}</div>')
+        for match in found.refused:
+            text = f"view {match.view + 1} refused: {match.reason}"
+            dot = piece.dot("refused")
+            parts.append(f'<p class="muted" style="margin:6px 0 0">{dot}{piece.esc(text)}</p>')
+        if found.point:
+            x, y, z = (value * scale_of(scene) for value in found.point)
+            parts.append(
+                f'<p class="muted num" style="margin:10px 0 0">3D point {x:.3f}, {y:.3f}, {z:.3f} '
+                f"{unit_of(scene)}</p>"
+            )
+        return "".join(parts)
+
+    def _origin(self, found: Inspection) -> str:
+        if found.origin is None:
+            return '<p class="muted" style="margin:10px 0 0">A given view: this pixel was seen.</p>'
+        names = {
+            Origin.GLOBAL: ("global", "global memory: only the cloud knows it"),
+            Origin.STEREO: ("stereo", "stereo memory: remembered pixels confirm it"),
+            Origin.INVENTED: ("invented", "invented: no memory knows it"),
+            Origin.RIG: ("refused", "fixed to the camera"),
+        }
+        kind, text = names[found.origin]
+        sure = found.confidence or 0.0
+        bar = piece.bars([("confidence", sure, f"var(--{kind})", f"{100 * sure:.0f} %")])
+        style = "margin:10px 0 6px;font-size:12px"
+        return f'<p style="{style}" id="origin">{piece.dot(kind)}{text}</p>{bar}'
+
+    def _references(self, target: Target, scene: Scene) -> str:
+        """Who served the frame, how much of it, and where in it."""
+        scored = inspector.references(scene, target.view)
+        if not scored:
+            text = (
+                "No other view sees this one."
+                if not target.generated
+                else "Made from the cloud alone."
+            )
+            return self._clickable(target, scene) + f'<div class="empty-state">{text}</div>'
+        maps = inspector.weight_maps(scene, target)
+        rows, tiles = [], []
+        for reference in scored:
+            name, share = f"view {reference.view + 1}", f"{100 * reference.share:.0f} %"
+            rows.append((name, reference.share, "var(--stereo)", share))
+            weights = maps[target.references.index(reference.view)]
+            image = piece.picture(inspector.heat_picture(target, weights), 240, 82)
+            covered = f"{100 * reference.covered:.0f} % of the frame"
+            marks = piece.attributes(
+                type="button",
+                class_="tile",
+                data_send="fly",
+                data_view=reference.view,
+                title=f"Where {name} has a say, {covered}. Click to fly there",
+            )
+            tiles.append(
+                f'<button{marks}><img src="{image}" alt="">'
+                f'<span class="num">{name}, {share}</span></button>'
+            )
+        return (
+            self._clickable(target, scene)
+            + '<h4 style="margin:14px 0 8px !important">Retrieved references</h4>'
+            + piece.bars(rows)
+            + '<h4 style="margin:14px 0 8px !important">Where each has a say</h4>'
+            + f'<div class="tiles">{"".join(tiles)}</div>'
+        )
+
+    def _sources(self, target: Target, scene: Scene) -> str:
+        """The frame by origin, and how sure it is."""
+        if not target.generated:
+            text = "A given view: every pixel of it was seen. Choose a generated one."
+            return self._clickable(target, scene) + f'<div class="empty-state">{text}</div>'
+        part = inspector.shares(target)
+        rows = [
+            (name, part[name], f"var(--{name})", f"{100 * part[name]:.0f} %")
+            for name in ("stereo", "global", "invented")
+        ]
+        marks = self._marks(target)
+        origin = piece.picture(inspector.origin_picture(target), 680)
+        sure = piece.picture(inspector.confidence_picture(target), 680)
+        mean = float(target.confidence.mean()) if target.confidence is not None else 1.0
+        return (
+            piece.captioned(origin, f"{caption(target, scene)}, by source", **marks)
+            + f'<div style="margin:10px 0 12px">{piece.bars(rows)}</div>'
+            + piece.captioned(sure, "Confidence: black 0, white 1", f"mean {100 * mean:.0f} %")
+        )
+
+    def _clickable(self, target: Target, scene: Scene) -> str:
+        image = piece.picture(inspector.pixels_of(target.color8), 960)
+        return piece.captioned(image, caption(target, scene), **self._marks(target))
+
+    def _marks(self, target: Target) -> dict[str, Any]:
+        return {
+            "id": "pixels",
+            "class_": "pixels",
+            "alt": f"View {target.view + 1}: click a pixel",
+            "tabindex": "0",
+            "data_send": "pixel",
+            "data_view": target.view,
+        }
+
+
+def caption(target: Target, scene: Scene) -> str:
+    view = scene.views[target.view]
+    kind = "given" if view.step == 0 else f"step {view.step}, frame {view.frame + 1}"
+    return f"View {target.view + 1}, {kind}"

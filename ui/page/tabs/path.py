@@ -1,0 +1,411 @@
+"""The Path tab: presets, keyframes, flights, and a preview of what the generator will see."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import gradio as gr
+
+from worldstereo.cameras import Cameras
+from worldstereo.errors import WorldStereoError
+from worldstereo.trajectory import PRESETS, Trajectory
+
+from ...inspector import tinted
+from ...session.session import PREPARING
+from ...session.sessions import Session
+from .. import html as piece
+from ..core import Updates, html, line
+from ..settings import (
+    FIRST_PRESET,
+    FLIGHT,
+    KEYFRAMES,
+    STARTS,
+    Settings,
+    parameter,
+    path_named,
+    plan,
+    whole,
+)
+
+if TYPE_CHECKING:
+    from ..page import Panel
+
+UNITS = {"deg": "degrees", "%": "% of the distance", "x": "times"}
+OF_THIS_PATH = ("#presets", "#amount", "#start", "#add-keyframe", "#remove-keyframe")
+OF_THIS_PATH += ("#clear-keyframes", "#record", "#frame")
+WAITING = {
+    KEYFRAMES: "No path yet. Fly somewhere and press K, fly on and press K again.",
+    FLIGHT: "No path yet. Press R, fly through the stage, press R again.",
+}
+
+
+class PathTab:
+    def __init__(self, panel: "Panel") -> None:
+        self.panel = panel
+
+    def build(self) -> None:
+        shown = self.panel.shown
+        gr.Markdown("#### Path")
+        tiles = [(name.replace("_", " ").capitalize(), name) for name in PRESETS]
+        tiles += [("Keyframes", KEYFRAMES), ("My flight", FLIGHT)]
+        self.preset = shown(
+            gr.Radio(
+                tiles,
+                value=FIRST_PRESET,
+                label="Path",
+                show_label=False,
+                container=False,
+                elem_classes="presets",
+                elem_id="presets",
+            )
+        )
+        self.about = shown(html(self._about(FIRST_PRESET)))
+        self.value = shown(gr.Slider(**slider_of(FIRST_PRESET), elem_id="amount"))
+        self.start = shown(
+            gr.Radio(
+                [(label, key) for key, label in STARTS.items()],
+                value="first",
+                label="From",
+                container=True,
+                elem_classes="segmented",
+                elem_id="start",
+            )
+        )
+        with gr.Row(visible=False) as tools:
+            icons = piece.ICONS
+            add = gr.Button(
+                "Keyframe here",
+                size="sm",
+                icon=str(icons / "plus.svg"),
+                elem_classes="tint",
+                elem_id="add-keyframe",
+                min_width=120,
+            )
+            self.back = gr.Button(
+                "Remove last",
+                size="sm",
+                elem_id="remove-keyframe",
+                min_width=80,
+            )
+            clear = gr.Button(
+                "Clear",
+                size="sm",
+                elem_id="clear-keyframes",
+                min_width=60,
+            )
+            self.add, self.clear = shown(add), shown(clear)
+            shown(self.back)
+            self.record = shown(
+                gr.Button(
+                    "Record",
+                    size="sm",
+                    icon=str(icons / "circle-dot.svg"),
+                    elem_classes="tint",
+                    elem_id="record",
+                    min_width=80,
+                )
+            )
+        self.tools = shown(tools)
+        self.keys = shown(line())
+        gr.Markdown("#### Preview")
+        self.preview = shown(
+            html(
+                '<div class="empty-state">The preview appears with the path.</div>',
+                elem_id="preview",
+            )
+        )
+        self.frame = shown(gr.Slider(1, 25, 1, step=1, label="Frame", elem_id="frame"))
+        self.problem = shown(line())
+
+    @property
+    def inputs(self) -> list[Any]:
+        """What `Settings.of` takes, in its order."""
+        generate = self.panel.generate
+        return [self.preset, self.value, self.start, generate.frames, generate.size, generate.name]
+
+    def wire(self) -> None:
+        on, panel = self.panel.on, self.panel
+        on(self.preset.input, self.on_preset, lambda: self.inputs, says=self.problem)
+        on(self.start.input, self.on_plan, lambda: self.inputs, says=self.problem)
+        on(self.value.input, self.on_drag, lambda: self.inputs, says=self.problem, latest=True)
+        on(self.value.release, self.on_plan, lambda: self.inputs, says=self.problem)
+        on(self.frame.input, self.on_scrub, [self.frame], says=self.problem, latest=True)
+        on(self.frame.release, self.on_rest, [self.frame], says=self.problem)
+        on(self.add.click, self.on_keyframe, lambda: self.inputs, says=self.problem)
+        on(self.back.click, self.on_back, lambda: self.inputs, says=self.problem)
+        on(self.clear.click, self.on_clear, lambda: self.inputs, says=self.problem)
+        on(self.record.click, self.on_record, lambda: self.inputs, says=self.problem)
+        panel.bridge("keyframe", self.on_key_keyframe, self.inputs, says=self.problem)
+        panel.bridge("record", self.on_key_record, self.inputs, says=self.problem)
+        panel.bridge("scrub", self.on_step, [self.frame], says=self.problem)
+
+    def refresh(self, session: Session) -> Updates:
+        frames = len(session.plan) if session.plan else 25
+        return {
+            self.frame: gr.update(maximum=max(2, frames)),
+            self.keys: self._keyframes(session),
+            self.record: gr.update(value="Stop" if session.viewport.recording else "Record"),
+        }
+
+    def restore(self, session: Session) -> Updates:
+        """A page that opens on a planned path: its tile, slider and start as they were left."""
+        settings = session.settings
+        if session.plan is None or not isinstance(settings, Settings):
+            return {}
+        updates: Updates = {self.preset: settings.preset, self.start: settings.start}
+        updates |= self._looks(settings.preset)
+        if parameter(settings.preset) is not None:
+            slider: dict[str, Any] = slider_of(settings.preset) | {"value": settings.value}
+            updates[self.value] = gr.update(**slider)
+            updates[self.start] = gr.update(value=settings.start, visible=True)
+        return updates | {self.panel.generate.frames: len(session.plan)}
+
+    def why_not(self, session: Session) -> dict[str, str]:
+        why = {}
+        if session.preparing:
+            return dict.fromkeys(OF_THIS_PATH, PREPARING)
+        if not session.viewport.keyframes:
+            why["#clear-keyframes"] = why["#remove-keyframe"] = "There are no keyframes yet."
+        if session.plan is None:
+            why["#frame"] = "Plan a path first."
+        return why
+
+    def preparing(self, session: Session) -> Updates:
+        """Another world is on its way: what the last one's path showed is no preview of it."""
+        if not session.preparing:
+            return {}
+        text = "The preview comes with the finished memory: it shows what the generator will see."
+        return {self.preview: f'<div class="empty-state">{text}</div>'}
+
+    # ---- planning ----------------------------------------------------------------------------
+
+    def first_plan(self, session: Session) -> Iterator[Updates]:
+        """A sensible path for a world that has just been opened."""
+        scene = session.world.scene
+        if not scene.views and not len(scene.cloud):
+            return
+        default = parameter(FIRST_PRESET)
+        assert default is not None
+        settings = Settings(FIRST_PRESET, default.default, "first", 25, "", session.generator)
+        session.settings = settings
+        with contextlib.suppress(WorldStereoError):
+            session.set_plan(plan(session, settings))
+        yield {
+            self.preset: FIRST_PRESET,
+            **self._looks(FIRST_PRESET),
+            self.start: gr.update(value="first", visible=True),
+            self.frame: gr.update(maximum=25, value=1),
+            self.problem: "",
+        } | self.panel.refresh(session)
+        if scene.views:
+            yield self.panel.memory.choose(session, 0)
+        if session.plan is not None:
+            yield self.show_preview(session, 0)
+
+    def on_preset(self, session: Session, *values: Any) -> Iterator[Updates]:
+        """A tile: its own slider at its default, and the path at once."""
+        preset = path_named(values[0])
+        slider = parameter(preset)
+        yield self._looks(preset) | {self.problem: ""}
+        few = preset == KEYFRAMES and len(session.viewport.keyframes) < 2
+        if few or (preset == FLIGHT and session.flight is None):
+            yield self._waiting(session, preset)
+            return
+        value = slider.default if slider else 0.0
+        yield from self.on_plan(session, preset, value, *values[2:])
+
+    def on_plan(self, session: Session, *values: Any) -> Iterator[Updates]:
+        """Something settled: the path, its cost, and the final preview of its first frame."""
+        settings = Settings.of(*values)
+        session.set_plan(plan(session, settings))
+        session.settings = settings
+        yield self._planned(session)
+        yield self.show_preview(session, 0)
+
+    def on_drag(self, session: Session, *values: Any) -> Updates:
+        """A slider being dragged: path and a draft of its last frame, where most changes."""
+        settings = Settings.of(*values)
+        session.set_plan(plan(session, settings))
+        session.settings = settings
+        assert session.plan is not None
+        return self._planned(session) | self.show_preview(
+            session, len(session.plan) - 1, final=False
+        )
+
+    def _planned(self, session: Session) -> Updates:
+        assert session.plan is not None
+        return {
+            self.frame: gr.update(maximum=max(2, len(session.plan)), value=1),
+            self.keys: self._keyframes(session),
+            self.problem: "",
+        } | self.panel.action(session)
+
+    def _waiting(self, session: Session, preset: str) -> Updates:
+        """Nothing to make this path of yet: no plan, and the preview says what to do."""
+        session.set_plan(None)
+        return (
+            {
+                self.preview: f'<div class="empty-state">{WAITING[preset]}</div>',
+                self.frame: gr.update(maximum=2, value=1),
+                self.keys: self._keyframes(session),
+            }
+            | self.panel.changed(session)
+            | self.panel.action(session)
+        )
+
+    # ---- preview -----------------------------------------------------------------------------
+
+    def on_scrub(self, session: Session, frame: Any) -> Updates:
+        return self.show_preview(session, self._frame(session, frame), final=False)
+
+    def on_rest(self, session: Session, frame: Any) -> Updates:
+        return self.show_preview(session, self._frame(session, frame))
+
+    def on_step(self, session: Session, data: dict[str, Any], frame: Any) -> Updates:
+        """The keys [ and ]."""
+        last = len(session.plan) if session.plan else 1
+        by = 1 if data.get("by", 1) in (1, "1") else -1
+        wanted = max(1, min(last, whole(frame, "frame", 1, 100_000) + by))
+        return {self.frame: wanted} | self.show_preview(session, wanted - 1, final=True)
+
+    def show_preview(self, session: Session, frame: int, *, final: bool = True) -> Updates:
+        """One frame of the path: a draft while something moves, what the generator gets at rest."""
+        if session.plan is None:
+            raise WorldStereoError("Plan a path first.")
+        shown = session.preview(frame, final=final)
+        kind = "as the generator will see it" if final else "draft"
+        unknown = f"{piece.dot('invented')}{100 * shown.unknown:.0f} % unknown"
+        card = piece.captioned(
+            piece.picture(tinted(shown.color, shown.known), 680),
+            f"Frame {frame + 1} of {len(session.plan)}, {kind}",
+            unknown,
+            alt=f"Preview of frame {frame + 1}",
+            data_final=str(final).lower(),
+        )
+        return {self.preview: card + piece.warnings(shown.warnings)}
+
+    def _frame(self, session: Session, value: Any) -> int:
+        if session.plan is None:
+            raise WorldStereoError("Plan a path first.")
+        return min(len(session.plan), whole(value, "frame", 1, 100_000)) - 1
+
+    # ---- keyframes and flights ---------------------------------------------------------------
+
+    def on_keyframe(self, session: Session, *values: Any) -> Iterator[Updates]:
+        if not session.viewport.add_keyframe():
+            raise WorldStereoError("The stage is not connected yet. Wait a moment and try again.")
+        yield {self.preset: KEYFRAMES, self.problem: ""} | self._looks(KEYFRAMES)
+        yield from self._through(session, *values)
+
+    def on_back(self, session: Session, *values: Any) -> Iterator[Updates]:
+        session.viewport.remove_keyframe()
+        yield from self._through(session, *values)
+
+    def _through(self, session: Session, *values: Any) -> Iterator[Updates]:
+        """The path through the keyframes there are now."""
+        if len(session.viewport.keyframes) < 2:
+            yield self._waiting(session, KEYFRAMES)
+            return
+        session.keys_planned = session.viewport.keyframes
+        yield from self.on_plan(session, KEYFRAMES, 0, *values[2:])
+
+    def on_clear(self, session: Session, *values: Any) -> Updates:
+        session.viewport.clear_keyframes()
+        return self._waiting(session, KEYFRAMES)
+
+    def on_record(self, session: Session, *values: Any) -> Iterator[Updates]:
+        """Start recording, or stop and plan along what was flown."""
+        if not session.viewport.recording:
+            session.record(True)
+            yield self.refresh(session) | self.panel.stage.refresh(session)
+            return
+        flight = session.record(False)
+        yield self.refresh(session) | self.panel.stage.refresh(session)
+        if flight is None:
+            raise WorldStereoError("The camera did not move, so nothing was recorded. Try again.")
+        yield {self.preset: FLIGHT, self.problem: ""} | self._looks(FLIGHT)
+        yield from self.on_plan(session, FLIGHT, 0, *values[2:])
+
+    def on_key_keyframe(
+        self, session: Session, data: dict[str, Any], *values: Any
+    ) -> Iterator[Updates]:
+        yield from self.on_keyframe(session, *values)
+
+    def on_key_record(
+        self, session: Session, data: dict[str, Any], *values: Any
+    ) -> Iterator[Updates]:
+        yield from self.on_record(session, *values)
+
+    def keyframes_changed(self, session: Session, data: dict[str, Any], *values: Any) -> Updates:
+        """A keyframe was moved by its gizmo: the path through them all follows, and the preview
+        is of the frame that was moved."""
+        keys = session.viewport.keyframes
+        if len(keys) < 2 or keys is session.keys_planned:  # whoever added it has planned already
+            return {self.keys: self._keyframes(session)}
+        session.keys_planned = keys
+        settings = Settings.of(KEYFRAMES, 0, *values[2:])
+        session.set_plan(plan(session, settings))
+        session.settings = settings
+        assert session.plan is not None
+        frame = frame_at(session.plan, keys, data.get("active"))
+        updates = {self.preset: KEYFRAMES} | self._looks(KEYFRAMES) | self._planned(session)
+        updates[self.frame] = gr.update(maximum=max(2, len(session.plan)), value=frame + 1)
+        return updates | self.show_preview(session, frame, final=bool(data.get("settled")))
+
+    # ---- pieces ------------------------------------------------------------------------------
+
+    def _looks(self, preset: str) -> Updates:
+        return {
+            self.value: gr.update(**slider_of(preset)),
+            self.start: gr.update(visible=parameter(preset) is not None),
+            self.tools: gr.update(visible=parameter(preset) is None),
+            self.add: gr.update(visible=preset == KEYFRAMES),
+            self.back: gr.update(visible=preset == KEYFRAMES),
+            self.clear: gr.update(visible=preset == KEYFRAMES),
+            self.record: gr.update(visible=preset == FLIGHT),
+            self.about: self._about(preset),
+        }
+
+    def _about(self, preset: str) -> str:
+        texts = {
+            KEYFRAMES: "A smooth path through the cameras you place with K. Drag a placed one "
+            "by its handles; click another to get them there.",
+            FLIGHT: "Press R, fly through the stage, press R again.",
+        }
+        text = texts[preset] if preset in texts else PRESETS[preset].description
+        return f'<p class="muted" style="margin:0">{piece.esc(text)}</p>'
+
+    def _keyframes(self, session: Session) -> str:
+        count = len(session.viewport.keyframes)
+        if not count:
+            return ""
+        return (
+            f'<p class="muted num" style="margin:0">{count} {piece.plural("keyframe", count)}</p>'
+        )
+
+
+def frame_at(path: Trajectory, keys: Sequence[Cameras], active: Any) -> int:
+    """The frame of a path that stands where one of its keyframes does; 0 for none of them."""
+    if not isinstance(active, int) or not 0 <= active < len(keys):
+        return 0
+    if active in (0, len(keys) - 1):
+        return 0 if active == 0 else len(path) - 1
+    far = (path.cameras.position - keys[active].position).norm(dim=-1)
+    return int(far.argmin())
+
+
+def slider_of(preset: str) -> dict[str, Any]:
+    """Arguments of the slider that belongs to a preset; hidden where it has none."""
+    slider = parameter(preset)
+    if slider is None:
+        return {"visible": False}
+    unit = UNITS.get(slider.unit, slider.unit)
+    fine = 0.05 if slider.unit == "x" else 1
+    return {
+        "minimum": slider.min,
+        "maximum": slider.max,
+        "value": slider.default,
+        "step": fine,
+        "label": f"{slider.label}, {unit}",
+        "visible": True,
+    }

@@ -1,0 +1,435 @@
+"""The World tab: where a world comes from, how it is shown, what it holds, how its views agree."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import gradio as gr
+
+from worldstereo.errors import WorldStereoError
+from worldstereo.scene import DepthKind, Scene
+
+from ...session.session import PREPARING
+from ...session.sessions import Session
+from .. import html as piece
+from ..core import Updates, html, line
+from ..settings import number
+
+if TYPE_CHECKING:
+    from ..page import Panel
+
+ACCEPTED = (
+    "Zip of RGB-D frames, of posed photos (COLMAP, transforms.json) or of a saved project; one "
+    "photo; PLY, GLB, OBJ, STL, OFF."
+)
+COLORS = ("photo", "step", "source", "confidence", "age")
+ROWS = 60  # of the registration table
+ANOTHER_WORLD: tuple[str, ...] = ("#upload", "[data-send=example]")
+BUSY = "Wait for the running step, or cancel it."
+ON_THIS_WORLD: tuple[str, ...] = (
+    "#registered",
+    "#scale",
+    "#set-scale",
+    "#measure",
+    "#set-up",
+    "#select",
+    "#delete",
+)
+
+
+class WorldTab:
+    def __init__(self, panel: "Panel") -> None:
+        self.panel = panel
+
+    def build(self) -> None:
+        shown, icons = self.panel.shown, piece.ICONS
+        gr.Markdown("#### Start from")
+        html(self._examples())
+        self.upload = gr.UploadButton(
+            "Your photo, RGB-D capture, mesh or cloud",  # of any name: the reader decides
+            size="sm",
+            icon=str(icons / "upload.svg"),
+            elem_classes="tint",
+            elem_id="upload",
+        )
+        html(f'<p class="muted" style="margin:0">{ACCEPTED}</p>')
+        self.problem = shown(line())
+        gr.Markdown("#### Show", elem_classes="gap-top")
+        self.drawing = shown(
+            gr.Radio(
+                [("Surface", "surface"), ("Points", "points")],
+                value="points",
+                label="Draw as",
+                show_label=False,
+                container=False,
+                elem_classes="segmented",
+                elem_id="drawing",
+            )
+        )
+        self.color = shown(
+            gr.Radio(
+                [(mode.capitalize(), mode) for mode in COLORS],
+                value="photo",
+                label="Colour by",
+                show_label=False,
+                container=False,
+                elem_classes="segmented",
+                elem_id="color",
+            )
+        )
+        with gr.Row():
+            self.views = gr.Checkbox(True, label="Remembered views", min_width=100)
+            self.path = gr.Checkbox(True, label="Planned path", min_width=100)
+        gr.Markdown("#### This world", elem_classes="gap-top")
+        self.facts = shown(line())
+        gr.Markdown("#### How the views agree", elem_classes="gap-top")
+        self.registered = shown(
+            gr.Checkbox(True, label="Register the given views to each other", elem_id="registered")
+        )
+        self.table = shown(line())
+        gr.Markdown("#### Scale and sky", elem_classes="gap-top")
+        with gr.Row():
+            self.scale = shown(
+                gr.Number(
+                    1.0, label="Metres in one unit", minimum=1e-6, elem_id="scale", min_width=120
+                )
+            )
+            self.apply_scale = gr.Button("Set scale", size="sm", elem_id="set-scale", min_width=90)
+        with gr.Row():
+            self.measure = gr.Button(
+                "Measure",
+                size="sm",
+                icon=str(icons / "ruler.svg"),
+                elem_classes="tint",
+                elem_id="measure",
+                min_width=90,
+            )
+            self.sky = gr.Button(
+                "Up as in my view",
+                size="sm",
+                icon=str(icons / "move-vertical.svg"),
+                elem_classes="tint",
+                elem_id="set-up",
+                min_width=110,
+            )
+        self.measured_text = shown(line())
+        gr.Markdown("#### Points", elem_classes="gap-top")
+        with gr.Row():
+            self.select = gr.Button(
+                "Box-select",
+                size="sm",
+                icon=str(icons / "square-dashed-mouse-pointer.svg"),
+                elem_classes="tint",
+                elem_id="select",
+                min_width=90,
+            )
+            self.delete = shown(
+                gr.Button(
+                    "Delete selected",
+                    size="sm",
+                    icon=str(icons / "trash-2.svg"),
+                    elem_classes="tint",
+                    elem_id="delete",
+                    interactive=False,
+                    min_width=110,
+                )  # fmt: skip
+            )
+
+    def wire(self) -> None:
+        on, panel = self.panel.on, self.panel
+        panel.bridge("example", self.on_example, says=self.problem)
+        on(self.upload.upload, self.on_upload, [self.upload], says=self.problem)
+        on(self.drawing.input, self.on_drawing, [self.drawing])
+        on(self.color.input, self.on_color, [self.color])
+        on(self.views.input, self.on_views, [self.views])
+        on(self.path.input, self.on_path, [self.path])
+        on(self.registered.input, self.on_registered, [self.registered], says=self.table)
+        on(self.apply_scale.click, self.on_scale, [self.scale], says=self.measured_text)
+        on(self.sky.click, self.on_sky, says=self.measured_text)
+        on(self.measure.click, self.on_measure)
+        on(self.select.click, self.on_select)
+        on(self.delete.click, self.on_delete)
+        panel.bridge("delete", self.on_key_delete)
+
+    def refresh(self, session: Session) -> Updates:
+        scene = session.world.scene
+        viewport = session.viewport
+        return {
+            self.facts: self._facts(session),
+            self.table: self._table(session),
+            self.registered: gr.update(
+                value=session.registered, interactive=not _why_not_registered(scene)
+            ),
+            self.drawing: viewport.drawing,
+            self.color: viewport.color_mode,
+            self.scale: self._scale(session),
+            self.measured_text: "",
+            self.delete: self._delete_button(session),
+            self.problem: "",
+        }
+
+    def why_not(self, session: Session) -> dict[str, str]:
+        why: dict[str, str] = dict.fromkeys(ANOTHER_WORLD, BUSY) if session.busy else {}
+        if session.preparing:
+            return why | dict.fromkeys(ON_THIS_WORLD, PREPARING)
+        if not session.selected:
+            why["#delete"] = "Select points first: Box-select, then draw a box."
+        if reason := _why_not_registered(session.world.scene):
+            why["#registered"] = reason
+        return why
+
+    def preparing(self, session: Session) -> Updates:
+        """Another world is on its way: nothing of the last one is told as if it were that one."""
+        return {self.facts: self._facts(session), self.table: self._table(session)}
+
+    # ---- a new world -------------------------------------------------------------------------
+
+    def on_example(self, session: Session, data: dict[str, Any]) -> Iterator[Updates]:
+        key = str(data.get("key", ""))
+        if key not in [example.key for example in self.panel.sessions.examples]:
+            raise WorldStereoError(f"There is no example named {key[:40]!r}.")
+        session.example(key)
+        yield {self.problem: ""}
+        yield from self.panel.follow(session)
+
+    def on_upload(self, session: Session, path: Any) -> Iterator[Updates]:
+        """Any accepted kind; the import worker decides by content and refuses in one line."""
+        from pathlib import Path
+
+        if not isinstance(path, str) or not Path(path).is_file():
+            raise WorldStereoError("The upload did not arrive. Try again.")
+        session.open(Path(path), Path(path).name)
+        yield {self.problem: ""}
+        yield from self.panel.follow(session)
+
+    # ---- showing -----------------------------------------------------------------------------
+
+    def on_drawing(self, session: Session, mode: Any) -> Updates:
+        if mode not in ("surface", "points"):
+            raise WorldStereoError("The cloud can be drawn as surface or points.")
+        session.set_drawing(mode, by_hand=True)
+        return self.panel.stage.refresh(session)
+
+    def on_color(self, session: Session, mode: Any) -> Updates:
+        if mode not in COLORS:
+            raise WorldStereoError(f"Colour by one of {', '.join(COLORS)}.")
+        session.viewport.color_by(mode)
+        return self.panel.stage.refresh(session)
+
+    def on_views(self, session: Session, visible: Any) -> Updates:
+        session.viewport.show_views(bool(visible))
+        return {}
+
+    def on_path(self, session: Session, visible: Any) -> Updates:
+        session.viewport.show_path(bool(visible))
+        return {}
+
+    # ---- registration, scale, sky ------------------------------------------------------------
+
+    def on_registered(self, session: Session, wanted: Any) -> Iterator[Updates]:
+        session.set_registration(bool(wanted))
+        yield from self.panel.follow(session)
+
+    def on_scale(self, session: Session, value: Any) -> Updates:
+        factor = number(value, "metres", 1e-6, 1e6)
+        if session.viewport.measuring and session.measured:
+            factor /= session.measured
+        session.rescale(factor / scale_of(session.world.scene))
+        return self.panel.refresh(session) | {
+            self.measured_text: piece.said(f"One unit is {factor:.4g} m now.")
+        }
+
+    def _scale(self, session: Session) -> Any:
+        """The field of the scale: of a measured length while there is one, else of one unit."""
+        scale = scale_of(session.world.scene)
+        if session.viewport.measuring and session.measured:
+            length = float(f"{session.measured * scale:.4g}")
+            return gr.update(value=length, label="It really is, metres")
+        return gr.update(value=scale, label="Metres in one unit")
+
+    def on_sky(self, session: Session) -> Updates:
+        session.set_up("camera")
+        return self.panel.refresh(session) | {
+            self.measured_text: piece.said("The camera's up is the world's up now.")
+        }
+
+    def on_measure(self, session: Session) -> Updates:
+        return self.panel.stage.on_measure(session, {})
+
+    def measuring(self, session: Session) -> Updates:
+        """Measuring was switched on or off."""
+        says = piece.said("Click two points in the stage.") if session.viewport.measuring else ""
+        return {self.measured_text: says, self.scale: self._scale(session)}
+
+    def measured(self, session: Session, data: dict[str, Any]) -> Updates:
+        length, unit = data.get("length"), str(data.get("unit", "m"))[:8]
+        if not isinstance(length, int | float):
+            return {}
+        text = f"Measured {piece.length(float(length), unit)}"
+        return {
+            self.measured_text: piece.said(f"{text}. Say what it really is to set the scale."),
+            self.scale: self._scale(session),
+            self.panel.stage.hud: piece.hud(measured=piece.length(float(length), unit)),
+        }
+
+    # ---- deleting ----------------------------------------------------------------------------
+
+    def on_select(self, session: Session) -> Updates:
+        session.viewport.select(not session.viewport.selecting)
+        return self.panel.stage.refresh(session)
+
+    def selected(self, session: Session) -> Updates:
+        count = session.selected
+        hud = piece.hud(selected=f"{count:,} {piece.plural('point', count)}; Delete removes them")
+        return {
+            self.delete: self._delete_button(session),
+            **({self.panel.stage.hud: hud} if count else {}),
+        } | self.panel.action(session)
+
+    def on_key_delete(self, session: Session, data: dict[str, Any]) -> Updates:
+        if not session.selected:
+            raise WorldStereoError("Select points first: press B, then draw a box.")
+        return self.on_delete(session)
+
+    def on_delete(self, session: Session) -> Updates:
+        count = session.delete_selection()
+        text = f"{count:,} {piece.plural('point', count)} deleted; Undo brings them back."
+        return self.panel.refresh(session) | {self.panel.message: piece.said(text)}
+
+    def _delete_button(self, session: Session) -> Any:
+        count = session.selected
+        label = f"Delete {count:,}" if count else "Delete selected"
+        return gr.update(value=label, interactive=count > 0)
+
+    # ---- pieces ------------------------------------------------------------------------------
+
+    def _examples(self) -> str:
+        tiles = []
+        for example in self.panel.sessions.examples:
+            image = ""
+            if example.thumbnail is not None:
+                import numpy as np
+                from PIL import Image
+
+                with Image.open(example.thumbnail) as opened:
+                    image = piece.picture(np.asarray(opened.convert("RGB")), 240, 82)
+            marks = piece.attributes(
+                type="button",
+                class_="tile",
+                title=f"Open {example.label}. {example.credit}",
+                data_send="example",
+                data_key=example.key,
+            )
+            picture = f'<img src="{image}" alt="">' if image else ""
+            tiles.append(
+                f"<button{marks}>{picture}<span>{piece.esc(example.label)}</span></button>"
+            )
+        if not tiles:
+            return (
+                '<p class="muted" style="margin:0">No examples here; open a file of your own.</p>'
+            )
+        return f'<div class="tiles">{"".join(tiles)}</div>'
+
+    def _facts(self, session: Session) -> str:
+        scene = session.world.scene
+        some = len(scene.cloud) > 0 or len(scene.views) > 0
+        if session.preparing:
+            coming = piece.esc(session.sketch.name) if session.sketch else "A new world"
+            stays = f" Until then {piece.esc(scene.name)} is kept." if some else ""
+            return (
+                f'<div class="empty-state" id="coming"><b>{coming} is being prepared.</b> Its '
+                f"numbers appear here when it is ready.{stays}</div>"
+            )
+        if not some:
+            return (
+                '<div class="empty-state">Open an example or a file: its numbers appear here.</div>'
+            )
+        rows = [
+            ("Points", f"{len(scene.cloud):,} of {session.world.max_points:,}"),
+            ("Remembered views", f"{len(scene.views)}"),
+            ("Clips made", f"{len(scene.clips)}"),
+            ("Memory", piece.size(memory_bytes(scene))),
+            ("Size", extent(scene)),
+            ("Median depth", piece.length(scene.unit * scale_of(scene), unit_of(scene))),
+        ]
+        notes = [*scene.notices, *session.notices, *session.viewport.notices]
+        if scene.rough_depth:
+            notes.insert(0, "Depth is a rough estimate from one photo.")
+        if session.project is not None:
+            kept = self.panel.sessions.config.keep
+            notes.append(f"Saved after each step. Stays on this server: {kept}; oldest go first.")
+        lines = "".join(f'<p class="notice">{piece.esc(line)}</p>' for line in dict.fromkeys(notes))
+        return piece.facts(rows) + (f'<div style="margin-top:8px">{lines}</div>' if lines else "")
+
+    def _table(self, session: Session) -> str:
+        scene, registration = session.world.scene, session.registration
+        given = [view for view in scene.views if view.step == 0]
+        if session.preparing:
+            return '<p class="muted" style="margin:0">Told when the new world is ready.</p>'
+        if len(given) < 2:
+            text = "One view alone has nothing to agree with." if given else "No views yet."
+            return f'<p class="muted" style="margin:0">{text}</p>'
+        if registration is None:
+            text = _why_not_registered(scene) or "Off: the views stand where they were given."
+            return f'<p class="muted" style="margin:0">{text}</p>'
+        moved = registration.moved_px.tolist()
+        rows = []
+        for i, (pixels, agrees) in enumerate(zip(moved, registration.agrees, strict=True)):
+            if i == ROWS:
+                rows.append(f"<tr><td colspan=3>and {len(moved) - ROWS} more</td></tr>")
+                break
+            word = "agrees" if agrees else f"{piece.dot('refused')}agrees with nobody"
+            rows.append(
+                f"<tr><td>view {i + 1}</td><td class=r>{pixels:.1f} px</td><td>{word}</td></tr>"
+            )
+        head = "<tr><th>View</th><th class=r>Moved</th><th>With the others</th></tr>"
+        notes = "".join(f'<p class="notice">{piece.esc(n)}</p>' for n in registration.notices)
+        return f'<table class="small">{head}{"".join(rows)}</table>{notes}'
+
+
+def _why_not_registered(scene: Scene) -> str:
+    given = [view for view in scene.views if view.step == 0]
+    if len(given) < 2:
+        return "Registration needs at least two given views."
+    if scene.rough_depth:
+        return "Registration needs measured depth; here it is a guess."
+    if not any(bool((view.kind == int(DepthKind.MEASURED)).any()) for view in given):
+        return "This depth was measured from the poses themselves and cannot correct them."
+    return ""
+
+
+# ---- numbers about a scene -----------------------------------------------------------------------
+
+
+def scale_of(scene: Scene) -> float:
+    return scene.metres_per_unit or 1.0
+
+
+def unit_of(scene: Scene) -> str:
+    return "m" if scene.metres_per_unit else "units"
+
+
+def memory_bytes(scene: Scene) -> int:
+    """Bytes of the tensors that the published scene keeps alive."""
+    cloud = scene.cloud
+    tensors = [cloud.points, cloud.colors, cloud.confidence, cloud.step, cloud.normals, cloud.radii]
+    for view in scene.views:
+        tensors += [view.color8, view.depth, view.confidence8, view.kind]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def extent(scene: Scene) -> str:
+    """Sides of the box around the middle 96 % of what was measured, along the world's axes."""
+    import numpy as np
+
+    cloud = scene.cloud
+    points = cloud.points[cloud.confidence >= 0.25]  # what was completed may lie anywhere
+    if not len(points):
+        points = cloud.points
+    if not len(points):
+        return "empty"
+    step = max(1, len(points) // 50_000)
+    low, high = np.percentile(points[::step].cpu().numpy(), [2, 98], axis=0)
+    sides = (high - low) * scale_of(scene)
+    return " × ".join(f"{side:.2g}" if side < 10 else f"{side:.0f}" for side in sides) + (
+        f" {unit_of(scene)}"
+    )

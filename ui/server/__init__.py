@@ -1,0 +1,1 @@
+"""The server around page and viewport: one port, checked requests."""

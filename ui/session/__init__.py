@@ -1,0 +1,1 @@
+"""Open worlds, and the jobs that change them."""

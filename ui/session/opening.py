@@ -1,0 +1,178 @@
+"""`Opening`: how a session's world begins, from a file or an example, and what is seen meanwhile.
+
+Preparing a capture takes seconds to a minute. Until its world is published the stage shows the
+capture as it was given, a sketch: thinned, nothing cleaned, moved or filled. The world itself is
+what it was before, and nothing is generated from a sketch.
+"""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from worldstereo.errors import WorldStereoError
+from worldstereo.project import is_project, load, load_world, reopen
+from worldstereo.scene import Capture, PointCloud, Scene, View
+from worldstereo.trajectory import Trajectory
+from worldstereo.views.registration import median_depth
+from worldstereo.world import World, sky_of, start
+
+from .autosave import Saving, reason
+from .config import Example
+from .jobs import Job
+from .progress import Course, stages_of
+from .shared import Shared
+
+log = logging.getLogger(__name__)
+
+KEYFRAMES = 21  # of a path that came with a file
+SKETCHED = 110_000  # points of a sketch: below what a stage shows before it knows its renderer
+APART = 10.0  # of the cameras' own spread: the unit where neither depth nor points tell it
+SKETCH = -1  # revision of a sketch: that of no published scene
+
+
+class Opening:
+    """Fills one world. Every method runs on the worker's thread, inside a job.
+
+    Args:
+        planned: hears of the path that came with the file, None for no path.
+        begun: hears of a capture that has become the world.
+        shown: hears of each sketch, and of None when there is none any more.
+    """
+
+    def __init__(
+        self,
+        token: str,
+        world: World,
+        shared: Shared,
+        saving: Saving,
+        *,
+        planned: Callable[[Trajectory | None], None],
+        begun: Callable[[Capture], None],
+        shown: Callable[[Scene | None], None],
+    ) -> None:
+        self.sketch: Scene | None = None
+        """What is being prepared, as it was given; None at all other times."""
+        self._token, self._world, self._shared, self._saving = token, world, shared, saving
+        self._planned, self._begun, self._shown = planned, begun, shown
+
+    def file(self, job: Job, path: Path, name: str) -> Scene:
+        """A person's file."""
+        job.on_step(0, 0, f"Reading {name[:60]}")
+        if is_project(path):
+            limits = self._shared.config.limits  # it may be a stranger's, like any upload
+            most = limits.unpacked_bytes
+            state = load(path, name=name, limits=limits, most_bytes=most)
+            plan, _ = reopen(self._world, state, name=name)
+            self._planned(plan)
+        else:
+            self._begin(self._shared.read(path, name, lambda: job.cancelled), job)
+        self._saving.save(job)
+        return self._world.scene
+
+    def example(self, job: Job, example: Example, save: bool) -> Scene:
+        """A bundled capture, or the world that it became last time."""
+        job.on_step(0, 0, f"Opening {example.label}")
+        if not self._reopen(example):
+            self._begin(self._shared.read_example(example), job)
+            keep = Job("save", lambda _: self._shared.keep_started(example, self._world))
+            self._shared.worker.submit(self._token, keep)
+        if save:
+            self._saving.save(job)
+        return self._world.scene
+
+    def _reopen(self, example: Example) -> bool:
+        """Take the world that this example became last time, unless there is one to undo to."""
+        path = self._shared.started(example)
+        if self._world.history or path is None or not is_project(path):
+            return False
+        try:
+            load_world(self._world, path)
+        except WorldStereoError as error:
+            log.warning("a kept example could not be read: %s", reason(error))
+            return False
+        self._planned(None)
+        return True
+
+    def _begin(self, capture: Capture, job: Job) -> None:
+        if capture.views:
+            self._show(sketch_of(capture))
+        try:
+            course = Course(job.on_step, stages_of(capture.views))
+            with job.stopping():
+                start(self._world, capture, on_step=course)
+            path = capture.trajectory
+            if path is not None and len(path) > KEYFRAMES:
+                path = path.resampled(KEYFRAMES)  # the release thins it to its keyframes too
+            self._planned(path)
+            self._begun(capture)
+        finally:  # ready, refused or cancelled: the stage shows the world again
+            self._show(None)
+
+    def _show(self, sketch: Scene | None) -> None:
+        if sketch is not self.sketch:
+            self.sketch = sketch
+            self._shown(sketch)
+
+
+def sketch_of(capture: Capture) -> Scene:
+    """The capture as it was given, as a scene that can be drawn: its views, and a thin cloud.
+
+    Photos without depth bring the points of their reconstruction, where the file has any.
+    """
+    clouds = [] if capture.cloud is None else [thinned(capture.cloud, SKETCHED)]
+    pixels = sum(int((view.depth > 0).sum()) for view in capture.views)
+    stride = max(1, int(np.ceil(np.sqrt(pixels / SKETCHED))))
+    clouds += [_given_points(view, i, stride) for i, view in enumerate(capture.views)]
+    columns = ("points", "colors", "confidence", "step", "normals", "radii")
+    joined = {name: torch.cat([getattr(cloud, name) for cloud in clouds]) for name in columns}
+    sources = [
+        torch.full((len(cloud),), -1) if cloud.source is None else cloud.source for cloud in clouds
+    ]
+    return Scene(
+        SKETCH,
+        capture.name,
+        capture.views,
+        PointCloud(**joined, source=torch.cat(sources)),
+        up=sky_of(capture.views) if capture.up is None else capture.up,
+        unit=_unit(capture, pixels > 0),
+        metres_per_unit=capture.metres_per_unit,
+        rough_depth=capture.rough_depth,
+        notices=capture.notices,
+    )
+
+
+def thinned(cloud: PointCloud, most: int) -> PointCloud:
+    """Every n-th point, so that at most so many are left."""
+    every = max(1, -(-len(cloud) // most))
+    return cloud.rows(torch.arange(len(cloud)) % every == 0)
+
+
+def _given_points(view: View, index: int, stride: int) -> PointCloud:
+    """Depth of one view as it was given, every `stride` pixels."""
+    first = stride // 2
+    pixels = view.cameras.pixel_grid().reshape(view.height, view.width, 2)
+    pixels = pixels[first::stride, first::stride].reshape(-1, 2)
+    depth = view.depth[0, first::stride, first::stride].reshape(-1)
+    known = (depth > 0) & torch.isfinite(depth)
+    depth, color = depth[known], view.color8[:, first::stride, first::stride].reshape(3, -1)
+    return PointCloud.of(
+        view.cameras.unproject(pixels[known], depth),
+        color.T[known].float() / 255,
+        radii=0.5 * stride * depth / view.cameras.K[0, 0],
+        source=torch.full((len(depth),), index),
+    )
+
+
+def _unit(capture: Capture, measured: bool) -> float:
+    """The scene's unit of length, as far as it can be told before anything is measured."""
+    if measured:
+        return max(median_depth(capture.views), 1e-6)
+    eyes = torch.stack([view.cameras.c2w[:3, 3] for view in capture.views])
+    if capture.cloud is not None and len(capture.cloud) > 0:
+        middle = capture.cloud.points.median(dim=0).values
+        return max(float((eyes - middle).norm(dim=1).median()), 1e-6)
+    # Nothing says how far away anything is: so that the cameras themselves are seen together.
+    return max(APART * float((eyes - eyes.mean(dim=0)).norm(dim=1).median()), 1e-6)

@@ -1,0 +1,497 @@
+"""`Session`: one open world with its stage, its path and its job, under one token.
+
+Tabs attach to a session and leave it; what it does goes on without them. Slow work runs on the
+shared worker as a `Job`; everything here that is not a `Job` returns at once.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from worldstereo import exports as export
+from worldstereo import world as edits
+from worldstereo.cameras import Cameras
+from worldstereo.errors import OutOfMemory, WorldBusy, WorldStereoError
+from worldstereo.generators import Frame, SamplerConfig
+from worldstereo.scene import Capture, Clip, Scene
+from worldstereo.trajectory import Trajectory
+from worldstereo.views.registration import Registration
+from worldstereo.world import explore
+
+from ..viewport.events import Event, JobChanged, Measured, Selected
+from ..viewport.viewport import Viewport
+from .attention import Attention, Listener
+from .autosave import Saving
+from .config import GeneratorChoice
+from .jobs import Job
+from .opening import Opening
+from .preview import Planned, Preview, new_points
+from .progress import Course, stages_of
+from .shared import Shared
+
+log = logging.getLogger(__name__)
+
+PREPARING = "A new world is being prepared. Wait for it, or cancel it first."
+
+
+class Session:
+    """One open world. Made by `Sessions.create` or `Sessions.get`, never directly by the page."""
+
+    def __init__(self, token: str, shared: Shared) -> None:
+        self.token = token
+        self.world = shared.new_world()
+        self.viewport = Viewport(on_event=self._on_event)
+        self.job: Job | None = None
+        """The running or the last job."""
+        self.plan: Trajectory | None = None
+        self.flight: Trajectory | None = None
+        """The flight last recorded."""
+        self.settings: Any = None
+        """What the page's settings were when the path was planned; only the page knows them."""
+        self.keys_planned: tuple[Cameras, ...] | None = None
+        """The keyframes that the path was last planned through."""
+        self.generator = shared.config.generator
+        """Name of the generator last chosen."""
+        self.mode = ""
+        """Memory mode last chosen, for generators that have several; "" for the quickest."""
+        self.sampler = SamplerConfig()
+        """Steps and guidance last chosen, as the preflight counts with them."""
+        self.prompt = ""
+        """Text that came with the file, or was last generated with."""
+        self.attention = Attention(shared)
+        """Rows of the published model's attention, for clips that were made since the start."""
+        self.measured: float | None = None
+        """The length last measured, in scene units."""
+        self.touched = time.monotonic()
+        self._shared = shared
+        self._lock = threading.Lock()
+        self._planned: Planned | None = None
+        self._selection: Selected | None = None
+        self._drawing_by_hand = False
+        self._notices: tuple[str, ...] = ()
+        self._closed = False
+        self._saving = Saving(
+            token,
+            self.world,
+            shared,
+            plan=lambda: self.plan,
+            told=lambda state: self.viewport.emit(JobChanged(state)),
+        )
+        self._opening = Opening(
+            token,
+            self.world,
+            shared,
+            self._saving,
+            planned=self._set_out,
+            begun=self._begun,
+            shown=self.viewport.show_sketch,
+        )
+        self.viewport.follow(lambda: self.world.scene, self.world.subscribe)
+
+    # ---- reading -----------------------------------------------------------------------------
+
+    @property
+    def scene(self) -> Scene:
+        return self.world.scene
+
+    @property
+    def sketch(self) -> Scene | None:
+        """The capture that is being prepared, as it was given; None at all other times."""
+        return self._opening.sketch
+
+    @property
+    def shown(self) -> Scene:
+        """What the stage shows: the published scene, or the sketch of the one that comes."""
+        return self.sketch or self.scene
+
+    @property
+    def name(self) -> str:
+        return self.scene.name
+
+    @property
+    def generators(self) -> dict[str, GeneratorChoice]:
+        return self._shared.generators
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """What was thinned, guessed or not done, one line each."""
+        return (*self.scene.notices, *self.viewport.notices, *self._notices)
+
+    @property
+    def registration(self) -> Registration | None:
+        return self.world.registration
+
+    @property
+    def registered(self) -> bool:
+        return self.world.registration is not None
+
+    @property
+    def selected(self) -> int:
+        """Points boxed in the scene that is published now."""
+        return len(self._selected_rows())
+
+    @property
+    def can_undo(self) -> bool:
+        """False where undoing would leave nothing on the stage."""
+        return self.world.can_undo and len(self.world.history) > 1
+
+    @property
+    def busy(self) -> bool:
+        return self.job is not None and not self.job.over
+
+    @property
+    def preparing(self) -> bool:
+        """While another world is being opened: the one that is there is about to be replaced."""
+        return self.busy and self.job is not None and self.job.kind == "open"
+
+    def estimate(self, generator: str, frames: int, width: int, height: int) -> float | None:
+        """Seconds that so many views of this size take, as measured here; a guess before that."""
+        choice = self.generators.get(generator)
+        if choice is None or choice.limits is None:
+            return None
+        if choice.modes is not None and self.pace_of(generator) not in self._shared.pace:
+            fits = choice.modes(frames, width, height, self.sampler)
+            return next((fit.seconds for fit in fits if fit.mode == self.mode), None)
+        guess = choice.limits.seconds_per_frame / (640 * 480)
+        per_pixel = self._shared.pace.get(self.pace_of(generator), guess)
+        return per_pixel * frames * width * height
+
+    def pace_of(self, generator: str) -> str:
+        """The name under which the speed of a generator in its mode is kept."""
+        choice = self.generators.get(generator)
+        modes = choice is not None and choice.modes is not None
+        return f"{generator} {self.mode} {self.sampler}" if modes else generator
+
+    # ---- jobs ----------------------------------------------------------------------------------
+
+    def open(self, path: Path | str, name: str) -> Job:
+        """Read a person's file and make it the world; what was there can be undone back to.
+
+        Raises:
+            WorldBusy: another job of this session runs.
+        """
+        return self._start("open", lambda job: self._opening.file(job, Path(path), name))
+
+    def example(self, key: str, *, save: bool = True) -> Job:
+        """Open one of the bundled captures; unsaved, it is saved with `save_unsaved`.
+
+        Raises:
+            WorldStereoError: there is no such example.
+            WorldBusy: another job of this session runs.
+        """
+        found = next((one for one in self._shared.examples if one.key == key), None)
+        if found is None:
+            names = ", ".join(one.key for one in self._shared.examples)
+            raise WorldStereoError(f"There is no example named {key[:40]!r}. There are: {names}.")
+        return self._start("open", lambda job: self._opening.example(job, found, save))
+
+    def explore(
+        self,
+        trajectory: Trajectory,
+        *,
+        generator: str = "",
+        width: int | None = None,
+        height: int | None = None,
+        seed: int = 0,
+        prompt: str = "",
+        negative_prompt: str = "",
+        guide: str = "fused",
+        steps: int | None = None,
+        guidance: float | None = None,
+        mode: str = "",
+    ) -> Job:
+        """Generate the views of a path; they appear in `job.frames` as they are made.
+
+        Raises:
+            WorldStereoError: an unknown generator, or one that cannot run here.
+            ValueError: the generator cannot make such a path.
+            WorldBusy: another job of this session runs.
+        """
+        choice = self.generators.get(generator or self.generator)
+        if choice is None or choice.why_not:
+            why = choice.why_not if choice else f"There is no generator named {generator[:40]!r}."
+            raise WorldStereoError(why)
+        size = (width or trajectory.cameras.width, height or trajectory.cameras.height)
+        if size != (trajectory.cameras.width, trajectory.cameras.height):
+            trajectory = trajectory.scaled(*size)
+        if choice.limits is not None:
+            choice.limits.check(trajectory)
+        sampler = SamplerConfig(steps=steps)
+        if guidance is not None:
+            sampler = replace(sampler, guidance=guidance)
+        if choice.modes is not None:
+            self.mode, self.sampler = mode, sampler
+        self.prompt = prompt or self.prompt
+
+        def work(job: Job) -> Clip:
+            rest = {"seed": seed, "prompt": prompt, "negative_prompt": negative_prompt}
+            return self._explore(job, choice, trajectory, guide=guide, sampler=sampler, **rest)
+
+        job = self._start("explore", work)
+        self.generator = choice.name
+        return job
+
+    def set_registration(self, on: bool) -> Job:
+        """Register the given views to each other, or put them back where they were given."""
+
+        def work(job: Job) -> Scene:
+            plan, before = self.plan, self.world.registration
+            given = [view for view in self.scene.views if view.step == 0]
+            course = Course(job.on_step, stages_of(given, register=on))
+            with job.stopping():
+                scene = edits.set_registration(self.world, on, on_step=course)
+            after = self.world.registration
+            if plan is not None:
+                was, now = (0 if r is None else r.revision for r in (before, after))
+                cameras = edits.moved(plan.cameras, was, before, after)
+                keys = self.viewport.keyframes
+                self.keys_planned = tuple(edits.moved(k, was, before, after) for k in keys)
+                plan = replace(plan, cameras=cameras, registration=now)
+                self.set_plan(plan, self.keys_planned)
+            self._saving.save(job)
+            return scene
+
+        return self._start("registration", work)
+
+    def _start(self, kind: str, work: Callable[[Job], Any]) -> Job:
+        with self._lock:
+            if self._closed:
+                raise WorldStereoError("This world is closed. Reload the page to open a new one.")
+            if self.busy:
+                raise WorldBusy("This world is at work already. Wait for it, or cancel it first.")
+            job = Job(kind, work, changed=self._job_changed)
+            self.job = job
+            self._shared.worker.submit(self.token, job)
+        return job
+
+    def _explore(
+        self, job: Job, choice: GeneratorChoice, trajectory: Trajectory, *, guide: str, **rest: Any
+    ) -> Clip:
+        mode = self.mode if choice.modes is not None else ""
+        generator = Listener(self._shared.generator(choice.name, mode, job.on_step))
+        began = time.monotonic()
+
+        def on_frame(index: int, frame: Frame) -> None:
+            color = (frame.color.clamp(0, 1) * 255 + 0.5).byte().permute(1, 2, 0)
+            job.add_frame(np.ascontiguousarray(color.cpu().numpy()))
+            self.viewport.show_draft(*new_points(frame, trajectory.cameras[index]))
+
+        planned = self._planned
+        kind: Any = guide
+        if planned is not None and planned.matches(self.scene, trajectory, guide, rest["seed"]):
+            kind = planned.guide  # the very frames that were previewed
+        try:
+            with job.stopping():
+                clip = explore(
+                    self.world,
+                    trajectory,
+                    guide=kind,
+                    generator=generator,
+                    on_step=job.on_step,
+                    on_frame=on_frame,
+                    **rest,
+                )
+        except OutOfMemory as error:
+            self._shared.forget(choice.name)
+            self.mode = error.smaller or self.mode
+            raise
+        size = trajectory.cameras.width * trajectory.cameras.height
+        seconds = time.monotonic() - began
+        self._shared.measured(self.pace_of(choice.name), seconds / len(clip) / size)
+        self.attention.keep(clip, generator, choice.name, mode)
+        self._saving.save(job)
+        return clip
+
+    def look(self, view: int, pixel: tuple[float, float], *, layer: int = 0, step: int = 0) -> Job:
+        """What the published model attended to when it made a pixel: `job.result()` is the row.
+
+        Raises:
+            WorldStereoError: no such view, or its clip cannot be looked into.
+            WorldBusy: another job of this session runs.
+        """
+        asked = self.attention.of(self.scene, view)
+        frame = self.scene.views[view].frame
+        return self._start(
+            "attention",
+            lambda job: self.attention.row(asked, frame, pixel, layer, step, job.on_step),
+        )
+
+    def _set_out(self, path: Trajectory | None) -> None:
+        """A new world: its own path, or none yet; the settings were the last one's."""
+        self.settings = None
+        self.set_plan(path, ())
+
+    def _begun(self, capture: Capture) -> None:
+        self.prompt = capture.prompt
+
+    def _job_changed(self, job: Job) -> None:
+        self.touched = time.monotonic()
+        if job.over:
+            self.viewport.clear_draft()
+        self.viewport.emit(JobChanged(job.state))
+
+    # ---- quick steps ---------------------------------------------------------------------------
+
+    def undo(self) -> bool:
+        """Back to the scene before the last step. Raises `WorldBusy` while a step runs."""
+        return self.can_undo and self._quick(self.world.undo)
+
+    def redo(self) -> bool:
+        """Forward again to the step last undone. Raises `WorldBusy` while a step runs."""
+        return self.world.can_redo and self._quick(self.world.redo)
+
+    def delete_selection(self) -> int:
+        """Forget the boxed points; returns how many. Raises `WorldBusy` while a step runs."""
+        rows = self._selected_rows()
+        if len(rows) == 0:
+            return 0
+        selected = torch.zeros(len(self.scene.cloud), dtype=torch.bool)
+        selected[torch.from_numpy(rows)] = True
+        self._selection = None
+        return self._quick(lambda: edits.delete_points(self.world, selected))
+
+    def set_up(self, direction: Any) -> None:
+        """Say where the sky is: a direction (3,) of the world, or "camera" for the visitor's up.
+
+        Raises:
+            WorldStereoError: nobody is looking. ValueError: not a direction. WorldBusy.
+        """
+        if isinstance(direction, str):
+            camera = self.viewport.camera()
+            if direction != "camera" or camera is None:
+                raise WorldStereoError("The stage is not connected yet. Wait a moment, try again.")
+            direction = -camera.c2w[:3, 1]
+        up = torch.as_tensor(direction, dtype=torch.float32)
+        if up.shape != (3,):
+            raise ValueError(f"up must have 3 numbers, got shape {tuple(up.shape)}.")
+        self._quick(lambda: edits.set_up(self.world, up))
+
+    def rescale(self, factor: float) -> None:
+        """Correct the scale: what measured 1 m measures `factor` m from now on."""
+        metres = (self.scene.metres_per_unit or 1.0) * factor
+        self._quick(lambda: edits.set_scale(self.world, metres))
+
+    def _quick(self, step: Callable[[], Any]) -> Any:
+        if self.preparing:
+            raise WorldBusy(PREPARING)
+        with self._saving.reading:  # a save that copies the memories is no reason to refuse a step
+            done = step()
+        self.touched = time.monotonic()
+        self._saving.save_soon()
+        return done
+
+    # ---- the path --------------------------------------------------------------------------------
+
+    def set_plan(
+        self, plan: Trajectory | None, keyframes: tuple[Cameras, ...] | None = None
+    ) -> None:
+        """Plan this path and draw it; `keyframes` None leaves the keyframes as they are."""
+        self.plan = plan
+        self.viewport.show_plan(plan, keyframes)
+
+    def record(self, on: bool) -> Trajectory | None:
+        """Begin to record the visitor's flight, or end it; `flight` keeps the last one."""
+        flight = self.viewport.record(on)
+        if flight is not None:
+            self.flight = flight
+        return flight
+
+    def preview(
+        self, frame: int, final: bool = False, guide: str = "fused", seed: int = 0
+    ) -> Preview:
+        """Frame number `frame` of the plan: a quick splat, or the guide's own picture.
+
+        Raises:
+            WorldStereoError: there is no plan, or no world yet.
+        """
+        plan, scene = self.plan, self.scene
+        if plan is None:
+            raise WorldStereoError("There is no path yet. Choose one under Path.")
+        frame = max(0, min(frame, len(plan) - 1))
+        planned = self._planned
+        if planned is None or not planned.matches(scene, plan, guide, seed):
+            planned = self._planned = Planned(scene, plan, guide, seed)
+        self.viewport.mark_frame(frame)
+        return planned.preview(frame, final)
+
+    # ---- the stage -------------------------------------------------------------------------------
+
+    def set_drawing(self, mode: str, by_hand: bool) -> None:
+        """Draw the cloud as "points" or "surface"; the page's own wish yields to a person's."""
+        if by_hand or not self._drawing_by_hand:
+            self._drawing_by_hand = by_hand
+            self.viewport.draw_as(mode)  # type: ignore[arg-type]
+
+    def _on_event(self, event: Event) -> None:
+        if isinstance(event, Selected):
+            self._selection = event
+        elif isinstance(event, Measured):
+            self.measured = event.length / (self.scene.metres_per_unit or 1.0)
+
+    def _selected_rows(self) -> np.ndarray:
+        selection = self._selection
+        if selection is None or selection.revision != self.scene.revision:
+            return np.zeros(0, np.int64)
+        return selection.rows
+
+    # ---- taking home -----------------------------------------------------------------------------
+
+    def export(self, fmt: str, **options: Any) -> bytes:
+        """The published scene in a format of `export.FORMATS`. Raises `ExportError`."""
+        return export.export(self.scene, fmt, **options)
+
+    def export_name(self, fmt: str) -> str:
+        """A file name for it, made of the world's name."""
+        return export.file_name(self.scene, fmt)
+
+    # ---- saving ----------------------------------------------------------------------------------
+
+    @property
+    def saved(self) -> str:
+        """Whether the last step is on disk: "saved", "saving", or "not saved: why"."""
+        return self._saving.state
+
+    @property
+    def project(self) -> Path | None:
+        """Where the world is saved after each step; None where saving is off."""
+        return self._saving.path
+
+    def save_unsaved(self) -> None:
+        """Save a world that was opened ahead, now that somebody looks at it."""
+        self._saving.save_unsaved()
+
+    def recover(self) -> None:
+        """Load the saved world of this token, where there is one that can be read."""
+        found = self._saving.recover()
+        if found is not None:
+            plan, notice = found
+            self._notices = (notice,) if notice else ()
+            self.set_plan(plan, ())
+
+    # ---- the end ---------------------------------------------------------------------------------
+
+    def close(self, timeout: float = 10.0) -> None:
+        """Cancel the job, wait for it, stop the stage and its server. Safe to call twice."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+        self._saving.stop()
+        job = self.job
+        if job is not None and not job.over:
+            job.cancel()
+            try:
+                job.result(timeout)
+            except TimeoutError:
+                log.warning("a job did not stop within %s s", timeout)
+            except Exception:
+                log.debug("a cancelled job ended with an error", exc_info=True)
+        self.viewport.close()
+        self._saving.close()

@@ -1,0 +1,205 @@
+"""`Sessions`: all open worlds, how they begin and how they end.
+
+A token is 256 random bits and the only key to a world. A session ends when its owner closes it or
+after a time without tabs; its saved world stays, and the token finds it again.
+"""
+
+import logging
+import re
+import secrets
+import threading
+import time
+
+from worldstereo.errors import WorldStereoError
+from worldstereo.project import is_project
+
+from ..server.proxy import Sockets
+from ..viewport.viewport import Viewport
+from .config import Example, GeneratorChoice, SessionsConfig
+from .jobs import Job, Progress, Worker
+from .preview import Preview
+from .retention import tidy
+from .session import Session
+from .shared import Shared
+
+__all__ = [
+    "Example",
+    "GeneratorChoice",
+    "Job",
+    "Preview",
+    "Progress",
+    "Session",
+    "Sessions",
+    "SessionsConfig",
+    "Worker",
+]
+
+log = logging.getLogger(__name__)
+
+TIDY_EVERY = 600.0  # seconds between two looks at the saved worlds
+TOKEN = re.compile(r"[A-Za-z0-9_-]{43}")  # 256 bits, URL-safe
+
+
+class Sessions:
+    """All open worlds: a cap, an end for those without tabs, and what they share."""
+
+    def __init__(self, config: SessionsConfig | None = None) -> None:
+        self.config = config or SessionsConfig()
+        self.shared = Shared(self.config)
+        self.sockets = Sockets()
+        self._sessions: dict[str, Session] = {}
+        self._lock = threading.Lock()
+        self._opening: dict[str, threading.Lock] = {}
+        self._stop = threading.Event()
+        self._ready: Session | None = None
+        self._reaper = threading.Thread(target=self._reap_now_and_then, name="reaper", daemon=True)
+        self._reaper.start()
+
+    @property
+    def examples(self) -> tuple[Example, ...]:
+        return self.shared.examples
+
+    @property
+    def generators(self) -> dict[str, GeneratorChoice]:
+        return self.shared.generators
+
+    # ---- sessions --------------------------------------------------------------------------------
+
+    def create(self) -> Session:
+        """A new session: the one that was prepared, or one with an empty world.
+
+        Raises:
+            WorldStereoError: all places are taken.
+        """
+        with self._lock:
+            ready, self._ready = self._ready, None
+            if ready is not None:
+                self._sessions[ready.token] = ready
+                ready.touched = time.monotonic()
+                return ready
+        return self._admit(secrets.token_urlsafe(32))
+
+    def prepare(self) -> Session | None:
+        """A session for the first visitor, opening the first example before anybody comes.
+
+        Nothing of it is saved before somebody has it. None where there is no example.
+        """
+        if not self.examples:
+            return None
+        session = Session(secrets.token_urlsafe(32), self.shared)
+        session.example(self.examples[0].key, save=False)
+        with self._lock:
+            self._ready = session
+        return session
+
+    def get(self, token: str | None) -> Session | None:
+        """The session of a token, brought back from its saved world if the app was restarted."""
+        if not token or not TOKEN.fullmatch(token):
+            return None
+        session = self._sessions.get(token)
+        if session is None:
+            with self._lock:
+                opening = self._opening.setdefault(token, threading.Lock())
+            with opening:  # two tabs at once bring it back once; other tokens do not wait
+                session = self._sessions.get(token)
+                if session is None:
+                    path = self.shared.project_of(token)
+                    if path is None or not is_project(path):
+                        return None
+                    session = self._admit(token)
+                    session.recover()
+            with self._lock:
+                self._opening.pop(token, None)
+        session.touched = time.monotonic()
+        return session
+
+    def viewport(self, token: str) -> Viewport | None:
+        """The stage of an open session, for the proxy; never waits, never opens one."""
+        session = self._sessions.get(token)
+        return None if session is None else session.viewport
+
+    def close(self, token: str) -> None:
+        """End a session; its saved world stays."""
+        session = self._sessions.get(token)
+        if session is not None:
+            session.close()
+            with self._lock:
+                self._sessions.pop(token, None)
+            self.sockets.forget(token)
+
+    def reap(self) -> int:
+        """End the sessions that had no tab for too long and do nothing; returns how many."""
+        limit = self.config.idle_seconds
+        now = time.monotonic()
+        ended = 0
+        for token, session in list(self._sessions.items()):
+            if self.sockets.of(token) > 0 or session.busy:
+                continue
+            without = self.sockets.seconds_without(token)
+            quiet = now - session.touched
+            if min(quiet, quiet if without is None else without) > limit:
+                self.close(token)
+                ended += 1
+        return ended
+
+    def tidy(self) -> int:
+        """Delete the oldest saved worlds beyond what is kept, none that is open; how many went."""
+        folder = self.config.projects
+        if folder is None or not folder.is_dir():
+            return 0
+        with self._lock:
+            tokens = [*self._sessions, *([self._ready.token] if self._ready else [])]
+        in_use = [path for token in tokens if (path := self.shared.project_of(token)) is not None]
+        gone = tidy(folder, self.config.keep, in_use)
+        if gone:
+            log.info("%d old worlds were deleted; kept are %s", len(gone), self.config.keep)
+        return len(gone)
+
+    def close_all(self) -> None:
+        """The app ends: sessions in order, then the worker and the import process."""
+        self._stop.set()
+        self._reaper.join(10)  # so that it starts nothing after the end
+        for token in list(self._sessions):
+            self.close(token)
+        with self._lock:
+            ready, self._ready = self._ready, None
+        if ready is not None:
+            ready.close()
+        self.shared.close()
+
+    @property
+    def stats(self) -> dict[str, int]:
+        """Counts for `/healthz`."""
+        sessions = list(self._sessions.values())
+        return {
+            "sessions": len(sessions),
+            "running": sum(session.busy for session in sessions),
+            "waiting": self.shared.worker.waiting,
+            "threads": threading.active_count(),
+        }
+
+    def _admit(self, token: str) -> Session:
+        if len(self._sessions) >= self.config.max_sessions:
+            self.reap()
+        with self._lock:
+            if len(self._sessions) >= self.config.max_sessions:
+                raise WorldStereoError(
+                    f"All {self.config.max_sessions} worlds of this server are in use. "
+                    f"Try again in a few minutes."
+                )
+            session = Session(token, self.shared)
+            self._sessions[token] = session
+            return session
+
+    def _reap_now_and_then(self) -> None:
+        next_tidy = 0.0
+        while not self._stop.wait(min(30.0, max(0.2, self.config.idle_seconds / 4))):
+            try:
+                self.reap()
+                if self._sessions:
+                    self.shared.warm_importer()
+                if time.monotonic() > next_tidy:
+                    self.tidy()
+                    next_tidy = time.monotonic() + TIDY_EVERY
+            except Exception:
+                log.exception("the reaper stumbled")

@@ -1,0 +1,141 @@
+"""What all sessions share: the worker, the generators, the import process, the folder of worlds."""
+
+import hashlib
+import shutil
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import worldstereo
+from worldstereo.errors import InputRefused
+from worldstereo.generators import Generator
+from worldstereo.inputs import read
+from worldstereo.inputs.sandbox.worker import ImportWorker
+from worldstereo.progress import OnStep, ignore
+from worldstereo.project import is_project, save_world
+from worldstereo.scene import Capture
+from worldstereo.world import World
+
+from .config import Example, GeneratorChoice, SessionsConfig
+from .jobs import Worker
+
+LIBRARY = Path(worldstereo.__file__).resolve().parent
+
+
+class Shared:
+    """Made once by `Sessions`; every session keeps a reference. Safe from any thread.
+
+    Attributes:
+        pace: seconds per pixel of a view as measured here, by generator.
+    """
+
+    def __init__(self, config: SessionsConfig) -> None:
+        self.config = config
+        self.worker = Worker(config.workers)
+        self.pace: dict[str, float] = {}
+        self.examples: tuple[Example, ...] = config.examples
+        self.generators: dict[str, GeneratorChoice] = {
+            choice.name: choice for choice in config.generators
+        }
+        self._made: dict[str, tuple[str, Generator]] = {}
+        self._making = threading.Lock()  # weights take minutes: readers of files must not wait
+        self._lock = threading.Lock()
+        self._importer: ImportWorker | None = None
+
+    def new_world(self) -> World:
+        return World(self.generator(self.config.generator), max_points=self.config.max_points)
+
+    def generator(self, name: str, mode: str = "", on_step: OnStep = ignore) -> Generator:
+        """The generator of that name, made on first use: they keep no state between calls.
+
+        One with memory modes is made again when another mode is asked for, after the one before
+        has given back what it held; "" takes the one that is there, or else the quickest.
+        """
+        with self._making:
+            held = self._made.get(name)
+            if held is not None and mode in ("", held[0]):
+                return held[1]
+            self._drop(name)
+            choice = self.generators[name]
+            if choice.modes is None:
+                made = choice.make()
+            else:
+                made = choice.make(mode=mode or "auto", on_step=on_step)
+            self._made[name] = (mode, made)
+            return made
+
+    def forget(self, name: str) -> None:
+        """Give back the card: the generator is made anew when it is next asked for."""
+        with self._making:
+            self._drop(name)
+
+    def _drop(self, name: str) -> None:
+        held = self._made.pop(name, None)
+        close = getattr(held[1], "close", None) if held is not None else None
+        if close is not None:
+            close()
+
+    def measured(self, generator: str, seconds_per_pixel: float) -> None:
+        """Remember how fast a generator is here; later measurements weigh more."""
+        before = self.pace.get(generator, seconds_per_pixel)
+        self.pace[generator] = 0.7 * before + 0.3 * seconds_per_pixel
+
+    def read(self, path: Path, name: str, cancelled: Callable[[], bool]) -> Capture:
+        """A stranger's file, read in a process of its own. Raises `InputRefused`, `Cancelled`."""
+        if self.config.read is not None:
+            return self.config.read(path, name)
+        importer = self.warm_importer()
+        assert importer is not None
+        return importer.read(path, name, timeout=self.config.import_seconds, cancelled=cancelled)
+
+    def warm_importer(self) -> ImportWorker | None:
+        """Have a process ready that reads the next file: it takes seconds to start."""
+        if self.config.read is not None:
+            return None
+        with self._lock:
+            if self._importer is None:
+                self._importer = ImportWorker(self.config.limits)
+            return self._importer
+
+    def read_example(self, example: Example) -> Capture:
+        """A bundled capture: ours, so it is read in this process."""
+        if example.path is None:
+            raise InputRefused(f"{example.label}: has no files here.")
+        return replace(read(example.path, example.label), name=example.label)
+
+    def started(self, example: Example) -> Path | None:
+        """Where the world that this example becomes is kept, so that it opens at once next time.
+
+        The name changes with the example's files and with the library's code.
+        """
+        if self.config.projects is None or example.path is None:
+            return None
+        digest = hashlib.sha256()
+        files = [*example.path.rglob("*"), *LIBRARY.rglob("*.py")]
+        for file in sorted(file for file in files if file.is_file()):
+            about = file.stat()
+            digest.update(f"{file} {about.st_size} {about.st_mtime_ns}\n".encode())
+        return self.config.projects / "examples" / f"{example.key}-{digest.hexdigest()[:16]}.world"
+
+    def keep_started(self, example: Example, world: World) -> None:
+        """Keep a world that was just started from an example; forget older ones of its name."""
+        path = self.started(example)
+        if path is None or is_project(path) or len(world.history) != 1:
+            return
+        save_world(world, path)
+        for old in path.parent.glob(f"{example.key}-*.world"):
+            if old != path:
+                shutil.rmtree(old, ignore_errors=True)
+
+    def project_of(self, token: str) -> Path | None:
+        """Where the world of a token is saved. The name tells nothing about the token."""
+        if self.config.projects is None:
+            return None
+        return self.config.projects / f"{hashlib.sha256(token.encode()).hexdigest()[:40]}.world"
+
+    def close(self) -> None:
+        """Stop the worker and the import process."""
+        self.worker.close()
+        if self._importer is not None:
+            self._importer.close()

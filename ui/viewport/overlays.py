@@ -1,0 +1,393 @@
+"""What is drawn over the cloud: remembered views, the planned path, matches, marks, a selection.
+
+Every method runs in the viewport's thread. Lines are `thickness_units="screen"`: viser's default
+unit for thickness is the world's.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import viser
+
+from worldstereo.cameras import Cameras
+from worldstereo.scene import View
+from worldstereo.trajectory import Trajectory
+
+from .frames import (
+    ACCENT,
+    ACCENT_LIGHT,
+    FRAME,
+    REFUSED,
+    STEREO,
+    poses,
+    pyramid_lines,
+    vertical_fov,
+    wxyz,
+)
+
+PICTURED = 40  # frusta with a picture cost six draw calls each; further views are lines only
+THUMBNAIL = 160  # px, the longer side of a picture on a frustum
+FRUSTUM = 0.11  # depth of a frustum on the stage
+MAX_MATCHES = 300  # line segments; 5,000 cost 0.2 s a frame in software
+PLAN_FRUSTA = 12
+LIFT = 0.04  # of the way to the eye, for marks on surfaces
+GIZMO = 0.35  # reach of a gizmo's arms on the stage
+
+
+@dataclass(frozen=True)
+class Match:
+    """A line from a point to a remembered view that was asked about it."""
+
+    position: tuple[float, float, float]
+    """Of the view's camera, in the world."""
+    weight: float = 1.0
+    """Its share, 0 to 1; wider lines weigh more."""
+    accepted: bool = True
+
+
+class ViewFrusta:
+    """Frusta of the remembered views; those that would stand in the visitor's eye are hidden."""
+
+    def __init__(self, server: viser.ViserServer, clicked: Callable[[int], None]) -> None:
+        self._server, self._clicked = server, clicked
+        self._drawn: dict[int, tuple[View, Any]] = {}
+        self._lines: Any = None
+        self._lines_of: list[View] = []
+        self._scale = 1.0
+        self._visible = True
+
+    def draw(self, views: Sequence[View], scale: float) -> None:
+        wanted = set(evenly(len(views), PICTURED))
+        for index in [i for i in self._drawn if i not in wanted]:
+            self._drawn.pop(index)[1].remove()
+        for index in sorted(wanted):
+            old = self._drawn.get(index)
+            if old is None or old[0] is not views[index] or scale != self._scale:
+                self._drawn[index] = (views[index], self._add(index, views[index], scale))
+        rest = [view for i, view in enumerate(views) if i not in wanted]
+        same = len(rest) == len(self._lines_of) and all(
+            a is b for a, b in zip(rest, self._lines_of, strict=True)
+        )
+        if not same or scale != self._scale:
+            self._draw_lines(rest, scale)
+        self._scale = scale
+
+    def show(self, visible: bool) -> None:
+        self._visible = visible
+        for _, handle in self._drawn.values():
+            handle.visible = visible
+        if self._lines is not None:
+            self._lines.visible = visible
+
+    def hide_near(self, eye: np.ndarray) -> None:
+        """Hide the frusta around a position on the stage: their pictures would cover it."""
+        for view, handle in self._drawn.values():
+            position = poses(view.cameras)[0, :3, 3] * self._scale
+            near = float(np.linalg.norm(position - eye)) < 1.5 * FRUSTUM
+            if handle.visible != (self._visible and not near):
+                handle.visible = self._visible and not near
+
+    def _add(self, index: int, view: View, scale: float) -> Any:
+        c2w = poses(view.cameras)[0]
+        stride = max(1, max(view.width, view.height) // THUMBNAIL)
+        picture = view.color8[:, ::stride, ::stride].permute(1, 2, 0).cpu().numpy()
+        handle = self._server.scene.add_camera_frustum(
+            f"/views/{index:04d}",
+            fov=vertical_fov(view.cameras),
+            aspect=view.width / view.height,
+            scale=FRUSTUM * float(np.tan(vertical_fov(view.cameras) / 2)) * 2,
+            thickness=1.2,
+            thickness_units="screen",
+            color=FRAME if view.step == 0 else STEREO,
+            image=np.ascontiguousarray(picture),
+            format="jpeg",
+            jpeg_quality=80,
+            wxyz=wxyz(c2w[:3, :3]),
+            position=c2w[:3, 3] * scale,
+            visible=self._visible,
+            cast_shadow=False,
+            receive_shadow=False,
+        )
+        handle.on_click(lambda _: self._clicked(index))
+        return handle
+
+    def _draw_lines(self, views: list[View], scale: float) -> None:
+        if self._lines is not None:
+            self._lines.remove()
+            self._lines = None
+        self._lines_of = views
+        if views:
+            lines = [pyramid_lines(view.cameras, scale, FRUSTUM) for view in views]
+            self._lines = add_lines(
+                self._server, "/views/others", np.concatenate(lines), FRAME, 1.0
+            )
+            self._lines.visible = self._visible
+
+
+class PlanDrawing:
+    """The planned path: a line and a few small frusta, the scrubbed frame drawn larger."""
+
+    def __init__(self, server: viser.ViserServer) -> None:
+        self._server = server
+        self._handles: list[Any] = []
+        self._marker: Any = None
+        self._plan: Trajectory | None = None
+        self._scale, self._frame, self._visible = 1.0, -1, True
+
+    def draw(self, plan: Trajectory | None, scale: float) -> None:
+        if plan is self._plan and scale == self._scale:
+            return
+        self.clear()
+        self._plan, self._scale = plan, scale
+        if plan is None:
+            return
+        path = plan.cameras.position.detach().cpu().double().numpy() * scale
+        segments = np.stack([path[:-1], path[1:]], axis=1)
+        segments = segments[np.linalg.norm(segments[:, 1] - segments[:, 0], axis=1) > 1e-6]
+        if len(segments) > 0:
+            self._handles.append(add_lines(self._server, "/plan/line", segments, ACCENT, 3.0))
+        chosen = plan.cameras[evenly(len(plan), PLAN_FRUSTA)]
+        lines = pyramid_lines(chosen, scale, 0.5 * FRUSTUM)
+        self._handles.append(add_lines(self._server, "/plan/frusta", lines, ACCENT_LIGHT, 1.2))
+        for handle in self._handles:
+            handle.visible = self._visible
+        self.mark(self._frame)
+
+    def mark(self, frame: int) -> None:
+        """Draw frame number `frame` of the plan larger; -1 draws none."""
+        self._frame = frame
+        if self._marker is not None:
+            self._marker.remove()
+            self._marker = None
+        if self._plan is None or not 0 <= frame < len(self._plan):
+            return
+        camera = self._plan.cameras[[frame]]
+        lines = pyramid_lines(camera, self._scale, FRUSTUM)
+        self._marker = add_lines(self._server, "/plan/now", lines, ACCENT, 3.0)
+        self._marker.visible = self._visible
+
+    def show(self, visible: bool) -> None:
+        self._visible = visible
+        for handle in [*self._handles, self._marker]:
+            if handle is not None:
+                handle.visible = visible
+
+    def clear(self) -> None:
+        for handle in [*self._handles, self._marker]:
+            if handle is not None:
+                handle.remove()
+        self._handles, self._marker, self._plan = [], None, None
+
+
+class Marks:
+    """Short-lived marks: a picked point with its matches, a measured length, a selection."""
+
+    def __init__(self, server: viser.ViserServer) -> None:
+        self._server = server
+        self._groups: dict[str, list[Any]] = {}
+
+    def clear(self, group: str | None = None) -> None:
+        for name in [group] if group else list(self._groups):
+            for handle in self._groups.pop(name, []):
+                handle.remove()
+
+    def point(self, at: np.ndarray, color: tuple[int, int, int] = (255, 255, 255)) -> None:
+        self.clear("pick")
+        self._groups["pick"] = [self._dot("/marks/pick", at, color)]
+
+    def explain(
+        self, point: tuple[float, ...] | None, matches: Sequence[Match], scale: float
+    ) -> None:
+        """Mark a point of the world and its matches; None takes both away."""
+        if point is None:
+            self.clear("matches")
+            self.clear("pick")
+        else:
+            self.matches(np.array(point) * scale, matches, scale)
+
+    def matches(self, at: np.ndarray, matches: Sequence[Match], scale: float) -> None:
+        """Lines from a point on the stage to views; the heaviest `MAX_MATCHES` of them."""
+        self.clear("matches")
+        self.point(at)
+        kept = sorted(matches, key=lambda match: -match.weight)[:MAX_MATCHES]
+        handles = []
+        for name, color, width, chosen in (
+            ("strong", STEREO, 4.0, [m for m in kept if m.accepted and m.weight >= 0.3]),
+            ("medium", STEREO, 2.5, [m for m in kept if m.accepted and 0.1 <= m.weight < 0.3]),
+            ("weak", STEREO, 1.4, [m for m in kept if m.accepted and m.weight < 0.1]),
+            ("refused", REFUSED, 1.0, [m for m in kept if not m.accepted]),
+        ):
+            if chosen:
+                ends = np.array([match.position for match in chosen]) * scale
+                lines = np.stack([np.broadcast_to(at, ends.shape), ends], axis=1)
+                handles.append(add_lines(self._server, f"/marks/{name}", lines, color, width))
+        self._groups["matches"] = handles
+
+    def measured(
+        self, start: np.ndarray, end: np.ndarray | None, eye: np.ndarray, text: str = ""
+    ) -> None:
+        """A length between two points on the stage, or its first end alone.
+
+        Drawn a little towards the eye, where it looks the same and no surface hides it.
+        """
+        self.clear("measure")
+        start = start + LIFT * (eye - start)
+        end = None if end is None else end + LIFT * (eye - end)
+        handles = [self._dot("/marks/from", start, (255, 255, 255))]
+        if end is not None:
+            handles.append(self._dot("/marks/to", end, (255, 255, 255)))
+            line = np.stack([start, end])[None]
+            handles.append(add_lines(self._server, "/marks/length", line, (255, 255, 255), 2.0))
+            handles.append(
+                self._server.scene.add_label(
+                    "/marks/text", text, position=(start + end) / 2, anchor="bottom-center"
+                )
+            )
+        self._groups["measure"] = handles
+
+    def selected(self, points: np.ndarray, size: float) -> None:
+        """Selected points in the colour of refusal, at most 30,000 of them."""
+        self.clear("selection")
+        if len(points) == 0:
+            return
+        points = points[:: max(1, len(points) // 30_000)]
+        center = (points.min(0) + points.max(0)) / 2
+        self._groups["selection"] = [
+            self._server.scene.add_point_cloud(
+                "/marks/selection",
+                (points - center).astype(np.float16),
+                REFUSED,
+                point_size=size,
+                point_shape="circle",
+                point_shading="flat",
+                position=center,
+            )
+        ]
+
+    def draft(self, points: np.ndarray, colors: np.ndarray, size: float) -> None:
+        """Points of a view that is just made; each call adds a node."""
+        if len(points) == 0:
+            return
+        nodes = self._groups.setdefault("draft", [])
+        center = (points.min(0) + points.max(0)) / 2
+        nodes.append(
+            self._server.scene.add_point_cloud(
+                f"/marks/draft/{len(nodes):04d}",
+                (points - center).astype(np.float16),
+                colors,
+                point_size=size,
+                point_shape="circle",
+                point_shading="flat",
+                position=center,
+            )
+        )
+
+    def _dot(self, name: str, at: np.ndarray, color: tuple[int, int, int]) -> Any:
+        return self._server.scene.add_point_cloud(
+            name,
+            np.zeros((1, 3), np.float16),
+            color,
+            point_size=0.05,
+            point_shape="circle",
+            point_shading="flat",
+            position=at,
+        )
+
+
+class KeyframeGizmos:
+    """The keyframes of a path: a frustum each, and a gizmo on the one being edited."""
+
+    def __init__(
+        self,
+        server: viser.ViserServer,
+        moved: Callable[[int, np.ndarray, np.ndarray, bool], None],
+        clicked: Callable[[int], None],
+    ) -> None:
+        self._server, self._moved, self._clicked = server, moved, clicked
+        self._handles: list[Any] = []
+        self._gizmo: Any = None
+        self.active = -1
+
+    def hide_near(self, eye: np.ndarray) -> None:
+        """Hide what stands in the visitor's eye, as a keyframe just placed there does."""
+        for handle, reach in [*((h, 3 * FRUSTUM) for h in self._handles), (self._gizmo, GIZMO)]:
+            if handle is not None:
+                far = float(np.linalg.norm(np.asarray(handle.position) - eye)) > reach
+                if handle.visible != far:
+                    handle.visible = far
+
+    def draw(self, cameras: Sequence[Cameras], scale: float, active: int) -> None:
+        self.clear()
+        self.active = active
+        for index, camera in enumerate(cameras):
+            c2w = poses(camera)[0]
+            handle = self._server.scene.add_camera_frustum(
+                f"/keyframes/{index:03d}",
+                fov=vertical_fov(camera),
+                aspect=camera.width / camera.height,
+                scale=FRUSTUM,
+                thickness=3.0 if index == active else 2.0,
+                thickness_units="screen",
+                color=ACCENT,
+                wxyz=wxyz(c2w[:3, :3]),
+                position=c2w[:3, 3] * scale,
+                cast_shadow=False,
+                receive_shadow=False,
+                variant="filled",  # a click between the lines means it, too
+            )
+            handle.on_click(lambda _, index=index: self._clicked(index))
+            self._handles.append(handle)
+        if 0 <= active < len(cameras):
+            c2w = poses(cameras[active])[0]
+            self._gizmo = self._server.scene.add_transform_controls(
+                "/keyframes/gizmo",
+                scale=GIZMO,
+                line_width=2.5,
+                depth_test=False,
+                wxyz=wxyz(c2w[:3, :3]),
+                position=c2w[:3, 3] * scale,
+            )
+            self._gizmo.on_update(self._on_gizmo)
+
+    def follow(self, index: int, camera: Cameras, scale: float) -> None:
+        """Move a keyframe's frustum along with its gizmo."""
+        c2w = poses(camera)[0]
+        self._handles[index].wxyz = wxyz(c2w[:3, :3])
+        self._handles[index].position = c2w[:3, 3] * scale
+
+    def clear(self) -> None:
+        for handle in [*self._handles, self._gizmo]:
+            if handle is not None:
+                handle.remove()
+        self._handles, self._gizmo = [], None
+
+    def _on_gizmo(self, event: viser.TransformControlsEvent) -> None:
+        target = event.target
+        pose = np.array(target.wxyz), np.array(target.position)
+        self._moved(self.active, *pose, event.phase == "end")
+
+
+def add_lines(
+    server: viser.ViserServer,
+    name: str,
+    segments: np.ndarray,
+    color: tuple[int, int, int],
+    width: float,
+) -> Any:
+    """Line segments (n, 2, 3) on the stage, `width` in pixels."""
+    return server.scene.add_line_segments(
+        name,
+        np.ascontiguousarray(segments, np.float32),
+        color,
+        thickness=width,
+        thickness_units="screen",
+    )
+
+
+def evenly(count: int, most: int) -> list[int]:
+    """At most `most` of 0 .. count - 1, evenly spread, both ends among them."""
+    if count <= most:
+        return list(range(count))
+    return sorted({round(i * (count - 1) / (most - 1)) for i in range(most)})

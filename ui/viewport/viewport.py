@@ -1,0 +1,494 @@
+"""The stage: owns one viser server, draws a scene in it, and turns clicks and flights into events.
+
+viser's own threads, gradio's handlers and the world's writer only put work into the inbox; the
+viewport's thread takes it out, touches every viser handle, and moves the camera. Methods return at
+once unless they say otherwise. Cameras and points given and returned are those of the world.
+"""
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import rich
+import torch
+import viser
+
+from worldstereo.cameras import Cameras
+from worldstereo.scene import Scene
+from worldstereo.trajectory import Trajectory
+
+from .camera import Framing, Motion, Recorder, aim_of
+from .cloud import DRAW_MODES, CloudDrawing, DrawMode
+from .colors import COLOR_MODES, ColorMode
+from .events import (
+    CameraMoved,
+    Drawn,
+    Event,
+    EventQueue,
+    FromPage,
+    KeyframesChanged,
+    Playing,
+    Point,
+    Recording,
+    ViewClicked,
+)
+from .frames import BACKGROUND, camera_of, pose_matrix, poses, stage_scale
+from .overlays import KeyframeGizmos, Marks, Match, PlanDrawing, ViewFrusta
+from .pointer import Pointer, point_of
+
+log = logging.getLogger(__name__)
+
+FLIGHT_SECONDS = 0.7
+CAMERA_EVENTS = 0.2  # seconds between two `CameraMoved`, and while a keyframe is dragged
+
+
+class Viewport:
+    """One visitor's stage.
+
+    Args:
+        on_event: called in the viewport's thread for every event, after it was queued.
+
+    Attributes:
+        drawing, color_mode, views_shown, path_shown, measuring, selecting: what was last asked
+            for; read them, and change them by the methods of like names.
+        still: the visitor wants little motion; set it at any time.
+    """
+
+    def __init__(self, on_event: Callable[[Event], None] | None = None) -> None:
+        rich.get_console().quiet = True  # viser prints a banner whatever `verbose` says
+        self._server = viser.ViserServer(host="127.0.0.1", port=0, verbose=False)
+        # Any client may ask viser for a public tunnel; hiding the button would not stop it.
+        self._server.request_share_url = lambda verbose=True: None
+        self._server.gui.configure_theme(dark_mode=True, show_logo=False, show_share_button=False)
+        self._server.scene.set_background_image(np.full((2, 2, 3), BACKGROUND, np.uint8))
+        self.drawing: DrawMode = "points"
+        self.color_mode: ColorMode = "photo"
+        self.views_shown = self.path_shown = True
+        self.measuring = self.selecting = self.still = False
+        self._events = EventQueue(on_event)
+        self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._closed = False
+        self._scene = Scene()
+        self._scale = 1.0
+        self._source: Callable[[], Scene] | None = None
+        self._sketch: Scene | None = None
+        self._unfollow: Callable[[], None] = lambda: None
+        self._woken = threading.Event()
+        self._cloud = CloudDrawing(self._server)
+        self._views = ViewFrusta(self._server, self._posted(self._view_clicked))
+        self._plan_drawing = PlanDrawing(self._server)
+        self._marks = Marks(self._server)
+        self._gizmos = KeyframeGizmos(
+            self._server, self._on_gizmo, self._posted(self._keyframe_clicked)
+        )
+        self._plan: Trajectory | None = None
+        self._keyframes: tuple[Cameras, ...] = ()
+        self._motion = Motion(lambda frame: self.emit(Playing(frame)))
+        self._recorder = Recorder()
+        self._last_client = -1
+        self._sketched = False
+        self._pointer = Pointer(self._server, self._marks, self.emit)
+        self._framing = Framing(self._server)
+        self._view_clicked_at = -1.0
+        self._camera_told_at = self._recording_told_at = self._keyframe_told_at = 0.0
+        self._server.on_client_connect(self._on_connect)
+        self._server.scene.on_click()(self._on_click)
+        self._thread = threading.Thread(target=self._run, name="viewport", daemon=True)
+        self._thread.start()
+
+    # ---- what the proxy needs --------------------------------------------------------------------
+
+    @property
+    def port(self) -> int:
+        """The loopback port of this viewport's viser server."""
+        return self._server.get_port()
+
+    def listen(self, listener: Callable[[dict[str, Any]], None]) -> Callable[[], None]:
+        """Be handed each event's JSON form, in the thread that made it; returns the undoing."""
+        return self._events.listen(listener)
+
+    def from_page(self, message: dict[str, Any]) -> None:
+        """A message from the page's event socket, passed on as an event."""
+        self._post(lambda: self.emit(FromPage(message)))
+
+    # ---- life ------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Stop the thread, then the server. Safe to call twice."""
+        if self._closed:
+            return
+        self._closed = True
+        self._unfollow()
+        self._inbox.put(None)
+        self._thread.join(timeout=10)
+        self._server.stop()
+
+    def settle(self, timeout: float = 30.0) -> bool:
+        """Wait until everything asked for so far is drawn. False when that took too long."""
+        done = threading.Event()
+        self._post(done.set)
+        return done.wait(timeout)
+
+    @property
+    def stats(self) -> dict[str, int]:
+        """Counts for the page and for tests: clients, nodes, points shown, bytes of points sent."""
+        return {
+            "clients": len(self._server.get_clients()),
+            "nodes": self._cloud.nodes,
+            "points": self._cloud.shown,
+            "bytes_sent": self._cloud.bytes_sent,
+            "revision": self._scene.revision,
+        }
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """What the stage does not show, one line each."""
+        return tuple(line for line in (self._cloud.notice,) if line)
+
+    def take_events(self) -> list[Event]:
+        """Events since the last call, oldest first; at most the last 1,000."""
+        return self._events.take()
+
+    def emit(self, event: Event) -> None:
+        """Queue an event and tell the page. Also for the session's own events."""
+        self._events.emit(event)
+
+    # ---- the scene -------------------------------------------------------------------------------
+
+    def follow(
+        self,
+        scene: Callable[[], Scene],
+        subscribe: Callable[[Callable[[], None]], Callable[[], None]],
+    ) -> None:
+        """Draw what `scene()` returns, now and after each wake; ten wakes may be one redraw."""
+        self._unfollow()
+        self._source = scene
+        self._unfollow = subscribe(self.wake)
+        self.wake()
+
+    def wake(self) -> None:
+        """Something was published: look soon. Only sets a flag; safe in the writer's thread."""
+        if not self._woken.is_set():
+            self._woken.set()
+            self._post(self._draw_followed)
+
+    def draw(self, scene: Scene) -> None:
+        """Show this scene; only what differs from the last one is sent."""
+        self._post(lambda: self._draw(scene))
+
+    def show_sketch(self, sketch: Scene | None) -> None:
+        """Show this in place of the followed scene, without a path; None shows the scene again."""
+        self._sketch = sketch
+        self.wake()
+
+    def draw_as(self, mode: DrawMode) -> None:
+        """As "points", closed in software too, or "surface": discs, for a page with a GPU."""
+        if mode not in DRAW_MODES:
+            raise ValueError(f"draw_as takes one of {', '.join(DRAW_MODES)}, got {mode!r}.")
+        self.drawing = mode
+        self._post(lambda: self._cloud.draw_as(mode))
+
+    def color_by(self, mode: ColorMode) -> None:
+        """By "photo", "step", "confidence", "age" or "source"."""
+        if mode not in COLOR_MODES:
+            raise ValueError(f"color_by takes one of {', '.join(COLOR_MODES)}, got {mode!r}.")
+        self.color_mode = mode
+        self._post(lambda: self._cloud.color_by(mode))
+
+    def renderer(self, software: bool) -> None:
+        """Whether the page renders without a GPU: then the stage shows fewer points."""
+        self._post(lambda: self._set_renderer(software))
+
+    def show_views(self, visible: bool) -> None:
+        self.views_shown = visible
+        self._post(lambda: self._views.show(visible))
+
+    def show_path(self, visible: bool) -> None:
+        self.path_shown = visible
+        self._post(lambda: self._plan_drawing.show(visible))
+
+    def show_draft(self, points: np.ndarray, colors: np.ndarray, width: float) -> None:
+        """Points (n, 3) of a view that is just made, until the next scene or `clear_draft`.
+
+        Args:
+            colors: (n, 3) uint8.
+            width: of a point, scene units.
+        """
+        self._post(lambda: self._marks.draft(points * self._scale, colors, width * self._scale))
+
+    def clear_draft(self) -> None:
+        self._post(lambda: self._marks.clear("draft"))
+
+    # ---- the path --------------------------------------------------------------------------------
+
+    def show_plan(
+        self, plan: Trajectory | None, keyframes: Sequence[Cameras] | None = None
+    ) -> None:
+        """Draw the planned path; `keyframes` None leaves the keyframes as they are."""
+        self._post(lambda: self._show_plan(plan, None if keyframes is None else tuple(keyframes)))
+
+    def mark_frame(self, frame: int) -> None:
+        """Draw this frame of the plan larger, -1 for none."""
+        self._post(lambda: self._plan_drawing.mark(frame))
+
+    @property
+    def keyframes(self) -> tuple[Cameras, ...]:
+        return self._keyframes
+
+    def add_keyframe(self, camera: Cameras | None = None) -> bool:
+        """Add a keyframe, by default where the visitor is. False when nobody is looking."""
+        camera = self.camera() if camera is None else camera
+        if camera is None:
+            return False
+        self._keyframes = (*self._keyframes, camera)
+        self._post(lambda: self._keyframes_changed(len(self._keyframes) - 1))
+        return True
+
+    def remove_keyframe(self, index: int = -1) -> None:
+        """Remove one keyframe, by default the last; nothing happens where there is none."""
+        if -len(self._keyframes) <= index < len(self._keyframes):
+            kept = list(self._keyframes)
+            kept.pop(index)
+            self._keyframes = tuple(kept)
+            self._post(lambda: self._keyframes_changed(len(self._keyframes) - 1))
+
+    def clear_keyframes(self) -> None:
+        self._keyframes = ()
+        self._post(lambda: self._keyframes_changed(-1))
+
+    # ---- the camera ------------------------------------------------------------------------------
+
+    def camera(self, width: int = 640, height: int = 480) -> Cameras | None:
+        """Where the visitor looks from, as a camera of this size; None when nobody is looking."""
+        client = self._client()
+        if client is None:
+            return None
+        pose, fov = aim_of(client)
+        return camera_of(pose, fov, width, height, self._scale)
+
+    def fly_to(self, camera: Cameras) -> None:
+        """Move the visitor to a single camera, on a straight line; at once where `still`."""
+        self._post(lambda: self._fly_to(camera))
+
+    def play(self, trajectory: Trajectory) -> None:
+        """Fly a path at its own speed; `Playing` events tell the frame, -1 at the end."""
+        self._post(lambda: self._play(trajectory))
+
+    def stop(self) -> None:
+        """Leave the camera where it is."""
+        self._post(self._motion.stop)
+
+    @property
+    def playing(self) -> bool:
+        return self._motion.moving
+
+    def record(self, on: bool, *, fps: float = 24.0) -> Trajectory | None:
+        """Begin to record the visitor's flight, or end it and return it (None if nothing moved)."""
+        if on:
+            self._recorder.begin()
+            return None
+        return self._recorder.end(self._scale, fps)
+
+    @property
+    def recording(self) -> bool:
+        return self._recorder.on
+
+    # ---- measuring, selecting, matches -----------------------------------------------------------
+
+    def measure(self, on: bool) -> None:
+        """While on, two clicks give a length instead of a pick."""
+        self.measuring = on
+        self._post(lambda: self._pointer.measure(on))
+
+    def select(self, on: bool) -> None:
+        """While on, dragging draws a box and selects the points in sight inside it."""
+        self.selecting = on
+        self._post(lambda: self._pointer.select(on, self._on_rect))
+
+    def show_matches(self, point: Point | None, matches: Sequence[Match] = ()) -> None:
+        """Mark a point and draw its lines to the views that were asked; None removes them."""
+        kept = tuple(matches)
+        self._post(lambda: self._marks.explain(point, kept, self._scale))
+
+    # ---- the thread ------------------------------------------------------------------------------
+
+    def _post(self, work: Callable[[], None]) -> None:
+        if not self._closed:
+            self._inbox.put(work)
+
+    def _posted(self, work: Callable[[int], None]) -> Callable[[int], None]:
+        return lambda index: self._post(lambda: work(index))
+
+    def _run(self) -> None:
+        stepped = 0.0
+        while True:
+            try:
+                # While the camera moves, wake 60 times a second; else sleep until there is work.
+                work = self._inbox.get(timeout=self._pause())
+            except queue.Empty:
+                work = bool  # no work: only time has passed
+            if work is None:
+                return
+            try:
+                work()
+                if self._motion.moving and time.monotonic() - stepped > 1 / 90:
+                    stepped = time.monotonic()
+                    self._motion.step(self._client())
+                if self._framing.active:
+                    self._framing.step(self._server.get_clients())
+            except Exception:
+                if self._closed:
+                    return
+                log.exception("the viewport could not do what it was asked")
+
+    def _pause(self) -> float | None:
+        """How long to sleep without work: not at all long while something moves."""
+        if self._motion.moving:
+            return 1 / 60
+        return 0.1 if self._framing.active else None
+
+    def _draw_followed(self) -> None:
+        self._woken.clear()
+        sketch, source = self._sketch, self._source
+        if sketch is not None:
+            if sketch is not self._scene:
+                self._draw(sketch, sketch=True)
+        elif source is not None:
+            self._draw(source())
+
+    def _draw(self, scene: Scene, *, sketch: bool = False) -> None:
+        scale = stage_scale(scene.unit)
+        before, self._scene = self._scene, scene
+        if not torch.equal(scene.up, before.up) or not self._framing.framed:
+            self._framing.set_up(scene)
+        factor, self._scale = scale / self._scale, scale
+        eyes = [poses(view.cameras)[0, :3, 3] for view in scene.views]
+        with self._server.atomic():  # one replaces the other: nobody sees an empty stage
+            if sketch != self._sketched:
+                self._cloud.clear()  # points of a sketch are wider: none may stay in the world
+            self._cloud.draw(scene.cloud, scale, np.array(eyes, np.float32).reshape(-1, 3))
+        self._views.draw(scene.views, scale)
+        self._pointer.draw(scene, scale)
+        if factor != 1 or sketch != self._sketched:
+            self._sketched = sketch
+            self._draw_path()
+            self._draw_keyframes(self._gizmos.active)
+        if scene.revision != before.revision:
+            self._marks.clear()
+        new_place = not before.views or not scene.views or before.views[0] is not scene.views[0]
+        elsewhere = new_place and before.name != scene.name
+        self._framing.follow(scene, scale, factor, elsewhere=elsewhere)
+        self._clear_the_eye()
+        self.emit(Drawn(scene.revision, self._cloud.shown, self._cloud.notice))
+
+    def _draw_path(self) -> None:
+        self._plan_drawing.draw(None if self._sketched else self._plan, self._scale)
+
+    def _draw_keyframes(self, active: int) -> None:
+        self._gizmos.draw(() if self._sketched else self._keyframes, self._scale, active)
+
+    def _set_renderer(self, software: bool) -> None:
+        self._cloud.renderer(software)
+        self.emit(Drawn(self._scene.revision, self._cloud.shown, self._cloud.notice))
+
+    def _show_plan(self, plan: Trajectory | None, keyframes: tuple[Cameras, ...] | None) -> None:
+        self._plan = plan
+        self._draw_path()
+        if keyframes is not None and keyframes != self._keyframes:
+            self._keyframes = keyframes
+            self._draw_keyframes(len(keyframes) - 1)
+
+    def _keyframes_changed(self, active: int) -> None:
+        self._draw_keyframes(active)
+        self._clear_the_eye()
+        self.emit(KeyframesChanged(self._keyframes, active))
+
+    # ---- the camera and what it looks at ---------------------------------------------------------
+
+    def _fly_to(self, camera: Cameras) -> None:
+        self._framing.stop()
+        if (client := self._client()) is not None:
+            seconds = 0.0 if self.still else FLIGHT_SECONDS
+            self._motion.fly(client, camera, self._scale, seconds)
+
+    def _play(self, trajectory: Trajectory) -> None:
+        self._framing.stop()
+        if (client := self._client()) is not None:
+            self._motion.play(client, trajectory, self._scale)
+
+    def _client(self) -> viser.ClientHandle | None:
+        """The client that moved last: with two tabs, the one in use."""
+        clients = self._server.get_clients()
+        return clients.get(self._last_client) or (clients[max(clients)] if clients else None)
+
+    def _clear_the_eye(self) -> None:
+        if (client := self._client()) is not None:
+            for drawing in (self._views, self._gizmos):
+                drawing.hide_near(aim_of(client)[0][:3, 3])
+
+    # ---- what viser tells, in viser's threads: into the inbox ------------------------------------
+
+    def _on_connect(self, client: viser.ClientHandle) -> None:
+        client.camera.on_update(
+            lambda camera: self._post(lambda: self._camera_moved(client, time.monotonic()))
+        )
+        self._post(lambda: self._camera_moved(client, time.monotonic()))
+
+    def _on_click(self, event: viser.SceneClickEvent) -> None:
+        self._post(lambda: self._clicked(event))
+
+    def _on_rect(self, event: viser.SceneRectSelectEvent) -> None:
+        self._post(lambda: self._pointer.box(event))
+
+    def _on_gizmo(self, index: int, quaternion: np.ndarray, at: np.ndarray, end: bool) -> None:
+        self._post(lambda: self._gizmo_moved(index, quaternion, at, end))
+
+    # ---- the same, in the viewport's thread ------------------------------------------------------
+
+    def _camera_moved(self, client: viser.ClientHandle, moment: float) -> None:
+        if client.client_id not in self._server.get_clients():
+            return
+        pose, fov = aim_of(client)
+        if not self._motion.moving:
+            self._last_client = client.client_id
+        if self._recorder.on and client is self._client():
+            seconds = self._recorder.add(moment, (pose, fov))
+            if moment - self._recording_told_at > 0.5:
+                self._recording_told_at = moment
+                self.emit(Recording(seconds))
+        self._clear_the_eye()
+        if moment - self._camera_told_at > CAMERA_EVENTS:
+            self._camera_told_at = moment
+            self.emit(CameraMoved(point_of(pose[:3, 3] / self._scale), point_of(pose[:3, 2]), fov))
+
+    def _clicked(self, event: viser.SceneClickEvent) -> None:
+        # viser reports a click on a frustum as a click on the scene, too
+        if time.monotonic() - self._view_clicked_at > 0.3:
+            self._pointer.click(event)
+
+    def _view_clicked(self, index: int) -> None:
+        self._view_clicked_at = time.monotonic()
+        if index < len(self._scene.views):
+            self._fly_to(self._scene.views[index].cameras)
+            self.emit(ViewClicked(index))
+
+    def _keyframe_clicked(self, index: int) -> None:
+        self._view_clicked_at = time.monotonic()
+        self._gizmos.draw(self._keyframes, self._scale, index)
+        self._clear_the_eye()
+
+    def _gizmo_moved(self, index: int, quaternion: np.ndarray, at: np.ndarray, end: bool) -> None:
+        if self._sketched or not 0 <= index < len(self._keyframes):
+            return
+        old = self._keyframes[index]
+        pose = pose_matrix(quaternion, at / self._scale)
+        moved = Cameras(old.K, torch.from_numpy(pose).to(old.c2w), old.width, old.height)
+        self._keyframes = (*self._keyframes[:index], moved, *self._keyframes[index + 1 :])
+        self._gizmos.follow(index, moved, self._scale)
+        if end or time.monotonic() - self._keyframe_told_at > CAMERA_EVENTS:
+            self._keyframe_told_at = time.monotonic()
+            self.emit(KeyframesChanged(self._keyframes, index, settled=end))

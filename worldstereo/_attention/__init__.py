@@ -1,1 +1,0 @@
-"""Inside of `attention.py`: nothing here is public."""

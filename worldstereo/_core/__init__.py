@@ -1,0 +1,1 @@
+"""Threads, compiled kernels, atomic writes, Morton order: what every package may use."""

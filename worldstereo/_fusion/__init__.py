@@ -1,1 +1,0 @@
-"""Inside of `fusion.py`: nothing here is public."""

@@ -1,1 +1,0 @@
-"""Inside of `geometric_memory.py`: nothing here is public."""

@@ -1,1 +1,0 @@
-"""Inside of `intake.py`: nothing here is public."""

@@ -1,1 +1,0 @@
-"""Inside of `multiview.py`: nothing here is public."""

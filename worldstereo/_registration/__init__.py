@@ -1,1 +1,0 @@
-"""Inside of `registration.py`: nothing here is public."""

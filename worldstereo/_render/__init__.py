@@ -1,1 +1,0 @@
-"""Inside of `render.py`: nothing here is public."""

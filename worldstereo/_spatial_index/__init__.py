@@ -1,1 +1,0 @@
-"""Inside of `spatial_index.py`: nothing here is public."""

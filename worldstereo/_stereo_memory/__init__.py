@@ -1,1 +1,0 @@
-"""Inside of `stereo_memory.py`: nothing here is public."""

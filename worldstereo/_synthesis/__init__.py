@@ -1,1 +1,0 @@
-"""Inside of `synthesis.py`: nothing here is public."""

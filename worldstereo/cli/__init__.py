@@ -1,0 +1,335 @@
+"""The command line: `python -m worldstereo explore | export | info`.
+
+Heavy imports live inside the commands, so that `--help` answers at once.
+"""
+
+import logging
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+if TYPE_CHECKING:
+    from worldstereo.generators import Generator
+    from worldstereo.generators.diffusion.official import Example
+    from worldstereo.scene import Scene
+    from worldstereo.trajectory import Trajectory
+    from worldstereo.world import World
+
+
+@dataclass(frozen=True)
+class Explore:
+    """Generate the views of a path through a capture, and write the grown world."""
+
+    input: Annotated[Path, tyro.conf.Positional]
+    """A capture (folder or zip), a photo, a mesh or point cloud, or a saved project."""
+
+    out: Path = Path("world")
+    """Folder for the results: frames, clip.mp4, the exports and the project."""
+
+    trajectory: str = "orbit"
+    """orbit, dolly, truck, crane, pan, tilt, spiral, zoom, look_around, or a JSON file: one of
+    ours, or the camera.json of an official WorldStereo example."""
+
+    amount: float = 1.0
+    """Strength of the preset; 0.5 is half the way, -1 the other direction."""
+
+    frames: int = 25
+    """Frames of a preset path."""
+
+    width: int = 640
+    """Width of the frames in pixels."""
+
+    height: int = 480
+    """Height of the frames in pixels."""
+
+    seed: int = 0
+    """Same seed, same device, same bits."""
+
+    prompt: str | None = None
+    """For generators that read text; where not given, what came with the input (prompt.json), else
+    the generator's own default."""
+
+    negative_prompt: str = ""
+    """What guidance leads away from; the checkpoint's own where empty."""
+
+    steps: int | None = None
+    """Denoising steps; where not given, as many as the model was made for."""
+
+    guidance: float = 5.0
+    """Guidance scale of models that are not distilled; 1 switches it off."""
+
+    guide: Literal["fused", "cloud", "renders"] = "fused"
+    """Both memories, the global point cloud alone, or the render.mp4 and render_mask.mp4 that lie
+    beside an official example's camera.json."""
+
+    generator: Literal["warp", "diffusion"] = "warp"
+    """warp needs neither weights nor GPU."""
+
+    model: str | None = None
+    """Folder, or hub id, with the weights of the diffusion generator."""
+
+    variant: str | None = None
+    """worldstereo-camera, worldstereo-memory or worldstereo-memory-dmd."""
+
+    base: Path | None = None
+    """Folder of the Wan base model, where the checkpoint does not name one that is at hand."""
+
+    memory_mode: str = "auto"
+    """How the weights fit the card: auto, full, float8, int8, int4, group or sequential."""
+
+    constraint: Literal["none", "mask", "bias"] = "none"
+    """What attention may see of the references: all, as released; only what corresponds in 3D; or
+    that first."""
+
+    devices: int = 1
+    """Devices that share one generation of the diffusion generator; the same command runs on
+    each (torchrun)."""
+
+    register: bool = True
+    """Register the given views to each other first."""
+
+    export: tuple[str, ...] = ("ply", "mp4")
+    """Formats to write: ply, glb, colmap, transforms, mp4 and others that `export --help` lists."""
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write a saved project, or a capture as it enters the memories, in another format."""
+
+    input: Annotated[Path, tyro.conf.Positional]
+    """A saved project, or anything that `explore` accepts."""
+
+    format: tuple[str, ...] = ("ply",)
+    """ply, glb, colmap, colmap-text, transforms, mp4, images, trajectory."""
+
+    out: Path = Path("export")
+    """Folder for the files."""
+
+
+@dataclass(frozen=True)
+class Info:
+    """Say what a capture or a project holds."""
+
+    input: Annotated[Path, tyro.conf.Positional]
+    """A saved project, or anything that `explore` accepts."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What every command takes."""
+
+    command: Annotated[
+        Annotated[Explore, tyro.conf.subcommand("explore")]
+        | Annotated[Export, tyro.conf.subcommand("export")]
+        | Annotated[Info, tyro.conf.subcommand("info")],
+        tyro.conf.arg(name=""),
+    ]
+    verbose: bool = field(default=False)
+    """Log what happens."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; returns the exit code. A refusal is one line on standard error."""
+    options = tyro.cli(Options, prog="worldstereo", description=__doc__, args=arguments)
+    logging.basicConfig(level=logging.INFO if options.verbose else logging.WARNING)
+    from worldstereo.errors import WorldStereoError
+
+    run = {Explore: _explore, Export: _export, Info: _info}[type(options.command)]
+    try:
+        run(options.command)  # type: ignore[arg-type]
+    except (WorldStereoError, ValueError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("Stopped; nothing half-made was kept.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _explore(command: Explore) -> None:
+    from worldstereo.generators import SamplerConfig
+
+    _check_formats(command.export)
+    sampler = SamplerConfig(steps=command.steps, guidance=command.guidance)
+    if command.devices != 1:
+        _launch(command)
+    from worldstereo.world import explore
+
+    generator = _generator(command)
+    example = _example(command, generator)
+    world, prompt = _open(command.input, generator, command.register)
+    path = example.trajectory if example is not None else _path(command, world.scene)
+    prompt = (example.prompt if example is not None else "") or prompt
+    guide = command.guide
+    if guide == "renders":
+        if example is None or example.guide is None:
+            raise ValueError(
+                "guide renders needs --trajectory FOLDER/camera.json with render.mp4 and "
+                "render_mask.mp4 beside it."
+            )
+        guide = example.guide
+    prompt = command.prompt if command.prompt is not None else prompt
+    explore(
+        world,
+        path,
+        seed=command.seed,
+        prompt=prompt or ("" if command.prompt is not None else generator.limits.default_prompt),
+        negative_prompt=command.negative_prompt,
+        guide=guide,
+        sampler=sampler,
+        on_step=_progress,
+    )
+    if command.generator == "diffusion":
+        from worldstereo.generators.diffusion import distributed
+
+        writes = distributed.writes()
+        distributed.leave()
+        if not writes:
+            return  # another process of the same job writes the results
+    _write_all(world, command.out, command.export)
+    from worldstereo.project import save_world
+
+    save_world(world, command.out / "project.world")
+    _print_facts(world.scene)
+
+
+def _export(command: Export) -> None:
+    from worldstereo.generators import WarpGenerator
+
+    _check_formats(command.format)
+    _write_all(_open(command.input, WarpGenerator(), True)[0], command.out, command.format)
+
+
+def _info(command: Info) -> None:
+    from worldstereo.generators import WarpGenerator
+
+    _print_facts(_open(command.input, WarpGenerator(), True)[0].scene)
+
+
+def _launch(command: Explore) -> None:
+    """Starts this very command on several devices, unless this is one of them; does not return."""
+    from worldstereo.generators.diffusion import distributed
+
+    if command.generator != "diffusion":
+        raise ValueError(
+            f"devices must be 1 for the {command.generator} generator, got {command.devices}."
+        )
+    if not distributed.wanted():
+        arguments = _without_devices(sys.argv[1:])
+        sys.exit(distributed.launch(command.devices, ["worldstereo", *arguments]))
+
+
+def _example(command: Explore, generator: "Generator") -> "Example | None":
+    """The official example that `--trajectory .../camera.json` names."""
+    file = Path(command.trajectory)
+    if file.name != "camera.json" or not file.is_file():
+        return None
+    from worldstereo.generators.diffusion import read_example
+    from worldstereo.generators.diffusion.config import SIZES
+
+    config = getattr(getattr(generator, "published", None), "config", None)
+    sizes, nframe = (config.sizes, config.nframe) if config is not None else (SIZES, 21)
+    return read_example(file.parent, sizes=sizes, nframe=nframe)
+
+
+def _open(path: Path, generator: "Generator", register: bool) -> "tuple[World, str]":
+    """The world of an input, and the prompt that came with it."""
+    from worldstereo.inputs import read
+    from worldstereo.project import is_project, load_world
+    from worldstereo.world import World, start
+
+    world, prompt = World(generator), ""
+    if is_project(path):
+        load_world(world, path)
+    else:
+        capture = read(path)
+        prompt = capture.prompt
+        start(world, capture, register=register, on_step=_progress)
+    return world, prompt
+
+
+def _generator(command: Explore) -> "Generator":
+    if command.generator == "warp":
+        from worldstereo.generators import WarpGenerator
+
+        return WarpGenerator()
+    from worldstereo.errors import WeightsMissing
+    from worldstereo.generators.diffusion import DiffusionGenerator
+
+    if command.model is None:
+        raise WeightsMissing("The diffusion generator needs --model FOLDER with its weights.")
+    return DiffusionGenerator.from_pretrained(
+        command.model,
+        command.variant,
+        mode=command.memory_mode,
+        base=command.base,
+        constraint=command.constraint,
+        on_step=_progress,
+    )
+
+
+def _without_devices(arguments: list[str]) -> list[str]:
+    """The command line for each device: without `--devices N`, which started them."""
+    kept = [a for a in arguments if not a.startswith("--devices=")]
+    if "--devices" in kept:
+        at = kept.index("--devices")
+        del kept[at : at + 2]
+    return kept
+
+
+def _path(command: Explore, scene: "Scene") -> "Trajectory":
+    from worldstereo.errors import InputRefused
+    from worldstereo.trajectory import PRESETS, Trajectory
+    from worldstereo.world import default_view, pivot_distance
+
+    if command.trajectory in PRESETS:
+        start = default_view(scene)
+        path = Trajectory.preset(
+            command.trajectory,
+            start,
+            distance=pivot_distance(scene, start),
+            amount=command.amount,
+            frames=command.frames,
+            up=scene.up,
+        )
+        return path.scaled(command.width, command.height)
+    file = Path(command.trajectory)
+    if not file.is_file():
+        raise InputRefused(
+            f"{command.trajectory}: is neither a preset ({', '.join(PRESETS)}) nor a JSON file."
+        )
+    return Trajectory.from_json(file.read_text()).scaled(command.width, command.height)
+
+
+def _write_all(world: "World", folder: Path, formats: tuple[str, ...]) -> None:
+    from worldstereo.exports import FORMATS, write
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in formats:
+        path = folder / f"{world.scene.name or 'world'}-{name}{FORMATS[name].suffix}"
+        write(world.scene, name, path)
+        print(path)
+
+
+def _check_formats(formats: tuple[str, ...]) -> None:
+    """Before the long work: a wrong format is said at once."""
+    from worldstereo.exports import FORMATS
+
+    for name in formats:
+        if name not in FORMATS:
+            raise ValueError(f"format must be one of {', '.join(FORMATS)}; got {name!r}.")
+
+
+def _print_facts(scene: "Scene") -> None:
+    given = sum(view.step == 0 for view in scene.views)
+    print(f"{scene.name}: {given} given views, {len(scene.views) - given} generated")
+    print(f"{len(scene.cloud):,} points; unit {scene.unit:.3g}; {len(scene.clips)} clips")
+    for notice in scene.notices:
+        print(notice)
+
+
+def _progress(step: int, total: int, message: str) -> None:
+    logging.getLogger(__name__).info("%s (%d/%d)", message, step, total)

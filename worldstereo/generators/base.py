@@ -1,0 +1,187 @@
+"""The `Generator` protocol, its request and answer, and the weight-free `WarpGenerator`.
+
+A generator keeps no state between calls: everything a session remembers travels in the request.
+Frames come one by one; the caller folds each into the memories before it asks for the next.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from worldstereo.cameras import Cameras
+from worldstereo.guide import Guide
+from worldstereo.memory.geometric import GlobalGeometricMemory
+from worldstereo.memory.stereo import SpatialStereoMemory
+from worldstereo.progress import OnStep, ignore
+from worldstereo.scene import View
+from worldstereo.trajectory import Trajectory
+from worldstereo.views.intake import generated
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplerConfig:
+    """How a generator walks from noise to frames."""
+
+    steps: int | None = None
+    """Denoising steps; None for as many as the generator was made for (4 distilled, 40 full)."""
+
+    guidance: float = 5.0
+    """Classifier-free guidance scale; 1 switches it off and halves the time."""
+
+    def __post_init__(self) -> None:
+        if self.steps is not None and self.steps < 1:
+            raise ValueError(f"sampler.steps must be at least 1, got {self.steps}.")
+        if not self.guidance >= 1:
+            raise ValueError(f"sampler.guidance must be at least 1, got {self.guidance}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneratorLimits:
+    """What a generator accepts; the app offers nothing else."""
+
+    name: str
+    min_frames: int = 1
+    max_frames: int = 1000
+    frame_step: int = 1
+    """Accepted frame counts are `min_frames + k * frame_step`."""
+    size_multiple: int = 1
+    """Width and height must be multiples of this many pixels."""
+    max_pixels: int = 1920 * 1088
+    prompt: bool = False
+    default_prompt: str = ""
+    """What to begin with where nobody has written a prompt."""
+    steps: tuple[int, int, int] | None = None
+    """(least, most, default) denoising steps; None where there are none."""
+    guidance: float | None = None
+    """The guidance scale to begin with; None where there is no guidance, nor a negative prompt."""
+    negative_prompt: str = ""
+    """What guidance leads away from where nobody says otherwise."""
+    seconds_per_frame: float = 0.5
+    """A first guess for 640x480 on two cores; the app replaces it by what it measures."""
+
+    def check(self, trajectory: Trajectory) -> None:
+        """Raises `ValueError`, naming the way out, when this generator cannot make such a path."""
+        frames = len(trajectory)
+        width, height = trajectory.cameras.width, trajectory.cameras.height
+        over = (frames - self.min_frames) % self.frame_step
+        if not self.min_frames <= frames <= self.max_frames or over:
+            low = max(self.min_frames, min(self.max_frames, frames - over))
+            high = min(self.max_frames, low + self.frame_step)
+            raise ValueError(
+                f"frames must be {self.min_frames} + a multiple of {self.frame_step} and at most "
+                f"{self.max_frames} for the {self.name} generator, got {frames}. "
+                f"Use {low} or {high}."
+            )
+        if width % self.size_multiple or height % self.size_multiple:
+            raise ValueError(
+                f"width and height must be multiples of {self.size_multiple} for the "
+                f"{self.name} generator, got {width} x {height}."
+            )
+        if width * height > self.max_pixels:
+            raise ValueError(
+                f"{width} x {height} px is above the {self.max_pixels / 1e6:.1f} Mpx of the "
+                f"{self.name} generator. Choose a smaller size."
+            )
+
+
+class Frame(NamedTuple):
+    """One generated view, with what is known about every pixel."""
+
+    color: Float[Tensor, "3 H W"]
+    depth: Float[Tensor, "1 H W"]
+    origin: UInt8[Tensor, "1 H W"]
+    """`Origin`: global, stereo, invented or rig."""
+    confidence: Float[Tensor, "1 H W"]
+    """In [0, 1]; its ranking predicts the error."""
+    stereo_weight: Float[Tensor, "1 H W"]
+    references: tuple[int, ...]
+    """The remembered views that served it, as indices into the request's views."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class GenerationRequest:
+    """Everything a generator is given; `guide` is what the person previewed."""
+
+    trajectory: Trajectory
+    guide: Guide
+    geometry: GlobalGeometricMemory
+    stereo: SpatialStereoMemory
+    views: tuple[View, ...]
+    start: Cameras | None = None
+    """The camera of the view that the path starts from."""
+    unit: float = 1.0
+    step: int = 1
+    prompt: str = ""
+    negative_prompt: str = ""
+    seed: int = 0
+    sampler: SamplerConfig = SamplerConfig()
+
+
+@dataclass(frozen=True)
+class Fit:
+    """One memory mode of a generator: whether it fits this machine, and what it would take."""
+
+    mode: str
+    label: str
+    fits: bool
+    gib: float
+    """Estimated peak on the card."""
+    seconds: float
+    """Estimated for all steps of one clip."""
+    why: str = ""
+    """One line where it does not fit."""
+
+    def __str__(self) -> str:
+        state = "fits" if self.fits else self.why
+        return f"{self.mode:<11}{self.gib:6.1f} GiB  about {self.seconds:6.0f} s  {state}"
+
+
+@runtime_checkable
+class Generator(Protocol):
+    """Makes the frames of a path from the guide and the two memories."""
+
+    limits: GeneratorLimits
+
+    def new_memories(self, max_points: int) -> tuple[GlobalGeometricMemory, SpatialStereoMemory]:
+        """Fresh memories for one world; they share the learned weights and nothing else."""
+        ...
+
+    def encode(self, color: Float[Tensor, "T 3 H W"]) -> Float[Tensor, "T D h w"]:
+        """Features of frames on a coarser grid, as the stereo memory stores them."""
+        ...
+
+    def __call__(self, request: GenerationRequest, on_step: OnStep = ignore) -> Iterator[Frame]:
+        """Yields one frame per camera of the path; `on_step` is asked at least once per frame."""
+        ...
+
+
+PATCH = 16
+"""Side in pixels of the patch that one entry of the weight-free feature bank describes."""
+
+
+def patch_features(color: Float[Tensor, "T 3 H W"]) -> Float[Tensor, "T 48 h w"]:
+    """Weight-free features: each 16x16 patch as its 4x4 mean colours, centred on 0.
+
+    Two patches of the same surface have a large dot product; that is all attention needs here.
+    """
+    cells = torch.nn.functional.adaptive_avg_pool2d(
+        color, (color.shape[-2] // PATCH * 4, color.shape[-1] // PATCH * 4)
+    )
+    return torch.nn.functional.pixel_unshuffle(cells - 0.5, 4)
+
+
+def as_view(frame: Frame, camera: Cameras, step: int, index: int) -> View:
+    """A generated frame as the memories keep it: only what nobody had seen has depth."""
+    return generated(
+        frame.color,
+        frame.depth,
+        frame.origin,
+        frame.confidence,
+        camera,
+        step=step,
+        frame=index,
+    )

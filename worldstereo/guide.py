@@ -1,0 +1,175 @@
+"""Asks both memories for one camera path: the `Guide`, frame by frame, and the per-pixel blend.
+
+Hole-to-detail precedence is decided here and nowhere else: where remembered pixels correspond,
+the spatial-stereo memory paints; where only the cloud knows a surface, the global memory does;
+the rest is filled from its surroundings and marked as invented. A guide is computed from a
+published scene, so the frame that a person sees in the preview is the frame a model is given.
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterator
+from threading import Lock
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int, UInt8
+from torch import Tensor
+
+from worldstereo.cameras import Cameras
+from worldstereo.memory.stereo.dense import ViewIndex, synthesize
+from worldstereo.render import RenderResult, render_points
+from worldstereo.scene import Origin, Scene
+from worldstereo.trajectory import Trajectory
+
+
+class GuideFrame(NamedTuple):
+    """What both memories know about one camera."""
+
+    camera: Cameras
+    color: Float[Tensor, "3 H W"]
+    """Filled everywhere; `mask` says where it is known."""
+    depth: Float[Tensor, "1 H W"]
+    mask: Bool[Tensor, "1 H W"]
+    """True where a memory knows the surface."""
+    index: Int[Tensor, "1 H W"]
+    """The point of the cloud seen at each pixel, -1 in the cloud's holes."""
+    origin: UInt8[Tensor, "1 H W"]
+    confidence: Float[Tensor, "1 H W"]
+    stereo_weight: Float[Tensor, "1 H W"]
+    """Share of the spatial-stereo memory in the blend; the rest is the global memory's."""
+    references: tuple[int, ...]
+
+    @property
+    def unknown(self) -> float:
+        """Share of the pixels that no memory knows, in [0, 1]."""
+        return float((~self.mask).float().mean())
+
+
+class StackedGuide(NamedTuple):
+    """A whole guide at once, for models that make a clip in one go."""
+
+    color: Float[Tensor, "T 3 H W"]
+    depth: Float[Tensor, "T 1 H W"]
+    mask: Bool[Tensor, "T 1 H W"]
+    origin: UInt8[Tensor, "T 1 H W"]
+    confidence: Float[Tensor, "T 1 H W"]
+    references: tuple[tuple[int, ...], ...]
+
+
+class Guide:
+    """The guide of one path through one published scene; frames are computed when asked for.
+
+    `kind="fused"` lets both memories paint; `"cloud"` shows the global memory's splat alone.
+    Each memory can be switched off (`stereo=False`, `geometry=False`). Safe to read from several
+    threads: the same frame asked for twice is the same tensor while it is cached.
+    """
+
+    CACHED_FRAMES = 64
+
+    def __init__(
+        self,
+        scene: Scene,
+        trajectory: Trajectory,
+        kind: str = "fused",
+        *,
+        stereo: bool = True,
+        geometry: bool = True,
+        seed: int = 0,
+    ) -> None:
+        if kind not in ("fused", "cloud"):
+            raise ValueError(f'guide must be "fused" or "cloud", got {kind!r}.')
+        self.scene, self.trajectory, self.kind = scene, trajectory, kind
+        self.stereo, self.geometry, self.seed = stereo, geometry, seed
+        self._index = ViewIndex(scene.views)
+        self._frames: OrderedDict[int, GuideFrame] = OrderedDict()
+        self._unseen: dict[int, bytes] = {}  # 38 KB a frame of 640x480, kept for all
+        self._lock = Lock()
+
+    def __len__(self) -> int:
+        return len(self.trajectory)
+
+    def __iter__(self) -> Iterator[GuideFrame]:
+        return (self[t] for t in range(len(self)))
+
+    def __getitem__(self, t: int) -> GuideFrame:
+        if not -len(self) <= t < len(self):
+            raise IndexError(f"frame {t} is outside a guide of {len(self)} frames.")
+        t %= len(self)
+        with self._lock:
+            if t not in self._frames:
+                frame = self._frames[t] = self._compute(self.trajectory.cameras[t])
+                self._unseen[t] = np.packbits(_invented(frame).cpu().numpy()).tobytes()
+                while len(self._frames) > self.CACHED_FRAMES:
+                    self._frames.popitem(last=False)
+            return self._frames[t]
+
+    def unseen(self, t: int) -> Bool[Tensor, "1 H W"]:
+        """True where no given view and no given point shows anything: all that may be added."""
+        bits = self._unseen.get(t % len(self))
+        if bits is None:
+            return _invented(self[t])
+        cameras = self.trajectory.cameras
+        count = cameras.height * cameras.width
+        mask = np.unpackbits(np.frombuffer(bits, np.uint8), count=count).astype(bool)
+        return torch.from_numpy(mask.reshape(1, cameras.height, cameras.width))
+
+    def stacked(self) -> StackedGuide:
+        """Every frame at once; memory follows the number of frames."""
+        frames = list(self)
+        color, depth, mask, origin, confidence = (
+            torch.stack([getattr(frame, name) for frame in frames])
+            for name in ("color", "depth", "mask", "origin", "confidence")
+        )
+        references = tuple(frame.references for frame in frames)
+        return StackedGuide(color, depth, mask, origin, confidence, references)
+
+    def _compute(self, camera: Cameras) -> GuideFrame:
+        scene = self.scene
+        splat = splat_cloud(scene, camera)
+        chosen: tuple[int, ...] = ()
+        if self.kind == "fused" and self.stereo and scene.views:
+            chosen = self._index.choose(camera, splat)
+        result = synthesize(
+            camera,
+            [scene.views[i] for i in chosen],
+            splat=splat if self.geometry else None,
+            rig=scene.rig,
+            unit=scene.unit,
+            seed=self.seed,
+        )
+        return GuideFrame(
+            camera=camera,
+            color=result.color,
+            depth=result.depth,
+            mask=result.known,
+            index=splat.index,
+            origin=_still_invented(result.origin, splat.index, scene),
+            confidence=result.confidence,
+            stereo_weight=result.stereo_weight,
+            references=chosen,
+        )
+
+
+def _invented(frame: GuideFrame) -> Bool[Tensor, "1 H W"]:
+    return frame.origin == int(Origin.INVENTED)
+
+
+def splat_cloud(scene: Scene, camera: Cameras, radius: int = 1) -> RenderResult:
+    """The published cloud at one camera: the draft of the guide, shown while scrubbing."""
+    return render_points(scene.cloud.points, scene.cloud.colors, camera, radius=radius)
+
+
+def _still_invented(
+    origin: UInt8[Tensor, "1 H W"], index: Int[Tensor, "1 H W"], scene: Scene
+) -> UInt8[Tensor, "1 H W"]:
+    """A point that an earlier step invented stays invented, however often it is seen again."""
+    if len(scene.cloud) == 0:
+        return origin
+    from_cloud = (origin == int(Origin.GLOBAL)) & (index >= 0)
+    made = scene.cloud.step[index[from_cloud]] > 0
+    marked = origin.clone()
+    marked[from_cloud] = torch.where(made, int(Origin.INVENTED), int(Origin.GLOBAL)).to(
+        origin.dtype
+    )
+    return marked

@@ -1,0 +1,1 @@
+"""The two memories, and the attention between pictures and what is remembered."""

@@ -1,0 +1,1 @@
+"""What happens between pictures: fusion, preprocessing, registration, multi-view stereo."""

@@ -1,0 +1,348 @@
+"""Kernels on views: surfel warp, depth fusion, fetch at correspondences, gaps, membrane.
+
+Everything here works on `Working` views (numpy, lengths in u) and on one `Pose` as target. The
+compiled loops lie in `_fusion/kernels.py` and `_fusion/blend.py`; each runs over bands of rows, or
+one view a task, on the threads of `_parallel`.
+
+Sources: Shade et al. 1998 (layered warping), Merrell et al. 2007 (visibility-based fusion of depth
+maps), Zwicker et al. 2001 (surface splatting); constants from the team's own measurements.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from worldstereo.views.fusion._angle import WIDE
+from worldstereo.views.fusion._working import (
+    AGREE,
+    Pose,
+    Working,
+    invert,
+    make_working,
+    pose_of,
+    relative,
+    working,
+)
+
+__all__ = [
+    "AGREE",
+    "WIDE",
+    "Pose",
+    "Working",
+    "background_trust",
+    "clean_disparity",
+    "fetch",
+    "fused_depth",
+    "invert",
+    "make_working",
+    "membrane",
+    "nearest_fill",
+    "nearest_known",
+    "pose_distance",
+    "pose_of",
+    "relative",
+    "unproject",
+    "working",
+]
+
+METRES = 1.9
+"""How many metres one u was in the captures the constants below were measured on."""
+
+RADIAN = 0.3 / METRES
+"""Distance in u that counts like one radian when poses are compared."""
+
+NEAR = 0.02 / METRES
+FOOTPRINT = (
+    0.56  # half the side of a surfel in pixels of its view: a little over 1/2 leaves no crack
+)
+STRETCH = 14.0  # longest side of a surfel over that of one facing both cameras
+EDGE_ON = 0.02  # smallest area of a surfel over that of one facing both cameras
+STEEP = 30.0  # per radian: how much more the angle counts in photos, whose depth is a guess
+LEAST_SAID = 0.1  # share of what is said about a pixel that a surface only photos show must have
+FREE = 0.04  # a view contradicts a surface if it sees so much farther, relatively
+
+
+def parallel_for(n: int, task: Callable[[int], None]) -> None:
+    """Run `task(0) ... task(n - 1)` on the threads of the library."""
+    from worldstereo._core import parallel as _parallel
+
+    _parallel.parallel_for(n, task)
+
+
+def bands(height: int, count: int = 8) -> list[tuple[int, int]]:
+    """`height` rows in about `count` bands, the same whatever the number of threads."""
+    cuts = np.linspace(0, height, min(count, height) + 1).astype(int)
+    return list(zip(cuts[:-1].tolist(), cuts[1:].tolist(), strict=True))
+
+
+def rotation_angle(a: Pose, b: Pose) -> float:
+    """Angle in radians between two orientations."""
+    trace = float(np.sum(a.c2w[:3, :3] * b.c2w[:3, :3]))
+    return float(np.arccos(np.clip((trace - 1) / 2, -1, 1)))
+
+
+def pose_distance(a: Pose, b: Pose) -> float:
+    """Distance of two poses in u; a radian counts like `RADIAN`."""
+    return float(np.linalg.norm(a.position - b.position)) + RADIAN * rotation_angle(a, b)
+
+
+def unproject(pose: Pose, depth: np.ndarray) -> np.ndarray:
+    """(H, W, 3) points in the camera's own axes."""
+    y, x = np.mgrid[: depth.shape[0], : depth.shape[1]].astype(np.float32)
+    fx, fy, cx, cy = pose.K.astype(np.float32)
+    return np.stack([(x - cx) / fx * depth, (y - cy) / fy * depth, depth], -1)
+
+
+def warp(view: Working, target: Pose) -> np.ndarray:
+    """Depth of one view as the target would see it, EMPTY where nothing falls."""
+    from worldstereo.views.fusion import kernels
+
+    out = np.full(target.shape, kernels.EMPTY, np.float32)
+    kernels.surfel_warp(
+        view.disparity, view.slope_x, view.slope_y, view.pose.K, target.K,
+        relative(view.pose, target), FOOTPRINT, STRETCH, EDGE_ON, NEAR, out,
+    )  # fmt: skip
+    return out
+
+
+def fused_depth(
+    views: Sequence[Working], target: Pose, *, agree: float = AGREE, free: float = FREE
+) -> np.ndarray:
+    """Depth of the target from all given views, in u; 0 where none of them knows.
+
+    What photos say, whose depth is a guess, counts less the more their rays differ from the
+    target's, as in the blend.
+
+    Args:
+        agree: relative depth within which views support one surface.
+        free: how much farther a view must see to look through a surface; 0 leaves the test out.
+    """
+    from worldstereo.views.fusion import kernels
+
+    out = np.zeros(target.shape, np.float32)
+    if not views:
+        return out
+    warped = np.empty((len(views), *target.shape), np.float32)
+
+    def one(i: int) -> None:
+        warped[i] = warp(views[i], target)
+
+    parallel_for(len(views), one)
+    weight = np.array([1 / (0.05 / METRES + pose_distance(v.pose, target)) for v in views])
+    weight = (weight / weight.max()).astype(np.float32)
+    vote = weight * np.array([v.vote for v in views], np.float32)
+    weight = weight * np.array([v.vote if v.vote > 0 else 0.05 for v in views], np.float32)
+    sizes = np.array([v.depth.shape for v in views])
+    offset = np.concatenate([[0], np.cumsum(sizes.prod(1))[:-1]])
+    lowest = np.concatenate([v.lowest.ravel() for v in views])
+    K = np.stack([v.pose.K for v in views])
+    back = np.stack([relative(target, v.pose) for v in views])
+    centre = np.stack([-T[:, :3].T @ T[:, 3] for T in back])
+    steep = np.array([STEEP if v.guessed else 0.0 for v in views])
+    rows = bands(target.height)
+
+    def band(i: int) -> None:
+        kernels.fuse_depth(
+            warped, weight, vote, steep, lowest, offset, sizes, K, back, centre, target.K, agree,
+            free, LEAST_SAID, NEAR, *rows[i], out,
+        )  # fmt: skip
+
+    parallel_for(len(rows), band)
+    return out
+
+
+class Fetched:
+    """Cameras of some views stacked against one target, as the blend kernels want them."""
+
+    def __init__(self, views: Sequence[Working], target: Pose, agree: float = AGREE) -> None:
+        self.views, self.target, self.agree = views, target, agree
+        self.K = np.stack([v.pose.K for v in views])
+        self.T = np.stack([relative(target, v.pose) for v in views])
+        self.centre = np.stack([-T[:, :3].T @ T[:, 3] for T in self.T])
+        self.feather = np.array([24 / 640 * v.pose.width for v in views])
+
+    def arguments(self, i: int, level: int = 0) -> tuple:
+        """What `attend` wants to know about view `i`, from its row number on."""
+        layer = self.views[i].level(level)
+        K = self.K
+        if layer.power > 0:
+            K = K.copy()
+            K[i] = layer.intrinsics(K[i])
+        return (
+            i, layer.color, layer.depth, layer.rim, layer.confidence, K, self.T, self.centre,
+        )  # fmt: skip
+
+    def limits(self, i: int, level: int = 0) -> tuple[float, float, float, float]:
+        """Agreement, feather of the border, near plane and `steep` for view `i`."""
+        view = self.views[i]
+        feather = max(1.0, float(self.feather[i]) * 0.5 ** view.level(level).power)
+        return self.agree, feather, NEAR, STEEP if view.guessed else 0.0
+
+
+def fetch(
+    depth: np.ndarray, target: Pose, view: Working, agree: float = AGREE
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """One view fetched at the depth of another camera.
+
+    Returns:
+        colours in [0, 1] (H, W, 3), agreement in [0, 1] (0: does not correspond) and the angle
+        between the two rays in radians.
+    """
+    from worldstereo.views.fusion import blend
+
+    color = np.zeros((*depth.shape, 3), np.float32)
+    agreement = np.zeros(depth.shape, np.float32)
+    angle = np.ones(depth.shape, np.float32)
+    fetched = Fetched([view], target, agree)
+    blend.fetch(
+        depth, target.K, *fetched.arguments(0), *fetched.limits(0)[:3], 0.0, 0, depth.shape[0],
+        color, agreement, angle,
+    )  # fmt: skip
+    return color / np.float32(255), agreement, angle
+
+
+# ---- depth images ----------------------------------------------------------------------------
+
+
+def fill_gaps(d: np.ndarray, radius: int, least: int, agree: float = 0.02) -> np.ndarray:
+    """Disparity with small gaps filled where the samples around lie on one surface."""
+    from worldstereo.views.fusion import kernels
+
+    out = np.empty_like(d)
+    rows = bands(len(d))
+    parallel_for(len(rows), lambda i: kernels.fill_gaps(d, agree, radius, least, *rows[i], out))
+    return out
+
+
+def clean_disparity(d: np.ndarray) -> np.ndarray:
+    """Measured disparity without lone samples and islands, small gaps filled on single surfaces."""
+    import cv2
+
+    from worldstereo.views.fusion import kernels
+
+    if not (d > 0).any():
+        return d
+    filled = fill_gaps(fill_gaps(d, 1, 3), 2, 5)
+    kept = np.empty_like(d)
+    rows = bands(len(d))
+    parallel_for(len(rows), lambda i: kernels.drop_lonely(filled, 2, 0.03, 6, *rows[i], kept))
+    known = kept > 0
+    if not known.any():
+        return kept
+    top = float(kept.max())
+    levels = np.where(known, kept / top * 30000, -16).astype(np.int16)
+    step = int(0.03 * float(np.median(kept[known])) / top * 30000)
+    cv2.filterSpeckles(levels, -16, 80, max(step, 1))
+    return fill_gaps(np.where(levels > 0, kept, 0).astype(np.float32), 2, 5)
+
+
+def membrane(
+    values: np.ndarray, known: np.ndarray, *, trust: np.ndarray | None = None, sweeps: int = 40
+) -> np.ndarray:
+    """Unknown values of an image interpolated like a soap film, coarse to fine.
+
+    Args:
+        values: (H, W) or (H, W, C) float32.
+        known: (H, W) bool.
+        trust: (H, W) in (0, 1], how much each known pixel pulls; all alike without.
+    """
+    if values.ndim == 3:
+        out = np.empty_like(values)
+
+        def channel(c: int) -> None:
+            plane = np.ascontiguousarray(values[..., c])
+            out[..., c] = membrane(plane, known, trust=trust, sweeps=sweeps)
+
+        parallel_for(values.shape[2], channel)
+        return out
+    if known.all() or not known.any():
+        return values
+    film: np.ndarray | None = None
+    for level, fixed, weight in reversed(_pyramid(values, known, trust)):
+        film = _coarser(film, level, fixed)
+        film = np.where(fixed, level, film).astype(np.float32)
+        film = _relaxed(film, fixed, weight, sweeps)
+    assert film is not None
+    return film
+
+
+def _coarser(film: np.ndarray | None, level: np.ndarray, fixed: np.ndarray) -> np.ndarray:
+    import cv2
+
+    if film is None:
+        return np.full(level.shape, level[fixed].mean() if fixed.any() else 0, np.float32)
+    return cv2.resize(film, level.shape[::-1], interpolation=cv2.INTER_LINEAR)
+
+
+def _pyramid(
+    values: np.ndarray, known: np.ndarray, trust: np.ndarray | None
+) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Levels of (value, known, trust), finest first."""
+    import cv2
+
+    share = known.astype(np.float32)
+    pull = share if trust is None else share * trust
+    levels = [(values * share, known, pull + (1 - share))]
+    total, weight = values.astype(np.float32) * pull, pull
+    while min(share.shape) >= 16 and len(levels) < 6:
+        total, weight, share = (
+            cv2.resize(a, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
+            for a in (total, weight, share)
+        )
+        mean = np.where(share > 0, total / np.maximum(weight, 1e-9), 0).astype(np.float32)
+        link = np.where(share > 0, weight / np.maximum(share, 1e-9), 1).astype(np.float32)
+        levels.append((mean, share > 0, link))
+    return levels
+
+
+def _relaxed(film: np.ndarray, fixed: np.ndarray, weight: np.ndarray, sweeps: int) -> np.ndarray:
+    from worldstereo.views.fusion import kernels
+
+    wide = film.shape[1] + 2
+    y, x = np.nonzero(~fixed)
+    if len(y) == 0:
+        return film
+    odd = (y + x) & 1 == 1
+    flat = (y + 1) * wide + x + 1
+    padded = np.pad(film, 1)
+    kernels.relax(
+        padded,
+        np.concatenate([flat[~odd], flat[odd]]),
+        int((~odd).sum()),
+        np.pad(np.asarray(weight, np.float32), 1),
+        sweeps,
+        1.6,
+    )
+    return padded[1:-1, 1:-1]
+
+
+def background_trust(d: np.ndarray, known: np.ndarray, radius: int = 20) -> np.ndarray:
+    """1 on the farthest known surface within `radius` pixels, falling towards 0 on nearer ones."""
+    import cv2
+
+    side = 2 * radius + 1
+    far = np.where(known, d, 1e9).astype(np.float32)
+    far = cv2.erode(far, np.ones((side, 1), np.uint8), borderValue=1e9)
+    far = cv2.erode(far, np.ones((1, side), np.uint8), borderValue=1e9)
+    trust = np.maximum(np.exp(-6 * (d / np.maximum(far, 1e-6) - 1)), 1e-3)
+    return np.where(known, trust, 1).astype(np.float32)
+
+
+def nearest_known(known: np.ndarray) -> np.ndarray:
+    """(H, W) int64: the nearest known pixel of each, counted along rows; some must be known."""
+    import cv2
+
+    _, label = cv2.distanceTransformWithLabels(
+        (~known).astype(np.uint8), cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL
+    )
+    label = np.asarray(label, np.int64)
+    source = np.zeros(int(label.max()) + 1, np.int64)
+    source[label[known]] = np.flatnonzero(known)
+    return source[label]
+
+
+def nearest_fill(image: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """(H, W, C) with every unknown pixel copied from the nearest known one."""
+    if known.all() or not known.any():
+        return image
+    return image.reshape(-1, image.shape[-1])[nearest_known(known)]

@@ -1,0 +1,229 @@
+"""The working form of a remembered view: what the kernels read, kept in a bounded cache.
+
+A `View` is what stays in memory (2.8 MB at 640x480). Gradients, edge distances and smaller levels
+follow from it in some 15 ms and are kept only for the views used last. Lengths are divided by u,
+so that the constants of the notes hold at any scale of a capture.
+"""
+
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from worldstereo.cameras import Cameras
+from worldstereo.scene import DepthKind, View
+
+CACHE_BYTES = 320 * 2**20
+
+EDGE_CUT = 0.03  # a relative step in disparity above this between neighbours is an edge
+SENSED = 0.4  # stored confidence above which a sensor measured the depth, in some view
+AGREE = 0.03  # relative depth within which two samples show the same surface
+
+
+@dataclass(eq=False)
+class Pose:
+    """One camera for the kernels: index intrinsics (fx, fy, cx, cy) and `c2w` in units of u."""
+
+    K: np.ndarray
+    c2w: np.ndarray
+    width: int
+    height: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.height, self.width
+
+    @property
+    def position(self) -> np.ndarray:
+        return self.c2w[:3, 3]
+
+
+@dataclass(eq=False)
+class Working:
+    """Numpy form of one view. Arrays are never written after they were made."""
+
+    pose: Pose
+    color: np.ndarray
+    """(H, W, 3) uint8."""
+    depth: np.ndarray
+    """(H, W) float32 in u, 0 where unknown."""
+    disparity: np.ndarray
+    confidence: np.ndarray
+    """(H, W) float32: stored confidence."""
+    rig: np.ndarray | None = None
+    """(H, W) bool: fixed to the camera."""
+    gain: np.ndarray = field(default_factory=lambda: np.zeros(3))
+    vote: float = 1.0
+    """Say in the free-space test; 0 for generated views."""
+    slope_x: np.ndarray = field(init=False)
+    slope_y: np.ndarray = field(init=False)
+    rim: np.ndarray = field(init=False)
+    """(H, W) float32: distance to the nearest depth edge, in pixels."""
+    lowest: np.ndarray = field(init=False)
+    """(H, W) float32: 3x3 minimum of depth, 0 where any of it is unknown."""
+    guessed: bool = field(init=False)
+    """A given view whose depth no sensor measured, its own or another view's: a photo."""
+
+    def __post_init__(self) -> None:
+        import cv2
+
+        from worldstereo.views.fusion import kernels
+
+        shape = self.disparity.shape
+        self.slope_x, self.slope_y = np.empty(shape, np.float32), np.empty(shape, np.float32)
+        edge = np.empty(shape, np.uint8)
+        kernels.disparity_gradients(
+            self.disparity, EDGE_CUT, 0, shape[0], self.slope_x, self.slope_y, edge
+        )
+        self.rim = cv2.distanceTransform(1 - edge, cv2.DIST_L2, 3)
+        if self.vote == 0:  # generated pixels end where given ones begin: that rim is no edge
+            self.rim = np.maximum(self.rim, 3)
+        self.lowest = cv2.erode(self.depth, np.ones((3, 3), np.uint8))
+        self.guessed = self.vote > 0 and not bool((self.confidence > SENSED).any())
+        self._levels: list[Level] = []
+
+    def moved(self, pose: Pose) -> "Working":
+        """The same arrays under another pose."""
+        other = object.__new__(Working)
+        other.__dict__ = dict(self.__dict__, pose=pose)
+        return other
+
+    def with_depth(self, disparity: np.ndarray, confidence: np.ndarray) -> "Working":
+        disparity = np.ascontiguousarray(disparity, np.float32)
+        return replace(
+            self,
+            disparity=disparity,
+            depth=invert(disparity),
+            confidence=np.ascontiguousarray(confidence, np.float32),
+        )
+
+    def level(self, k: int) -> "Level":
+        """The view `k` times halved, with intrinsics for it. Made when first asked for."""
+        from worldstereo.views.fusion import blend
+
+        if not self._levels:
+            self._levels.append(Level(self.color, self.depth, self.rim, self.confidence, 0))
+        while len(self._levels) <= k:
+            last = self._levels[-1]
+            h, w = last.depth.shape[0] // 2, last.depth.shape[1] // 2
+            if min(h, w) < 8:
+                break
+            smaller = Level(
+                np.empty((h, w, 3), np.uint8),
+                np.empty((h, w), np.float32),
+                np.empty((h, w), np.float32),
+                np.empty((h, w), np.float32),
+                last.power + 1,
+            )
+            blend.halve(
+                last.color, last.depth, last.rim, last.confidence, AGREE,
+                smaller.color, smaller.depth, smaller.rim, smaller.confidence,
+            )  # fmt: skip
+            self._levels.append(smaller)
+        return self._levels[min(k, len(self._levels) - 1)]
+
+    @property
+    def nbytes(self) -> int:
+        arrays = [v for v in self.__dict__.values() if isinstance(v, np.ndarray)]
+        return sum(a.nbytes for a in arrays) * 4 // 3
+
+
+@dataclass(eq=False)
+class Level:
+    """One level of a view's pyramid."""
+
+    color: np.ndarray
+    depth: np.ndarray
+    rim: np.ndarray
+    confidence: np.ndarray
+    power: int
+
+    def intrinsics(self, K: np.ndarray) -> np.ndarray:
+        """Index intrinsics of this level: centres of 2x2 blocks lie at (c - 0.5) / 2."""
+        scale = 0.5**self.power
+        return np.array(
+            [K[0] * scale, K[1] * scale, (K[2] + 0.5) * scale - 0.5, (K[3] + 0.5) * scale - 0.5]
+        )
+
+
+def pose_of(cameras: Cameras, unit: float = 1.0) -> Pose:
+    """A single camera in units of u, with the half pixel taken off the principal point."""
+    K = cameras.K.detach().cpu().double().numpy()
+    c2w = cameras.c2w.detach().cpu().double().numpy().copy()
+    c2w[:3, 3] /= unit
+    return Pose(
+        np.array([K[0, 0], K[1, 1], K[0, 2] - 0.5, K[1, 2] - 0.5]),
+        c2w,
+        cameras.width,
+        cameras.height,
+    )
+
+
+def invert(values: np.ndarray) -> np.ndarray:
+    """1/x where x > 0, else 0: depth to disparity and back."""
+    return np.where(values > 0, 1 / np.maximum(values, 1e-9), 0).astype(np.float32)
+
+
+def relative(a: Pose, b: Pose) -> np.ndarray:
+    """(3, 4) transform from the axes of `a` to those of `b`."""
+    R = b.c2w[:3, :3].T
+    return np.ascontiguousarray(
+        np.hstack([R @ a.c2w[:3, :3], (R @ (a.c2w[:3, 3] - b.c2w[:3, 3]))[:, None]])
+    )
+
+
+def make_working(view: View, unit: float = 1.0) -> Working:
+    """The working form of a view, without the cache."""
+    color = np.ascontiguousarray(view.color8.detach().cpu().numpy().transpose(1, 2, 0))
+    depth = view.depth[0].detach().cpu().numpy().astype(np.float32) / np.float32(unit)
+    rig = view.kind[0].cpu().numpy() == int(DepthKind.RIG)
+    return Working(
+        pose=pose_of(view.cameras, unit),
+        color=color,
+        depth=depth,
+        disparity=invert(depth),
+        confidence=view.confidence[0].detach().cpu().numpy(),
+        rig=rig if rig.any() else None,
+        gain=view.gain.detach().cpu().double().numpy(),
+        vote=1.0 if view.step == 0 else 0.0,
+    )
+
+
+class WorkingCache:
+    """Working forms of the views used last, up to a number of bytes; safe from any thread."""
+
+    def __init__(self, limit: int = CACHE_BYTES) -> None:
+        self.limit = limit
+        self._entries: OrderedDict[tuple[int, float], tuple[View, Working]] = OrderedDict()
+        self._bytes = 0
+        self._lock = threading.Lock()
+
+    def get(self, view: View, unit: float) -> Working:
+        key = (id(view), unit)
+        with self._lock:
+            if key in self._entries:
+                self._entries.move_to_end(key)
+                return self._entries[key][1]
+        working = make_working(view, unit)
+        with self._lock:
+            if key not in self._entries:
+                self._entries[key] = (view, working)  # holds the view, so its id stays taken
+                self._bytes += working.nbytes
+            while self._bytes > self.limit and len(self._entries) > 1:
+                _, (_, old) = self._entries.popitem(last=False)
+                self._bytes -= old.nbytes
+        return working
+
+    def clear(self) -> None:
+        with self._lock:
+            self._entries.clear()
+            self._bytes = 0
+
+
+CACHE = WorkingCache()
+
+
+def working(view: View, unit: float = 1.0) -> Working:
+    """The working form of a view, from the cache if it is there."""
+    return CACHE.get(view, unit)

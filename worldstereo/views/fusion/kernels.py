@@ -1,0 +1,335 @@
+"""Compiled inner loops of `fusion`: they release the GIL and work on a band of rows or on one view.
+
+Arrays count pixels by index here, so pixel (x, y) is centred at index (x, y): `index_intrinsics` of
+`fusion` takes the half pixel off the principal point on the way in. `d` is disparity 1/z (0 where
+unknown), `T` a 3x4 rigid transform, lengths are in units of u. The twins in plain torch are in
+`_fusion/twin.py`; both are tested against each other.
+"""
+
+import math
+
+import numpy as np
+
+from worldstereo._core.compiled import kernel
+
+FLAGS = {"cache": True, "fastmath": True, "nogil": True, "error_model": "numpy"}
+EMPTY = np.float32(1e30)
+
+
+@kernel(**FLAGS)
+def disparity_gradients(d, cut, y0, y1, gx, gy, edge):
+    """One-sided, edge-aware gradients of disparity (planes are linear in 1/z), and an edge flag."""
+    H, W = d.shape
+    for y in range(y0, y1):
+        for x in range(W):
+            gx[y, x] = 0.0
+            gy[y, x] = 0.0
+            edge[y, x] = 0
+            c = d[y, x]
+            if c <= 0:
+                edge[y, x] = 1
+                continue
+            for axis in range(2):
+                best, total, n = 1e30, 0.0, 0
+                for sign in (-1, 1):
+                    yy = y + sign if axis == 1 else y
+                    xx = x + sign if axis == 0 else x
+                    if xx < 0 or yy < 0 or xx >= W or yy >= H:
+                        continue
+                    o = d[yy, xx]
+                    if o <= 0:
+                        edge[y, x] = 1
+                        continue
+                    g = (o - c) * sign
+                    if abs(g) > cut * min(c, o):
+                        edge[y, x] = 1
+                        continue
+                    total += g
+                    n += 1
+                    if abs(g) < abs(best):
+                        best = g
+                if n == 2 and abs(total * 0.5 - best) < 0.25 * cut * c:
+                    best = total * 0.5
+                if n == 0:
+                    best = 0.0
+                if axis == 0:
+                    gx[y, x] = best
+                else:
+                    gy[y, x] = best
+
+
+@kernel(**FLAGS)
+def surfel_warp(d, gx, gy, Kr, Kt, T, half, max_stretch, min_area, near, out):
+    """z-buffer of planar patches, one a pixel of the reference; `out` stays EMPTY where none fell.
+
+    Stretch and area are measured against a patch that faces both cameras, so that distance alone
+    never drops a surface.
+    """
+    H, W = d.shape
+    Ho, Wo = out.shape
+    fx, fy, cx, cy = Kr[0], Kr[1], Kr[2], Kr[3]
+    ux, uy, vx, vy = Kt[0], Kt[1], Kt[2], Kt[3]
+    zoom = (ux * uy) ** 0.5 / (fx * fy) ** 0.5
+    for y in range(H):
+        ry = (y - cy) / fy
+        for x in range(W):
+            c = d[y, x]
+            if c <= 0:
+                continue
+            rx = (x - cx) / fx
+            q2 = T[2, 0] * rx + T[2, 1] * ry + T[2, 2] + T[2, 3] * c
+            if q2 <= near * c:  # depth in the target is q2 / c
+                continue
+            q0 = T[0, 0] * rx + T[0, 1] * ry + T[0, 2] + T[0, 3] * c
+            q1 = T[1, 0] * rx + T[1, 1] * ry + T[1, 2] + T[1, 3] * c
+            iz = 1.0 / q2
+            px, py = ux * q0 * iz + vx, uy * q1 * iz + vy
+            # No patch is larger than this on either axis, so one this far outside cannot show.
+            reach = half * zoom * iz * max_stretch * 1.5 + 1.0
+            if px < -reach or py < -reach or px > Wo - 1 + reach or py > Ho - 1 + reach:
+                continue
+            a, b = gx[y, x], gy[y, x]
+            du2, dv2 = T[2, 0] / fx + T[2, 3] * a, T[2, 1] / fy + T[2, 3] * b
+            jxu = ux * ((T[0, 0] / fx + T[0, 3] * a) - q0 * iz * du2) * iz
+            jxv = ux * ((T[0, 1] / fy + T[0, 3] * b) - q0 * iz * dv2) * iz
+            jyu = uy * ((T[1, 0] / fx + T[1, 3] * a) - q1 * iz * du2) * iz
+            jyv = uy * ((T[1, 1] / fy + T[1, 3] * b) - q1 * iz * dv2) * iz
+            facing = zoom * iz  # size of a patch that faces both cameras
+            det = jxu * jyv - jxv * jyu
+            if det <= min_area * facing * facing:  # seen from behind or edge-on
+                continue
+            ex, ey = (abs(jxu) + abs(jxv)) * half, (abs(jyu) + abs(jyv)) * half
+            if max(ex, ey) > max_stretch * half * facing:
+                continue
+            x0, x1 = max(0, math.ceil(px - ex)), min(Wo - 1, math.floor(px + ex))
+            y0, y1 = max(0, math.ceil(py - ey)), min(Ho - 1, math.floor(py + ey))
+            inverse = 1.0 / det
+            for yy in range(y0, y1 + 1):
+                for xx in range(x0, x1 + 1):
+                    ox, oy = xx - px, yy - py
+                    du = (jyv * ox - jxv * oy) * inverse
+                    dv = (jxu * oy - jyu * ox) * inverse
+                    if abs(du) > half or abs(dv) > half:
+                        continue
+                    dd = c + a * du + b * dv
+                    if dd <= 1e-3 * c:
+                        continue
+                    z = (q2 + du2 * du + dv2 * dv) / dd
+                    if near < z < out[yy, xx]:
+                        out[yy, xx] = z
+
+
+@kernel(**FLAGS)
+def said_by(X, Y, Z, centre, steep):
+    """What a view's word about a point counts, in (0, 1]: a guess errs with the angle of its ray.
+
+    Twice one less the cosine stands for the square of the angle.
+    """
+    if steep <= 0:
+        return 1.0
+    d0, d1, d2 = X - centre[0], Y - centre[1], Z - centre[2]
+    lengths = math.sqrt((X * X + Y * Y + Z * Z) * (d0 * d0 + d1 * d1 + d2 * d2))
+    cosine = (X * d0 + Y * d1 + Z * d2) / max(lengths, 1e-12)
+    return 1.0 / (1.0 + steep * steep * 2.0 * max(0.0, 1.0 - cosine))
+
+
+@kernel(**FLAGS)
+def fuse_depth(
+    Z, weight, vote, steep, lowest, offset, size, Kr, back, centre, Kt, tau, free, least, near,
+    y0, y1, out,
+):  # fmt: skip
+    """Front-most hypothesis that is supported and not seen through: mean of its supporters.
+
+    What only photos say stands in front of other hypotheses only with some share of what is said
+    at the pixel: one that looks from the side cannot hide what photos beside the target show.
+
+    Args:
+        Z: (n, H, W) warped depth of each view, EMPTY where none.
+        weight, vote: (n,) support of each view, and its say against what it looks through.
+        steep: (n,) how fast a view's word loses with the angle, per radian; 0: depth of a sensor.
+        lowest: all views' 3x3 minimum of depth, flattened one after the other.
+        offset, size: (n,) and (n, 2): where each view begins there, and its height and width.
+        back: (n, 3, 4) target to view.
+        centre: (n, 3) where each view stands, in the target's axes.
+        free: how much farther than the hypothesis a view must see to contradict it; 0: no test.
+        least: share of what is said that a surface of photos needs.
+    """
+    n_views = Z.shape[0]
+    W = Z.shape[2]
+    depth = np.empty(n_views, np.float32)
+    index = np.empty(n_views, np.int64)
+    said = np.empty(n_views, np.float32)
+    guesses = steep.max() > 0
+    for y in range(y0, y1):
+        for x in range(W):
+            n = 0
+            for i in range(n_views):
+                z = Z[i, y, x]
+                if z < EMPTY:
+                    k = n
+                    while k > 0 and depth[k - 1] > z:
+                        depth[k] = depth[k - 1]
+                        index[k] = index[k - 1]
+                        k -= 1
+                    depth[k] = z
+                    index[k] = i
+                    n += 1
+            out[y, x] = 0
+            best_score, best = -1e30, 0.0
+            needed = 0.0
+            if guesses and n > 1 and depth[n - 1] > depth[0] * (1 + tau):
+                for k in range(n):
+                    i, z = index[k], depth[k]
+                    X, Y = (x - Kt[2]) / Kt[0] * z, (y - Kt[3]) / Kt[1] * z
+                    said[k] = weight[i] * said_by(X, Y, z, centre[i], steep[i])
+                    needed += least * said[k]
+            k = 0
+            while k < n:
+                sw, sz, j = 0.0, 0.0, k
+                while j < n and depth[j] <= depth[k] * (1 + tau):
+                    sw += weight[index[j]]
+                    sz += weight[index[j]] * depth[j]
+                    j += 1
+                z = sz / sw
+                if j - k == n:  # the only hypothesis: nobody offers another
+                    best = z
+                    break
+                score = sw
+                if needed > 0:
+                    share, sensed = 0.0, False
+                    for m in range(k, j):
+                        share += said[m]
+                        sensed |= steep[index[m]] <= 0
+                    if share < needed and not sensed:
+                        score = 0.0  # as if unsupported, and still better than seen through
+                if free > 0:
+                    X, Y = (x - Kt[2]) / Kt[0] * z, (y - Kt[3]) / Kt[1] * z
+                    for i in range(n_views):
+                        if vote[i] <= 0:
+                            continue
+                        q = (
+                            back[i, 2, 0] * X
+                            + back[i, 2, 1] * Y
+                            + back[i, 2, 2] * z
+                            + back[i, 2, 3]
+                        )
+                        if q <= near:
+                            continue
+                        p0 = (
+                            back[i, 0, 0] * X
+                            + back[i, 0, 1] * Y
+                            + back[i, 0, 2] * z
+                            + back[i, 0, 3]
+                        )
+                        p1 = (
+                            back[i, 1, 0] * X
+                            + back[i, 1, 1] * Y
+                            + back[i, 1, 2] * z
+                            + back[i, 1, 3]
+                        )
+                        u = math.floor(Kr[i, 0] * p0 / q + Kr[i, 2] + 0.5)
+                        v = math.floor(Kr[i, 1] * p1 / q + Kr[i, 3] + 0.5)
+                        if u < 1 or v < 1 or u >= size[i, 1] - 1 or v >= size[i, 0] - 1:
+                            continue
+                        at = offset[i] + int(v) * size[i, 1] + int(u)
+                        if lowest[at] > q * (1 + free):
+                            score -= vote[i]
+                if score > best_score:
+                    best_score, best = score, z
+                if score > 0:
+                    break
+                k = j
+            out[y, x] = best
+
+
+@kernel(**FLAGS)
+def fill_gaps(d, agree, radius, least, y0, y1, out):
+    """Interpolate small gaps by a regularised local plane, where the samples around agree."""
+    H, W = d.shape
+    quadrant = np.zeros(4, np.int64)
+    for y in range(y0, y1):
+        for x in range(W):
+            out[y, x] = d[y, x]
+            if d[y, x] > 0:
+                continue
+            n = 0
+            low, high = 1e30, 0.0
+            quadrant[:] = 0
+            s = sx = sy = sxx = sxy = syy = sd = sxd = syd = 0.0
+            for b in range(-radius, radius + 1):
+                for a in range(-radius, radius + 1):
+                    yy, xx = y + b, x + a
+                    if yy < 0 or xx < 0 or yy >= H or xx >= W:
+                        continue
+                    v = d[yy, xx]
+                    if v <= 0:
+                        continue
+                    n += 1
+                    quadrant[(1 if a > 0 else 0) + (2 if b > 0 else 0)] += 1
+                    low, high = min(low, v), max(high, v)
+                    w = 1.0 / (0.5 + a * a + b * b)
+                    s += w
+                    sx += w * a
+                    sy += w * b
+                    sxx += w * a * a
+                    sxy += w * a * b
+                    syy += w * b * b
+                    sd += w * v
+                    sxd += w * a * v
+                    syd += w * b * v
+            sides = 0
+            for k in range(4):
+                sides += 1 if quadrant[k] > 0 else 0
+            if n < least or sides < 3 or high - low > agree * high * radius:
+                continue
+            sxx += 0.3 * s
+            syy += 0.3 * s
+            a11, a12, a22 = sxx - sx * sx / s, sxy - sx * sy / s, syy - sy * sy / s
+            b1, b2 = sxd - sx * sd / s, syd - sy * sd / s
+            det = a11 * a22 - a12 * a12
+            slope_x, slope_y = (a22 * b1 - a12 * b2) / det, (a11 * b2 - a12 * b1) / det
+            v = (sd - slope_x * sx - slope_y * sy) / s
+            out[y, x] = min(max(v, low), high)
+
+
+@kernel(**FLAGS)
+def drop_lonely(d, radius, agree, least, y0, y1, out):
+    """Drop samples that fewer than `least` of the window (itself included) agree with."""
+    H, W = d.shape
+    for y in range(y0, y1):
+        for x in range(W):
+            out[y, x] = d[y, x]
+            if d[y, x] <= 0:
+                continue
+            same = 0
+            for yy in range(max(0, y - radius), min(H, y + radius + 1)):
+                for xx in range(max(0, x - radius), min(W, x + radius + 1)):
+                    v = d[yy, xx]
+                    if v > 0 and abs(v - d[y, x]) < agree * d[y, x]:
+                        same += 1
+            if same < least:
+                out[y, x] = 0
+
+
+@kernel(**FLAGS)
+def relax(values, unknown, red, trust, sweeps, omega):
+    """Red-black over-relaxation of the membrane at the unknown pixels only.
+
+    Args:
+        values: (h + 2, w + 2) with a border of copies nobody reads the weight of.
+        unknown: (n,) flat indices into `values`, the first `red` of one parity.
+        trust: like `values`; 0 on the border. The weight of a link is the product of its ends.
+    """
+    wide = values.shape[1]
+    v, t = values.ravel(), trust.ravel()
+    n = len(unknown)
+    for _ in range(sweeps):
+        for part in range(2):
+            begin, end = (0, red) if part == 0 else (red, n)
+            for k in range(begin, end):
+                i = unknown[k]
+                a, b, c, d = t[i - 1], t[i + 1], t[i - wide], t[i + wide]
+                total = a + b + c + d
+                if total > 0:
+                    mean = a * v[i - 1] + b * v[i + 1] + c * v[i - wide] + d * v[i + wide]
+                    v[i] += omega * (mean / total - v[i])

@@ -1,0 +1,439 @@
+"""What happens to a view when it enters memory: its depth is cleaned, registered and completed.
+
+Order: rig, cleaning, registration, contradiction, depth by other views, exposure, completion.
+Registration comes first among the stages that compare views: before it, good points of a drifted
+view would be deleted. Given poses and measured pixels are always kept apart from what is added
+here, by `View.given` and `View.kind`.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, UInt8
+from torch import Tensor
+
+from worldstereo.cameras import Cameras
+from worldstereo.progress import OnStep, ignore
+from worldstereo.scene import KIND_CONFIDENCE, DepthKind, Origin, PointCloud, View
+from worldstereo.views.fusion import RADIAN, Pose, Working, make_working, parallel_for, pose_of
+from worldstereo.views.intake import _depth as stages
+from worldstereo.views.intake._exposure import exposure_gains
+from worldstereo.views.intake._rig import find_rig
+from worldstereo.views.intake._stereo import (
+    at_size_of,
+    fill_by_stereo,
+    measure_photos,
+    photo_working,
+    rescaled,
+    rig_layer,
+    unmatched,
+)
+from worldstereo.views.registration import (
+    Registration,
+    continued,
+    doubts,
+    median_depth,
+    register_new,
+    register_workings,
+)
+
+STAGES = 6
+SMALL = 24  # up to so many views a newcomer that agrees with nobody is worth a global pass
+NEIGHBOURS = 12  # other views that one view's depth is compared with
+
+
+@dataclass(frozen=True, kw_only=True)
+class IntakeOptions:
+    """Which stages a view passes; all of them unless a measurement leaves one out."""
+
+    rig: bool = True
+    """Look for what is fixed to the camera."""
+
+    clean: bool = True
+    """Drop lone samples, fill small gaps."""
+
+    contradict: bool = True
+    """Drop what more views look through than support."""
+
+    by_others: bool = True
+    """Fill from what other views measured."""
+
+    exposure: bool = True
+    """Estimate gains towards the first view."""
+
+    complete: bool = True
+    """Complete what nobody measured: membrane or infinity."""
+
+    stereo: bool = True
+    """Measure unmeasured regions by PatchMatch."""
+
+
+@dataclass(frozen=True, eq=False)
+class Intake:
+    """Given views ready to be remembered, and what was found on the way."""
+
+    views: tuple[View, ...]
+    registration: Registration | None
+    rig: tuple[Bool[Tensor, "H W"], Float[Tensor, "3 H W"]] | None
+    unit: float
+    """u in scene units."""
+    notices: tuple[str, ...] = ()
+    up: Float[Tensor, "3"] | None = None
+
+
+def enter(
+    views: Sequence[View],
+    *,
+    register: bool = True,
+    previous: Intake | None = None,
+    points: Float[Tensor, "N 3"] | None = None,
+    seed: int = 0,
+    on_step: OnStep = ignore,
+    options: IntakeOptions = IntakeOptions(),  # noqa: B008  (frozen)
+) -> Intake:
+    """Prepare given views for the memories.
+
+    Args:
+        views: step-0 views. Only their measured pixels count; what an earlier intake added is made
+            anew.
+        register: solve for the poses; without it, and for photos whose depth was measured from
+            their poses, the given ones are used.
+        previous: intake of the first views of `views`: those stay where they are, and only what
+            lies near the new ones is looked at again. Leave it out now and then for a global pass.
+        points: points of the reconstruction that the poses come from, in the frame of the given
+            poses. Photos without any depth are measured with their help; otherwise unused.
+
+    Raises:
+        ValueError: no views, or generated ones among them.
+    """
+    if not views:
+        raise ValueError("views must hold at least one view, got none.")
+    if any(view.step != 0 for view in views):
+        raise ValueError("views must be given ones (step 0); generated views enter as they are.")
+    measured = [as_measured(view) for view in _told(views, on_step, "Reading depth")]
+    run = _Run(options, seed, on_step, points)
+    if previous is None or not any(bool(view.mask.any()) for view in measured):
+        return _whole(measured, register, run, previous)
+    if len(previous.views) >= len(views):
+        return replace(previous, views=previous.views[: len(views)])
+    return _added(measured, previous, register, run)
+
+
+@dataclass(frozen=True)
+class _Run:
+    options: IntakeOptions
+    seed: int
+    on_step: OnStep
+    points: Float[Tensor, "N 3"] | None
+
+
+def _whole(
+    measured: list[View], register: bool, run: _Run, previous: Intake | None = None
+) -> Intake:
+    """A global pass over all views."""
+    options, on_step = run.options, run.on_step
+    unit = median_depth(measured)
+    photos = len(measured) > 1 and not any(bool(view.mask.any()) for view in measured)
+    prepare = photo_working if photos else make_working
+    what = "Preparing photos" if photos else "Preparing depth"
+    work = [prepare(view, unit) for view in _told(measured, on_step, what)]
+    notices: list[str] = []
+    if photos and options.stereo:
+        work, unit = _measured_photos(work, unit, run)
+        notices += unmatched(measured, work)
+    rig = find_rig(work) if options.rig else None
+    if rig is not None:
+        work = _without_rig(work, rig[0], range(len(work)))
+    if options.clean and not photos:
+        on_step(1, STAGES, "Cleaning depth")
+        work = stages.apply(stages.clean, work, range(len(work)))
+    registration = None
+    if len(work) > 1 and not photos:
+        notices += doubts(work)
+    # Depth that was measured from the poses carries their errors and cannot judge them.
+    if register and len(work) > 1 and not photos:
+        given = [view.given for view in measured]
+        registration = continued(
+            register_workings(work, given, unit, on_step=on_step),
+            None if previous is None else previous.registration,
+        )
+        notices += registration.notices
+        work = [
+            w.moved(_at(w.pose, registration.corrected.c2w[i], unit)) for i, w in enumerate(work)
+        ]
+    if photos:  # their depth is stereo already, and nobody measured what it did not find
+        run = replace(run, options=replace(options, by_others=False, stereo=False))
+    work, gains = _compared_and_completed(work, range(len(work)), None, run)
+    on_step(STAGES, STAGES, "Views are ready")
+    cameras = [_camera(view, registration, i) for i, view in enumerate(measured)]
+    done = [
+        _finished(view, w, gains[i], cameras[i], unit)
+        for i, (view, w) in enumerate(zip(measured, work, strict=True))
+    ]
+    layer = None
+    if rig is not None:
+        layer = rig_layer(rig, measured[0])
+    return Intake(tuple(done), registration, layer, unit, tuple(notices))
+
+
+def _added(measured: list[View], previous: Intake, register: bool, run: _Run) -> Intake:
+    """New views beside those of `previous`: only what lies near them is looked at again."""
+    n, old, unit = len(measured), len(previous.views), previous.unit
+    before = previous.registration
+    placed = [view.cameras for view in previous.views]
+    placed += [
+        view.given if before is None else before.correct(view.given) for view in measured[old:]
+    ]
+    poses = [pose_of(camera, unit) for camera in placed]
+    local = _around(poses, range(old, n), 2 * NEIGHBOURS)
+    work = [make_working(measured[i], unit).moved(poses[i]) for i in local]
+    new = [k for k, i in enumerate(local) if i >= old]
+    if previous.rig is not None:
+        mask = previous.rig[0].numpy()
+        work = _without_rig(work, mask, new)
+    elif run.options.rig and find_rig([make_working(v, unit) for v in measured]) is not None:
+        return _whole(measured, register, run, previous)  # found now: stored views are masked too
+    if run.options.clean:
+        work = stages.apply(stages.clean, work, new)
+    registration, notices = before, list(previous.notices)
+    if register and n > 1:
+        given = [view.given for view in measured]
+        registration = register_new(
+            work, local, given, unit, before, placed, old=old, on_step=run.on_step
+        )
+        if n <= SMALL and not all(registration.agrees[old:]):
+            return _whole(measured, register, run, previous)
+        notices += registration.notices
+        work = [
+            w.moved(_at(w.pose, registration.corrected.c2w[i], unit))
+            for w, i in zip(work, local, strict=True)
+        ]
+    near = _neighbours(work)
+    redo = [k for k in range(len(work)) if k in new or set(near[k]) & set(new)]
+    fixed = np.full((len(work), 3), np.nan)
+    for k, i in enumerate(local):
+        if i < old:
+            fixed[k] = previous.views[i].gain.double().numpy()
+    work, gains = _compared_and_completed(work, redo, fixed, run)
+    done = list(previous.views) + measured[old:]
+    for k in redo:
+        i = local[k]
+        camera = _camera(measured[i], registration, i) if i >= old else placed[i]
+        done[i] = _finished(measured[i], work[k], gains[k], camera, unit)
+    run.on_step(STAGES, STAGES, "Views are ready")
+    return Intake(tuple(done), registration, previous.rig, unit, tuple(dict.fromkeys(notices)))
+
+
+def _compared_and_completed(
+    work: list[Working], redo: Sequence[int], fixed: np.ndarray | None, run: _Run
+) -> tuple[list[Working], np.ndarray]:
+    """The stages after registration, on the views `redo`; gains that are `fixed` stay."""
+    options, on_step = run.options, run.on_step
+    near = _neighbours(work)
+    if len(work) > 1:
+        on_step(3, STAGES, "Comparing depth")
+        if options.contradict:
+            work = _compared(stages.uncontradicted, work, near, redo)
+        if options.by_others:
+            work = _compared(stages.measured_by, work, near, redo)
+    gains = np.zeros((len(work), 3))
+    if options.exposure and len(work) > 1:
+        on_step(4, STAGES, "Comparing exposure")
+        pairs = sorted({(min(i, j), max(i, j)) for i in redo for j in near[i]})
+        gains, _ = exposure_gains(work, pairs, fixed)
+    if options.complete:
+        on_step(5, STAGES, "Completing depth")
+        work = _compared(stages.completed, work, near, redo)
+        if options.stereo:
+            work = fill_by_stereo(work, gains, redo, seed=run.seed, on_step=on_step)
+    return work, gains
+
+
+def _measured_photos(work: list[Working], unit: float, run: _Run) -> tuple[list[Working], float]:
+    """Depth of photos from each other, and u, which only that depth can tell."""
+    points = None if run.points is None else run.points / unit
+    work = measure_photos(work, points, seed=run.seed, on_step=run.on_step)
+    known = [w.depth[w.depth > 0][::13] for w in work if (w.depth > 0).any()]
+    if not known:
+        return work, unit
+    factor = float(np.median(np.concatenate(known)))
+    return [rescaled(w, factor) for w in work], unit * factor
+
+
+def _without_rig(work: list[Working], mask: np.ndarray, which: Sequence[int]) -> list[Working]:
+    work = [replace(w, rig=mask) if w.pose.shape == mask.shape else w for w in work]
+    masked = [i for i in which if work[i].rig is not None]
+    return stages.apply(lambda w: stages.mask_rig(w, mask), work, masked)
+
+
+def generated(
+    color: Float[Tensor, "3 H W"],
+    depth: Float[Tensor, "1 H W"],
+    origin: UInt8[Tensor, "1 H W"],
+    confidence: Float[Tensor, "1 H W"],
+    camera: Cameras,
+    *,
+    step: int,
+    frame: int,
+    name: str = "",
+) -> View:
+    """A generated frame as a view: it keeps its picture, and depth only where nobody saw anything.
+
+    Those pixels weigh 0.02 times the generator's own confidence and never contradict given views.
+    """
+    keep = (origin == int(Origin.INVENTED)) & (depth > 0)
+    kind = keep.to(torch.uint8) * int(DepthKind.GENERATED)
+    share = KIND_CONFIDENCE[DepthKind.GENERATED]
+    return View.of(
+        color,
+        torch.where(keep, depth, torch.zeros_like(depth)),
+        camera,
+        confidence=torch.where(keep, (share * confidence).clamp(min=1 / 255), torch.zeros(())),
+        kind=kind,
+        step=step,
+        frame=frame,
+        name=name,
+    )
+
+
+def cloud_from(view: View, *, stride: int = 2) -> PointCloud:
+    """Points of one view for the global memory, every `stride` pixels.
+
+    Normals come from the gradients of disparity, radii from the spacing of the samples on the
+    surface, so that a viewer can draw the points as a closed surface.
+    """
+    work = make_working(view)
+    h, w = work.depth.shape
+    rows, columns = np.mgrid[stride // 2 : h : stride, stride // 2 : w : stride].reshape(2, -1)
+    known = work.depth[rows, columns] > 0
+    rows, columns = rows[known], columns[known]
+    z = work.depth[rows, columns].astype(np.float64)
+    d, a, b = 1 / z, work.slope_x[rows, columns], work.slope_y[rows, columns]
+    fx, fy, cx, cy = work.pose.K
+    rx, ry = (columns - cx) / fx, (rows - cy) / fy
+    R = work.pose.c2w[:3, :3]
+    points = np.stack([rx * z, ry * z, z], 1) @ R.T + work.pose.position
+    # The plane a u + b v + c = 1/z has the normal (a fx, b fy, d - a (u - cx) - b (v - cy)).
+    normal = np.stack([a * fx, b * fy, d - a * (columns - cx) - b * (rows - cy)], 1)
+    normal = -normal / np.maximum(np.linalg.norm(normal, axis=1, keepdims=True), 1e-12)
+    ray = np.stack([rx, ry, np.ones_like(rx)], 1)
+    ray /= np.linalg.norm(ray, axis=1, keepdims=True)
+    grazing = np.clip(-(normal * ray).sum(1), 0.25, 1)
+    radii = 0.5 * stride * z / (fx * fy) ** 0.5 / grazing
+    index = torch.from_numpy(rows * w + columns)
+    return PointCloud.of(
+        torch.from_numpy(points).float(),
+        view.color.reshape(3, -1)[:, index].T.contiguous(),
+        confidence=view.confidence.reshape(-1)[index],
+        step=torch.full((len(index),), view.step, dtype=torch.int64),
+        normals=torch.from_numpy(normal @ R.T).float(),
+        radii=torch.from_numpy(radii).float(),
+    )
+
+
+# ---- helpers ---------------------------------------------------------------------------------
+
+
+def _told(views: Sequence[View], on_step: OnStep, message: str) -> Iterator[View]:
+    """The views one by one, each after a word about it: pictures of a camera take their time."""
+    for index, view in enumerate(views):
+        on_step(index, len(views), message)
+        yield view
+
+
+def as_measured(view: View) -> View:
+    """The view as it was given: measured depth only, at the given pose."""
+    measured = view.kind == int(DepthKind.MEASURED)
+    nothing = torch.zeros_like(view.depth)
+    depth = torch.where(measured & torch.isfinite(view.depth), view.depth, nothing)
+    known = (depth > 0).to(torch.uint8)
+    return replace(
+        view,
+        depth=depth.clamp(min=0),
+        kind=known * int(DepthKind.MEASURED),
+        confidence8=known * 255,
+        gain=torch.zeros(3),
+        cameras=view.given,
+    )
+
+
+def as_estimated(views: Sequence[View]) -> Intake | None:
+    """Views whose depth is an estimate, the only one there is: they enter as they are.
+
+    One photo, or pictures from one place: nothing was measured and no second view can. None where
+    a view holds measured depth, or none holds any.
+    """
+    if any(bool((view.kind == int(DepthKind.MEASURED)).any()) for view in views):
+        return None
+    if not any(bool(view.mask.any()) for view in views):
+        return None
+    return Intake(tuple(views), None, None, median_depth(views))
+
+
+def _at(pose: Pose, c2w: Tensor, unit: float) -> Pose:
+    moved = c2w.detach().cpu().double().numpy().copy()
+    moved[:3, 3] /= unit
+    return Pose(pose.K, moved, pose.width, pose.height)
+
+
+def _camera(view: View, registration: Registration | None, i: int) -> Cameras:
+    if registration is None:
+        return view.given
+    c2w = registration.corrected.c2w[i].to(view.given.c2w)
+    return Cameras(view.given.K, c2w, view.given.width, view.given.height)
+
+
+def _neighbours(work: Sequence[Working]) -> list[list[int]]:
+    """For each view the others nearest in pose, in their own order."""
+    poses = [w.pose for w in work]
+    return [[j for j in _around(poses, [i], NEIGHBOURS) if j != i] for i in range(len(poses))]
+
+
+def _around(poses: Sequence[Pose], centres: Sequence[int], count: int) -> list[int]:
+    """The given poses and for each the `count` nearest others, in ascending order."""
+    position = np.stack([p.position for p in poses])
+    rotation = np.stack([p.c2w[:3, :3] for p in poses])
+    out = set(centres)
+    for i in centres:
+        turn = np.einsum("nij,ij->n", rotation, rotation[i])
+        angle = np.arccos(np.clip((turn - 1) / 2, -1, 1))
+        distance = np.linalg.norm(position - position[i], axis=1) + RADIAN * angle
+        distance[i] = np.inf
+        out |= {int(j) for j in np.argsort(distance, kind="stable")[:count] if j != i}
+    return sorted(out)
+
+
+def _compared(
+    stage: Callable[[Working, Sequence[Working]], tuple[np.ndarray, np.ndarray]],
+    work: list[Working],
+    near: list[list[int]],
+    redo: Sequence[int],
+) -> list[Working]:
+    """Run a stage that looks at other views, all of them seeing the state before it."""
+    results: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+
+    def one(k: int) -> None:
+        i = redo[k]
+        results[i] = stage(work[i], [work[j] for j in near[i]])
+
+    parallel_for(len(redo), one)
+    return [w.with_depth(*results[i]) if i in results else w for i, w in enumerate(work)]
+
+
+def _finished(view: View, work: Working, gain: np.ndarray, camera: Cameras, unit: float) -> View:
+    depth, confidence, rig = at_size_of(view, work)
+    kind = torch.zeros(confidence.shape, dtype=torch.uint8)
+    for member in (DepthKind.COMPLETED, DepthKind.STEREO, DepthKind.BY_OTHERS, DepthKind.MEASURED):
+        kind[confidence >= KIND_CONFIDENCE[member] - 0.01] = int(member)
+    if rig is not None:
+        kind[rig[None]] = int(DepthKind.RIG)
+    return replace(
+        view,
+        depth=depth * unit,
+        kind=kind,
+        confidence8=(confidence * 255 + 0.5).to(torch.uint8),
+        gain=torch.from_numpy(gain).float(),
+        cameras=camera,
+    )

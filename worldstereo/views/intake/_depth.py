@@ -1,0 +1,199 @@
+"""Stages of a view's depth when it enters memory, each a function of the working views.
+
+Source: Merrell et al. 2007 (contradiction by free space); completion and its constants are the
+team's own measurements.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from worldstereo.scene import KIND_CONFIDENCE, DepthKind
+from worldstereo.views.fusion import (
+    METRES,
+    Working,
+    background_trust,
+    clean_disparity,
+    fetch,
+    fused_depth,
+    invert,
+    membrane,
+    parallel_for,
+    relative,
+    unproject,
+)
+
+INFINITY = 0.01 * METRES  # disparity in 1/u of what lies beyond all parallax
+CONTRADICT = 0.04
+REGION = 0.003  # share of the image from which on a hole is judged by the pictures
+ALIKE = 0.08  # mean colour difference of pictures of one thing, exposure not yet compared
+BY_OTHERS, COMPLETED = (KIND_CONFIDENCE[k] for k in (DepthKind.BY_OTHERS, DepthKind.COMPLETED))
+
+Stage = Callable[[Working], tuple[np.ndarray, np.ndarray]]
+
+
+def apply(stage: Stage, views: list[Working], which: Sequence[int]) -> list[Working]:
+    """Run a stage on some views, all of them seeing the state before it."""
+    results: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+
+    def one(k: int) -> None:
+        results[which[k]] = stage(views[which[k]])
+
+    parallel_for(len(which), one)
+    return [v.with_depth(*results[i]) if i in results else v for i, v in enumerate(views)]
+
+
+def mask_rig(view: Working, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Depth without the rig, and without what the sensor returned from as near as the rig."""
+    depth = view.depth.copy()
+    on_rig = depth[mask & (depth > 0)]
+    depth[mask] = 0
+    if len(on_rig):
+        depth[depth < 1.5 * np.median(on_rig)] = 0
+    d = invert(depth)
+    return d, np.where(d > 0, view.confidence, 0)
+
+
+def clean(view: Working) -> tuple[np.ndarray, np.ndarray]:
+    """Lone samples and islands dropped, small gaps filled on single surfaces."""
+    d = clean_disparity(view.disparity)
+    if view.rig is not None:
+        d = np.where(view.rig, 0, d)
+    return d, (d > 0).astype(np.float32)
+
+
+def uncontradicted(view: Working, others: Sequence[Working]) -> tuple[np.ndarray, np.ndarray]:
+    """Measured pixels that no majority of the other views looks through."""
+    import cv2
+
+    points = unproject(view.pose, view.depth)
+    through = np.zeros(view.depth.shape, np.int16)
+    support = np.zeros(view.depth.shape, np.int16)
+    for other in others:
+        u, v, z = at(points, view, other)
+        seen = cv2.remap(other.depth, u, v, cv2.INTER_NEAREST, borderValue=0)
+        lowest = cv2.remap(other.lowest, u, v, cv2.INTER_NEAREST, borderValue=0)
+        valid = (view.depth > 0) & (z > 0)
+        through += valid & (lowest > z * (1 + CONTRADICT))
+        support += valid & (seen > 0) & (np.abs(seen - z) < CONTRADICT * z)
+    gone = through > support
+    return np.where(gone, 0, view.disparity), np.where(gone, 0, view.confidence)
+
+
+def measured_by(view: Working, others: Sequence[Working]) -> tuple[np.ndarray, np.ndarray]:
+    """Unmeasured pixels filled with what the other views measured, where it looks alike.
+
+    Beside a depth edge, or under a pose that is a little wrong, what others measured lies in front
+    of or behind what this view shows there; its colour tells.
+    """
+    depth = fused_depth(others, view.pose, agree=0.02)
+    add = (view.disparity == 0) & (depth > 0)
+    if view.rig is not None:
+        add &= ~view.rig
+    add &= _looks_alike(view, others, np.where(add, depth, 0))
+    return (
+        np.where(add, invert(depth), view.disparity),
+        np.where(add, BY_OTHERS, view.confidence),
+    )
+
+
+def _looks_alike(view: Working, others: Sequence[Working], depth: np.ndarray) -> np.ndarray:
+    """Where some other view that confirms the depth shows the view's own colour there."""
+    alike = np.zeros(depth.shape, bool)
+    for other in others:
+        color, agreement, _ = fetch(depth, view.pose, other)
+        alike |= (agreement > 0) & (np.abs(color - view.color / np.float32(255)).mean(2) < ALIKE)
+    return alike
+
+
+def completed(view: Working, others: Sequence[Working]) -> tuple[np.ndarray, np.ndarray]:
+    """Regions nobody measured: a membrane, or infinity where the other pictures say so.
+
+    Never infinity in a photo: a sensor gives up on what is far, matching on what is plain.
+    """
+    import cv2
+
+    unknown = view.disparity == 0
+    if view.rig is not None:
+        unknown &= ~view.rig
+    if not unknown.any() or not (view.disparity > 0).any():
+        return view.disparity, view.confidence
+    d = membrane(view.disparity, view.disparity > 0)
+    count, label, stats, _ = cv2.connectedComponentsWithStats(unknown.astype(np.uint8))
+    far = np.full_like(d, INFINITY)
+    for i in range(1, count):
+        if stats[i, 4] >= REGION * unknown.size and not view.guessed:
+            region = label == i
+            if _is_far(view, others, region, far, d):
+                d[region] = INFINITY
+    d = np.where(unknown, d, view.disparity)
+    return d, np.where(unknown, COMPLETED, view.confidence)
+
+
+def _is_far(
+    view: Working, others: Sequence[Working], region: np.ndarray, far: np.ndarray, near: np.ndarray
+) -> bool:
+    at_infinity, tested_far = photometric_error(view, others, region, far)
+    at_membrane, tested_near = photometric_error(view, others, region, near)
+    if tested_far > 400:
+        return tested_near > 400 and at_infinity < 0.9 * at_membrane
+    return tested_near <= 400 or at_membrane > 0.06
+
+
+def photometric_error(
+    view: Working, others: Sequence[Working], region: np.ndarray, d: np.ndarray
+) -> tuple[float, int]:
+    """Mean colour error of a region under a disparity, and the number of samples it rests on.
+
+    The median difference of each pair is taken out, and only places where the other view knows no
+    depth either are asked: elsewhere that view's own surface would be compared.
+    """
+    import cv2
+
+    error, count = 0.0, 0
+    y0, y1, x0, x1 = _box(region)
+    crop = (slice(y0, y1), slice(x0, x1))
+    inside = region[crop]
+    points = unproject(view.pose, np.where(region, invert(d), 0))[crop]
+    mine = cv2.GaussianBlur(view.color, (0, 0), 1.0)[crop].astype(np.float32) / 255
+    for other in others:
+        u, v, z = at(points, view, other)
+        h, w = other.depth.shape
+        ok = inside & (z > 0) & (u > 0) & (v > 0) & (u < w - 1) & (v < h - 1)
+        empty = other.disparity if other.rig is None else other.disparity * ~other.rig
+        ok &= cv2.remap(empty, u, v, cv2.INTER_NEAREST) == 0
+        n = int(ok.sum())
+        if n >= 100:
+            theirs = cv2.remap(other.color, u, v, cv2.INTER_LINEAR).astype(np.float32) / 255
+            r = (mine - theirs)[ok]
+            error += float(np.abs(r - np.median(r, 0)).mean()) * n
+            count += n
+    return (error / count if count else float("nan")), count
+
+
+def _box(region: np.ndarray) -> tuple[int, int, int, int]:
+    rows, columns = np.nonzero(region.any(1))[0], np.nonzero(region.any(0))[0]
+    return int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1
+
+
+def at(
+    points: np.ndarray, view: Working, other: Working
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Points in the axes of `view` as array indices and depth of `other`, float32."""
+    T = relative(view.pose, other.pose).astype(np.float32)
+    q = points @ T[:, :3].T + T[:, 3]
+    z = np.maximum(q[..., 2], 1e-4)
+    K = other.pose.K.astype(np.float32)
+    return K[0] * q[..., 0] / z + K[2], K[1] * q[..., 1] / z + K[3], q[..., 2]
+
+
+__all__ = [
+    "apply",
+    "background_trust",
+    "clean",
+    "completed",
+    "mask_rig",
+    "measured_by",
+    "photometric_error",
+    "uncontradicted",
+]

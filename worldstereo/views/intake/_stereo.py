@@ -1,0 +1,170 @@
+"""Depth by stereo where nobody measured: regions of RGB-D views, and photos without any depth."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn import functional
+
+from worldstereo.cameras import Cameras
+from worldstereo.progress import OnStep
+from worldstereo.scene import KIND_CONFIDENCE, DepthKind, View
+from worldstereo.views.fusion import Pose, Working, invert, make_working, membrane, pose_distance
+from worldstereo.views.intake._depth import INFINITY
+from worldstereo.views.multiview import PHOTO_SIDE, MatchView, fill_unmeasured, photo_depth
+from worldstereo.views.multiview.arrays import enlarged_by_color, nearest, resized
+
+STEREO = KIND_CONFIDENCE[DepthKind.STEREO]
+SURE = KIND_CONFIDENCE[DepthKind.BY_OTHERS]  # confidence from which on depth may judge hypotheses
+SHARE = 0.03  # of a view that must be unmeasured for stereo to be worth its time
+OTHERS = 5  # pictures that one view is matched with
+
+
+def match_view(view: Working, gain: np.ndarray, *, trusted: bool = True) -> MatchView:
+    """A working view as `multiview` takes it, colours harmonised."""
+    color = np.clip(view.color.astype(np.float32) / 255 * np.exp(gain).astype(np.float32), 0, 1)
+    depth = np.where(view.confidence >= SURE, view.depth, 0).astype(np.float32)
+    return MatchView(
+        color=torch.from_numpy(color).permute(2, 0, 1).contiguous(),
+        cameras=_cameras(view.pose),
+        depth=torch.from_numpy(depth)[None] if trusted else None,
+        blocked=None if view.rig is None else torch.from_numpy(view.rig),
+    )
+
+
+def fill_by_stereo(
+    views: list[Working],
+    gains: np.ndarray,
+    which: Sequence[int],
+    *,
+    seed: int,
+    on_step: OnStep,
+) -> list[Working]:
+    """Unmeasured regions that other pictures explain better than the membrane did.
+
+    What stereo does not confirm is interpolated again, now from what it did confirm. Regions that
+    were put at infinity stay there.
+    """
+    if len(views) < 3:
+        return views
+    out = list(views)
+    pictures: dict[int, MatchView] = {}
+
+    def picture(i: int) -> MatchView:
+        if i not in pictures:
+            pictures[i] = match_view(views[i], gains[i])
+        return pictures[i]
+
+    for i in which:
+        view = views[i]
+        unknown = (view.confidence < SURE) & (view.disparity > 2 * INFINITY)
+        if view.rig is not None:
+            unknown &= ~view.rig
+        if unknown.mean() < SHARE:
+            continue
+        on_step(i, len(views), "Measuring depth from other pictures")
+        nearest = sorted(
+            (j for j in range(len(views)) if j != i),
+            key=lambda j, pose=view.pose: pose_distance(pose, views[j].pose),
+        )[:OTHERS]
+        filled = fill_unmeasured(
+            picture(i),
+            [picture(j) for j in sorted(nearest)],
+            torch.from_numpy(view.depth)[None],
+            torch.from_numpy(unknown)[None],
+            seed=seed,
+        )
+        accepted = filled.accepted[0].numpy() & unknown
+        d = np.where(accepted, invert(filled.depth[0].numpy()), view.disparity)
+        rest = unknown & ~accepted
+        known = (view.confidence >= SURE) | accepted
+        if rest.any() and known.any():
+            d = np.where(rest, membrane(d.astype(np.float32), known), d)
+        out[i] = view.with_depth(d, np.where(accepted, STEREO, view.confidence))
+    return out
+
+
+def measure_photos(
+    views: list[Working],
+    points: Float[Tensor, "N 3"] | None,
+    *,
+    seed: int,
+    on_step: OnStep,
+) -> list[Working]:
+    """Depth of photos that have none, from each other and from known points in the same unit."""
+    pictures = [match_view(view, np.zeros(3), trusted=False) for view in views]
+    found = photo_depth(pictures, points=points, seed=seed, on_step=on_step)
+    out = []
+    for view, depth in zip(views, found, strict=True):
+        d = invert(depth.depth[0].numpy())
+        out.append(view.with_depth(d, np.where(d > 0, STEREO, 0)))
+    return out
+
+
+def photo_working(view: View, unit: float) -> Working:
+    """The working form of a photo at the size its depth is measured at, without any depth."""
+    longest = max(view.width, view.height)
+    if longest <= PHOTO_SIDE:
+        return make_working(view, unit)
+    w, h = (max(8, round(n * PHOTO_SIDE / longest)) for n in (view.width, view.height))
+    empty = torch.zeros(1, h, w)
+    return make_working(View.of(resized(view.color, h, w), empty, view.given.scaled(w, h)), unit)
+
+
+def at_size_of(
+    view: View, work: Working
+) -> tuple[Float[Tensor, "1 H W"], Float[Tensor, "1 H W"], Bool[Tensor, "H W"] | None]:
+    """Depth in u, confidence and rig of a working view at the size of its photo."""
+    h, w = view.height, view.width
+    rig = None if work.rig is None else torch.from_numpy(work.rig)
+    depth, confidence = torch.from_numpy(work.depth), torch.from_numpy(work.confidence)
+    if work.depth.shape == (h, w):
+        return depth[None], confidence[None], rig
+    if rig is not None:
+        rig = torch.from_numpy(nearest(rig[None].float(), h, w) > 0.5)
+    image = np.ascontiguousarray(view.color8.numpy().transpose(1, 2, 0))
+    z, sure = enlarged_by_color(work.depth, work.confidence, work.color, image)
+    return torch.from_numpy(z)[None], torch.from_numpy(sure)[None], rig
+
+
+def rig_layer(
+    found: tuple[np.ndarray, np.ndarray], view: View
+) -> tuple[Bool[Tensor, "H W"], Float[Tensor, "3 H W"]]:
+    """Mask and mean colour of the rig at the size of the views."""
+    mask, color = torch.from_numpy(found[0]), torch.from_numpy(found[1]).permute(2, 0, 1)
+    h, w = view.height, view.width
+    if tuple(mask.shape) == (h, w):
+        return mask, color.contiguous()
+    larger = functional.interpolate(color[None], (h, w), mode="bilinear", align_corners=False)[0]
+    return torch.from_numpy(nearest(mask[None].float(), h, w) > 0.5), larger
+
+
+def unmatched(views: Sequence[View], work: Sequence[Working]) -> list[str]:
+    """A sentence about the photos in which no depth was found, if there are any."""
+    lost = [
+        view.name or f"photo {i + 1}"
+        for i, (view, w) in enumerate(zip(views, work, strict=True))
+        if not (w.depth > 0).any()
+    ]
+    if not lost:
+        return []
+    named = ", ".join(lost[:3]) + (f" and {len(lost) - 3} more" if len(lost) > 3 else "")
+    return [f"{len(lost)} of {len(work)} photos show nothing that others match: {named}."]
+
+
+def _cameras(pose: Pose) -> Cameras:
+    fx, fy, cx, cy = pose.K
+    K = torch.tensor([[fx, 0, cx + 0.5], [0, fy, cy + 0.5], [0, 0, 1]], dtype=torch.float64)
+    return Cameras(K, torch.from_numpy(pose.c2w), pose.width, pose.height)
+
+
+def rescaled(view: Working, factor: float) -> Working:
+    """The same view with lengths divided by `factor`, once u is known from measured photos."""
+    c2w = view.pose.c2w.copy()
+    c2w[:3, 3] /= factor
+    pose = Pose(view.pose.K, c2w, view.pose.width, view.pose.height)
+    moved = replace(view, pose=pose, depth=view.depth, disparity=view.disparity)
+    return moved.with_depth(view.disparity * np.float32(factor), view.confidence)

@@ -1,0 +1,169 @@
+"""Matches between two remembered views: where the model says a corner is, and where flow sees it.
+
+View `q` is fetched at the depth of view `p`; what remains between the two pictures is the error of
+the poses (and of the depth), and optical flow measures it at one corner a cell.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from worldstereo.views.fusion import Pose, Working, fetch, pose_distance, relative, unproject
+
+CELL = 12  # pixels; one match a cell
+TOLERANCE = 0.06  # relative depth agreement while poses are still off
+LEAST = 30  # fewer matches than this do not carry a pair
+OVERLAP = 0.08  # smallest share of a view that the other must see
+
+
+@dataclass(eq=False)
+class Match:
+    """Points of view `i`, in its own axes (u), and the pixels where view `j` shows them."""
+
+    i: int
+    j: int
+    points: np.ndarray
+    pixels: np.ndarray
+    held: np.ndarray
+    """(n,) bool: every fourth match, kept out of the solution to judge it."""
+    likeness: float
+    """Correlation of the two pictures where they show the same surface, small details aside."""
+
+
+def overlaps(views: Sequence[Working], samples: int = 300, tolerance: float = 0.1) -> np.ndarray:
+    """(n, n) share of view i's measured samples that view j shows at about that depth."""
+    n = len(views)
+    grids = [_samples(v, samples) for v in views]
+    out = np.zeros((n, n))
+    for i in range(n):
+        order = sorted(range(n), key=lambda j: pose_distance(views[i].pose, views[j].pose))
+        for j in order[1:33] if order[0] == i else [k for k in order if k != i][:32]:
+            out[i, j] = _share(grids[i], views[i].pose, views[j], tolerance)
+    return out
+
+
+def _samples(view: Working, count: int) -> np.ndarray:
+    """About `count` points of a view spread over the image, in its own axes."""
+    h, w = view.depth.shape
+    step = max(1, int((h * w / count) ** 0.5))
+    points = unproject(view.pose, view.depth)[step // 2 :: step, step // 2 :: step].reshape(-1, 3)
+    return points[points[:, 2] > 0]
+
+
+def _share(points: np.ndarray, pose: Pose, other: Working, tolerance: float) -> float:
+    if len(points) == 0:
+        return 0.0
+    u, v, z = project(points, relative(pose, other.pose), other.pose.K)
+    h, w = other.depth.shape
+    iu, iv = np.rint(u).astype(int), np.rint(v).astype(int)
+    inside = (z > 0) & (iu >= 0) & (iv >= 0) & (iu < w) & (iv < h)
+    seen = other.depth[np.where(inside, iv, 0), np.where(inside, iu, 0)]
+    return float((inside & (np.abs(seen - z) < tolerance * z)).mean())
+
+
+def project(
+    points: np.ndarray, T: np.ndarray, K: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Points under `T` into array indices (u, v) and depth."""
+    q = points @ T[:, :3].T + T[:, 3]
+    z = np.where(np.abs(q[:, 2]) > 1e-9, q[:, 2], 1e-9)
+    return K[0] * q[:, 0] / z + K[2], K[1] * q[:, 1] / z + K[3], q[:, 2]
+
+
+def chosen_pairs(
+    views: Sequence[Working], new: Sequence[int], neighbours: int
+) -> list[tuple[int, int]]:
+    """For each new view its best-overlapping neighbours, every pair once."""
+    share = overlaps(views)
+    mutual = np.minimum(share, share.T)
+    pairs = set()
+    for i in new:
+        best = np.argsort(-mutual[i], kind="stable")[:neighbours]
+        pairs |= {(min(i, int(j)), max(i, int(j))) for j in best if j != i and mutual[i, j] > 0.04}
+    return sorted(pairs)
+
+
+def match(views: Sequence[Working], i: int, j: int) -> Match | None:
+    """Matches of one pair, or None where the views share too little."""
+    import cv2
+
+    p, q = views[i], views[j]
+    widened = object.__new__(Working)  # depth edges are no reason to distrust a match as a whole
+    widened.__dict__ = dict(q.__dict__, rim=np.maximum(q.rim, 3), _levels=[])
+    color, agreement, _ = fetch(p.depth, p.pose, widened, TOLERANCE)
+    known = (agreement > 0.02) & (p.depth > 0)
+    if known.mean() < OVERLAP:
+        return None
+    here = cv2.cvtColor(p.color, cv2.COLOR_RGB2GRAY)
+    fetched = np.where(known[..., None], (color * 255).astype(np.uint8), p.color)
+    there = cv2.cvtColor(fetched, cv2.COLOR_RGB2GRAY)
+    flow, residual = _flow_both_ways(here, there)
+    inner = cv2.erode(
+        known.astype(np.uint8),
+        np.ones((15, 15), np.uint8),
+        borderType=cv2.BORDER_CONSTANT,
+        borderValue=0,
+    )
+    strength = np.minimum(cv2.cornerMinEigenVal(here, 9), cv2.cornerMinEigenVal(there, 9))
+    strength = np.where((inner > 0) & (residual < 1.0) & (p.rim > 2), strength, 0)
+    y, x = _best_per_cell(strength)
+    if len(x) < LEAST:
+        return None
+    fx, fy = flow[y, x].T
+    d = p.disparity[y, x]
+    moved = d + p.slope_x[y, x] * fx + p.slope_y[y, x] * fy
+    u, v, _ = project(_ray(p.pose, x + fx, y + fy, moved), relative(p.pose, q.pose), q.pose.K)
+    held = (np.arange(len(x)) % 4) == 1
+    likeness = _likeness(here, there, known)
+    return Match(i, j, _ray(p.pose, x, y, d), np.stack([u, v], 1), held, likeness)
+
+
+def _likeness(a: np.ndarray, b: np.ndarray, where: np.ndarray) -> float:
+    """Mean correlation in windows of sigma 12 px, of pictures without details below sigma 2 px."""
+    import cv2
+
+    def blur(x: np.ndarray, sigma: float) -> np.ndarray:
+        return cv2.GaussianBlur(x, (0, 0), sigma)
+
+    share = np.maximum(blur(where.astype(np.float32), 12), 1e-3)
+    x, y = (blur(image.astype(np.float32), 2) * where for image in (a, b))
+    mx, my = blur(x, 12) / share, blur(y, 12) / share
+    vx = blur(x * x, 12) / share - mx * mx
+    vy = blur(y * y, 12) / share - my * my
+    c = blur(x * y, 12) / share - mx * my
+    textured = where & (vx > 4) & (vy > 4)
+    if not textured.any():
+        return 0.0
+    return float(np.mean(c[textured] / np.sqrt(vx[textured] * vy[textured])))
+
+
+def _flow_both_ways(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Flow from a to b and how far the way back misses, in pixels."""
+    import cv2
+
+    flow = cv2.DISOpticalFlow_create(1)  # pyright: ignore[reportAttributeAccessIssue]  (FAST)
+    forth = flow.calc(a, b, None)  # pyright: ignore[reportCallIssue, reportArgumentType]
+    back = flow.calc(b, a, None)  # pyright: ignore[reportCallIssue, reportArgumentType]
+    y, x = np.mgrid[: a.shape[0], : a.shape[1]].astype(np.float32)
+    returned = cv2.remap(back, x + forth[..., 0], y + forth[..., 1], cv2.INTER_LINEAR)
+    return forth, np.linalg.norm(forth + returned, axis=2)
+
+
+def _best_per_cell(strength: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    h, w = strength.shape[0] // CELL, strength.shape[1] // CELL
+    if h == 0 or w == 0:
+        return np.zeros(0, int), np.zeros(0, int)
+    cells = strength[: h * CELL, : w * CELL].reshape(h, CELL, w, CELL).transpose(0, 2, 1, 3)
+    cells = cells.reshape(h * w, -1)
+    best, cell = cells.argmax(1), np.arange(h * w)
+    good = cells[cell, best] > 2e-5
+    y = (cell // w * CELL + best // CELL)[good]
+    x = (cell % w * CELL + best % CELL)[good]
+    return y, x
+
+
+def _ray(pose: Pose, u: np.ndarray, v: np.ndarray, d: np.ndarray) -> np.ndarray:
+    fx, fy, cx, cy = pose.K
+    points = np.stack([(u - cx) / fx, (v - cy) / fy, np.ones(len(u))], 1)
+    return points / np.maximum(d, 1e-6)[:, None]

@@ -1,0 +1,236 @@
+"""Poses from matches: pairs that a rigid motion explains, then all views together.
+
+Analytic derivatives in camera axes: numerical ones in single precision let the whole set drift.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from worldstereo.progress import OnStep
+from worldstereo.views.fusion import METRES, Pose, Working, parallel_for
+from worldstereo.views.registration._field import exp6, log6
+from worldstereo.views.registration._matches import Match, chosen_pairs, match, project
+
+HUBER = 1.0  # pixels
+REJECT = 20.0  # pixels
+PRIOR = 200.0  # px^2 per radian^2
+PRIOR_LENGTH = PRIOR * METRES**2  # px^2 per u^2
+FALL = 0.8  # the held-out residual must fall to this share of what it was
+WORST = 3.0  # pixels; a pair that fits worse in the end rests on chance matches
+LIKE = 0.5  # correlation; matched pictures of the same place had .71 and more, of others .42
+AGREED = 0.5  # pixels; below this a pair agrees already and has nothing to fall
+NEIGHBOURS = 8
+ROUNDS = 2  # of matching; each starts from the poses of the one before
+
+
+def solve(
+    views: Sequence[Working],
+    start: np.ndarray,
+    old: int,
+    on_step: OnStep,
+    numbers: Sequence[int] | None = None,
+    judged: np.ndarray | None = None,
+) -> tuple[np.ndarray, list[bool], list[str]]:
+    """Poses of all views (the first `old` and view 0 stay), who agrees, and what to say.
+
+    Args:
+        numbers: what each view is called in what is said; from 1 on without it.
+        judged: poses whose residual must fall for a pair to count; `start` without it.
+    """
+    n = len(views)
+    if n < 2:
+        return start, [True] * n, []
+    new = list(range(max(old, 0), n))
+    poses, judged = start.copy(), start if judged is None else judged
+    free = np.array([i >= max(old, 1) for i in range(n)])
+    accepted: list[Match] = []
+    rounds = ROUNDS
+    for turn in range(rounds):
+        placed = [v.moved(with_c2w(v, poses[i])) for i, v in enumerate(views)]
+        if turn == 0:
+            pairs = chosen_pairs(placed, new, NEIGHBOURS)
+        else:
+            pairs = [(m.i, m.j) for m in accepted]
+        found = _all_matches(placed, pairs, on_step, turn, rounds)
+        accepted = [m for m in found if _explained(m, views, judged)]
+        last = turn == ROUNDS - 1
+        accepted = _solve_poses(views, start, judged, poses, accepted, free, last)
+        if not accepted:
+            break
+    agreeing = {k for m in accepted for k in (m.i, m.j)}
+    agrees = [i in agreeing for i in range(n)]
+    for i in range(n):
+        if not agrees[i]:
+            poses[i] = start[i]
+    return poses, agrees, _notices(agrees, new, numbers or range(1, n + 1))
+
+
+def _all_matches(
+    placed: Sequence[Working],
+    pairs: list[tuple[int, int]],
+    on_step: OnStep,
+    turn: int,
+    rounds: int,
+) -> list[Match]:
+    found: list[Match | None] = [None] * len(pairs)
+    chunk = 8
+    for begin in range(0, len(pairs), chunk):
+        on_step(turn * len(pairs) + begin, rounds * len(pairs), "Registering views")
+        part = pairs[begin : begin + chunk]
+
+        def one(k: int, begin: int = begin) -> None:
+            found[begin + k] = match(placed, *pairs[begin + k])
+
+        parallel_for(len(part), one)
+    return [m for m in found if m is not None]
+
+
+def _explained(m: Match, views: Sequence[Working], start: np.ndarray) -> bool:
+    """True if one rigid motion of the pair explains matches that had no say in it."""
+    T = np.linalg.inv(start[m.j]) @ start[m.i]
+    K = views[m.j].pose.K
+    before = _residual(m, T, K, m.held)
+    if before < AGREED:
+        return True
+    for _ in range(5):
+        r, J = _jacobian(m.points[~m.held], m.pixels[~m.held], T, K)
+        w = _huber(r)[:, None, None]
+        H = np.einsum("nai,naj->ij", J * w, J) + np.diag([PRIOR] * 3 + [PRIOR_LENGTH] * 3)
+        T = T @ exp6(-np.linalg.solve(H, np.einsum("nai,na->i", J * w, r)))
+    return _residual(m, T, K, m.held) <= FALL * before
+
+
+def _residual(m: Match, T: np.ndarray, K: np.ndarray, which: np.ndarray) -> float:
+    """Median distance in pixels between model and matches."""
+    u, v, _ = project(m.points[which], T[:3], K)
+    return float(np.median(np.hypot(u - m.pixels[which, 0], v - m.pixels[which, 1])))
+
+
+def _huber(r: np.ndarray) -> np.ndarray:
+    size = np.linalg.norm(r, axis=1)
+    return np.minimum(1, HUBER / np.maximum(size, 1e-9)) * (size < REJECT)
+
+
+def _jacobian(
+    points: np.ndarray, pixels: np.ndarray, T: np.ndarray, K: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Residuals (n, 2) and their derivative (n, 2, 6) by a twist of the first camera's axes."""
+    q = points @ T[:3, :3].T + T[:3, 3]
+    z = np.where(q[:, 2] > 1e-3, q[:, 2], 1e-3)
+    r = np.stack([K[0] * q[:, 0] / z + K[2], K[1] * q[:, 1] / z + K[3]], 1) - pixels
+    P = np.zeros((len(q), 2, 3))
+    P[:, 0, 0], P[:, 0, 2] = K[0] / z, -K[0] * q[:, 0] / z**2
+    P[:, 1, 1], P[:, 1, 2] = K[1] / z, -K[1] * q[:, 1] / z**2
+    PR = P @ T[:3, :3]
+    J = np.concatenate([-PR @ _skew(points), PR], axis=2)
+    J[q[:, 2] <= 1e-3] = 0
+    r[q[:, 2] <= 1e-3] = 0
+    return r, J
+
+
+def _jacobian_second(J: np.ndarray, points: np.ndarray, T: np.ndarray) -> np.ndarray:
+    """The derivative by a twist of the second camera's axes, from the one by the first's.
+
+    With c2w_j moved by exp(e), T becomes exp(-e) T: a motion -e in the axes of j.
+    """
+    PR = J[:, :, 3:]
+    P = PR @ T[:3, :3].T
+    q = points @ T[:3, :3].T + T[:3, 3]
+    return np.concatenate([P @ _skew(q), -P], axis=2)
+
+
+def _skew(x: np.ndarray) -> np.ndarray:
+    out = np.zeros((len(x), 3, 3))
+    out[:, 0, 1], out[:, 0, 2], out[:, 1, 2] = -x[:, 2], x[:, 1], -x[:, 0]
+    out[:, 1, 0], out[:, 2, 0], out[:, 2, 1] = x[:, 2], -x[:, 1], x[:, 0]
+    return out
+
+
+def _solve_poses(
+    views: Sequence[Working],
+    start: np.ndarray,
+    judged: np.ndarray,
+    poses: np.ndarray,
+    matches: list[Match],
+    free: np.ndarray,
+    last: bool,
+) -> list[Match]:
+    """Gauss-Newton over the free poses, written into `poses`; returns the matches that held.
+
+    A pair whose held-out matches the joint solution does not fit better is left out, and the rest
+    is solved again without it.
+    """
+    first = poses.copy()
+    while matches:
+        poses[:] = first
+        for _ in range(6):
+            _gauss_newton_step(views, start, poses, matches, free)
+        worse = [m for m in matches if not _fits(m, views, judged, poses, last)]
+        if not worse:
+            break
+        matches = [m for m in matches if not any(m is w for w in worse)]
+    if not matches:
+        poses[:] = first
+    return matches
+
+
+def _fits(
+    m: Match, views: Sequence[Working], before: np.ndarray, after: np.ndarray, last: bool
+) -> bool:
+    """True if held-out matches fit better than before, and in the last round well."""
+    K = views[m.j].pose.K
+    old, new = (_residual(m, np.linalg.inv(p[m.j]) @ p[m.i], K, m.held) for p in (before, after))
+    if last and (new > WORST or m.likeness < LIKE):
+        return False
+    return new < AGREED or new <= FALL * old
+
+
+def _gauss_newton_step(
+    views: Sequence[Working],
+    start: np.ndarray,
+    poses: np.ndarray,
+    matches: list[Match],
+    free: np.ndarray,
+) -> None:
+    n = len(poses)
+    prior = np.array([PRIOR] * 3 + [PRIOR_LENGTH] * 3)
+    H = np.diag(np.tile(prior, n))
+    g = np.concatenate(
+        [prior * log6(np.linalg.inv(s) @ p) for s, p in zip(start, poses, strict=True)]
+    )
+    for m in matches:
+        T = np.linalg.inv(poses[m.j]) @ poses[m.i]
+        keep = ~m.held
+        r, Ji = _jacobian(m.points[keep], m.pixels[keep], T, views[m.j].pose.K)
+        J = np.concatenate([Ji, _jacobian_second(Ji, m.points[keep], T)], axis=2)
+        w = _huber(r)[:, None, None]
+        at = np.r_[6 * m.i : 6 * m.i + 6, 6 * m.j : 6 * m.j + 6]
+        H[np.ix_(at, at)] += np.einsum("nai,naj->ij", J * w, J)
+        g[at] += np.einsum("nai,na->i", J * w, r)
+    moving = np.repeat(free, 6)
+    if not moving.any():
+        return
+    step = np.zeros(6 * n)
+    step[moving] = -np.linalg.solve(H[np.ix_(moving, moving)], g[moving])
+    for i in np.nonzero(free)[0]:
+        poses[i] = poses[i] @ exp6(step[6 * i : 6 * i + 6])
+
+
+def _notices(agrees: list[bool], new: list[int], numbers: Sequence[int]) -> list[str]:
+    alone = [i for i in new if not agrees[i]]
+    if not alone:
+        return []
+    if len(alone) == len(agrees) and len(alone) > 1:
+        return [
+            "No two views agree with each other: their poses may be inverted or far off, or they "
+            "share no surface. The given poses are kept."
+        ]
+    names = ", ".join(str(numbers[i]) for i in alone[:12]) + (" ..." if len(alone) > 12 else "")
+    if len(alone) == 1:
+        return [f"View {names} agrees with no other; its given pose is kept."]
+    return [f"Views {names} agree with no other; their given poses are kept."]
+
+
+def with_c2w(view: Working, c2w: np.ndarray) -> Pose:
+    return Pose(view.pose.K, c2w, view.pose.width, view.pose.height)

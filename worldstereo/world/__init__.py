@@ -1,0 +1,24 @@
+"""A world: two memories that grow by transactional steps; `start` fills, `explore` extends it."""
+
+from worldstereo.world._edits import delete_points, moved, set_registration, set_scale, set_up
+from worldstereo.world._explore import default_view, explore, pivot_distance, sky_of, start
+from worldstereo.world._original import Original, PackedDepth
+from worldstereo.world._world import Draft, StepRecord, World
+
+__all__ = [
+    "Draft",
+    "Original",
+    "PackedDepth",
+    "StepRecord",
+    "World",
+    "default_view",
+    "delete_points",
+    "explore",
+    "moved",
+    "pivot_distance",
+    "set_registration",
+    "set_scale",
+    "set_up",
+    "sky_of",
+    "start",
+]

@@ -1,0 +1,207 @@
+"""The main job, top to bottom: `start()` a world from a capture, `explore()` it along a path.
+
+    world = World(WarpGenerator())
+    start(world, read("livingroom1/"))
+    clip = explore(world, Trajectory.preset("orbit", world.scene.views[0].cameras, distance=2.0))
+
+Every function here is one step of the world: on any error the world is as it was.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from worldstereo.cameras import Cameras, look_at
+from worldstereo.errors import InputRefused, WorldStereoError
+from worldstereo.generators import (
+    Frame,
+    GenerationRequest,
+    Generator,
+    SamplerConfig,
+)
+from worldstereo.guide import Guide, splat_cloud
+from worldstereo.progress import OnStep, ignore
+from worldstereo.scene import Capture, Clip, Scene, View
+from worldstereo.trajectory import Trajectory
+from worldstereo.world._remember import forget, remember_cloud, remember_generated, remember_given
+from worldstereo.world._world import Draft, World
+
+OnFrame = Callable[[int, Frame], None]
+"""`(index, frame)`: called as each frame is made, in the worker's thread."""
+
+
+def ignore_frame(index: int, frame: Frame) -> None:
+    """An `OnFrame` that does nothing."""
+
+
+def start(
+    world: World, capture: Capture, *, register: bool = True, on_step: OnStep = ignore
+) -> Scene:
+    """Fill an empty or used world with a capture; what it held before can be undone back to.
+
+    Views are cleaned, registered to each other and completed (`intake`); the cloud of the global
+    memory is built from their depth, the stereo memory's features from their pixels.
+
+    Raises:
+        InputRefused: the capture holds neither a view nor a point.
+        Cancelled: `on_step` raised it.
+    """
+    if not capture.views and capture.cloud is None:
+        raise InputRefused(f"{capture.name}: holds no picture and no point. Nothing was changed.")
+    with world.step(f"open {capture.name}") as draft:
+        draft.step = 0
+        forget(draft)
+        draft.changes |= {
+            "name": capture.name,
+            "notices": capture.notices,
+            "rough_depth": capture.rough_depth,
+            "metres_per_unit": capture.metres_per_unit,
+        }
+        if capture.cloud is not None:
+            remember_cloud(draft, capture.cloud)
+        if capture.views:
+            remember_given(draft, capture.views, world.generator, register, on_step, capture.cloud)
+        if capture.up is not None:
+            draft.changes["up"] = capture.up
+        elif capture.views:
+            draft.changes["up"] = sky_of(capture.views)
+        draft.details |= {"capture": capture.name, "kind": capture.kind}
+    return world.scene
+
+
+def explore(
+    world: World,
+    trajectory: Trajectory,
+    *,
+    seed: int = 0,
+    prompt: str = "",
+    negative_prompt: str = "",
+    guide: str | Guide = "fused",
+    sampler: SamplerConfig | None = None,
+    generator: Generator | None = None,
+    on_step: OnStep = ignore,
+    on_frame: OnFrame = ignore_frame,
+) -> Clip:
+    """Generate the views of a path and fold what nobody had seen into both memories.
+
+    Args:
+        trajectory: in the world's (registered) frame; its cameras' size is the frames' size.
+        guide: its kind, or the very guide that was previewed.
+        generator: another one than the world's own, if the memories fit it.
+
+    Raises:
+        WorldStereoError: the world is empty.
+        ValueError: the generator cannot make such a path; the text says which it can.
+        WorldBusy, Cancelled: another step runs; `on_step` raised it.
+    """
+    generator = generator or world.generator
+    generator.limits.check(trajectory)
+    scene = world.scene
+    if not scene.views and len(scene.cloud) == 0:
+        raise WorldStereoError("The world is empty. Open an example or a capture first.")
+    with world.step(f"explore {trajectory.name}") as draft:
+        if not isinstance(guide, Guide):
+            guide = Guide(draft.scene, trajectory, guide, seed=seed)
+        request = GenerationRequest(
+            start=trajectory.cameras[0],
+            trajectory=trajectory,
+            guide=guide,
+            geometry=draft.geometry,
+            stereo=draft.stereo,
+            views=tuple(draft.views),
+            unit=scene.unit,
+            step=draft.step,
+            prompt=prompt,
+            negative_prompt=negative_prompt,
+            seed=seed,
+            sampler=sampler or SamplerConfig(),
+        )
+        frames: list[Frame] = []
+        judge = _judge(guide, draft.scene, trajectory)
+        for frame in generator(request, on_step):
+            remember_generated(draft, frame, judge, len(frames), generator)
+            on_frame(len(frames), frame)
+            frames.append(frame)
+        clip = _clip(frames, request, generator, draft)
+        draft.clips.append(clip)
+        draft.details |= {
+            "trajectory": trajectory.to_json(),
+            "seed": seed,
+            "prompt": prompt,
+            "generator": generator.limits.name,
+            "guide": guide.kind,
+            "registration": clip.registration,
+        }
+    return clip
+
+
+def _judge(guide: Guide, scene: Scene, trajectory: Trajectory) -> Guide:
+    """The guide that says what both memories show, whatever a generator was given or claims."""
+    whole = type(guide) is Guide and guide.kind == "fused" and guide.stereo and guide.geometry
+    if not whole or guide.scene is not scene or len(guide) != len(trajectory):
+        return Guide(scene, trajectory)
+    a, b = guide.trajectory.cameras, trajectory.cameras
+    same = (a.width, a.height) == (b.width, b.height)
+    same = same and torch.equal(a.c2w, b.c2w) and torch.equal(a.K, b.K)
+    return guide if same else Guide(scene, trajectory)
+
+
+def _clip(
+    frames: list[Frame], request: GenerationRequest, generator: Generator, draft: Draft
+) -> Clip:
+    stacked = (torch.stack([getattr(f, name) for f in frames]) for name in Frame._fields[:5])
+    color, depth, origin, confidence, stereo_weight = stacked
+    return Clip.of(
+        color,
+        depth,
+        origin,
+        confidence,
+        request.trajectory,
+        stereo_weight=stereo_weight,
+        seed=request.seed,
+        prompt=request.prompt,
+        step=draft.step,
+        generator=generator.limits.name,
+        registration=draft.registration.revision if draft.registration else 0,
+        references=tuple(frame.references for frame in frames),
+    )
+
+
+def sky_of(views: Sequence[View]) -> Float[Tensor, "3"]:
+    """Up as the mean of the cameras' own up: people hold cameras upright more often than not."""
+    up = -torch.stack([view.cameras.c2w[:3, 1] for view in views]).mean(dim=0)
+    return up / up.norm() if float(up.norm()) > 0.1 else torch.tensor([0.0, -1.0, 0.0])
+
+
+def default_view(scene: Scene) -> Cameras:
+    """Where a first path starts: the middle given view, or a camera that sees all points."""
+    given = [view for view in scene.views if view.step == 0] or list(scene.views)
+    if given:
+        return given[len(given) // 2].cameras
+    points = scene.cloud.points
+    if len(points) == 0:
+        raise WorldStereoError("The world is empty. Open an example or a capture first.")
+    # The middle four fifths: a few points of sky, seen through a window, must not hide the room.
+    low, high = (
+        torch.quantile(points[:: max(1, len(points) // 100_000)], q, dim=0) for q in (0.1, 0.9)
+    )
+    centre, reach = (low + high) / 2, 1.2 * float((high - low).norm())
+    side = torch.tensor([0.0, 0.0, 1.0])
+    if float(torch.linalg.cross(side, scene.up).norm()) < 0.1:
+        side = torch.tensor([1.0, 0.0, 0.0])
+    across = torch.linalg.cross(torch.linalg.cross(scene.up, side), scene.up)
+    across = across / across.norm()
+    K = torch.tensor([[554.0, 0.0, 320.0], [0.0, 554.0, 240.0], [0.0, 0.0, 1.0]])
+    eye = centre + reach * (across + 0.35 * scene.up)
+    return Cameras(K, look_at(eye, centre, scene.up), 640, 480)
+
+
+def pivot_distance(scene: Scene, start: Cameras) -> float:
+    """How far in front of a camera the surface is that a path should turn about, scene units."""
+    depth = splat_cloud(scene, start.scaled(64, 48)).depth
+    h, w = depth.shape[-2:]
+    centre = depth[:, h // 4 : h - h // 4, w // 4 : w - w // 4]
+    seen = centre[centre > 0]
+    return float(seen.median()) if len(seen) > 0 else scene.unit

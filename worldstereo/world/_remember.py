@@ -1,0 +1,164 @@
+"""What goes into the two memories: a given view, a generated view, a foreign cloud.
+
+Called inside a step of the world, with its draft. A view's points join the global cloud, its
+patches join the feature bank, each with the 3D points it corresponds to.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from worldstereo.generators import Frame, Generator, as_view
+from worldstereo.guide import Guide
+from worldstereo.progress import OnStep
+from worldstereo.scene import DepthKind, Origin, PointCloud, View
+from worldstereo.views.intake import as_estimated, as_measured, cloud_from, enter
+from worldstereo.world._original import Original, PackedDepth
+from worldstereo.world._world import Draft
+
+
+def forget(draft: Draft) -> None:
+    draft.views.clear()
+    draft.clips.clear()
+    draft.registration = draft.original = None
+    draft.geometry.initialize(torch.zeros(0, 3))
+    draft.stereo.clear()
+
+
+def remember_cloud(draft: Draft, cloud: PointCloud) -> None:
+    """A capture's own cloud, into the empty global memory."""
+    draft.geometry.initialize(
+        cloud.points,
+        colors=cloud.colors,
+        normals=cloud.normals,
+        radii=cloud.radii,
+        confidence=cloud.confidence,
+        source=-1,
+    )
+    draft.points_added = draft.geometry.num_points
+    centre = cloud.points.median(dim=0).values
+    draft.changes["unit"] = max(float((cloud.points - centre).norm(dim=1).median()), 1e-6)
+
+
+def remember_given(
+    draft: Draft,
+    views: Sequence[View],
+    generator: Generator,
+    register: bool,
+    on_step: OnStep,
+    cloud: PointCloud | None = None,
+    deleted: Sequence[Bool[Tensor, "1 H W"]] | None = None,
+) -> None:
+    """Views as they were given.
+
+    Args:
+        cloud: the capture's own; its points help to measure photos that have no depth.
+        deleted: of each view, the pixels that a person deleted: they stay unknown.
+    """
+    points = None if cloud is None else cloud.points
+    entered = as_estimated(views)
+    if entered is None:
+        entered = enter(views, register=register, points=points, on_step=on_step)
+        draft.original = Original(
+            tuple(PackedDepth.of(as_measured(view).depth) for view in views), cloud
+        )
+    draft.registration = entered.registration
+    draft.changes |= {"unit": entered.unit, "rig": entered.rig}
+    notices = draft.changes.get("notices", draft.scene.notices)
+    draft.changes["notices"] = tuple(dict.fromkeys((*notices, *entered.notices)))
+    for index, view in enumerate(entered.views):
+        on_step(index, len(entered.views), f"Remembering view {index + 1} of {len(entered.views)}")
+        whole = view if deleted is None else without_pixels(view, deleted[index])
+        remember_view(draft, whole, generator)
+
+
+def without_pixels(view: View, gone: Bool[Tensor, "1 H W"]) -> View:
+    """The view with some of its depth forgotten; its picture stays."""
+    if not bool(gone.any()):
+        return view
+    return replace(
+        view,
+        depth=view.depth.masked_fill(gone, 0.0),
+        kind=view.kind.masked_fill(gone, int(DepthKind.UNKNOWN)),
+        confidence8=view.confidence8.masked_fill(gone, 0),
+    )
+
+
+def remember_generated(
+    draft: Draft, frame: Frame, judge: Guide, index: int, generator: Generator
+) -> None:
+    """A generated frame: it adds only what neither memory showed, whatever it says of itself."""
+    camera = judge.trajectory.cameras[index]
+    claimed = frame.origin == int(Origin.INVENTED)
+    shown = claimed & ~judge.unseen(index).to(claimed.device) if bool(claimed.any()) else claimed
+    origin = frame.origin.masked_fill(shown, int(Origin.GLOBAL))
+    remember_view(
+        draft, as_view(frame._replace(origin=origin), camera, draft.step, index), generator
+    )
+
+
+def remember_view(draft: Draft, view: View, generator: Generator) -> None:
+    """One view into both memories: its points into the cloud, its patches into the feature bank."""
+    draft.views.append(view)
+    number = len(draft.views) - 1
+    cloud = cloud_from(view)
+    if len(cloud.points) > 0:
+        result = draft.geometry.update(
+            cloud.points,
+            view.cameras.c2w,
+            colors=cloud.colors,
+            confidence=cloud.confidence,
+            normals=cloud.normals,
+            radii=cloud.radii,
+            source=number,
+            merge_threshold=cloud_spacing(view),
+        )
+        draft.points_added += result.num_added
+        draft.points_merged += result.num_merged
+    features, points, confidence, pixels = entries_of(view, generator)
+    if len(features) > 0:
+        draft.stereo.add_to_memory(
+            features, points, confidence, metadata={"frame": number, "pixel": pixels}
+        )
+
+
+def cloud_spacing(view: View) -> float:
+    """Merge distance for a view's points: half a pixel's width on its median surface."""
+    depth = view.depth[view.depth > 0]
+    if len(depth) == 0:
+        return 0.0
+    return 0.5 * float(depth.median()) / float(view.cameras.K[0, 0])
+
+
+def entries_of(view: View, generator: Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Feature bank entries of a view, one per cell of the generator's feature grid.
+
+    Returns:
+        features (N, D), correspondences (N, 8, 3), their confidence (N, 8), pixel (N, 2): the 3D
+        points of eight pixels spread over the cell; a pixel without depth has confidence 0.
+    """
+    features = generator.encode(view.color[None])[0]
+    h, w = features.shape[-2:]
+    height, width = view.height, view.width
+    centre = view.cameras.pixel_grid(h, w)
+    step = torch.tensor([width / w, height / h])
+    spread = (
+        torch.tensor([[0, 0], [-1, -1], [1, -1], [-1, 1], [1, 1], [-1, 0], [1, 0], [0, 1]]) * 0.35
+    )
+    pixels = centre[:, None] + spread * step  # (N, 8, 2)
+    u = pixels[..., 0].floor().long().clamp(0, width - 1)
+    v = pixels[..., 1].floor().long().clamp(0, height - 1)
+    depth, confidence = view.depth[0][v, u], view.confidence[0][v, u]
+    points = view.cameras.unproject(pixels.reshape(-1, 2), depth.reshape(-1)).reshape(*u.shape, 3)
+    known = depth > 0
+    some = known.any(dim=1)
+    # A pixel without depth repeats one that has it, with confidence 0: finite, and never used.
+    first = known.float().argmax(dim=1)
+    points = torch.where(
+        known[..., None], points, points[torch.arange(len(points)), first][:, None]
+    )
+    confidence = torch.where(known, confidence, 0.0)
+    return features.flatten(1).T[some], points[some], confidence[some], centre[some]

@@ -1,0 +1,297 @@
+"""`World`: owns the memories of one project; transactional steps, undo and redo, published scenes.
+
+One writer, many readers. Memories change inside `with world.step(...)`, in one thread at a time;
+everybody else reads `world.scene`, which never changes and is swapped by one assignment. A step
+that fails, or is cancelled, leaves memories and scene exactly as they were.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from threading import Lock
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from worldstereo.errors import WorldBusy
+from worldstereo.generators import Generator
+from worldstereo.memory.geometric import GlobalGeometricMemory
+from worldstereo.memory.stereo import SpatialStereoMemory
+from worldstereo.scene import Clip, PointCloud, Scene, View
+from worldstereo.views.registration import Registration
+from worldstereo.world._original import Original
+
+UNDO_STEPS = 100
+"""How many steps can be undone; older ones are final."""
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """One line of a world's history: what was done and what it added."""
+
+    label: str
+    step: int
+    views_added: int = 0
+    points_added: int = 0
+    points_merged: int = 0
+    details: dict[str, Any] = field(default_factory=dict)
+    """What is needed to do it again: path, seed, generator, guide."""
+
+
+@dataclass
+class Draft:
+    """The world inside a step; only the holder of the step touches it."""
+
+    step: int
+    geometry: GlobalGeometricMemory
+    stereo: SpatialStereoMemory
+    scene: Scene
+    """The scene the step began with."""
+    views: list[View]
+    clips: list[Clip]
+    registration: Registration | None
+    original: Original | None = None
+    """The capture before intake; None where there was none, or an old file did not keep it."""
+    changes: dict[str, Any] = field(default_factory=dict)
+    """Other fields of the next scene: up, unit, rig, name, notices, metres_per_unit."""
+    points_added: int = 0
+    points_merged: int = 0
+    details: dict[str, Any] = field(default_factory=dict)
+    """Goes into the step's record."""
+
+
+@dataclass(frozen=True, eq=False)
+class Published:
+    """One state of the world: what readers see, and how the memories get back to it."""
+
+    scene: Scene
+    registration: Registration | None
+    history: tuple[StepRecord, ...]
+    geometry: Any
+    stereo: Any
+    original: Original | None = None
+
+
+class World:
+    """The memories of one project and the scenes they have published.
+
+    Args:
+        generator: makes the memories and, unless a step names another, the frames.
+        max_points: capacity of the global memory; beyond it the oldest points go.
+    """
+
+    def __init__(
+        self, generator: Generator, *, max_points: int = 2_000_000, name: str = ""
+    ) -> None:
+        self.generator, self.max_points = generator, max_points
+        self._geometry, self._stereo = generator.new_memories(max_points)
+        self._lock = Lock()
+        self._wakes: list[Callable[[], None]] = []
+        self._done: list[Published] = []
+        self._undone: list[Published] = []
+        self._revision = 0  # never repeats, so that a reader knows a scene by its revision
+        self._now = self._capture_state(Scene(name=name), None, ())
+
+    # ---- readers -----------------------------------------------------------------------------
+
+    @property
+    def scene(self) -> Scene:
+        """The newest published scene; free to read from any thread."""
+        return self._now.scene
+
+    @property
+    def registration(self) -> Registration | None:
+        return self._now.registration
+
+    @property
+    def history(self) -> tuple[StepRecord, ...]:
+        return self._now.history
+
+    @property
+    def original(self) -> Original | None:
+        """The capture before intake: with it, registration can be switched without loss."""
+        return self._now.original
+
+    @property
+    def can_undo(self) -> bool:
+        return len(self._done) > 0
+
+    @property
+    def can_redo(self) -> bool:
+        return len(self._undone) > 0
+
+    @property
+    def busy(self) -> bool:
+        """True while a step runs."""
+        return self._lock.locked()
+
+    def subscribe(self, wake: Callable[[], None]) -> Callable[[], None]:
+        """Have `wake()` called after each publish, in the writer's thread; returns its undoing.
+
+        `wake` must only set an event: the writer waits for it.
+        """
+        self._wakes.append(wake)
+
+        def unsubscribe() -> None:
+            if wake in self._wakes:
+                self._wakes.remove(wake)
+
+        return unsubscribe
+
+    # ---- the writer --------------------------------------------------------------------------
+
+    @contextmanager
+    def step(self, label: str) -> Iterator[Draft]:
+        """Change the memories: publishes a new scene on success, restores them on any error.
+
+        Raises:
+            WorldBusy: another step is running.
+        """
+        with self._writing():
+            before = self._now
+            draft = Draft(
+                step=len(before.history),
+                geometry=self._geometry,
+                stereo=self._stereo,
+                scene=before.scene,
+                views=list(before.scene.views),
+                clips=list(before.scene.clips),
+                registration=before.registration,
+                original=before.original,
+            )
+            try:
+                yield draft
+                scene = self._next_scene(draft)
+                added = len(draft.views) - len(before.scene.views)
+                record = StepRecord(
+                    label, draft.step, added, draft.points_added, draft.points_merged, draft.details
+                )
+                after = self._capture_state(
+                    scene, draft.registration, (*before.history, record), draft.original
+                )
+            except BaseException:
+                self._restore(before)
+                raise
+            self._done.append(_without_cloud(before))
+            del self._done[:-UNDO_STEPS]
+            self._undone.clear()
+            self._publish(after)
+
+    def undo(self) -> bool:
+        """Back to the scene before the last step. False when there is nothing to undo."""
+        return self._travel(self._done, self._undone)
+
+    def redo(self) -> bool:
+        """Forward again to the step last undone. False when there is nothing to redo."""
+        return self._travel(self._undone, self._done)
+
+    def memories(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """State of both memories, for saving; waits for nobody and refuses while a step runs."""
+        with self._writing():
+            geometry = {k: v.clone() for k, v in self._geometry.state_dict().items()}
+            stereo = {k: v.clone() for k, v in self._stereo.state_dict().items()}
+            return geometry, stereo
+
+    def reopen(
+        self,
+        scene: Scene,
+        registration: Registration | None,
+        history: tuple[StepRecord, ...],
+        geometry: dict[str, Tensor],
+        stereo: dict[str, Tensor],
+        original: Original | None = None,
+    ) -> None:
+        """Become a saved world. What was here before is forgotten, undo included."""
+        with self._writing():
+            before = self._now
+            try:
+                self._geometry.load_state_dict(geometry)
+                self._stereo.load_state_dict(stereo)
+                after = self._capture_state(scene, registration, history, original)
+            except BaseException:
+                self._restore(before)
+                raise
+            self._revision = max(self._revision, scene.revision)
+            self._done.clear()
+            self._undone.clear()
+            self._publish(after)
+
+    # ---- inside ------------------------------------------------------------------------------
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        if not self._lock.acquire(blocking=False):
+            raise WorldBusy(
+                "This world is being changed by another step; wait for it or cancel it."
+            )
+        try:
+            yield
+        finally:
+            self._lock.release()
+
+    def _travel(self, source: list[Published], target: list[Published]) -> bool:
+        with self._writing():
+            if not source:
+                return False
+            goal = source.pop()
+            target.append(_without_cloud(self._now))
+            self._restore(goal)
+            cloud = published_cloud(self._geometry, list(goal.scene.views))
+            self._publish(replace(goal, scene=replace(goal.scene, cloud=cloud)))
+            return True
+
+    def _capture_state(
+        self,
+        scene: Scene,
+        registration: Registration | None,
+        history: tuple[StepRecord, ...],
+        original: Original | None = None,
+    ) -> Published:
+        geometry, stereo = self._geometry.snapshot(), self._stereo.snapshot()
+        return Published(scene, registration, history, geometry, stereo, original)
+
+    def _restore(self, state: Published) -> None:
+        self._geometry.restore(state.geometry)
+        self._stereo.restore(state.stereo)
+
+    def _publish(self, state: Published) -> None:
+        self._now = state
+        for wake in list(self._wakes):
+            wake()
+
+    def _next_scene(self, draft: Draft) -> Scene:
+        self._revision += 1
+        return replace(
+            draft.scene,
+            revision=self._revision,
+            views=tuple(draft.views),
+            clips=tuple(draft.clips),
+            cloud=published_cloud(draft.geometry, draft.views),
+            **draft.changes,
+        )
+
+
+def _without_cloud(state: Published) -> Published:
+    """For the undo list: the memory's snapshot gives the cloud back; copies would not fit."""
+    nothing = PointCloud.of(torch.zeros(0, 3))
+    return replace(state, scene=replace(state.scene, cloud=nothing))
+
+
+def published_cloud(geometry: GlobalGeometricMemory, views: list[View]) -> PointCloud:
+    """The memory's columns as readers see them; a point's step is that of the view it came from."""
+    source = geometry.sources.long()
+    steps = torch.tensor([view.step for view in views] + [0], dtype=torch.int64)
+    if len(source) > 0:
+        low, high = source.aminmax()  # each pass over millions of points costs as much as a view
+        if low < -1 or high >= len(views):
+            source = torch.where((source >= 0) & (source < len(views)), source, -1)
+    return PointCloud(
+        points=geometry.points,
+        colors=geometry.colors,
+        confidence=geometry.confidence,
+        step=steps[source],  # -1, no view, is the last: step 0
+        normals=geometry.normals,
+        radii=geometry.radii,
+        source=source,
+    )
