@@ -1,6 +1,45 @@
-"""WorldStereo: explore a capture or a photo as a growing 3D world, steered by two memories."""
+"""WorldStereo: novel views from captures and photos, steered by a geometric and a stereo memory.
+
+Each public name is imported from its own module when it is first used (PEP 562), so that importing
+the package is quick, prints nothing and needs no optional dependency.
+"""
 
 from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from worldstereo.cameras import Cameras as Cameras
+    from worldstereo.cameras import look_at as look_at
+    from worldstereo.depth import DepthEstimator as DepthEstimator
+    from worldstereo.errors import Cancelled as Cancelled
+    from worldstereo.errors import ExportError as ExportError
+    from worldstereo.errors import InputRefused as InputRefused
+    from worldstereo.errors import WeightsMissing as WeightsMissing
+    from worldstereo.errors import WorldBusy as WorldBusy
+    from worldstereo.errors import WorldStereoError as WorldStereoError
+    from worldstereo.generators import Frame as Frame
+    from worldstereo.generators import GenerationRequest as GenerationRequest
+    from worldstereo.generators import Generator as Generator
+    from worldstereo.generators import SamplerConfig as SamplerConfig
+    from worldstereo.generators import WarpGenerator as WarpGenerator
+    from worldstereo.guide import Guide as Guide
+    from worldstereo.inputs import read as read
+    from worldstereo.memory.geometric import GlobalGeometricMemory as GlobalGeometricMemory
+    from worldstereo.memory.stereo import SpatialStereoMemory as SpatialStereoMemory
+    from worldstereo.render import RenderResult as RenderResult
+    from worldstereo.render import render_points as render_points
+    from worldstereo.scene import Capture as Capture
+    from worldstereo.scene import Clip as Clip
+    from worldstereo.scene import DepthKind as DepthKind
+    from worldstereo.scene import Origin as Origin
+    from worldstereo.scene import PointCloud as PointCloud
+    from worldstereo.scene import Scene as Scene
+    from worldstereo.scene import View as View
+    from worldstereo.trajectory import Trajectory as Trajectory
+    from worldstereo.world import World as World
+    from worldstereo.world import default_view as default_view
+    from worldstereo.world import explore as explore
+    from worldstereo.world import start as start
 
 _HOME = {
     "Cameras": "cameras",
@@ -29,22 +68,27 @@ _HOME = {
     "World": "world",
     "WorldBusy": "errors",
     "WorldStereoError": "errors",
+    "default_view": "world",
+    "explore": "world",
     "look_at": "cameras",
     "read": "inputs",
     "render_points": "render",
+    "start": "world",
 }
 
-__all__ = sorted(_HOME)  # noqa: PLE0605
+__all__ = sorted(_HOME)  # noqa: PLE0605  # pyright: ignore[reportUnsupportedDunderAll]
 __version__ = "0.1.0"
 
 
-def __getattr__(name: str) -> object:
-    """Each name from its own module when first asked for (PEP 562): `--help` stays quick."""
-    if name not in _HOME:
-        raise AttributeError(f"module 'worldstereo' has no attribute {name!r}")
-    value = getattr(import_module(f"worldstereo.{_HOME[name]}"), name)
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # an editor must not believe that every name exists
+
+    def __getattr__(name: str) -> object:
+        """The public name `name`, imported when first asked for."""
+        if name not in _HOME:
+            raise AttributeError(f"module 'worldstereo' has no attribute {name!r}")
+        value = getattr(import_module(f"worldstereo.{_HOME[name]}"), name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

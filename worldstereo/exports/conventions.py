@@ -1,10 +1,10 @@
 """What a stranger must know of an export: axes, units, pixel centre, what was made up, by whom."""
 
-from importlib import import_module
 from typing import Any
 
 import numpy as np
 
+from worldstereo import __version__
 from worldstereo.exports.archive import array
 from worldstereo.scene import Scene
 
@@ -25,7 +25,7 @@ def conventions(scene: Scene, form: str, **details: Any) -> dict[str, Any]:
     given = sum(view.step == 0 for view in scene.views)
     metres = scene.metres_per_unit
     return {
-        "written_by": f"WorldStereo {import_module('worldstereo').__version__}",
+        "written_by": f"WorldStereo {__version__}",
         "format": form,
         "name": scene.name,
         "revision": scene.revision,
