@@ -13,10 +13,10 @@ from tests.fake_session import quietly
 from worldstereo.scene import Capture
 
 with quietly():
-    from ui.__main__ import AppConfig, diffusion_choice
     from ui.page.page import Panel
-    from ui.session.config import warp_choice
     from ui.session.sessions import GeneratorChoice, Session, Sessions, SessionsConfig
+    from worldstereo.generators.registry import GeneratorSettings
+    from worldstereo.generators.registry import choice as offered
 
 SECONDS = 120.0
 SIZE = "320x208"  # the smallest that the page offers
@@ -29,7 +29,7 @@ def capture(path: Path, name: str) -> Capture:
 @contextmanager
 def page_with(choice: GeneratorChoice) -> Iterator[tuple[Panel, Session]]:
     """A page and its session, in which the two-wall room is open."""
-    config = SessionsConfig(generators=(warp_choice(), choice), examples=(), read=capture)
+    config = SessionsConfig(generators=(offered("warp"), choice), examples=(), read=capture)
     sessions = Sessions(config)
     try:
         with quietly():
@@ -42,7 +42,7 @@ def page_with(choice: GeneratorChoice) -> Iterator[tuple[Panel, Session]]:
 
 
 def model_choice(folder: Path, variant: str = "worldstereo-memory-dmd") -> GeneratorChoice:
-    return diffusion_choice(AppConfig(model=folder, variant=variant, device="cpu"))
+    return offered("diffusion", GeneratorSettings(model=folder, variant=variant, device="cpu"))
 
 
 def merged(answers: Any) -> dict:

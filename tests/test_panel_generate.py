@@ -17,10 +17,10 @@ from worldstereo.errors import OutOfMemory, WorldStereoError
 from worldstereo.generators import Fit, SamplerConfig
 
 with quietly():
-    from ui.__main__ import AppConfig, diffusion_choice
     from ui.page.page import Panel
-    from ui.session.config import warp_choice
     from ui.session.sessions import GeneratorChoice, Session, Sessions, SessionsConfig
+    from worldstereo.generators.registry import GeneratorSettings
+    from worldstereo.generators.registry import choice as offered
 
 
 @pytest.fixture(scope="module")
@@ -135,11 +135,12 @@ def test_a_full_card_keeps_the_world_and_moves_on_to_the_next_smaller_mode(page,
 
 
 def test_a_checkpoint_that_cannot_be_used_is_off_with_its_reason(folder, tmp_path):
-    choice = diffusion_choice(AppConfig(model=tmp_path, device="cpu"))
+    choice = offered("diffusion", GeneratorSettings(model=tmp_path, device="cpu"))
     assert "holds none of worldstereo-camera" in choice.why_not
-    assert "not a folder" in diffusion_choice(AppConfig(model=tmp_path / "no")).why_not
-    assert "--model FOLDER" in diffusion_choice(AppConfig()).why_not
-    assert diffusion_choice(AppConfig(model=folder, variant="big")).why_not.startswith("variant")
+    assert "not a folder" in offered("diffusion", GeneratorSettings(model=tmp_path / "no")).why_not
+    assert "--model FOLDER" in offered("diffusion", GeneratorSettings()).why_not
+    odd = offered("diffusion", GeneratorSettings(model=folder, variant="big"))
+    assert odd.why_not.startswith("variant")
 
 
 def test_nothing_that_does_not_fit_can_be_asked_for():
@@ -169,7 +170,7 @@ def test_an_official_example_brings_its_path_and_its_prompt(folder, data):
     example = data / "worldstereo" / "images" / "photorealistic-indoor-dining_spaces-030"
     sessions = Sessions(
         SessionsConfig(
-            generators=(warp_choice(), model_choice(folder)),
+            generators=(offered("warp"), model_choice(folder)),
             examples=(),
             read=lambda path, name: read(path, name),
         )

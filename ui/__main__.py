@@ -3,15 +3,14 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from .session.config import GeneratorChoice, SessionsConfig
+    from .session.config import SessionsConfig
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # nothing of ours asks anybody outside
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
-NO_WEIGHTS = "No weights found. Start the app with --model FOLDER; the README says which."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +36,7 @@ class AppConfig:
     """Older saved worlds are deleted, too, while all of them take more than this. 0: no limit."""
 
     max_points: int = 2_000_000
-    """Capacity of the global memory's cloud; beyond it the oldest points go."""
+    """Most points of a world's cloud; beyond it, those observed longest ago are removed."""
 
     model: Path | None = None
     """Folder with the published model's weights, or WORLDSTEREO_MODEL in the environment; without
@@ -87,11 +86,15 @@ class AppConfig:
 
 def sessions_config(config: AppConfig) -> "SessionsConfig":
     """What the sessions share, from what the command line says."""
+    from worldstereo.generators.registry import GeneratorSettings, choices
     from worldstereo.inputs.limits import LOCAL, SPACE
 
-    from .session.config import SessionsConfig, bundled_examples, warp_choice
+    from .session.config import SessionsConfig, bundled_examples
     from .session.retention import Keeping
 
+    settings = GeneratorSettings(
+        model=config.model, variant=config.variant, base=config.base, device=config.device
+    )
     return SessionsConfig(
         max_sessions=config.max_sessions,
         idle_seconds=60 * config.idle_minutes,
@@ -100,59 +103,9 @@ def sessions_config(config: AppConfig) -> "SessionsConfig":
         limits=SPACE if "SPACE_ID" in os.environ else LOCAL,
         projects=config.projects,
         keep=Keeping(worlds=config.keep_worlds, gigabytes=config.keep_gb),
-        generators=(warp_choice(), diffusion_choice(config)),
+        generators=choices(settings),
         examples=bundled_examples(config.examples),
     )
-
-
-def diffusion_choice(config: AppConfig) -> "GeneratorChoice":
-    """The published model, or why it is off. Only headers are read here."""
-    from functools import cache
-
-    from worldstereo.errors import WorldStereoError
-
-    from .session.config import GeneratorChoice
-
-    def make(mode: str = "auto", on_step: Any = None) -> Any:
-        from worldstereo.generators.diffusion import DiffusionGenerator
-        from worldstereo.progress import ignore
-
-        return DiffusionGenerator.from_pretrained(
-            config.model or "",
-            config.variant,
-            mode=mode,
-            device=config.device,
-            base=config.base,
-            offline=True,
-            on_step=on_step or ignore,
-        )
-
-    @cache
-    def survey() -> Any:
-        from worldstereo.generators.diffusion import Survey
-
-        return Survey.of(
-            config.model or "",
-            config.variant,
-            device=config.device,
-            base=config.base,
-            offline=True,
-        )
-
-    def modes(*clip: Any) -> Any:
-        return survey().modes(*clip)
-
-    limits, why = None, NO_WEIGHTS
-    if config.model is not None:
-        try:
-            from worldstereo.generators.diffusion import limits_of
-
-            limits, why = limits_of(config.model, config.variant), ""
-        except (WorldStereoError, ValueError) as error:
-            why = str(error)
-    about = "The published video model, steered by both memories. Wants a GPU."
-    label = "WorldStereo 2.0"
-    return GeneratorChoice("diffusion", label, about, limits, make, why, modes)
 
 
 def main(config: AppConfig) -> None:

@@ -1,10 +1,10 @@
 """What the sessions of an app share and may spend; checked once, here."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from worldstereo.generators import Fit, Generator, GeneratorLimits, SamplerConfig, WarpGenerator
+from worldstereo.generators.registry import GeneratorChoice, choice
 from worldstereo.inputs import LOCAL, Limits
 from worldstereo.scene import Capture
 
@@ -22,34 +22,6 @@ class Example:
     path: Path | None
     thumbnail: Path | None = None
     credit: str = ""
-
-
-@dataclass(frozen=True)
-class GeneratorChoice:
-    """A generator as the app offers it, usable or not."""
-
-    name: str
-    label: str
-    description: str
-    limits: GeneratorLimits | None
-    make: Callable[..., Generator]
-    """Called with `mode` and `on_step` where there are `modes`, else without arguments."""
-    why_not: str = ""
-    """Why it cannot run here and what would change that; "" where it can."""
-    modes: Callable[[int, int, int, SamplerConfig], Sequence[Fit]] | None = None
-    """The preflight of a clip (frames, width, height, sampler): ways to hold the weights, and
-    which of them fit. None where there is one way only."""
-
-
-def warp_choice() -> GeneratorChoice:
-    return GeneratorChoice(
-        "warp",
-        "Warp",
-        "Copies what both memories know and fills the rest from its surroundings. "
-        "No weights, any CPU.",
-        WarpGenerator.limits,
-        WarpGenerator,
-    )
 
 
 def bundled_examples(folder: Path = ASSETS / "examples") -> tuple[Example, ...]:
@@ -97,7 +69,7 @@ class SessionsConfig:
     generator: str = "warp"
     """The generator that a new world begins with."""
 
-    generators: tuple[GeneratorChoice, ...] = field(default_factory=lambda: (warp_choice(),))
+    generators: tuple[GeneratorChoice, ...] = field(default_factory=lambda: (choice("warp"),))
 
     examples: tuple[Example, ...] = field(default_factory=bundled_examples)
 

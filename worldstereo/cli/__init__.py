@@ -65,8 +65,8 @@ class Explore:
     """Both memories, the global point cloud alone, or the render.mp4 and render_mask.mp4 that lie
     beside an official example's camera.json."""
 
-    generator: Literal["warp", "diffusion"] = "warp"
-    """warp needs neither weights nor GPU."""
+    generator: str = "warp"
+    """warp (neither weights nor GPU), diffusion, or another registered generator's name."""
 
     model: str | None = None
     """Folder, or hub id, with the weights of the diffusion generator."""
@@ -252,23 +252,22 @@ def _open(path: Path, generator: "Generator", register: bool) -> "tuple[World, s
 
 
 def _generator(command: Explore) -> "Generator":
-    if command.generator == "warp":
-        from worldstereo.generators import WarpGenerator
-
-        return WarpGenerator()
     from worldstereo.errors import WeightsMissing
-    from worldstereo.generators.diffusion import DiffusionGenerator
+    from worldstereo.generators.registry import GeneratorSettings, choice
 
-    if command.model is None:
-        raise WeightsMissing("The diffusion generator needs --model FOLDER with its weights.")
-    return DiffusionGenerator.from_pretrained(
-        command.model,
-        command.variant,
-        mode=command.memory_mode,
+    settings = GeneratorSettings(
+        model=command.model,
+        variant=command.variant,
         base=command.base,
         constraint=command.constraint,
-        on_step=_progress,
+        offline=False,
     )
+    chosen = choice(command.generator, settings)
+    if chosen.why_not:
+        raise WeightsMissing(f"Generator {chosen.name}: {chosen.why_not}")
+    if chosen.modes is None:
+        return chosen.make()
+    return chosen.make(mode=command.memory_mode, on_step=_progress)
 
 
 def _without_devices(arguments: list[str]) -> list[str]:

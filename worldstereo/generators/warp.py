@@ -13,6 +13,7 @@ from worldstereo.generators.base import (
     as_view,
     patch_features,
 )
+from worldstereo.generators.registry import GeneratorChoice, GeneratorSettings
 from worldstereo.guide import GuideFrame
 from worldstereo.memory.geometric import GlobalGeometricMemory
 from worldstereo.memory.stereo import SpatialStereoMemory
@@ -72,3 +73,12 @@ def repeat_inventions(known: GuideFrame, made: list[View], unit: float, seed: in
     return Frame(
         color, depth, known.origin, known.confidence, known.stereo_weight, known.references
     )
+
+
+def choose(settings: GeneratorSettings) -> GeneratorChoice:
+    """Warp as it is offered: always usable."""
+    about = (
+        "Copies what both memories know and fills the rest from its surroundings. "
+        "No weights, any CPU."
+    )
+    return GeneratorChoice("warp", "Warp", about, WarpGenerator.limits, WarpGenerator)

@@ -78,7 +78,7 @@ class World:
 
     Args:
         generator: makes the memories and, unless a step names another, the frames.
-        max_points: capacity of the global memory; beyond it the oldest points go.
+        max_points: capacity of the global memory; beyond it, the points observed longest ago go.
     """
 
     def __init__(
