@@ -64,7 +64,7 @@ def generate(panel: Panel, session: Session, **changes: Any) -> dict:
         "name": "diffusion", "size": SIZE, "seed": 3, "prompt": "a room", "guide": "fused",
         "steps": 2, "guidance": 5, "negative": "", "mode": session.mode,
     }  # fmt: skip
-    answers = panel.guarded(panel.on_generate)(session.token, *(values | changes).values())
+    answers = panel.guarded(panel.generate.on_generate)(session.token, *(values | changes).values())
     return merged(answers)
 
 

@@ -191,7 +191,7 @@ def test_thumbnails_do_not_keep_their_views():
 
 
 def test_an_unknown_token_gets_one_line(panel):
-    answer = panel.guarded(panel.on_cancel)("nobody")
+    answer = panel.guarded(panel.action.on_cancel)("nobody")
     assert html.escape(EXPIRED) in answer[panel.message]
 
 
@@ -366,13 +366,17 @@ WISH = ["warp", "", 7, "", "fused", 4, 5]
 
 def test_generate_starts_the_job_follows_it_and_shows_the_world(panel, session):
     list(panel.guarded(panel.path.on_plan)("token", *plan_inputs()))
-    answers = list(panel.guarded(panel.on_generate)("token", *WISH))
+    answers = list(panel.guarded(panel.generate.on_generate)("token", *WISH))
     name, values, named = next(asked for asked in session.asked if asked[0] == "explore")
     assert values[0] is session.plan and named["seed"] == 7 and named["guide"] == "fused"
     assert "prompt" not in named  # this generator reads none
-    strips = [answer[panel.film] for answer in answers if panel.film in answer]
+    strips = [answer[panel.strip.film] for answer in answers if panel.strip.film in answer]
     assert any("making 2 of 2" in strip or "pic new" in strip for strip in strips)
-    busy = ["progressbar" in answer[panel.status] for answer in answers if panel.status in answer]
+    busy = [
+        "progressbar" in answer[panel.action.status]
+        for answer in answers
+        if panel.action.status in answer
+    ]
     assert busy[0] is True and busy[-1] is False
 
 
@@ -390,7 +394,7 @@ def test_a_bad_wish_is_refused_before_anything_starts(panel, session, index, val
     list(panel.guarded(panel.path.on_plan)("token", *plan_inputs()))
     wish = [*WISH]
     wish[index] = value
-    answers = list(panel.guarded(panel.on_generate)("token", *wish))
+    answers = list(panel.guarded(panel.generate.on_generate)("token", *wish))
     assert words in text_of(answers[-1][panel.message])
     assert session.job is None
 
@@ -406,16 +410,16 @@ def test_a_bad_wish_is_refused_before_anything_starts(panel, session, index, val
 def test_a_job_that_ends_badly_leaves_one_line(panel, session, error, words):
     list(panel.guarded(panel.path.on_plan)("token", *plan_inputs()))
     session.next_error = error
-    answers = list(panel.guarded(panel.on_generate)("token", *WISH))
+    answers = list(panel.guarded(panel.generate.on_generate)("token", *WISH))
     lines = [text_of(a[panel.message]) for a in answers if panel.message in a]
     assert words in lines[-1] and "secret" not in lines[-1]
 
 
 def test_cancel_asks_the_job_and_says_so(panel, session):
     session.explore(None)
-    answer = panel.guarded(panel.on_cancel)("token")
+    answer = panel.guarded(panel.action.on_cancel)("token")
     assert session.job is not None and session.job.cancelled
-    assert answer[panel.stop]["interactive"] is False
+    assert answer[panel.action.stop]["interactive"] is False
 
 
 def test_undo_while_something_runs_is_refused_in_place(panel, session):
@@ -444,12 +448,14 @@ def test_while_a_world_is_prepared_the_page_says_so_and_offers_nothing_of_it(pan
     session.job.reports = 9
     answers = panel.guarded(panel.on_opened)("token")
     first, second, third = next(answers), next(answers), next(answers)
-    assert "shelf" in first[panel.header] and "being prepared" in first[panel.header]
-    assert "points" not in first[panel.header] and first[panel.film].count('class="pic') == 2
-    assert "As it was given" in first[panel.stage.hud]
-    assert 'role="progressbar"' in second[panel.status]  # in the place of the button
+    assert "shelf" in first[panel.header.bar] and "being prepared" in first[panel.header.bar]
+    assert (
+        "points" not in first[panel.header.bar] and first[panel.strip.film].count('class="pic') == 2
+    )
+    assert "As it was given" in first[panel.hud.chip]
+    assert 'role="progressbar"' in second[panel.action.status]  # in the place of the button
     assert "finished memory" in third[panel.path.preview]
-    assert first[panel.stage.tools].count("disabled") == 5
+    assert first[panel.hud.tools].count("disabled") == 5
     for kind in ("pick", "view", "measure", "selection"):
         assert panel.stage.on_stage(session, {"kind": kind, "index": 0}, "Pixel") == {}
     flown = panel.stage.on_fly(session, {"view": 1})
@@ -459,20 +465,20 @@ def test_while_a_world_is_prepared_the_page_says_so_and_offers_nothing_of_it(pan
 def test_nothing_of_the_old_world_is_told_or_done_while_a_new_one_is_prepared(panel, session):
     """Every tab says so; what a script sends past the page is refused, and changes nothing."""
     list(panel.guarded(panel.path.on_plan)("token", *plan_inputs()))
-    before = panel.refresh(session)
+    before = panel.follow.refresh(session)
     assert "Remembered views" in before[panel.world.facts]
     session.job, path = FakeJob("open"), session.plan
     session.job.reports = 9
     for sketch, name in ((None, "A new world"), (Scene(-1, "shelf", session.scene.views), "shelf")):
         session.sketch = sketch
-        shown = next(panel.follow(session))
+        shown = next(panel.follow.job(session))
         assert f"{name} is being prepared" in shown[panel.world.facts]
         assert "room is kept" in shown[panel.world.facts]
         assert "Remembered views" not in shown[panel.world.facts]
         assert "Told when" in shown[panel.world.table]
         rows = shown[panel.export.list]
         assert rows.count(" disabled") == rows.count("<button") > 5
-        why = html.unescape(shown[panel.why])
+        why = html.unescape(shown[panel.action.why])
         for control in ("#registered", "#set-scale", "#set-up", "#delete", "#amount", "#frames"):
             assert f'"{control}": "A new world is being prepared' in why
     assert "being prepared" in shown[panel.memory.card]
@@ -487,14 +493,14 @@ def test_nothing_of_the_old_world_is_told_or_done_while_a_new_one_is_prepared(pa
         list(panel.export.on_export(session, {"key": "ply"}, True))
     assert session.plan is path and not [a for a in session.asked if a[0] == "export"]
     session.job.state, session.sketch = "done", None
-    assert "Remembered views" in panel.refresh(session)[panel.world.facts]
+    assert "Remembered views" in panel.follow.refresh(session)[panel.world.facts]
 
 
 def test_a_reload_finds_path_preview_and_a_picture_to_inspect(panel, session):
     list(panel.guarded(panel.path.on_plan)("token", *plan_inputs()))
     answers = list(panel.guarded(panel.on_opened)("token"))
     shown = {key for answer in answers for key in answer}
-    assert {panel.film, panel.header, panel.status, panel.path.preview} <= shown
+    assert {panel.strip.film, panel.header.bar, panel.action.status, panel.path.preview} <= shown
     cards = [answer[panel.memory.card] for answer in answers if panel.memory.card in answer]
     assert 'id="pixels"' in cards[-1]
 
@@ -603,7 +609,7 @@ def test_each_mode_of_memory_shows_the_view(panel, session, mode):
 
 def test_an_unknown_event_of_the_stage_changes_nothing_of_note(panel, session):
     answer = panel.stage.on_stage(session, {"kind": "surprise"}, "Pixel")
-    assert set(answer) == {panel.stage.hud, panel.stage.tools}
+    assert set(answer) == {panel.hud.chip, panel.hud.tools}
 
 
 def test_gradio_is_imported_whole_but_writes_no_stubs(tmp_path, monkeypatch):
@@ -628,7 +634,13 @@ def test_a_choice_that_is_no_longer_on_offer_reaches_the_handler(panel, session)
     from gradio.state_holder import SessionState
 
     tab, view = panel.generate, panel.memory.view
-    stale = {tab.size: "13x7", tab.frames: 2000, tab.seed: -4, tab.guide: "?", view: 999}
+    stale = {
+        panel.clip.size: "13x7",
+        panel.clip.frames: 2000,
+        tab.seed: -4,
+        tab.guide: "?",
+        view: 999,
+    }
     seen = 0
     for fn in panel.demo.fns.values():
         asked = [i for i, component in enumerate(fn.inputs) if component in stale]

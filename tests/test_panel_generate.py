@@ -94,7 +94,7 @@ def test_frames_are_made_in_the_chosen_mode_and_another_mode_replaces_the_model(
     gc.collect()
     assert weights() is None  # gone before the second was loaded, though `first` is still held
     assert session.pace_of("diffusion") in session._shared.pace
-    assert "about" in text(panel.action(session)[panel.status])
+    assert "about" in text(panel.action.refresh(session)[panel.action.status])
 
 
 def test_an_empty_prompt_is_refused_in_one_line(page):

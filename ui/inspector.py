@@ -19,6 +19,8 @@ from worldstereo.errors import WorldStereoError
 from worldstereo.memory.stereo import dense as synthesis
 from worldstereo.scene import Clip, Origin, Scene, View
 
+from . import palette
+
 COARSE = 160
 """Pixels across at which shares over a whole frame are measured; more would change no figure."""
 
@@ -35,10 +37,10 @@ REASONS = {
     "unknown": "depth unknown there",
 }
 ORIGIN_COLORS = {
-    Origin.GLOBAL: (0x56, 0xB4, 0xE9),
-    Origin.STEREO: (0xE6, 0x9F, 0x00),
-    Origin.INVENTED: (0xCC, 0x79, 0xA7),
-    Origin.RIG: (0x96, 0x9D, 0xA8),
+    Origin.GLOBAL: palette.GLOBAL,
+    Origin.STEREO: palette.STEREO,
+    Origin.INVENTED: palette.INVENTED,
+    Origin.RIG: palette.RIG,
 }
 
 

@@ -6,10 +6,11 @@ dictionaries; the guard finds the session by its token and turns errors into one
 
 import inspect
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import gradio as gr
+import numpy as np
 from gradio.components import Component
 
 from worldstereo.errors import WorldStereoError
@@ -25,7 +26,8 @@ Updates = dict[Any, Any]
 Handler = Callable[..., Updates | Iterator[Updates]]
 
 EXPIRED = "This world was closed after a time without visitors. Reload the page to open a new one."
-BUG = "Something failed inside; the world is as it was. What happened is in the app's log."
+BUG = "An internal error occurred; the world is unchanged. Details are in the app's log."
+BUSY = "Wait for the running step, or cancel it."
 
 
 def html(value: str = "", **options: Any) -> gr.HTML:
@@ -38,14 +40,63 @@ def line() -> gr.HTML:
     return html("", elem_classes="line")
 
 
+def segmented(
+    choices: Iterable[Any], value: str, label: str, elem_id: str, *, titled: bool = False
+) -> gr.Radio:
+    """A row of exclusive choices drawn as one control.
+
+    Args:
+        titled: shows the label above it; otherwise only screen readers have it.
+    """
+    return gr.Radio(
+        list(choices),
+        value=value,
+        label=label,
+        show_label=titled,
+        container=titled,
+        elem_classes="segmented",
+        elem_id=elem_id,
+    )
+
+
+class Part:
+    """A part of the page. Each method has an answer for parts that have nothing to say."""
+
+    def wire(self) -> None:
+        """Bind the handlers, once every component of the page exists."""
+
+    def refresh(self, session: Session) -> Updates:
+        """Everything this part shows of a session."""
+        return {}
+
+    def why_not(self, session: Session) -> dict[str, str]:
+        """CSS selectors of controls that cannot work now, and why."""
+        return {}
+
+    def preparing(self, session: Session) -> Updates:
+        """Another world is being opened: what to show instead of the old one's facts."""
+        return {}
+
+    def arriving(self, session: Session, frames: Sequence[np.ndarray], total: int) -> Updates:
+        """The running generation has made these frames so far, of `total`."""
+        return {}
+
+    def opened(self, session: Session) -> Updates:
+        """A page has opened on this session, or a world in it: values of the controls."""
+        return {}
+
+
 class Core:
-    """The parts that every tab uses: the token, the message line, binding of events."""
+    """What every part uses: the token, the message line, the tabs, binding of events."""
 
     def __init__(self, sessions: Sessions) -> None:
         self.sessions = sessions
         self.token: gr.State
         self.message: gr.HTML
+        self.tabs: gr.Tabs
         self.outputs: list[Component] = []
+        self.after_error: Callable[[Session], Updates] = lambda session: {}
+        """What else changes on the page when a handler has refused."""
         self._later: list[Callable[[], None]] = []
 
     def shown(self, component: Any) -> Any:
@@ -140,10 +191,6 @@ class Core:
             return _merged(answers(token, values))
 
         return stream if streams else call
-
-    def after_error(self, session: Session) -> Updates:
-        """What else changes on the page when a handler has refused."""
-        return {}
 
 
 def _wants_data(handler: Handler) -> Handler:

@@ -8,9 +8,11 @@ from collections.abc import Sequence
 from worldstereo.scene import View
 
 from ..inspector import Inspection, Match, pixels_of
+from ..palette import REFUSED, STEREO, hex_of
 from . import html as piece
 
 WIDTH, GAP, COLUMNS = 680.0, 10.0, 3
+WARM, BAD = hex_of(STEREO), hex_of(REFUSED)
 DRAWN = 6  # references in the drawing; the bar plot has all
 
 
@@ -49,9 +51,9 @@ def matches_svg(found: Inspection, views: Sequence[View], thumbnails: piece.Thum
     )
     return (
         f'<svg class="links" viewBox="0 0 {WIDTH:.0f} {bottom:.1f}" xmlns="http://www.w3.org/2000/svg">'
-        "<defs><radialGradient id='glow'><stop offset='0' stop-color='#E69F00' stop-opacity='1'/>"
-        "<stop offset='.45' stop-color='#E69F00' stop-opacity='.55'/>"
-        "<stop offset='1' stop-color='#E69F00' stop-opacity='0'/></radialGradient></defs>"
+        f"<defs><radialGradient id='glow'><stop offset='0' stop-color='{WARM}' stop-opacity='1'/>"
+        f"<stop offset='.45' stop-color='{WARM}' stop-opacity='.55'/>"
+        f"<stop offset='1' stop-color='{WARM}' stop-opacity='0'/></radialGradient></defs>"
         f'<image href="{query}" width="{WIDTH:.0f}" height="{top:.1f}"{marks}/>'
         + "".join(pictures)
         + "".join(lines)
@@ -93,7 +95,7 @@ def _reference(
 
 def _line(match: Match, a: tuple[float, float], b: tuple[float, float]) -> str:
     refused = match.refused
-    color = "#D55E00" if refused else "#E69F00"
+    color = BAD if refused else WARM
     width = 1.5 if refused else 2 + 4 * match.weight
     dash = ' stroke-dasharray="6 5"' if refused else ""
     said = f"{100 * match.weight:.0f} %" if not refused else match.reason

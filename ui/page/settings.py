@@ -195,3 +195,13 @@ def reframed(cameras: Cameras, width: int, height: int) -> Cameras:
     middle = torch.tensor([cameras.width / 2, cameras.height / 2]).to(K)
     K[..., :2, 2] = (K[..., :2, 2] - middle) * scale + torch.tensor([width / 2, height / 2]).to(K)
     return Cameras(K, cameras.c2w, width, height)
+
+
+def scale_of(scene: Scene) -> float:
+    """Metres in one scene unit; 1 where it is unknown."""
+    return scene.metres_per_unit or 1.0
+
+
+def unit_of(scene: Scene) -> str:
+    """The unit in which lengths of the scene are shown."""
+    return "m" if scene.metres_per_unit else "units"

@@ -2,8 +2,8 @@
 
 import gradio as gr
 
-GLOBAL, STEREO, INVENTED, REFUSED = "#56B4E9", "#E69F00", "#CC79A7", "#D55E00"
-"""Where a pixel comes from; the same in stage, pictures and bars (Okabe & Ito 2008)."""
+from ..palette import ACCENT as BLUE
+from ..palette import hex_of
 
 ACCENT = gr.themes.Color(
     name="accent",
@@ -12,7 +12,7 @@ ACCENT = gr.themes.Color(
     c200="#b6d6ff",
     c300="#86bbff",
     c400="#5a9dff",
-    c500="#3b82f6",
+    c500=hex_of(BLUE),
     c600="#2f6fe0",
     c700="#2559ba",
     c800="#1f4891",

@@ -31,13 +31,15 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import WebSocketException
 from websockets.typing import Subprotocol
 
+from ..palette import STAGE, hex_of
+
 log = logging.getLogger(__name__)
 
-PAGE_HEAD = """<style>
-html, body, #root {background: #0c0e11 !important}
-#webgl-software-rendering {display: none !important}
+PAGE_HEAD = f"""<style>
+html, body, #root {{background: {hex_of(STAGE)} !important}}
+#webgl-software-rendering {{display: none !important}}
 html:not(.panel) [data-floating-window],
-html:not(.panel) .mantine-Paper-root:has(.mantine-ScrollArea-root) {display: none !important}
+html:not(.panel) .mantine-Paper-root:has(.mantine-ScrollArea-root) {{display: none !important}}
 </style><script>
 if (new URLSearchParams(location.search).has("panel"))
   document.documentElement.classList.add("panel");

@@ -11,14 +11,6 @@ import viser.transforms as vtf
 from worldstereo.cameras import Cameras
 
 COMFORT = 2.5  # stage units that one scene unit u (median depth) becomes
-BACKGROUND = (12, 14, 17)  # #0c0e11
-ACCENT = (59, 130, 246)  # #3b82f6: the planned path, and nothing else
-ACCENT_LIGHT = (110, 168, 255)
-FRAME = (235, 238, 241)
-STEREO = (230, 159, 0)  # #E69F00
-GLOBAL = (86, 180, 233)  # #56B4E9
-INVENTED = (204, 121, 167)  # #CC79A7
-REFUSED = (213, 94, 0)  # #D55E00
 
 
 def stage_scale(unit: float) -> float:

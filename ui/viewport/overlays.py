@@ -15,17 +15,8 @@ from worldstereo.cameras import Cameras
 from worldstereo.scene import View
 from worldstereo.trajectory import Trajectory
 
-from .frames import (
-    ACCENT,
-    ACCENT_LIGHT,
-    FRAME,
-    REFUSED,
-    STEREO,
-    poses,
-    pyramid_lines,
-    vertical_fov,
-    wxyz,
-)
+from ..palette import ACCENT, ACCENT_LIGHT, LINE, REFUSED, STEREO
+from .frames import poses, pyramid_lines, vertical_fov, wxyz
 
 PICTURED = 40  # frusta with a picture cost six draw calls each; further views are lines only
 THUMBNAIL = 160  # px, the longer side of a picture on a frustum
@@ -100,7 +91,7 @@ class ViewFrusta:
             scale=FRUSTUM * float(np.tan(vertical_fov(view.cameras) / 2)) * 2,
             thickness=1.2,
             thickness_units="screen",
-            color=FRAME if view.step == 0 else STEREO,
+            color=LINE if view.step == 0 else STEREO,
             image=np.ascontiguousarray(picture),
             format="jpeg",
             jpeg_quality=80,
@@ -120,9 +111,7 @@ class ViewFrusta:
         self._lines_of = views
         if views:
             lines = [pyramid_lines(view.cameras, scale, FRUSTUM) for view in views]
-            self._lines = add_lines(
-                self._server, "/views/others", np.concatenate(lines), FRAME, 1.0
-            )
+            self._lines = add_lines(self._server, "/views/others", np.concatenate(lines), LINE, 1.0)
             self._lines.visible = self._visible
 
 

@@ -21,6 +21,7 @@ from worldstereo.cameras import Cameras
 from worldstereo.scene import Scene
 from worldstereo.trajectory import Trajectory
 
+from ..palette import STAGE
 from .camera import Framing, Motion, Recorder, aim_of
 from .cloud import DRAW_MODES, CloudDrawing, DrawMode
 from .colors import COLOR_MODES, ColorMode
@@ -36,7 +37,7 @@ from .events import (
     Recording,
     ViewClicked,
 )
-from .frames import BACKGROUND, camera_of, pose_matrix, poses, stage_scale
+from .frames import camera_of, pose_matrix, poses, stage_scale
 from .overlays import KeyframeGizmos, Marks, Match, PlanDrawing, ViewFrusta
 from .pointer import Pointer, point_of
 
@@ -64,7 +65,7 @@ class Viewport:
         # Any client may ask viser for a public tunnel; hiding the button would not stop it.
         self._server.request_share_url = lambda verbose=True: None
         self._server.gui.configure_theme(dark_mode=True, show_logo=False, show_share_button=False)
-        self._server.scene.set_background_image(np.full((2, 2, 3), BACKGROUND, np.uint8))
+        self._server.scene.set_background_image(np.full((2, 2, 3), STAGE, np.uint8))
         self.drawing: DrawMode = "points"
         self.color_mode: ColorMode = "photo"
         self.views_shown = self.path_shown = True

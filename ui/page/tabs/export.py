@@ -4,7 +4,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gradio as gr
 
@@ -15,21 +15,18 @@ from worldstereo.project import packed, state_of
 from ...session.session import PREPARING
 from ...session.sessions import Session
 from .. import html as piece
-from ..core import Updates, html
-
-if TYPE_CHECKING:
-    from ..page import Panel
+from ..core import Core, Part, Updates, html
 
 PROJECT = "project"
 
 
-class ExportTab:
-    def __init__(self, panel: "Panel") -> None:
-        self.panel = panel
+class ExportTab(Part):
+    def __init__(self, core: Core) -> None:
+        self.core = core
 
     def build(self) -> None:
-        shown = self.panel.shown
-        gr.Markdown("#### Take it home")
+        shown = self.core.shown
+        gr.Markdown("#### Export")
         self.generated = gr.Checkbox(
             True, label="Include generated views and points", elem_id="include-generated"
         )
@@ -40,13 +37,13 @@ class ExportTab:
         self.list = shown(html("", elem_id="formats"))
 
     def wire(self) -> None:
-        self.panel.bridge("export", self.on_export, [self.generated], says=self.said)
+        self.core.bridge("export", self.on_export, [self.generated], says=self.said)
 
     def refresh(self, session: Session) -> Updates:
         return {self.list: self._formats(session)}
 
-    def why_not(self, session: Session) -> dict[str, str]:
-        return {}
+    def preparing(self, session: Session) -> Updates:
+        return self.refresh(session)
 
     def on_export(
         self, session: Session, data: dict[str, Any], generated: Any

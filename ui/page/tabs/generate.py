@@ -6,7 +6,7 @@ anything is loaded; what does not fit stays visible, switched off, with its reas
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gradio as gr
 import numpy as np
@@ -17,13 +17,13 @@ from worldstereo.generators import Fit, GeneratorLimits, SamplerConfig
 from ...session.session import PREPARING
 from ...session.sessions import GeneratorChoice, Session
 from .. import html as piece
-from ..core import Updates, html
+from ..action import Action
+from ..clip_controls import MAX_FRAMES, ClipControls
+from ..core import Core, Part, Updates, html, segmented
+from ..follow import Follow
 from ..settings import accepted_frames, chosen_size, number, sizes, whole
+from .path import PathTab
 
-if TYPE_CHECKING:
-    from ..page import Panel
-
-FRAMES, MOST_FRAMES = 25, 97
 READING = "Reading what the checkpoint would take …"
 GUIDES = {"fused": "Both memories", "cloud": "Cloud only"}
 
@@ -37,27 +37,19 @@ class Wish:
     options: dict[str, Any]
 
 
-class GenerateTab:
-    def __init__(self, panel: "Panel") -> None:
-        self.panel = panel
+class GenerateTab(Part):
+    def __init__(
+        self, core: Core, action: Action, follow: Follow, clip: ClipControls, path: PathTab
+    ) -> None:
+        self.core, self.action, self.follow = core, action, follow
+        self.clip, self.path = clip, path
 
     def build(self) -> None:
-        shown, choices = self.panel.shown, self.panel.sessions.generators
-        usable = [key for key, choice in choices.items() if not choice.why_not]
-        first = choices[usable[0]]
+        shown, clip = self.core.shown, self.clip
         gr.Markdown("#### Generator")
-        self.name = shown(
-            gr.Radio(
-                [(choice.label, key) for key, choice in choices.items()],
-                value=usable[0],
-                label="Generator",
-                show_label=False,
-                container=False,
-                elem_classes="segmented",
-                elem_id="generator",
-            )
-        )
-        self.about = shown(html(self._about(usable[0])))
+        clip.build_name()
+        limits = self.core.sessions.generators[clip.first].limits
+        self.about = shown(html(self._about(clip.first)))
         self.mode = shown(
             gr.Radio(
                 [],
@@ -69,27 +61,7 @@ class GenerateTab:
             )
         )
         gr.Markdown("#### Clip", elem_classes="gap-top")
-        limits = first.limits
-        self.frames = shown(
-            gr.Slider(
-                limits.min_frames if limits else 1,
-                min(limits.max_frames, MOST_FRAMES) if limits else MOST_FRAMES,
-                FRAMES,
-                step=limits.frame_step if limits else 1,
-                label="Views along the path",
-                elem_id="frames",
-            )
-        )
-        self.size = shown(
-            gr.Radio(
-                [("320 × 240", "320x240"), ("640 × 480", "640x480")],
-                value="640x480",
-                label="Size, pixels",
-                container=True,
-                elem_classes="segmented",
-                elem_id="size",
-            )
-        )
+        clip.build_clip()
         self.seed = gr.Number(7, label="Seed", precision=0, minimum=0, elem_id="seed")
         prompt = bool(limits and limits.prompt)
         self.prompt = shown(
@@ -104,14 +76,8 @@ class GenerateTab:
             )  # fmt: skip
         )
         with gr.Accordion("More", open=False):
-            self.guide = gr.Radio(
-                [(label, key) for key, label in GUIDES.items()],
-                value="fused",
-                label="The generator sees",
-                container=True,
-                elem_classes="segmented",
-                elem_id="guide",
-            )
+            guides = [(label, key) for key, label in GUIDES.items()]
+            self.guide = shown(segmented(guides, "fused", "Guide", "guide", titled=True))
             steps = limits.steps if limits else None
             self.steps = shown(
                 gr.Slider(**steps_slider(steps), label="Denoising steps", elem_id="steps")
@@ -135,28 +101,29 @@ class GenerateTab:
     @property
     def inputs(self) -> list[Any]:
         """What `wish` takes, in its order."""
-        wanted = [self.name, self.size, self.seed, self.prompt, self.guide]
+        wanted = [self.clip.name, self.clip.size, self.seed, self.prompt, self.guide]
         return [*wanted, self.steps, self.guidance, self.negative, self.mode]
 
     def wire(self) -> None:
-        on, path = self.panel.on, self.panel.path
-        on(self.name.input, self.on_generator, lambda: [*path.inputs, self.prompt])
+        on, path, clip = self.core.on, self.path, self.clip
+        on(self.action.go.click, self.on_generate, self.inputs)
+        on(clip.name.input, self.on_generator, lambda: [*path.inputs, self.prompt])
         on(self.mode.input, self.on_mode, [self.mode])
         on(self.steps.release, self.on_sampler, [self.steps, self.guidance])
         on(self.guidance.release, self.on_sampler, [self.steps, self.guidance])
-        on(self.frames.release, self.on_clip, lambda: path.inputs)
-        on(self.size.input, self.on_clip, lambda: path.inputs)
+        on(clip.frames.release, self.on_clip, lambda: path.inputs)
+        on(clip.size.input, self.on_clip, lambda: path.inputs)
 
     def refresh(self, session: Session) -> Updates:
         scene, choice = session.world.scene, session.generators.get(session.generator)
         limits = choice.limits if choice else None
         offered = sizes(scene, limits)
-        updates: Updates = {self.name: session.generator} | self._modes(session)
+        updates: Updates = {self.clip.name: session.generator} | self._modes(session)
         if offered:
             plan = session.plan
             now = f"{plan.cameras.width}x{plan.cameras.height}" if plan else ""
             width, height = chosen_size(now, scene, limits)
-            updates[self.size] = gr.update(choices=offered, value=f"{width}x{height}")
+            updates[self.clip.size] = gr.update(choices=offered, value=f"{width}x{height}")
         clips = scene.clips
         if clips and (session.job is None or session.job.over):
             clip = clips[-1]
@@ -228,6 +195,20 @@ class GenerateTab:
 
     # ---- handlers ----------------------------------------------------------------------------
 
+    def on_generate(self, session: Session, *values: Any) -> Iterator[Updates]:
+        """The one button: start the step and follow it. The job outlives this page."""
+        wish = self.wish(session, values)
+        if session.plan is None:
+            raise WorldStereoError("Plan a path first, under Path.")
+        path = session.plan
+        choice = session.generators[wish.generator]
+        size = chosen_size(wish.size, session.scene, choice.limits)
+        if choice.limits is not None and accepted_frames(len(path), choice.limits) != len(path):
+            path = path.resampled(accepted_frames(len(path), choice.limits))
+        session.explore(path, width=size[0], height=size[1], **wish.options)
+        yield {self.core.message: ""}
+        yield from self.follow.job(session)
+
     def on_generator(self, session: Session, *values: Any) -> Iterator[Updates]:
         """Another generator: what it accepts decides what the tab offers."""
         settings, prompt = values[:-1], values[-1]
@@ -235,7 +216,7 @@ class GenerateTab:
         choice = session.generators.get(name)
         if choice is None or choice.why_not:
             why = choice.why_not if choice else f"There is no generator named {name[:40]!r}."
-            yield {self.name: session.generator}
+            yield {self.clip.name: session.generator}
             raise WorldStereoError(why)
         if choice.modes is not None and not session.mode:
             yield {self.about: f'<p class="muted" style="margin:0">{READING}</p>'}
@@ -244,16 +225,16 @@ class GenerateTab:
             modes = self._modes(session)
         except (WorldStereoError, ValueError) as error:
             session.generator = before
-            yield {self.name: before, self.about: self._about(before)}
+            yield {self.clip.name: before, self.about: self._about(before)}
             raise WorldStereoError(str(error)) from error
         limits = choice.limits
         updates: Updates = {self.about: self._about(name)} | modes
         if limits is not None:
-            frames = min(MOST_FRAMES, accepted_frames(whole(settings[3], "views", 1, 1000), limits))
+            frames = min(MAX_FRAMES, accepted_frames(whole(settings[3], "views", 1, 1000), limits))
             updates |= {
-                self.frames: gr.update(
+                self.clip.frames: gr.update(
                     minimum=limits.min_frames,
-                    maximum=accepted_frames(min(limits.max_frames, MOST_FRAMES), limits),
+                    maximum=accepted_frames(min(limits.max_frames, MAX_FRAMES), limits),
                     step=limits.frame_step,
                     value=frames,
                 ),
@@ -262,11 +243,11 @@ class GenerateTab:
                 first = session.prompt or limits.default_prompt
                 updates[self.prompt] = gr.update(visible=limits.prompt, value=first)
         yield updates
-        yield from self.panel.path.on_plan(session, *settings)
+        yield from self.path.on_plan(session, *settings)
         yield self.refresh(session)
 
     def on_clip(self, session: Session, *values: Any) -> Iterator[Updates]:
-        yield from self.panel.path.on_plan(session, *values)
+        yield from self.path.on_plan(session, *values)
         yield self._modes(session)
 
     def on_mode(self, session: Session, mode: Any) -> Iterator[Updates]:
@@ -276,7 +257,7 @@ class GenerateTab:
         except WorldStereoError:
             yield self._modes(session)
             raise
-        yield self.panel.action(session)
+        yield self.action.refresh(session)
 
     def on_sampler(self, session: Session, steps: Any, guidance: Any) -> Updates:
         """More steps take longer: the modes and the cost say so."""
@@ -284,9 +265,9 @@ class GenerateTab:
             steps=whole(steps, "denoising steps", 1, 1000),
             guidance=number(guidance, "guidance", 1, 30),
         )
-        return self._modes(session) | self.panel.action(session)
+        return self._modes(session) | self.action.refresh(session)
 
-    def arriving(self, frames: Sequence[np.ndarray]) -> Updates:
+    def arriving(self, session: Session, frames: Sequence[np.ndarray], total: int) -> Updates:
         """The newest views of the running job, newest first."""
         newest = list(frames[-6:])
         numbers = list(range(len(frames) - len(newest) + 1, len(frames) + 1))
@@ -333,7 +314,7 @@ class GenerateTab:
         return f'<div class="tiles">{tiles}</div>'
 
     def _about(self, name: str) -> str:
-        choices = self.panel.sessions.generators
+        choices = self.core.sessions.generators
         lines = [f'<p class="muted" style="margin:0">{piece.esc(choices[name].description)}</p>']
         for choice in choices.values():
             if choice.why_not:

@@ -17,15 +17,14 @@ from ...session.session import PREPARING
 from ...session.sessions import Session
 from ...viewport.overlays import Match as Line
 from .. import html as piece
-from ..core import Updates, html, line
+from ..action import Action
+from ..core import Core, Part, Updates, html, line, segmented
+from ..hud import Hud, status
 from ..matches_svg import matches_svg
-from ..settings import number, whole
-from .world import scale_of, unit_of
+from ..settings import number, scale_of, unit_of, whole
 
 if TYPE_CHECKING:
     from worldstereo.generators.diffusion.attention_inspection import AttentionRow
-
-    from ..page import Panel
 
 MODES = ("Pixel", "References", "Sources")
 ATTENTION = "Attention"
@@ -39,23 +38,13 @@ COMING = (
 )
 
 
-class MemoryTab:
-    def __init__(self, panel: "Panel") -> None:
-        self.panel = panel
+class MemoryTab(Part):
+    def __init__(self, core: Core, action: Action, hud: Hud, thumbnails: piece.Thumbnails) -> None:
+        self.core, self.action, self.hud, self.thumbnails = core, action, hud, thumbnails
 
     def build(self) -> None:
-        shown = self.panel.shown
-        self.mode = shown(
-            gr.Radio(
-                list(MODES),
-                value="Pixel",
-                label="Show",
-                show_label=False,
-                container=False,
-                elem_classes="segmented",
-                elem_id="mode",
-            )  # fmt: skip
-        )
+        shown = self.core.shown
+        self.mode = shown(segmented(MODES, "Pixel", "Show", "mode"))
         self.view = shown(gr.Slider(1, 2, 1, step=1, label="View", elem_id="memory-view"))
         with gr.Row():
             self.layer = shown(
@@ -89,7 +78,7 @@ class MemoryTab:
         self.problem = shown(line())
 
     def wire(self) -> None:
-        on = self.panel.on
+        on = self.core.on
         where = [self.view, self.u, self.v, self.mode, self.layer, self.step]
         on(self.mode.input, self.on_mode, where, says=self.problem)
         on(self.view.release, self.on_view, where, says=self.problem)
@@ -97,7 +86,7 @@ class MemoryTab:
         on(self.v.submit, self.on_inspect, where, says=self.problem)
         on(self.layer.release, self.on_inspect, where, says=self.problem)
         on(self.step.release, self.on_inspect, where, says=self.problem)
-        self.panel.bridge(
+        self.core.bridge(
             "pixel",
             self.on_pixel,
             [self.view, self.mode, self.layer, self.step],
@@ -119,6 +108,9 @@ class MemoryTab:
         if session.sketch is None:
             return {}
         return dict.fromkeys(("#memory-view", "#mode", "#u", "#v"), PREPARING)
+
+    def preparing(self, session: Session) -> Updates:
+        return self.refresh(session)
 
     # ---- handlers ----------------------------------------------------------------------------
 
@@ -165,9 +157,7 @@ class MemoryTab:
         found = inspector.locate(session.world.scene, place, camera)
         if found is None:
             raise WorldStereoError("No remembered view shows that point; only the cloud knows it.")
-        return self._show(session, *found, "Pixel") | {
-            self.panel.tabs: gr.update(selected="memory")
-        }
+        return self._show(session, *found, "Pixel") | {self.core.tabs: gr.update(selected="memory")}
 
     def choose(self, session: Session, view: int) -> Updates:
         """Another view, without a pixel yet; the tab in front stays where it is."""
@@ -220,10 +210,10 @@ class MemoryTab:
             found = inspector.inspect(scene, view, pixel)
             self._draw(session, found)
             updates[self.card] = self._pixel(found, scene)
-            updates[self.panel.stage.hud] = piece.legend()
+            updates[self.hud.chip] = piece.legend()
             return updates
         session.viewport.show_matches(None)
-        updates[self.panel.stage.hud] = self.panel.stage.told(session)
+        updates[self.hud.chip] = status(session)
         target = inspector.target_of(scene, view)
         if mode == ATTENTION:
             updates[self.card] = self._clickable(target, scene) + self._attention_help(
@@ -276,8 +266,8 @@ class MemoryTab:
         picture = self._clickable(target, scene)
         for now in job:
             told = piece.progress(now.step, now.total, now.message, now.seconds_left)
-            yield {self.card: picture + told} | self.panel.action(session)
-        done = self.panel.action(session)
+            yield {self.card: picture + told} | self.action.refresh(session)
+        done = self.action.refresh(session)
         try:
             row = job.result()
         except Cancelled:
@@ -342,7 +332,7 @@ class MemoryTab:
 
     def _pixel(self, found: Inspection, scene: Scene) -> str:
         target, views = found.target, scene.views
-        drawing = matches_svg(found, views, self.panel.thumbnails)
+        drawing = matches_svg(found, views, self.thumbnails)
         away = piece.length(found.distance * scale_of(scene), unit_of(scene))
         place = f"{caption(target, scene)}, pixel {int(found.pixel[0])}, {int(found.pixel[1])}"
         right = f"{away} away" if found.point else "no depth here"

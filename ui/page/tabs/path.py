@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gradio as gr
 
@@ -14,7 +14,10 @@ from ...inspector import tinted
 from ...session.session import PREPARING
 from ...session.sessions import Session
 from .. import html as piece
-from ..core import Updates, html, line
+from ..action import Action
+from ..clip_controls import ClipControls
+from ..core import Core, Part, Updates, html, line, segmented
+from ..hud import Hud
 from ..settings import (
     FIRST_PRESET,
     FLIGHT,
@@ -26,9 +29,7 @@ from ..settings import (
     plan,
     whole,
 )
-
-if TYPE_CHECKING:
-    from ..page import Panel
+from ..strip import Strip
 
 UNITS = {"deg": "degrees", "%": "% of the distance", "x": "times"}
 OF_THIS_PATH = ("#presets", "#amount", "#start", "#add-keyframe", "#remove-keyframe")
@@ -39,12 +40,14 @@ WAITING = {
 }
 
 
-class PathTab:
-    def __init__(self, panel: "Panel") -> None:
-        self.panel = panel
+class PathTab(Part):
+    def __init__(
+        self, core: Core, action: Action, strip: Strip, hud: Hud, clip: ClipControls
+    ) -> None:
+        self.core, self.action, self.strip, self.hud, self.clip = core, action, strip, hud, clip
 
     def build(self) -> None:
-        shown = self.panel.shown
+        shown = self.core.shown
         gr.Markdown("#### Path")
         tiles = [(name.replace("_", " ").capitalize(), name) for name in PRESETS]
         tiles += [("Keyframes", KEYFRAMES), ("My flight", FLIGHT)]
@@ -61,16 +64,8 @@ class PathTab:
         )
         self.about = shown(html(self._about(FIRST_PRESET)))
         self.value = shown(gr.Slider(**slider_of(FIRST_PRESET), elem_id="amount"))
-        self.start = shown(
-            gr.Radio(
-                [(label, key) for key, label in STARTS.items()],
-                value="first",
-                label="From",
-                container=True,
-                elem_classes="segmented",
-                elem_id="start",
-            )
-        )
+        starts = [(label, key) for key, label in STARTS.items()]
+        self.start = shown(segmented(starts, "first", "From", "start", titled=True))
         with gr.Row(visible=False) as tools:
             icons = piece.ICONS
             add = gr.Button(
@@ -120,11 +115,10 @@ class PathTab:
     @property
     def inputs(self) -> list[Any]:
         """What `Settings.of` takes, in its order."""
-        generate = self.panel.generate
-        return [self.preset, self.value, self.start, generate.frames, generate.size, generate.name]
+        return [self.preset, self.value, self.start, *self.clip.inputs]
 
     def wire(self) -> None:
-        on, panel = self.panel.on, self.panel
+        on, bridge = self.core.on, self.core.bridge
         on(self.preset.input, self.on_preset, lambda: self.inputs, says=self.problem)
         on(self.start.input, self.on_plan, lambda: self.inputs, says=self.problem)
         on(self.value.input, self.on_drag, lambda: self.inputs, says=self.problem, latest=True)
@@ -135,9 +129,9 @@ class PathTab:
         on(self.back.click, self.on_back, lambda: self.inputs, says=self.problem)
         on(self.clear.click, self.on_clear, lambda: self.inputs, says=self.problem)
         on(self.record.click, self.on_record, lambda: self.inputs, says=self.problem)
-        panel.bridge("keyframe", self.on_key_keyframe, self.inputs, says=self.problem)
-        panel.bridge("record", self.on_key_record, self.inputs, says=self.problem)
-        panel.bridge("scrub", self.on_step, [self.frame], says=self.problem)
+        bridge("keyframe", self.on_key_keyframe, self.inputs, says=self.problem)
+        bridge("record", self.on_key_record, self.inputs, says=self.problem)
+        bridge("scrub", self.on_step, [self.frame], says=self.problem)
 
     def refresh(self, session: Session) -> Updates:
         frames = len(session.plan) if session.plan else 25
@@ -147,7 +141,7 @@ class PathTab:
             self.record: gr.update(value="Stop" if session.viewport.recording else "Record"),
         }
 
-    def restore(self, session: Session) -> Updates:
+    def opened(self, session: Session) -> Updates:
         """A page that opens on a planned path: its tile, slider and start as they were left."""
         settings = session.settings
         if session.plan is None or not isinstance(settings, Settings):
@@ -158,7 +152,7 @@ class PathTab:
             slider: dict[str, Any] = slider_of(settings.preset) | {"value": settings.value}
             updates[self.value] = gr.update(**slider)
             updates[self.start] = gr.update(value=settings.start, visible=True)
-        return updates | {self.panel.generate.frames: len(session.plan)}
+        return updates | {self.clip.frames: len(session.plan)}
 
     def why_not(self, session: Session) -> dict[str, str]:
         why = {}
@@ -179,28 +173,24 @@ class PathTab:
 
     # ---- planning ----------------------------------------------------------------------------
 
-    def first_plan(self, session: Session) -> Iterator[Updates]:
-        """A sensible path for a world that has just been opened."""
-        scene = session.world.scene
+    def first_plan(self, session: Session) -> Updates:
+        """A sensible path for a world that has just been opened; {} where there is no world."""
+        scene = session.scene
         if not scene.views and not len(scene.cloud):
-            return
+            return {}
         default = parameter(FIRST_PRESET)
         assert default is not None
         settings = Settings(FIRST_PRESET, default.default, "first", 25, "", session.generator)
         session.settings = settings
         with contextlib.suppress(WorldStereoError):
             session.set_plan(plan(session, settings))
-        yield {
+        return {
             self.preset: FIRST_PRESET,
             **self._looks(FIRST_PRESET),
             self.start: gr.update(value="first", visible=True),
             self.frame: gr.update(maximum=25, value=1),
             self.problem: "",
-        } | self.panel.refresh(session)
-        if scene.views:
-            yield self.panel.memory.choose(session, 0)
-        if session.plan is not None:
-            yield self.show_preview(session, 0)
+        }
 
     def on_preset(self, session: Session, *values: Any) -> Iterator[Updates]:
         """A tile: its own slider at its default, and the path at once."""
@@ -238,7 +228,7 @@ class PathTab:
             self.frame: gr.update(maximum=max(2, len(session.plan)), value=1),
             self.keys: self._keyframes(session),
             self.problem: "",
-        } | self.panel.action(session)
+        } | self.action.refresh(session)
 
     def _waiting(self, session: Session, preset: str) -> Updates:
         """Nothing to make this path of yet: no plan, and the preview says what to do."""
@@ -249,8 +239,8 @@ class PathTab:
                 self.frame: gr.update(maximum=2, value=1),
                 self.keys: self._keyframes(session),
             }
-            | self.panel.changed(session)
-            | self.panel.action(session)
+            | self.strip.refresh(session)
+            | self.action.refresh(session)
         )
 
     # ---- preview -----------------------------------------------------------------------------
@@ -317,10 +307,10 @@ class PathTab:
         """Start recording, or stop and plan along what was flown."""
         if not session.viewport.recording:
             session.record(True)
-            yield self.refresh(session) | self.panel.stage.refresh(session)
+            yield self.refresh(session) | self.hud.refresh(session)
             return
         flight = session.record(False)
-        yield self.refresh(session) | self.panel.stage.refresh(session)
+        yield self.refresh(session) | self.hud.refresh(session)
         if flight is None:
             raise WorldStereoError("The camera did not move, so nothing was recorded. Try again.")
         yield {self.preset: FLIGHT, self.problem: ""} | self._looks(FLIGHT)

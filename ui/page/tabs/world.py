@@ -1,7 +1,7 @@
 """The World tab: where a world comes from, how it is shown, what it holds, how its views agree."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gradio as gr
 
@@ -10,21 +10,20 @@ from worldstereo.scene import DepthKind, Scene
 
 from ...session.session import PREPARING
 from ...session.sessions import Session
+from ...viewport.colors import COLOR_MODES
 from .. import html as piece
-from ..core import Updates, html, line
-from ..settings import number
-
-if TYPE_CHECKING:
-    from ..page import Panel
+from ..action import Action
+from ..core import BUSY, Core, Part, Updates, html, line, segmented
+from ..follow import Follow
+from ..hud import Hud
+from ..settings import number, scale_of, unit_of
 
 ACCEPTED = (
     "Zip of RGB-D frames, of posed photos (COLMAP, transforms.json) or of a saved project; one "
     "photo; PLY, GLB, OBJ, STL, OFF."
 )
-COLORS = ("photo", "step", "source", "confidence", "age")
 ROWS = 60  # of the registration table
 ANOTHER_WORLD: tuple[str, ...] = ("#upload", "[data-send=example]")
-BUSY = "Wait for the running step, or cancel it."
 ON_THIS_WORLD: tuple[str, ...] = (
     "#registered",
     "#scale",
@@ -36,12 +35,12 @@ ON_THIS_WORLD: tuple[str, ...] = (
 )
 
 
-class WorldTab:
-    def __init__(self, panel: "Panel") -> None:
-        self.panel = panel
+class WorldTab(Part):
+    def __init__(self, core: Core, action: Action, hud: Hud, follow: Follow) -> None:
+        self.core, self.action, self.hud, self.follow = core, action, hud, follow
 
     def build(self) -> None:
-        shown, icons = self.panel.shown, piece.ICONS
+        shown, icons = self.core.shown, piece.ICONS
         gr.Markdown("#### Start from")
         html(self._examples())
         self.upload = gr.UploadButton(
@@ -54,28 +53,10 @@ class WorldTab:
         html(f'<p class="muted" style="margin:0">{ACCEPTED}</p>')
         self.problem = shown(line())
         gr.Markdown("#### Show", elem_classes="gap-top")
-        self.drawing = shown(
-            gr.Radio(
-                [("Surface", "surface"), ("Points", "points")],
-                value="points",
-                label="Draw as",
-                show_label=False,
-                container=False,
-                elem_classes="segmented",
-                elem_id="drawing",
-            )
-        )
-        self.color = shown(
-            gr.Radio(
-                [(mode.capitalize(), mode) for mode in COLORS],
-                value="photo",
-                label="Colour by",
-                show_label=False,
-                container=False,
-                elem_classes="segmented",
-                elem_id="color",
-            )
-        )
+        drawings = [("Surface", "surface"), ("Points", "points")]
+        self.drawing = shown(segmented(drawings, "points", "Draw as", "drawing"))
+        colors = [(mode.capitalize(), mode) for mode in COLOR_MODES]
+        self.color = shown(segmented(colors, "photo", "Colour by", "color"))
         with gr.Row():
             self.views = gr.Checkbox(True, label="Remembered views", min_width=100)
             self.path = gr.Checkbox(True, label="Planned path", min_width=100)
@@ -135,8 +116,8 @@ class WorldTab:
             )
 
     def wire(self) -> None:
-        on, panel = self.panel.on, self.panel
-        panel.bridge("example", self.on_example, says=self.problem)
+        on, bridge = self.core.on, self.core.bridge
+        bridge("example", self.on_example, says=self.problem)
         on(self.upload.upload, self.on_upload, [self.upload], says=self.problem)
         on(self.drawing.input, self.on_drawing, [self.drawing])
         on(self.color.input, self.on_color, [self.color])
@@ -148,7 +129,9 @@ class WorldTab:
         on(self.measure.click, self.on_measure)
         on(self.select.click, self.on_select)
         on(self.delete.click, self.on_delete)
-        panel.bridge("delete", self.on_key_delete)
+        bridge("delete", self.on_key_delete)
+        bridge("measure", self.on_key_measure)
+        bridge("select", self.on_key_select)
 
     def refresh(self, session: Session) -> Updates:
         scene = session.world.scene
@@ -185,11 +168,11 @@ class WorldTab:
 
     def on_example(self, session: Session, data: dict[str, Any]) -> Iterator[Updates]:
         key = str(data.get("key", ""))
-        if key not in [example.key for example in self.panel.sessions.examples]:
+        if key not in [example.key for example in self.core.sessions.examples]:
             raise WorldStereoError(f"There is no example named {key[:40]!r}.")
         session.example(key)
         yield {self.problem: ""}
-        yield from self.panel.follow(session)
+        yield from self.follow.job(session)
 
     def on_upload(self, session: Session, path: Any) -> Iterator[Updates]:
         """Any accepted kind; the import worker decides by content and refuses in one line."""
@@ -199,7 +182,7 @@ class WorldTab:
             raise WorldStereoError("The upload did not arrive. Try again.")
         session.open(Path(path), Path(path).name)
         yield {self.problem: ""}
-        yield from self.panel.follow(session)
+        yield from self.follow.job(session)
 
     # ---- showing -----------------------------------------------------------------------------
 
@@ -207,13 +190,13 @@ class WorldTab:
         if mode not in ("surface", "points"):
             raise WorldStereoError("The cloud can be drawn as surface or points.")
         session.set_drawing(mode, by_hand=True)
-        return self.panel.stage.refresh(session)
+        return self.hud.refresh(session)
 
     def on_color(self, session: Session, mode: Any) -> Updates:
-        if mode not in COLORS:
-            raise WorldStereoError(f"Colour by one of {', '.join(COLORS)}.")
+        if mode not in COLOR_MODES:
+            raise WorldStereoError(f"Colour by one of {', '.join(COLOR_MODES)}.")
         session.viewport.color_by(mode)
-        return self.panel.stage.refresh(session)
+        return self.hud.refresh(session)
 
     def on_views(self, session: Session, visible: Any) -> Updates:
         session.viewport.show_views(bool(visible))
@@ -227,14 +210,14 @@ class WorldTab:
 
     def on_registered(self, session: Session, wanted: Any) -> Iterator[Updates]:
         session.set_registration(bool(wanted))
-        yield from self.panel.follow(session)
+        yield from self.follow.job(session)
 
     def on_scale(self, session: Session, value: Any) -> Updates:
         factor = number(value, "metres", 1e-6, 1e6)
         if session.viewport.measuring and session.measured:
             factor /= session.measured
         session.rescale(factor / scale_of(session.world.scene))
-        return self.panel.refresh(session) | {
+        return self.follow.refresh(session) | {
             self.measured_text: piece.said(f"One unit is {factor:.4g} m now.")
         }
 
@@ -248,12 +231,20 @@ class WorldTab:
 
     def on_sky(self, session: Session) -> Updates:
         session.set_up("camera")
-        return self.panel.refresh(session) | {
+        return self.follow.refresh(session) | {
             self.measured_text: piece.said("The camera's up is the world's up now.")
         }
 
     def on_measure(self, session: Session) -> Updates:
-        return self.panel.stage.on_measure(session, {})
+        session.measured = None
+        session.viewport.measure(not session.viewport.measuring)
+        return self.hud.refresh(session) | self.measuring(session)
+
+    def on_key_measure(self, session: Session, data: dict[str, Any]) -> Updates:
+        return self.on_measure(session)
+
+    def on_key_select(self, session: Session, data: dict[str, Any]) -> Updates:
+        return self.on_select(session)
 
     def measuring(self, session: Session) -> Updates:
         """Measuring was switched on or off."""
@@ -268,22 +259,21 @@ class WorldTab:
         return {
             self.measured_text: piece.said(f"{text}. Say what it really is to set the scale."),
             self.scale: self._scale(session),
-            self.panel.stage.hud: piece.hud(measured=piece.length(float(length), unit)),
-        }
+        } | self.hud.say(measured=piece.length(float(length), unit))
 
     # ---- deleting ----------------------------------------------------------------------------
 
     def on_select(self, session: Session) -> Updates:
         session.viewport.select(not session.viewport.selecting)
-        return self.panel.stage.refresh(session)
+        return self.hud.refresh(session)
 
     def selected(self, session: Session) -> Updates:
         count = session.selected
-        hud = piece.hud(selected=f"{count:,} {piece.plural('point', count)}; Delete removes them")
-        return {
-            self.delete: self._delete_button(session),
-            **({self.panel.stage.hud: hud} if count else {}),
-        } | self.panel.action(session)
+        updates = {self.delete: self._delete_button(session)} | self.action.refresh(session)
+        if not count:
+            return updates
+        points = f"{count:,} {piece.plural('point', count)}"
+        return updates | self.hud.say(selected=f"{points}; Delete removes them")
 
     def on_key_delete(self, session: Session, data: dict[str, Any]) -> Updates:
         if not session.selected:
@@ -293,7 +283,7 @@ class WorldTab:
     def on_delete(self, session: Session) -> Updates:
         count = session.delete_selection()
         text = f"{count:,} {piece.plural('point', count)} deleted; Undo brings them back."
-        return self.panel.refresh(session) | {self.panel.message: piece.said(text)}
+        return self.follow.refresh(session) | {self.core.message: piece.said(text)}
 
     def _delete_button(self, session: Session) -> Any:
         count = session.selected
@@ -304,7 +294,7 @@ class WorldTab:
 
     def _examples(self) -> str:
         tiles = []
-        for example in self.panel.sessions.examples:
+        for example in self.core.sessions.examples:
             image = ""
             if example.thumbnail is not None:
                 import numpy as np
@@ -355,7 +345,7 @@ class WorldTab:
         if scene.rough_depth:
             notes.insert(0, "Depth is a rough estimate from one photo.")
         if session.project is not None:
-            kept = self.panel.sessions.config.keep
+            kept = self.core.sessions.config.keep
             notes.append(f"Saved after each step. Stays on this server: {kept}; oldest go first.")
         lines = "".join(f'<p class="notice">{piece.esc(line)}</p>' for line in dict.fromkeys(notes))
         return piece.facts(rows) + (f'<div style="margin-top:8px">{lines}</div>' if lines else "")
@@ -398,14 +388,6 @@ def _why_not_registered(scene: Scene) -> str:
 
 
 # ---- numbers about a scene -----------------------------------------------------------------------
-
-
-def scale_of(scene: Scene) -> float:
-    return scene.metres_per_unit or 1.0
-
-
-def unit_of(scene: Scene) -> str:
-    return "m" if scene.metres_per_unit else "units"
 
 
 def memory_bytes(scene: Scene) -> int:

@@ -1,0 +1,106 @@
+"""The place of the one button: what it will make, how far it is, and what cannot be pressed now."""
+
+from collections.abc import Sequence
+
+import gradio as gr
+
+from ..session.sessions import Job, Session
+from . import html as piece
+from .core import Core, Part, Updates, html
+
+
+class Action(Part):
+    """The status line, Generate and Cancel below the tabs, on every tab.
+
+    Args:
+        parts: the parts of the page, asked which of their controls cannot work now. The page
+            completes the list after this part was made.
+    """
+
+    def __init__(self, core: Core, parts: Sequence[Part]) -> None:
+        self.core, self.parts = core, parts
+
+    def build(self) -> None:
+        core = self.core
+        with gr.Column(elem_id="action"):
+            core.message = core.shown(html("", elem_id="message", elem_classes="line"))
+            self.status = core.shown(html(piece.opening(), elem_id="status"))
+            # Which of the two buttons is there follows from the status line, by the stylesheet:
+            # one update, so that they cannot disagree.
+            self.go = gr.Button("Generate along the path", variant="primary", elem_id="generate")
+            stop = gr.Button(
+                "Cancel",
+                icon=str(piece.ICONS / "square.svg"),
+                elem_id="cancel",
+                elem_classes="tint",
+            )
+            self.stop = core.shown(stop)
+
+    def build_reasons(self) -> None:
+        """Out of sight, after all the controls that it talks about."""
+        opening = {"#generate": "The world is being opened."}
+        self.why = self.core.shown(html(piece.reasons(opening)))
+
+    def wire(self) -> None:
+        self.core.on(self.stop.click, self.on_cancel)
+        self.core.after_error = self.refresh
+
+    def on_cancel(self, session: Session) -> Updates:
+        job = session.job
+        if job is not None:
+            job.cancel()
+        return {self.stop: gr.update(interactive=False, value="Stopping after this view …")}
+
+    def refresh(self, session: Session) -> Updates:
+        """What it will make, or how far it is."""
+        job = session.job
+        if session.busy and job is not None:
+            status = progress(job)
+        elif session.plan is None:
+            status = piece.said(self._no_path(session))
+        else:
+            status = self._cost(session)
+        return {
+            self.status: status,
+            self.stop: gr.update(interactive=True, value="Cancel"),
+        } | self.reasons(session)
+
+    def reasons(self, session: Session) -> Updates:
+        """Controls that cannot work now, and why."""
+        why: dict[str, str] = {}
+        if not session.scene.views and not len(session.scene.cloud):
+            why["#generate"] = "Open an example or your own file first."
+        elif session.plan is None:
+            why["#generate"] = "Plan a path first, under Path."
+        for part in self.parts:
+            why |= part.why_not(session)
+        return {self.why: piece.reasons(why)}
+
+    def _no_path(self, session: Session) -> str:
+        if not session.scene.views and not len(session.scene.cloud):
+            return "No world yet: open an example or a file under World."
+        if session.settings is None:
+            return "Planning a path …"  # the first one: see `Follow.settle`
+        return "No path yet: choose one under Path."
+
+    def _cost(self, session: Session) -> str:
+        plan = session.plan
+        assert plan is not None
+        name = plan_generator(session)
+        width, height = plan.cameras.width, plan.cameras.height
+        seconds = session.estimate(name, len(plan), width, height)
+        label = session.generators[name].label
+        measured = session.pace_of(name) in self.core.sessions.shared.pace
+        return piece.cost(len(plan), width, height, label, seconds, measured)
+
+
+def progress(job: Job) -> str:
+    """How far it is, in the place of the one button."""
+    now = job.progress
+    return piece.progress(now.step, now.total, now.message, now.seconds_left)
+
+
+def plan_generator(session: Session) -> str:
+    """The generator that the session will use next: the last one chosen."""
+    usable = [key for key, choice in session.generators.items() if not choice.why_not]
+    return session.generator if session.generator in usable else usable[0]

@@ -1,0 +1,29 @@
+"""The bar above the page: the world's name and numbers, undo and redo."""
+
+from ..session.sessions import Session
+from . import html as piece
+from .core import BUSY, Core, Part, Updates, html
+
+
+class Header(Part):
+    def __init__(self, core: Core) -> None:
+        self.core = core
+
+    def build(self) -> None:
+        self.bar = self.core.shown(html(piece.header("", 0, 0, 0, "", "", ""), elem_id="bar"))
+
+    def refresh(self, session: Session) -> Updates:
+        scene = session.shown
+        given = sum(view.step == 0 for view in scene.views)
+        sketch = session.sketch is not None
+        count, saved = (0, "being prepared") if sketch else (len(scene.cloud), session.saved)
+        facts = (scene.name, count, given, len(scene.views) - given, saved)
+        return {self.bar: piece.header(*facts, *why_no_travel(session))}
+
+
+def why_no_travel(session: Session) -> tuple[str, str]:
+    """Why undo and redo cannot work now; "" where they can."""
+    if session.busy:
+        return BUSY, BUSY
+    undo = "" if session.can_undo else "Nothing to undo yet."
+    return undo, "" if session.world.can_redo else "Nothing to redo."
