@@ -1,7 +1,9 @@
-"""What the import worker's process runs: one job, inside limits, with nothing else in reach.
+"""What the import worker's process runs: one job, inside limits of time, memory and files.
 
 After the imports an audit hook refuses every file outside the job, every socket, every other
 program and every library to load; memory, processor time and file sizes are limited by the system.
+
+The hook is defence in depth, not a sandbox: native code raises no audit event (PEP 578).
 """
 
 import gc
