@@ -26,7 +26,8 @@ RANKS = [
     "guide inputs",
     "generators",
     "world reconstruct",
-    "exports project model",
+    "exports project",
+    "model",
     "cli",
     "ui.palette",
     "ui.viewport ui.server ui.inspector",
@@ -131,10 +132,14 @@ def test_underscored_modules_stay_in_their_package(path):
 
 
 def test_no_module_imports_itself_by_way_of_others():
-    """No circle among the files' imports, those inside functions included."""
+    """No circle among the files' imports, those inside functions included.
+
+    The package's own face is left out: it imports a name when that is first asked for.
+    """
     arrows = {
         module: {name for name, _ in imports(path) if name in MODULES and name != module}
         for module, path in MODULES.items()
+        if module != "worldstereo"
     }
     done: set[str] = set()
     way: list[str] = []

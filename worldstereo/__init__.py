@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from worldstereo.cameras import Camera as Camera
     from worldstereo.cameras import Cameras as Cameras
     from worldstereo.cameras import look_at as look_at
     from worldstereo.depth import DepthEstimator as DepthEstimator
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
     from worldstereo.inputs import read as read
     from worldstereo.memory.geometric import GlobalGeometricMemory as GlobalGeometricMemory
     from worldstereo.memory.stereo import SpatialStereoMemory as SpatialStereoMemory
+    from worldstereo.model import ModelOutput as ModelOutput
+    from worldstereo.model import WorldStereo as WorldStereo
+    from worldstereo.model import generate_multi_view as generate_multi_view
+    from worldstereo.model import generate_video as generate_video
     from worldstereo.render import RenderResult as RenderResult
     from worldstereo.render import render_points as render_points
     from worldstereo.scene import Capture as Capture
@@ -35,13 +40,23 @@ if TYPE_CHECKING:
     from worldstereo.scene import PointCloud as PointCloud
     from worldstereo.scene import Scene as Scene
     from worldstereo.scene import View as View
+    from worldstereo.trajectory import CameraIntrinsics as CameraIntrinsics
+    from worldstereo.trajectory import CameraPose as CameraPose
+    from worldstereo.trajectory import CameraTrajectory as CameraTrajectory
     from worldstereo.trajectory import Trajectory as Trajectory
+    from worldstereo.trajectory import interpolate_poses as interpolate_poses
+    from worldstereo.trajectory import load_trajectory as load_trajectory
+    from worldstereo.trajectory import save_trajectory as save_trajectory
     from worldstereo.world import World as World
     from worldstereo.world import default_view as default_view
     from worldstereo.world import explore as explore
     from worldstereo.world import start as start
 
 _HOME = {
+    "Camera": "cameras",
+    "CameraIntrinsics": "trajectory",
+    "CameraPose": "trajectory",
+    "CameraTrajectory": "trajectory",
     "Cameras": "cameras",
     "Cancelled": "errors",
     "Capture": "scene",
@@ -55,6 +70,7 @@ _HOME = {
     "GlobalGeometricMemory": "memory.geometric",
     "Guide": "guide",
     "InputRefused": "errors",
+    "ModelOutput": "model",
     "Origin": "scene",
     "PointCloud": "scene",
     "RenderResult": "render",
@@ -67,12 +83,18 @@ _HOME = {
     "WeightsMissing": "errors",
     "World": "world",
     "WorldBusy": "errors",
+    "WorldStereo": "model",
     "WorldStereoError": "errors",
     "default_view": "world",
     "explore": "world",
+    "generate_multi_view": "model",
+    "generate_video": "model",
+    "interpolate_poses": "trajectory",
+    "load_trajectory": "trajectory",
     "look_at": "cameras",
     "read": "inputs",
     "render_points": "render",
+    "save_trajectory": "trajectory",
     "start": "world",
 }
 

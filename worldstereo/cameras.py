@@ -189,6 +189,10 @@ class Cameras:
         return origins, directions
 
 
+Camera = Cameras
+"""The documented name of a single camera; there is no second class."""
+
+
 def look_at(
     eye: Float[Tensor, "3"], target: Float[Tensor, "3"], up: Float[Tensor, "3"]
 ) -> Float[Tensor, "4 4"]:

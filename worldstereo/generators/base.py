@@ -4,7 +4,7 @@ A generator keeps no state between calls: everything a session remembers travels
 Frames come one by one; the caller folds each into the memories before it asks for the next.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -20,6 +20,10 @@ from worldstereo.progress import OnStep, ignore
 from worldstereo.scene import View
 from worldstereo.trajectory import Trajectory
 from worldstereo.views.intake import generated
+
+OnState = Callable[[int, int, Tensor], None]
+"""`(step, total, state)`: after each denoising step, counted from 1, with the state
+(1, T, c, h, w), detached and not to be written to."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +123,8 @@ class GenerationRequest:
     negative_prompt: str = ""
     seed: int = 0
     sampler: SamplerConfig = SamplerConfig()
+    on_state: OnState | None = None
+    """Asked by generators that denoise; the others never call it."""
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from worldstereo.world._edits import delete_points, moved, set_registration, set_scale, set_up
 from worldstereo.world._explore import default_view, explore, pivot_distance, sky_of, start
 from worldstereo.world._original import Original, PackedDepth
+from worldstereo.world._remember import remember_entries
 from worldstereo.world._world import Draft, StepRecord, World
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "explore",
     "moved",
     "pivot_distance",
+    "remember_entries",
     "set_registration",
     "set_scale",
     "set_up",

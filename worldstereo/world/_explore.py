@@ -19,6 +19,7 @@ from worldstereo.generators import (
     Frame,
     GenerationRequest,
     Generator,
+    OnState,
     SamplerConfig,
 )
 from worldstereo.guide import Guide, splat_cloud
@@ -37,12 +38,19 @@ def ignore_frame(index: int, frame: Frame) -> None:
 
 
 def start(
-    world: World, capture: Capture, *, register: bool = True, on_step: OnStep = ignore
+    world: World,
+    capture: Capture,
+    *,
+    register: bool = True,
+    write_geometry: bool = True,
+    write_stereo: bool = True,
+    on_step: OnStep = ignore,
 ) -> Scene:
     """Fill an empty or used world with a capture; what it held before can be undone back to.
 
     Views are cleaned, registered to each other and completed (`intake`); the cloud of the global
-    memory is built from their depth, the stereo memory's features from their pixels.
+    memory is built from their depth, the stereo memory's features from their pixels. A memory that
+    is not to be written (`write_geometry`, `write_stereo`) stays empty.
 
     Raises:
         InputRefused: the capture holds neither a view nor a point.
@@ -52,6 +60,7 @@ def start(
         raise InputRefused(f"{capture.name}: holds no picture and no point. Nothing was changed.")
     with world.step(f"open {capture.name}") as draft:
         draft.step = 0
+        draft.write_geometry, draft.write_stereo = write_geometry, write_stereo
         forget(draft)
         draft.changes |= {
             "name": capture.name,
@@ -83,6 +92,9 @@ def explore(
     generator: Generator | None = None,
     on_step: OnStep = ignore,
     on_frame: OnFrame = ignore_frame,
+    on_state: OnState | None = None,
+    write_geometry: bool = True,
+    write_stereo: bool = True,
 ) -> Clip:
     """Generate the views of a path and fold what nobody had seen into both memories.
 
@@ -90,6 +102,8 @@ def explore(
         trajectory: in the world's (registered) frame; its cameras' size is the frames' size.
         guide: its kind, or the very guide that was previewed.
         generator: another one than the world's own, if the memories fit it.
+        on_state: called after each denoising step by generators that have such steps.
+        write_geometry, write_stereo: False leaves that memory as it is.
 
     Raises:
         WorldStereoError: the world is empty.
@@ -102,6 +116,7 @@ def explore(
     if not scene.views and len(scene.cloud) == 0:
         raise WorldStereoError("The world is empty. Open an example or a capture first.")
     with world.step(f"explore {trajectory.name}") as draft:
+        draft.write_geometry, draft.write_stereo = write_geometry, write_stereo
         if not isinstance(guide, Guide):
             guide = Guide(draft.scene, trajectory, guide, seed=seed)
         request = GenerationRequest(
@@ -117,6 +132,7 @@ def explore(
             negative_prompt=negative_prompt,
             seed=seed,
             sampler=sampler or SamplerConfig(),
+            on_state=on_state,
         )
         frames: list[Frame] = []
         judge = _judge(guide, draft.scene, trajectory)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from worldstereo.generators import Frame, Generator, as_view
 from worldstereo.guide import Guide
+from worldstereo.memory.stereo import SpatialStereoMemory
 from worldstereo.progress import OnStep
 from worldstereo.scene import DepthKind, Origin, PointCloud, View
 from worldstereo.views.intake import as_estimated, as_measured, cloud_from, enter
@@ -30,14 +31,16 @@ def forget(draft: Draft) -> None:
 
 def remember_cloud(draft: Draft, cloud: PointCloud) -> None:
     """A capture's own cloud, into the empty global memory."""
-    draft.geometry.initialize(
-        cloud.points,
-        colors=cloud.colors,
-        normals=cloud.normals,
-        radii=cloud.radii,
-        confidence=cloud.confidence,
-        source=-1,
-    )
+    at = draft.geometry.device
+    if draft.write_geometry:
+        draft.geometry.initialize(
+            cloud.points.to(at),
+            colors=cloud.colors.to(at),
+            normals=cloud.normals.to(at),
+            radii=cloud.radii.to(at),
+            confidence=cloud.confidence.to(at),
+            source=-1,
+        )
     draft.points_added = draft.geometry.num_points
     centre = cloud.points.median(dim=0).values
     draft.changes["unit"] = max(float((cloud.points - centre).norm(dim=1).median()), 1e-6)
@@ -102,27 +105,42 @@ def remember_generated(
 
 def remember_view(draft: Draft, view: View, generator: Generator) -> None:
     """One view into both memories: its points into the cloud, its patches into the feature bank."""
-    draft.views.append(view)
+    draft.views.append(view if draft.write_stereo else unseen(view))
     number = len(draft.views) - 1
     cloud = cloud_from(view)
-    if len(cloud.points) > 0:
+    if len(cloud.points) > 0 and draft.write_geometry:
+        at = draft.geometry.device
         result = draft.geometry.update(
-            cloud.points,
-            view.cameras.c2w,
-            colors=cloud.colors,
-            confidence=cloud.confidence,
-            normals=cloud.normals,
-            radii=cloud.radii,
+            cloud.points.to(at),
+            view.cameras.c2w.to(at),
+            colors=cloud.colors.to(at),
+            confidence=cloud.confidence.to(at),
+            normals=cloud.normals.to(at),
+            radii=cloud.radii.to(at),
             source=number,
             merge_threshold=cloud_spacing(view),
         )
         draft.points_added += result.num_added
         draft.points_merged += result.num_merged
-    features, points, confidence, pixels = entries_of(view, generator)
+    if draft.write_stereo:
+        remember_entries(draft.stereo, view, generator, number)
+
+
+def remember_entries(
+    stereo: SpatialStereoMemory, view: View, generator: Generator, frame: int
+) -> None:
+    """The patches of a view with depth into a feature bank; `frame` is kept with each."""
+    found = entries_of(view, generator, stereo.num_correspondences)
+    features, points, confidence, pixels = (column.to(stereo.device) for column in found)
     if len(features) > 0:
-        draft.stereo.add_to_memory(
-            features, points, confidence, metadata={"frame": number, "pixel": pixels}
+        stereo.add_to_memory(
+            features, points, confidence, metadata={"frame": frame, "pixel": pixels}
         )
+
+
+def unseen(view: View) -> View:
+    """The picture alone: without depth nothing corresponds to it."""
+    return without_pixels(view, torch.ones_like(view.depth, dtype=torch.bool))
 
 
 def cloud_spacing(view: View) -> float:
@@ -133,12 +151,15 @@ def cloud_spacing(view: View) -> float:
     return 0.5 * float(depth.median()) / float(view.cameras.K[0, 0])
 
 
-def entries_of(view: View, generator: Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def entries_of(
+    view: View, generator: Generator, count: int = 8
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Feature bank entries of a view, one per cell of the generator's feature grid.
 
     Returns:
-        features (N, D), correspondences (N, 8, 3), their confidence (N, 8), pixel (N, 2): the 3D
-        points of eight pixels spread over the cell; a pixel without depth has confidence 0.
+        features (N, D), correspondences (N, count, 3), their confidence (N, count), pixel (N, 2):
+        the 3D points of pixels spread over the cell, at most eight different ones, the middle
+        first; a pixel without depth has confidence 0.
     """
     features = generator.encode(view.color[None])[0]
     h, w = features.shape[-2:]
@@ -148,7 +169,8 @@ def entries_of(view: View, generator: Generator) -> tuple[Tensor, Tensor, Tensor
     spread = (
         torch.tensor([[0, 0], [-1, -1], [1, -1], [-1, 1], [1, 1], [-1, 0], [1, 0], [0, 1]]) * 0.35
     )
-    pixels = centre[:, None] + spread * step  # (N, 8, 2)
+    spread = spread[torch.arange(count) % len(spread)]
+    pixels = centre[:, None] + spread * step  # (N, count, 2)
     u = pixels[..., 0].floor().long().clamp(0, width - 1)
     v = pixels[..., 1].floor().long().clamp(0, height - 1)
     depth, confidence = view.depth[0][v, u], view.confidence[0][v, u]

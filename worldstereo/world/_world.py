@@ -53,6 +53,11 @@ class Draft:
     registration: Registration | None
     original: Original | None = None
     """The capture before intake; None where there was none, or an old file did not keep it."""
+    write_geometry: bool = True
+    """False: this step adds nothing to the global memory."""
+    write_stereo: bool = True
+    """False: this step adds no entries, and its views are kept without their depth: the pictures
+    are part of the record, but nothing corresponds to them."""
     changes: dict[str, Any] = field(default_factory=dict)
     """Other fields of the next scene: up, unit, rig, name, notices, metres_per_unit."""
     points_added: int = 0

@@ -346,6 +346,7 @@ class DiffusionGenerator:
             device=self.device,
             on_step=on_step,
             on_velocity=on_velocity,
+            on_state=request.on_state,
         )
         assert result.video is not None
         return result.video[0].float().cpu()

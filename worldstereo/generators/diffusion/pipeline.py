@@ -99,6 +99,7 @@ def sample(
     device: torch.device | str | None = None,
     on_step: OnStep = ignore,
     on_velocity: Callable[[int, Tensor], None] | None = None,
+    on_state: Callable[[int, int, Tensor], None] | None = None,
     decode: bool = True,
     keep_trace: bool = False,
 ) -> SampleResult:
@@ -111,6 +112,7 @@ def sample(
             of the guide.
         latents: the noise (B, 16, F, h, w); drawn from `seed` on the CPU where None.
         on_step: `(step, total, message)` before each step and each decoded frame; may raise.
+        on_state: `(step, total, state)` after each step, the state (B, F, 16, h, w).
         keep_trace: keeps the latents after every step.
 
     Raises:
@@ -152,6 +154,8 @@ def sample(
             state = euler.step(velocity, i, state)
         else:
             state = scheduler.step(velocity, t, state, return_dict=False)[0]  # pyright: ignore
+        if on_state is not None:
+            on_state(i + 1, total, state.detach().transpose(1, 2))
         if keep_trace:
             trace.append(state.clone())
     video = None

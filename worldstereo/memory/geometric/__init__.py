@@ -37,6 +37,7 @@ from worldstereo.render import RenderResult, check_render, render_points
 
 log = logging.getLogger(__name__)
 
+PLACES = 4  # along each side of a latent cell, where what is seen in it is looked up
 UPDATE_FREQUENCIES = ("per_frame", "per_step", "manual")
 
 
@@ -280,6 +281,9 @@ class GlobalGeometricMemory(MemoryFiles):
         """The latent with the features of the points seen in each cell added through a zero-built
         projection: the identity when freshly built or empty. Cells in holes are left untouched.
 
+        A cell is looked at in 4 x 4 places, and the mean of what is seen there is added; a cell
+        that shows no point of its own takes the nearest of its neighbours'.
+
         Args:
             camera_params: one camera for all frames or a batch (T,), of any image size.
             injection_method: "addition", "concatenation" or "cross_attention".
@@ -316,7 +320,7 @@ class GlobalGeometricMemory(MemoryFiles):
             return latent
         rows = index[visible]
         if injection_method != "cross_attention":
-            features = self._gather_features(rows)
+            features = self._mean_features(cameras, visible, rows)
             return self.learned.inject(injection_method, latent, visible, features, None)
         pixels = cameras.pixel_grid()
         batch = (len(depth), H * W) if camera_params.batch_shape else (T, H * W)
@@ -475,6 +479,26 @@ class GlobalGeometricMemory(MemoryFiles):
     def _gather(self, index: Int[Tensor, "*S"]) -> tuple[Tensor, Tensor]:
         """Positions and confidence of rows."""
         return self._device_column("point")[index], self._device_column("confidence")[index]
+
+    def _mean_features(
+        self, cameras: Cameras, visible: Tensor, rows: Int[Tensor, "V"]
+    ) -> Float[Tensor, "V D"]:
+        """Mean embedding of the points seen in each visible cell; of `rows` where a cell sees none.
+
+        One point alone would be whatever happens to lie nearest: of a textured surface, noise.
+        """
+        T, H, W = visible.shape
+        fine = self.render(cameras.scaled(PLACES * W, PLACES * H), radius=0).index
+        fine = (
+            fine.reshape(-1, H, PLACES, W, PLACES).transpose(2, 3).flatten(3).expand(T, -1, -1, -1)
+        )
+        seen = fine[visible]
+        seen[:, 0] = torch.where((seen < 0).all(dim=1), rows, seen[:, 0])
+        held = seen >= 0
+        cell = held.nonzero()[:, 0]
+        features = self._gather_features(seen[held])
+        total = features.new_zeros(len(rows), features.shape[1]).index_add(0, cell, features)
+        return total / held.sum(dim=1, keepdim=True)
 
     def _gather_features(self, index: Int[Tensor, "*S"]) -> Float[Tensor, "*S D"]:
         """Embeddings of rows; computed ones are computed once per distinct row."""

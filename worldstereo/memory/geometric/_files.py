@@ -5,7 +5,6 @@ The cloud travels beside the weights, as `memory.points`, `memory.colors` and so
 
 import json
 import logging
-from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +106,7 @@ class MemoryFiles(nn.Module):
 
     def _load_from_state_dict(
         self,
-        state_dict: "OrderedDict[str, Tensor]",
+        state_dict: dict[str, Tensor],
         prefix: str,
         local_metadata: dict[str, Any],
         strict: bool,

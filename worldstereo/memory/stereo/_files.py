@@ -80,7 +80,7 @@ class BankFiles(nn.Module):
 
     def _load_from_state_dict(
         self,
-        state_dict: "OrderedDict[str, Tensor]",
+        state_dict: dict[str, Tensor],
         prefix: str,
         local_metadata: dict[str, Any],
         strict: bool,
