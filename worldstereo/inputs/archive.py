@@ -4,6 +4,7 @@ Nothing is ever unpacked to disk. Zip only; links, twins, names that point outsi
 archives and members that lie about their size are refused before anything is read.
 """
 
+import contextlib
 import io
 import os
 import posixpath
@@ -17,7 +18,15 @@ from pathlib import Path
 from worldstereo.errors import InputRefused
 from worldstereo.inputs.limits import Limits, refusal, shown, size_text
 
-_JUNK = re.compile(r"(^|/)(__MACOSX|\.git|\.DS_Store|Thumbs\.db|desktop\.ini)(/|$)|(^|/)\._[^/]*$")
+_JUNK = re.compile(
+    r"(^|/)(__MACOSX|\.git|\.svn|\.DS_Store|\.AppleDouble|\.Spotlight-V100|\.Trashes|\.fseventsd"
+    r"|\.TemporaryItems|\.DocumentRevisions-V100|\.localized|\.VolumeIcon\.icns|\.apdisk|Icon[\r?]?\r"
+    r"|Thumbs\.db|ehthumbs(_vista)?\.db|desktop\.ini|\$RECYCLE\.BIN|System Volume Information"
+    r"|\.directory|\.thumbnails|\.ipynb_checkpoints|__pycache__|@eaDir|\.picasa\.ini)(/|$)"
+    r"|(^|/)\._[^/]*$|(^|/)~\$[^/]*$",
+    re.IGNORECASE,
+)  # what macOS, Windows, Linux desktops, NAS boxes and notebooks leave behind
+_TURNING = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # reorder a shown name
 _NESTED = (".zip", ".tar", ".tgz", ".gz", ".7z", ".rar", ".bz2", ".xz", ".zst")
 _FREE_RATIO = 1 << 20  # members below 1 MB may be packed as tightly as they like
 _CLEAN = "Nothing was unpacked"
@@ -30,6 +39,8 @@ class Bundle:
         self.name, self.limits = name, limits
         self.sizes = dict(sizes)
         self._read_bytes = 0
+        self._folded: dict[str, str] | None = None
+        self._by_name: dict[str, list[str]] | None = None
 
     @property
     def names(self) -> list[str]:
@@ -37,6 +48,44 @@ class Bundle:
 
     def __contains__(self, name: object) -> bool:
         return name in self.sizes
+
+    def found(self, name: str) -> str | None:
+        """The member of a name, also where letter case or Unicode form differ; else None."""
+        if name in self.sizes:
+            return name
+        if self._folded is None:
+            self._folded = {}
+            for member in self.sizes:
+                self._folded.setdefault(folded(member), member)
+        return self._folded.get(folded(name))
+
+    def ending(self, path: str) -> str | None:
+        """The member whose path ends as `path` does: folders in front of it may differ.
+
+        The more folders agree the better; a bare name must be the only one of its kind.
+        """
+        if self._by_name is None:
+            self._by_name = {}
+            for member in self.sizes:
+                key = posixpath.basename(folded(member))
+                self._by_name.setdefault(key, []).append(member)
+        parts = [p for p in folded(path).split("/") if p not in ("", ".")]
+        same = self._by_name.get(parts[-1], []) if parts else []
+        if not same:
+            return None
+
+        def agreeing(member: str) -> int:
+            n = 0
+            for a, b in zip(reversed(folded(member).split("/")), reversed(parts), strict=False):
+                if a != b:
+                    break
+                n += 1
+            return n
+
+        counts = [agreeing(member) for member in same]
+        best = max(counts)
+        winners = [m for m, n in zip(same, counts, strict=True) if n == best]
+        return winners[0] if len(winners) == 1 else None
 
     def read(self, name: str) -> bytes:
         """The bytes of a member.
@@ -63,19 +112,37 @@ class Bundle:
     def inside(self, base: str, given: str, source: str, where: str) -> str:
         """The member that a file names, relative to the folder `base`.
 
+        A full path of the machine that wrote the file, other letter case and Unicode forms, and
+        folders that were moved or doubled are looked through; the answer is always a member, or
+        the name that is missing.
+
         Raises:
-            InputRefused: the name is absolute, an address, or leaves the capture.
+            InputRefused: the name leaves the capture and nothing in it fits, or is an address.
         """
         path = given.replace("\\", "/")
-        joined = posixpath.normpath(posixpath.join(base, path))
-        absolute = path.startswith("/") or re.match(r"^[A-Za-z][A-Za-z0-9+.-]*:", path)
-        if absolute or joined.startswith("../") or joined == ".." or "\0" in path:
-            raise refusal(
-                source,
-                f'{where}: "{shown(given, 32)}" points outside the capture',
-                "Names relative to the file itself are accepted",
+        joined = posixpath.normpath(posixpath.join(base, path.lstrip("/")))
+        drive = re.match(r"^[A-Za-z]:/", path) or re.match(r"^file:/{1,3}", path)
+        absolute = path.startswith("/") or bool(drive)
+        address = not drive and re.match(r"^[A-Za-z][A-Za-z0-9+.-]*:", path)
+        leaves = joined.startswith("../") or joined == ".." or "\0" in path
+        if not (absolute or address or leaves):
+            return self.found(joined) or (
+                (None if path.startswith("~") else self.ending(path)) or joined
             )
-        return joined
+        if absolute and not leaves:
+            inner = path[drive.end() :] if drive else path.lstrip("/")
+            if "/" in inner and (member := self.ending(inner)) is not None:
+                return member
+        raise refusal(
+            source,
+            f'{where}: "{shown(given, 32)}" points outside the capture',
+            "Names relative to the file itself are accepted",
+        )
+
+    def named(self, *names: str) -> list[str]:
+        """Members with one of these base names in any letter case, the shallowest first."""
+        found = [n for n in self.sizes if posixpath.basename(n).lower() in names]
+        return sorted(found, key=lambda n: (n.count("/"), natural(n)))
 
     def child(self, *suffixes: str, folder: str | None = None) -> list[str]:
         """Members with one of these suffixes, in natural order; in `folder` only, if given."""
@@ -145,24 +212,24 @@ class Zip(Bundle):
             raise _too_many(name, len(infos), limits, "members")
         self._infos: dict[str, zipfile.ZipInfo] = {}
         sizes: dict[str, int] = {}
-        folded: set[str] = set()
+        met: set[str] = set()
         for info in infos:
             clean = _checked_name(name, info)
-            if info.is_dir() or _JUNK.search(clean):
+            if clean is None or info.is_dir() or _JUNK.search(clean):
                 continue
-            key = unicodedata.normalize("NFC", clean).casefold()
-            if key in folded:
+            key = folded(clean)
+            if key in met:
                 raise refusal(
                     name,
                     f'"{shown(clean, 32)}" is there twice',
                     f"One of each name is accepted. {_CLEAN}",
                 )
-            folded.add(key)
+            met.add(key)
             _check_member(name, info, limits)
             self._infos[clean] = info
             sizes[clean] = info.file_size
-        parents = {p for key in folded for p in _parents(key)}
-        both = sorted(parents & folded)
+        parents = {p for key in met for p in _parents(key)}
+        both = sorted(parents & met)
         if both:
             raise refusal(
                 name,
@@ -206,6 +273,12 @@ class Zip(Bundle):
         self._zip.close()
 
 
+def folded(name: str) -> str:
+    """A name as people see it: one Unicode form, no letter case, no marks without a width."""
+    plain = "".join(c for c in name if unicodedata.category(c) != "Cf")
+    return unicodedata.normalize("NFC", plain.replace("\\", "/")).casefold()
+
+
 def natural(name: str) -> tuple[list[tuple[int, int | str]], str]:
     """Sort key that puts 2.png before 10.png."""
     parts = re.split(r"([0-9]+)", name)
@@ -240,13 +313,20 @@ def _too_many(name: str, n: int, limits: Limits, what: str) -> InputRefused:
     return refusal(name, f"{n} {what}", f"At most {limits.members} are accepted")
 
 
-def _checked_name(archive: str, info: zipfile.ZipInfo) -> str:
-    given = info.orig_filename.replace("\\", "/")
+def _checked_name(archive: str, info: zipfile.ZipInfo) -> str | None:
+    """The member's name with `/`; None for litter of an operating system."""
+    given = info.orig_filename
+    if not info.flag_bits & 0x800 and not given.isascii():
+        with contextlib.suppress(UnicodeError):  # UTF-8 without the flag, as macOS packs
+            given = given.encode("cp437").decode("utf-8")
+    given = given.replace("\\", "/")
     parts = given.rstrip("/").split("/")
     outside = given.startswith("/") or ".." in parts or re.match(r"^[A-Za-z]:", given)
     if outside:
         raise refusal(archive, f'"{shown(given, 40)}" points outside the archive', _CLEAN)
-    odd = any(unicodedata.category(c) in ("Cc", "Cf", "Cs") for c in given)
+    if _JUNK.search(given):
+        return None
+    odd = any(unicodedata.category(c) in ("Cc", "Cs") or c in _TURNING for c in given)
     if odd or not given.strip("/. ") or len(given) > 400:
         raise refusal(
             archive,

@@ -10,7 +10,10 @@ import binascii
 import json
 import re
 import struct
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 import trimesh
@@ -18,19 +21,32 @@ import trimesh
 from worldstereo.inputs import images, jsonfile
 from worldstereo.inputs.limits import Limits, refusal, shown
 from worldstereo.inputs.meshes import loaded
-from worldstereo.inputs.surface import Surface, joined, srgb
+from worldstereo.inputs.surface import Surface, Texture, joined
 
 _KINDS = {5120: "<i1", 5121: "<u1", 5122: "<i2", 5123: "<u2", 5125: "<u4", 5126: "<f4"}
 _WIDTHS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4}
-_READ = {"KHR_materials_unlit", "KHR_mesh_quantization", "KHR_texture_transform"}
-_IGNORED = re.compile(r"KHR_(materials|lights|texture_transform)|EXT_(texture_webp)")
+_READ = {"KHR_materials_unlit", "KHR_mesh_quantization", "KHR_texture_transform",
+         "EXT_texture_webp", "EXT_texture_avif"}  # fmt: skip
+_IGNORED = re.compile(r"KHR_(materials|lights|animation|xmp|node_visibility)|MSFT_lod|EXT_mesh_feat")
+_PLAIN_NAMES = {
+    "KHR_draco_mesh_compression": "Draco", "EXT_meshopt_compression": "meshopt",
+    "KHR_meshopt_compression": "meshopt", "KHR_texture_basisu": "KTX2 textures",
+    "EXT_mesh_gpu_instancing": "GPU instances", "KHR_gaussian_splatting": "Gaussian splats",
+}  # fmt: skip
+_WRAP = {33071: "clamp", 33648: "mirror", 10497: "repeat"}
+_SOURCES = (("EXT_texture_webp", "source"), ("EXT_texture_avif", "source"),
+            ("MSFT_texture_dds", ""), ("KHR_texture_basisu", ""))  # fmt: skip
 _LIMIT_PARTS = 4096
 _LIMIT_STEPS = 400_000  # nodes above all instances together: what walking the tree costs
 _AGAIN = "Export it again as one file (.glb)"
 
 
-def read(name: str, data: bytes, limits: Limits) -> Surface:
+def read(
+    name: str, data: bytes, limits: Limits, beside: Callable[[str], bytes | None] | None = None
+) -> Surface:
     """The triangles and points of the default scene in world coordinates, y up.
+
+    `beside` gives the bytes of a file of the same archive by the name that the document uses.
 
     Raises:
         InputRefused: cut or contradictory structure, an outside reference, a required extension
@@ -45,7 +61,7 @@ def read(name: str, data: bytes, limits: Limits) -> Surface:
     root = jsonfile.parse(name, text, limits)
     if not isinstance(root, dict):
         raise refusal(name, "holds no JSON object", "glTF 2.0 is accepted")
-    return _Document(name, root, binary, limits).surface()
+    return _Document(name, root, binary, limits, beside).surface()
 
 
 def _chunks(name: str, data: bytes) -> tuple[bytes, bytes | None]:
@@ -79,10 +95,18 @@ def _chunks(name: str, data: bytes) -> tuple[bytes, bytes | None]:
 class _Document:
     """One file: its JSON, checked piece by piece, and the document that trimesh is given."""
 
-    def __init__(self, name: str, root: dict, binary: bytes | None, limits: Limits) -> None:
+    def __init__(
+        self,
+        name: str,
+        root: dict,
+        binary: bytes | None,
+        limits: Limits,
+        beside: Callable[[str], bytes | None] | None,
+    ) -> None:
         self.name, self.root, self.binary, self.limits = name, root, binary, limits
+        self.beside = beside
         self.buffers: dict[int, bytes] = {}
-        self.pictures: dict[int, np.ndarray] = {}
+        self.pictures: dict[int, np.ndarray | None] = {}
         self.notices: list[str] = []
         self.body = bytearray()
         self.starts: dict[int, int] = {}
@@ -104,10 +128,10 @@ class _Document:
             if not isinstance(extension, str) or not (
                 extension in _READ or _IGNORED.match(extension)
             ):
-                short = re.sub(r"^KHR_|_mesh_compression$", "", shown(str(extension)))
+                short = _PLAIN_NAMES.get(str(extension)) or shown(str(extension), 24)
                 raise self.refuse(
                     f"needs {shown(str(extension), 40)}, which is not read here",
-                    f"Export without {shown(short, 24)}",
+                    f"Export without {short}",
                 )
         self._check_references()
         meshes = [self._mesh(i) for i in range(len(self.list_of(self.root, "meshes")))]
@@ -179,15 +203,22 @@ class _Document:
         for kind in ("buffers", "images"):
             for i, value in enumerate(self.list_of(self.root, kind)):
                 uri = self.entry(value, f"{kind} {i}").get("uri")
-                if uri is not None and (not isinstance(uri, str) or not uri.startswith("data:")):
+                if uri is None or (isinstance(uri, str) and uri.startswith("data:")):
+                    continue
+                if self.beside is None or not isinstance(uri, str) or "://" in uri:
                     raise self.refuse(
                         f'{kind} {i} is another file or address, "{shown(str(uri), 32)}"',
-                        "Pack it into one .glb; nothing outside the file is opened",
+                        "Give a zip of the folder, or one .glb; nothing outside is opened",
                     )
 
     # ---- bytes --------------------------------------------------------------------------------
 
     def _data(self, uri: str, what: str) -> bytes:
+        if not uri.startswith("data:"):
+            data = None if self.beside is None else self.beside(unquote(uri))
+            if data is None:
+                raise self.refuse(f'{what}, "{shown(uri, 40)}", is missing', "Put the file there")
+            return data
         head, _, body = uri.partition(",")
         if not head.endswith(";base64"):
             raise self.refuse(f"{what} has a data URI that is not base64")
@@ -204,6 +235,9 @@ class _Document:
             elif index == 0 and self.binary is not None:
                 data = self.binary
             else:
+                extensions = entry.get("extensions")
+                if isinstance(extensions, dict) and any("meshopt" in str(k) for k in extensions):
+                    raise self.refuse("is packed with meshopt", "Export without meshopt")
                 raise self.refuse(f"buffer {index} has no data")
             length = self.whole(entry.get("byteLength"), f"buffer {index} byteLength", 1 << 40)
             if length > len(data):
@@ -309,45 +343,109 @@ class _Document:
             kept["_COLOR" if mode else "COLOR_0"] = colors
         name = f"part{len(self.parts)}"
         position = self.item("accessors", attributes["POSITION"])
-        texture, tint, uv = self._material(part, attributes)
-        if uv is not None and mode:
-            kept["_UV"] = self.accessor(uv, what, ("VEC2",), n)
+        look = self._material(part, attributes)
+        if look.uv is not None and mode:
+            kept["_UV"] = self.accessor(look.uv, what, ("VEC2",), n)
         scale = 1.0
         if position.get("normalized") and position["componentType"] != 5126:
             scale = 1.0 / np.iinfo(_KINDS[position["componentType"]]).max
-        self.parts[name] = {"texture": texture, "tint": tint, "scale": scale, "what": what}
+        self.parts[name] = {"look": look, "scale": scale, "what": what}
+        for key, source in (("_UV", look.uv), ("_COLOR", attributes.get("COLOR_0"))):
+            if source is not None:
+                accessor = self.item("accessors", source)
+                self.parts[name][key] = bool(accessor.get("normalized"))
         self.sizes.append((n, (0, 0, 0, 0, corners // 3, corners - 2)[mode]))
         self.out["meshes"].append({"name": name, "primitives": [checked]})
         return len(self.out["meshes"]) - 1
 
-    def _material(self, part: dict, attributes: dict) -> tuple[np.ndarray | None, np.ndarray, Any]:
+    def _material(self, part: dict, attributes: dict) -> "_Look":
         """Base texture, base colour (linear) and the accessor of the texture's coordinates."""
-        tint = np.ones(3)
         if part.get("material") is None:
-            return None, tint, None
+            return _Look()
         material = self.item("materials", part["material"])
-        base = self.entry(material.get("pbrMetallicRoughness") or {}, "pbrMetallicRoughness")
-        if base.get("baseColorFactor") is not None:
-            given = self.numbers(base["baseColorFactor"], 4, "baseColorFactor")
-            tint = np.clip(np.array(given[:3]), 0, 1)
-        if base.get("baseColorTexture") is None:
-            return None, tint, None
-        slot = self.entry(base["baseColorTexture"], "baseColorTexture")
+        extensions = self.entry(material.get("extensions") or {}, "material extensions")
+        old = extensions.get("KHR_materials_pbrSpecularGlossiness")
+        if old is not None:
+            base = self.entry(old, "KHR_materials_pbrSpecularGlossiness")
+            factor, slot = base.get("diffuseFactor"), base.get("diffuseTexture")
+        else:
+            base = self.entry(material.get("pbrMetallicRoughness") or {}, "pbrMetallicRoughness")
+            factor, slot = base.get("baseColorFactor"), base.get("baseColorTexture")
+        tint, told = np.ones(3), factor is not None
+        if factor is not None:
+            tint = np.clip(np.array(self.numbers(factor, 4, "baseColorFactor")[:3]), 0, 1)
+        if slot is None and not tint.any() and material.get("emissiveTexture") is not None:
+            slot, tint = material["emissiveTexture"], np.ones(3)  # baked light on black
+        cutoff = None
+        mode = material.get("alphaMode", "OPAQUE")
+        if mode in ("MASK", "BLEND"):
+            given = material.get("alphaCutoff", 0.5) if mode == "MASK" else 0.5
+            cutoff = float(given) if isinstance(given, int | float) else 0.5
+        if slot is None:
+            return _Look(tint=tint, told=told)
+        slot = self.entry(slot, "baseColorTexture")
         texture = self.item("textures", slot.get("index"))
-        uv = attributes.get(f"TEXCOORD_{slot.get('texCoord', 0)}")
-        if uv is None or texture.get("source") is None:
-            return None, tint, None
-        return self._picture(texture["source"]), tint, uv
+        more = self.entry(slot.get("extensions") or {}, "texture extensions")
+        moved = self.entry(more.get("KHR_texture_transform") or {}, "KHR_texture_transform")
+        uv = attributes.get(f"TEXCOORD_{moved.get('texCoord', slot.get('texCoord', 0))}")
+        pixels = self._texels(texture) if uv is not None else None
+        if uv is None or pixels is None:
+            return _Look(tint=tint, told=told)
+        wrap = ("repeat", "repeat")
+        if texture.get("sampler") is not None:
+            sampler = self.item("samplers", texture["sampler"])
+            wrap = tuple(_WRAP.get(sampler.get(k), "repeat") for k in ("wrapS", "wrapT"))
+        return _Look(Texture(pixels, (wrap[0], wrap[1]), cutoff), tint, True, uv,
+                     self._transform(moved))  # fmt: skip
 
-    def _picture(self, index: Any) -> np.ndarray:
+    def _transform(self, given: dict) -> np.ndarray:
+        """KHR_texture_transform as a 2 x 3 matrix: offset, then rotation, then scale."""
+        ox, oy = self.numbers(given.get("offset", [0, 0]), 2, "texture offset")
+        sx, sy = self.numbers(given.get("scale", [1, 1]), 2, "texture scale")
+        (turn,) = self.numbers([given.get("rotation", 0)], 1, "texture rotation")
+        c, s = np.cos(turn), np.sin(turn)
+        return np.array([[c * sx, s * sy, ox], [-s * sx, c * sy, oy]])
+
+    def _texels(self, texture: dict) -> np.ndarray | None:
+        """The picture of a texture: WebP or AVIF where an extension names one, else its source."""
+        extensions = self.entry(texture.get("extensions") or {}, "texture extensions")
+        source = texture.get("source")
+        for key, field in _SOURCES:
+            if key not in extensions:
+                continue
+            if field:
+                source = self.entry(extensions[key], key).get("source")
+                break
+            if source is None:
+                what = "KTX2 (KHR_texture_basisu)" if "basisu" in key else "DDS"
+                self.notices.append(
+                    f"Its textures are {what}, which is not read here; export them as PNG or JPEG."
+                )
+                return None
+        return None if source is None else self._picture(source)
+
+    def _picture(self, index: Any) -> np.ndarray | None:
         entry = self.item("images", index)
         if index not in self.pictures:
-            if entry.get("uri") is not None:
-                data = self._data(entry["uri"], f"image {index}")
+            uri = entry.get("uri")
+            self.pictures[index] = None
+            if uri is not None and not uri.startswith("data:"):
+                found = None if self.beside is None else self.beside(unquote(uri))
+                if found is None:
+                    self.notices.append(f'The texture "{shown(uri, 40)}" is missing.')
+                    return None
+                data = found
+            elif uri is not None:
+                data = self._data(uri, f"image {index}")
             else:
                 buffer, first, size, _ = self.view(entry.get("bufferView"))
                 data = self.buffer(buffer)[first : first + size]
-            self.pictures[index] = images.color(f"image {index} of {self.name}", data, self.limits)
+            if data.startswith(b"\xabKTX 20\xbb"):
+                self.notices.append(
+                    "Its textures are KTX2, which is not read here; export them as PNG or JPEG."
+                )
+                return None
+            self.pictures[index] = images.texture(f"image {index} of {self.name}", data, self.limits)
         return self.pictures[index]
 
     # ---- tree ---------------------------------------------------------------------------------
@@ -427,23 +525,43 @@ class _Document:
         if not np.isfinite(world).all():
             raise self.refuse(f"the transforms above {part['what']} overflow")
         more = getattr(geometry, "vertex_attributes", {})
-        colors = uv = None
+        look, colors, uv = part["look"], None, None
         if "_COLOR" in more:
-            colors = srgb(np.clip(_shares(more["_COLOR"])[:, :3], 0, 1))
+            colors = np.clip(_shares(more["_COLOR"], True)[:, :3], 0, 1)
         elif not len(faces) and len(getattr(geometry, "colors", ())) == len(points):
-            colors = srgb(_shares(np.asarray(geometry.colors))[:, :3])
+            colors = _shares(np.asarray(geometry.colors), True)[:, :3]
         if "_UV" in more:
-            uv = _shares(more["_UV"])
-        if not np.allclose(part["tint"], 1):
-            base = np.ones((len(points), 3)) if colors is None else colors
-            colors = base * srgb(part["tint"])
+            uv = _shares(more["_UV"], part.get("_UV", False))
+            uv = np.concatenate([uv, np.ones((len(uv), 1))], axis=1) @ look.moved.T
         moved = points * part["scale"] @ world[:3, :3].T + world[:3, 3]
-        texture = None if uv is None else part["texture"]
-        return Surface(moved, faces, colors, None, uv, texture)
+        if not len(faces):
+            if look.told:
+                colors = (np.ones((len(points), 3)) if colors is None else colors) * look.tint
+            return Surface(moved, faces, colors, linear=True)
+        tints = np.tile(look.tint, (len(faces), 1)) if look.told else None
+        if uv is None or look.texture is None:
+            return Surface(moved, faces, colors, face_colors=tints, linear=True)
+        which = np.zeros(len(faces), np.int64)
+        return Surface(moved, faces, colors, None, uv[faces], (look.texture,), which, tints, True)
 
 
-def _shares(values: np.ndarray) -> np.ndarray:
-    """Floats as they are; whole numbers as shares of the largest of their kind."""
+@dataclass(frozen=True, eq=False)
+class _Look:
+    """What the faces of one part show."""
+
+    texture: Texture | None = None
+    tint: np.ndarray = field(default_factory=lambda: np.ones(3))
+    told: bool = False
+    """The material says a colour or a texture."""
+    uv: Any = None
+    """Index of the accessor of the texture coordinates."""
+    moved: np.ndarray = field(default_factory=lambda: np.eye(3)[:2])
+    """2 x 3: what KHR_texture_transform does to them."""
+
+
+def _shares(values: np.ndarray, normalized: bool) -> np.ndarray:
+    """Floats as they are; whole numbers as shares of the largest of their kind, if they are."""
     values = np.asarray(values)
-    most = np.iinfo(values.dtype).max if values.dtype.kind in "iu" else 1.0
-    return values.astype(np.float64) / most
+    whole = values.dtype.kind in "iu" and normalized
+    most = np.iinfo(values.dtype).max if whole else 1.0
+    return np.maximum(values.astype(np.float64) / most, -1.0) if whole else values.astype(float)

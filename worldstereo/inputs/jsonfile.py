@@ -12,8 +12,11 @@ class _Bad(ValueError):
     """A value that JSON text may hold and we do not accept."""
 
 
-def parse(name: str, data: bytes, limits: Limits) -> Any:
+def parse(name: str, data: bytes, limits: Limits, lost: bool = False) -> Any:
     """The value of a JSON text.
+
+    With `lost`, NaN and Infinity are let through, as Python writes them for a pose that was lost;
+    then `Node.number` and `poses.pose` refuse them with their place.
 
     Raises:
         InputRefused: not UTF-8, not JSON, too large or too deep, NaN, infinity or a key twice.
@@ -33,7 +36,7 @@ def parse(name: str, data: bytes, limits: Limits) -> Any:
     try:
         value = json.loads(
             text,
-            parse_constant=_constant,
+            parse_constant=float if lost else _constant,
             parse_float=_float,
             parse_int=_int,
             object_pairs_hook=_pairs,
@@ -157,6 +160,14 @@ class Node:
         if value != int(value):
             raise self.refuse(f"is {value:.6g}", f"A whole number from {low} to {high} is accepted")
         return int(value)
+
+    def matrix(self) -> Any:
+        """A pose: 4 x 4, 3 x 4, or its 16 or 12 numbers in one row."""
+        flat = isinstance(self.value, list) and not any(isinstance(v, list) for v in self.value)
+        rows = len(self.value) if isinstance(self.value, list) else 0
+        if flat and rows in (12, 16):
+            return self.array(rows).reshape(-1, 4)
+        return self.array(3, 4) if rows == 3 else self.array(4, 4)
 
     def array(self, *shape: int) -> Any:
         """Numbers as a float64 array of this shape."""

@@ -4,7 +4,9 @@ A refusal is one line of at most 200 characters: `<what was given>: <what is wro
 number>. <what is accepted or what to do>.` It shows no path of this machine and no type name.
 """
 
+import contextlib
 import unicodedata
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from worldstereo.errors import InputRefused
@@ -123,6 +125,47 @@ def refusal(name: str, wrong: str, way_out: str) -> InputRefused:
     if len(wrong) > room:
         wrong = wrong[: max(room - 1, 0)] + "…"
     return InputRefused((head + wrong + tail)[:LONGEST_LINE])
+
+
+LEAST = 3  # rows that must be left: with two, nobody can tell which of them is wrong
+
+
+class Losses:
+    """Rows of a capture that were left out, each with its reason; too many, and it is refused.
+
+        with losses.row():
+            shots.append(...)    # a refusal in here leaves out this row only
+        losses.settle(len(shots))
+    """
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+        self.count = 0
+        self.first: InputRefused | None = None
+
+    def lost(self, error: InputRefused, rows: int = 1) -> None:
+        """`rows` of them are out, for one reason."""
+        self.count += rows
+        self.first = self.first or error
+
+    @contextlib.contextmanager
+    def row(self) -> Iterator[None]:
+        try:
+            yield
+        except InputRefused as error:
+            self.lost(error)
+
+    def settle(self, kept: int) -> None:
+        """Raises the first reason unless most rows, and at least three, are left."""
+        if self.first is not None and (kept < LEAST or kept <= self.count):
+            raise self.first
+
+    def notices(self, kept: int) -> tuple[str, ...]:
+        if self.first is None:
+            return ()
+        n, total = self.count, kept + self.count
+        why = str(self.first).rsplit(". ", 1)[0].rstrip(".")
+        return (f"{n} of {total} {self.what} left out: {why}.",)
 
 
 def size_text(n: float | int) -> str:

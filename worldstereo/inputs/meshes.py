@@ -1,23 +1,29 @@
-"""OBJ, STL and OFF by trimesh, from text that was looked through first.
+"""OBJ; STL and OFF by trimesh, from text that was looked through first.
 
-trimesh guesses where a line is odd (index 0, numbers missing, an index counted from the end); so
-every line is compared with its grammar before, and only the lines that hold geometry are handed
-on. An OBJ's material file lies beside it and is not fetched: vertex colours are read, textures not.
+trimesh guesses where a line is odd (numbers missing); so every line is compared with its grammar
+before, and only the lines that hold geometry are handed on. What an OBJ shows lies in files beside
+it: they are read where the OBJ came in a folder or an archive with them.
 """
 
 import io
 import logging
 import re
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import trimesh
 from trimesh.resolvers import Resolver
 
+from worldstereo.inputs import images
 from worldstereo.inputs.limits import Limits, refusal, shown, size_text
-from worldstereo.inputs.surface import Surface
+from worldstereo.inputs.surface import Surface, Texture, color_share
 
 log = logging.getLogger(__name__)
+
+Fetch = Callable[[str], bytes | None]
+"""The bytes of a file beside a model by the name the model uses; None where it is missing."""
 
 _AGAIN = "Export it again"
 _NUMBER = re.compile(r"[+-]?(?:\d{1,64}\.?\d{0,64}|\.\d{1,64})(?:[eE][+-]?\d{1,4})?", re.ASCII)
@@ -93,10 +99,18 @@ def text_of(name: str, data: bytes) -> str:
     return data.decode("utf-8-sig", errors="replace")
 
 
-def read_obj(name: str, data: bytes, limits: Limits) -> Surface:
-    """Vertices with optional colours, faces with any index form, negative indices included."""
-    kept: list[str] = []
-    points, faces, tints, outside = 0, 0, [], False
+def read_obj(name: str, data: bytes, limits: Limits, beside: Fetch | None = None) -> Surface:
+    """Vertices with optional colours, faces with any index form, negative indices included.
+
+    Materials and textures are read where `beside` gives the files that the OBJ names.
+    """
+    points: list[list[float]] = []
+    tints: list[list[float]] = []
+    uvs: list[list[float]] = []
+    faces: list[tuple[int, int, int]] = []
+    corners_uv: list[tuple[int, int, int]] = []
+    which: list[int] = []
+    libraries, materials, material = [], {"": 0}, 0
     lines = text_of(name, data).replace("\\\r\n", " ").replace("\\\n", " ").splitlines()
     for number, line in enumerate(lines, 1):
         words = line.split("#", 1)[0].split()
@@ -108,40 +122,162 @@ def read_obj(name: str, data: bytes, limits: Limits) -> Surface:
                     name, number, f"{len(words) - 1} numbers in a vertex", "3 or 6 are accepted"
                 )
             _numbers(name, number, words[1:4])
-            points += 1
-            kept.append(" ".join(words[:4]))
+            points.append([float(w) for w in words[1:4]])
             if len(words) >= 7:
                 tints.append([_float(w) for w in words[-3:]])
+        elif words[0] == "vt":
+            uvs.append([*(_float(w) for w in words[1:3]), 0.0, 0.0][:2])
         elif words[0] == "f":
             if len(words) < 4:
                 raise _odd(
                     name, number, f"a face of {len(words) - 1} corners", "3 or more are accepted"
                 )
-            corners = [_index(name, number, w, points) for w in words[1:]]
-            faces += len(corners) - 2
-            kept.append(f"f {' '.join(corners)}")
-        elif words[0] in ("mtllib", "map_kd"):
-            outside = True
-        if points > limits.points or faces > limits.faces:
+            ids = [_index(name, number, w, len(points)) for w in words[1:]]
+            marks = [_uv_index(w, len(uvs)) for w in words[1:]]
+            for k in range(1, len(ids) - 1):
+                faces.append((ids[0], ids[k], ids[k + 1]))
+                corners_uv.append((marks[0], marks[k], marks[k + 1]))
+                which.append(material)
+        elif words[0] == "mtllib":
+            libraries.append(line.split("#", 1)[0].strip()[6:].strip())
+        elif words[0] == "usemtl":
+            key = line.split("#", 1)[0].strip()[6:].strip()
+            material = materials.setdefault(key, len(materials))
+        if len(points) > limits.points or len(faces) > limits.faces:
             raise refusal(
                 name,
                 f"more than {limits.points} vertices or {limits.faces} faces",
                 "Fewer are accepted",
             )
-    if points == 0:
+    if not points:
         raise refusal(name, "holds 0 points", "At least 1 point or face is accepted")
-    tint = None
-    if len(tints) == points:
-        tint = np.array(tints)
-        tint = tint / (255.0 if np.nanmax(np.where(np.isfinite(tint), tint, 0)) > 1 else 1.0)
-    # Order is kept: row i of the vertices is the i-th "v", so that colours fit.
-    found = _surface(name, "\n".join(kept), "obj", maintain_order=True, skip_materials=True)
-    notices = ("Materials and textures in other files were not read.",) if outside else ()
-    return Surface(found.vertices, found.faces, tint, notices=notices)
+    vertices = np.array(points)
+    triangles = np.array(faces, dtype=np.int64).reshape(-1, 3)
+    if len(triangles) and triangles.max() >= len(vertices):
+        row = int((triangles >= len(vertices)).any(axis=1).argmax())
+        raise refusal(
+            name,
+            f"face {row} names vertex {int(triangles[row].max()) + 1} of {len(vertices)}",
+            "Indices of vertices in the file are accepted",
+        )
+    tint = color_share(np.array(tints)) if len(tints) == len(points) else None
+    if not libraries or not len(triangles):
+        return Surface(vertices, triangles, tint)
+    looks, notices = materials_of(name, libraries, limits, beside)
+    return _dressed(vertices, triangles, tint, np.array(corners_uv), np.array(uvs).reshape(-1, 2),
+                    np.array(which), list(materials), looks, notices)  # fmt: skip
 
 
-def _index(name: str, line: int, word: str, count: int) -> str:
-    """The corner's vertex, counted from 1 on from the first vertex of the file."""
+def _dressed(
+    vertices: np.ndarray, triangles: np.ndarray, tint: np.ndarray | None, marks: np.ndarray,
+    uvs: np.ndarray, which: np.ndarray, names: list[str], looks: dict[str, Look],
+    notices: tuple[str, ...],
+) -> Surface:  # fmt: skip
+    """The surface with the materials of its faces."""
+    kinds = [looks.get(n, Look()) for n in names]
+    textures = [k.texture for k in kinds]
+    kept = [t for t in textures if t is not None]
+    number = np.array([-1 if t is None else kept.index(t) for t in textures])
+    face_texture = number[which]
+    if len(uvs) == 0:
+        face_texture = np.full(len(triangles), -1)
+    else:
+        face_texture = np.where((marks >= 0).all(1) & (marks < len(uvs)).all(1), face_texture, -1)
+    colors = np.array([k.color if t is None else (1.0, 1.0, 1.0) for k, t in zip(kinds, textures, strict=True)])
+    told = any(k.told for k in kinds)
+    uv = np.zeros((len(triangles), 3, 2))
+    if len(uvs):
+        uv = uvs[np.clip(marks, 0, len(uvs) - 1)]
+        uv = np.stack([uv[..., 0], 1 - uv[..., 1]], axis=-1)  # OBJ counts v from below
+    shaded = colors[which] if told and tint is None else None
+    return Surface(vertices, triangles, tint, None, uv, tuple(kept), face_texture, shaded,
+                   notices=notices)  # fmt: skip
+
+
+def _uv_index(word: str, count: int) -> int:
+    parts = word.split("/")
+    if len(parts) < 2 or not re.fullmatch(r"[+-]?\d{1,18}", parts[1]):
+        return -1
+    index = int(parts[1])
+    return index - 1 if index > 0 else count + index if index < 0 else -1
+
+
+@dataclass(frozen=True, eq=False)
+class Look:
+    """A material of an MTL file."""
+
+    color: tuple[float, float, float] = (0.7, 0.7, 0.7)
+    texture: Texture | None = None
+    told: bool = False
+
+
+def materials_of(
+    name: str, libraries: list[str], limits: Limits, beside: Fetch | None
+) -> tuple[dict[str, Look], tuple[str, ...]]:
+    """The materials of the files that an OBJ names, and what of them was not found."""
+    looks: dict[str, Look] = {}
+    if beside is None:
+        return looks, ("Materials and textures in other files were not read; give a zip of them.",)
+    lost: list[str] = []
+    for library in libraries:
+        data = beside(library)
+        if data is None:
+            data = next((d for word in library.split() if (d := beside(word)) is not None), None)
+        if data is None or len(data) > limits.json_bytes:
+            lost.append(library)
+            continue
+        for key, entry in _mtl(text_of(library, data)).items():
+            texture = None
+            given = entry.get("map")
+            if given:
+                picture = beside(given)
+                if picture is None:
+                    lost.append(given)
+                else:
+                    pixels = images.texture(f"{shown(given, 32)} of {name}", picture, limits)
+                    texture = Texture(pixels, cutoff=0.5 if entry.get("alpha") else None)
+            looks[key] = Look(entry.get("kd", (0.7, 0.7, 0.7)), texture, bool(entry))
+    if not lost:
+        return looks, ()
+    names = ", ".join(f'"{shown(n, 32)}"' for n in dict.fromkeys(lost[:3]))
+    return looks, (f"Not in the archive: {names}.",)
+
+
+def _mtl(text: str) -> dict[str, dict[str, Any]]:
+    """`Kd`, `map_Kd` and `map_d` of each material. Source: paulbourke.net/dataformats/mtl."""
+    out: dict[str, dict[str, Any]] = {}
+    current: dict[str, Any] = {}
+    for line in text.splitlines():
+        words = line.split("#", 1)[0].split()
+        if not words:
+            continue
+        key = words[0].lower()
+        rest = line.split("#", 1)[0].strip()[len(words[0]) :].strip()
+        if key == "newmtl":
+            current = out.setdefault(rest, {})
+        elif key == "kd" and len(words) >= 4 and all(_NUMBER.fullmatch(w) for w in words[1:4]):
+            r, g, b = (min(max(float(w), 0.0), 1.0) for w in words[1:4])
+            current["kd"] = (r, g, b)
+        elif key == "map_kd":
+            current["map"] = _without_options(rest)
+        elif key == "map_d":
+            current["alpha"] = True
+    return out
+
+
+def _without_options(rest: str) -> str:
+    """The file name behind options such as `-s 1 1 1` or `-clamp on`."""
+    words = rest.split()
+    at = 0
+    while at < len(words) - 1 and words[at].startswith("-") and words[at][1:2].isalpha():
+        at += 1
+        while at < len(words) - 1 and (_NUMBER.fullmatch(words[at]) or words[at] in ("on", "off")):
+            at += 1
+    return rest.split(maxsplit=at)[at] if at and len(words) > at else rest
+
+
+def _index(name: str, line: int, word: str, count: int) -> int:
+    """The corner's vertex, counted from 0 on from the first vertex of the file."""
     match = _CORNER.fullmatch(word)
     index = int(match.group(1)) if match else 0
     if index == 0:
@@ -150,7 +286,7 @@ def _index(name: str, line: int, word: str, count: int) -> str:
         )
     if index < 0 and -index > count:
         raise _odd(name, line, f"index {index} with {count} vertices before it", _AGAIN)
-    return str(index if index > 0 else count + index + 1)
+    return index - 1 if index > 0 else count + index
 
 
 def read_stl(name: str, data: bytes, limits: Limits) -> Surface:
@@ -245,8 +381,9 @@ def read_off(name: str, data: bytes, limits: Limits) -> Surface:
     found = _surface(name, "\n".join(kept), "off")
     colors = None
     if width == 7:
+        whole = all("." not in word for row in rows[:64] for word in row[3:6])
         colors = np.array([row[3:6] for row in rows], dtype=np.float64).reshape(n, 3)
-        colors = colors / (255.0 if colors.max(initial=0) > 1 else 1.0)
+        colors = color_share(colors, "i4" if whole else "")
     return Surface(found.vertices, found.faces, colors)
 
 

@@ -7,85 +7,121 @@ The photos come out without depth, unless the file names depth pictures.
 import math
 import posixpath
 import re
-from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
 
 from worldstereo.cameras import Cameras
 from worldstereo.depth import DepthEstimator, LayoutDepth, best_estimator
-from worldstereo.inputs import colmap, images, jsonfile, ply, poses
+from worldstereo.inputs import colmap, images, jsonfile, masks, ply, poses
 from worldstereo.inputs.archive import Bundle
 from worldstereo.inputs.assemble import Assembled, Shot, assemble, cloud_of, with_depth
 from worldstereo.inputs.capture import captured
-from worldstereo.inputs.lens import Lens
-from worldstereo.inputs.limits import refusal, shown, size_text
+from worldstereo.inputs.lens import FISHEYES, MODELS, Lens, lens_of
+from worldstereo.inputs.limits import Losses, refusal, shown, size_text
 from worldstereo.scene import Capture, DepthKind
 from worldstereo.trajectory import Trajectory
 
-Find = Callable[..., list[str]]
+RAY_WORDS = ("ray", "distance", "euclidean", "range", "along_ray", "radial")
 OPENGL = np.diag([1.0, -1.0, -1.0, 1.0])
 OWN_MARK = "WorldStereo"
 
 
-def read(bundle: Bundle, find: Find) -> Capture | None:
-    """The capture when the bundle holds poses in one of the known forms, else None."""
-    if found := find("transforms.json", "transforms_train.json"):
-        return _transforms(bundle, found[0])
-    if found := find("images.bin", "images.txt"):
-        suffix = found[0][-3:]
-        folder = posixpath.dirname(found[0])
-        if posixpath.join(folder, f"cameras.{suffix}") in bundle:
-            return colmap.read(bundle, folder, suffix)
-        if suffix == "bin" or _is_model(bundle, found[0]):
-            raise refusal(
-                bundle.name, f"a COLMAP model without cameras.{suffix}", "Add it, or export again"
-            )
-    if found := find("cameras.bin", "cameras.txt"):
-        kind = found[0][-3:]
-        raise refusal(
-            bundle.name, f"a COLMAP model without images.{kind}", "Add it, or export again"
-        )
-    if found := find("cameras.json"):
-        return _cameras_json(bundle, found[0])
-    if found := find("camera.json"):
-        example = _example(bundle, found)
-        if example is not None:
-            return example
-    return _projections(bundle)
+def find_transforms(bundle: Bundle) -> list[str]:
+    """Every `transforms.json`; without one the lists of a split capture, training before tests."""
+    plain = bundle.named("transforms.json")
+    if plain:
+        return plain
+    found = [n for n in bundle.names
+             if re.fullmatch(r"transforms?[_-].*\.json", posixpath.basename(n).lower())]  # fmt: skip
+    return sorted(found, key=lambda n: ("train" not in posixpath.basename(n).lower(), n))
+
+
+def find_colmap(bundle: Bundle) -> list[str]:
+    """The first model, or the part of one without which it cannot be read."""
+    for folder, suffix in colmap.models(bundle):
+        return [posixpath.join(folder, f"images.{suffix}")]
+    for name in bundle.named("images.bin", "images.txt", "cameras.bin", "cameras.txt"):
+        binary = name.lower().endswith(".bin")
+        if binary or _is_model(bundle, name):
+            return [name]
+    return []
+
+
+def read_colmap(bundle: Bundle, member: str) -> Capture:
+    capture = colmap.read_best(bundle)
+    if capture is not None:
+        return capture
+    base = posixpath.basename(member).lower()
+    other = {"images": "cameras", "cameras": "images"}[base[:-4]] + base[-4:]
+    raise refusal(bundle.name, f"a COLMAP model without {other}", "Add it, or export again")
 
 
 def _is_model(bundle: Bundle, member: str) -> bool:
-    return bundle.sizes[member] < bundle.limits.json_bytes and b"QW" in bundle.read(member)[:2048]
+    if bundle.sizes[member] >= bundle.limits.json_bytes:
+        return False
+    text = bundle.read(member)[:4096]
+    if b"QW" in text or b"CAMERA_ID" in text:
+        return True
+    for line in text.decode("utf-8", errors="replace").splitlines():
+        words = line.split()
+        if words and not line.startswith("#"):  # "1 PINHOLE 640 480 ..." or a line of a picture
+            return len(words) >= 4 and (words[1] in MODELS or len(words) == 10)
+    return False
 
 
 # ---- transforms.json ---------------------------------------------------------------------------
 
+_USED = frozenset(
+    "frames file_path transform_matrix depth_file_path depth_path mask_path camera_model fl_x fl_y "
+    "cx cy w h width height k1 k2 k3 k4 k5 k6 p1 p2 camera_angle_x camera_angle_y x_fov y_fov fov "
+    "is_fisheye depth_unit_scale_factor integer_depth_scale ply_file_path generated "
+    "invented_mask_path is_euclidean_depth depth_type fl_unit transform_matrix_start".split()
+)
+_HARMLESS = frozenset(
+    "sharpness aabb aabb_scale scale offset up applied_transform applied_scale colmap_im_id step "
+    "frame rotation train_filenames val_filenames test_filenames orientation_override timestamp "
+    "blur_score camera_id camera_idx name id version trainer n_extra_learnable_dims "
+    "enable_depth_loading from_na white_transparent black_transparent fix_premult time "
+    "mask_color auto_scale_poses_factor scene_scale sharpness_score date".split()
+)
+_NO_PINHOLE = {
+    "EQUIRECTANGULAR": "a 360-degree camera", "ORTHOPHOTO": "an orthographic camera",
+    "OMNIDIRECTIONALSTEREO_L": "a stereo panorama", "OMNIDIRECTIONALSTEREO_R": "a stereo panorama",
+    "VR180_L": "a VR180 camera", "VR180_R": "a VR180 camera", "FISHEYE624": "a FISHEYE624 lens",
+}  # fmt: skip
 
-def _transforms(bundle: Bundle, member: str) -> Capture:
+
+def read_transforms(bundle: Bundle, member: str) -> Capture:
+    """nerfstudio's and instant-ngp's `transforms.json`, and Blender's.
+
+    Source: https://docs.nerf.studio/quickstart/data_conventions.html and instant-ngp's
+    `docs/nerf_dataset_tips.md`.
+    """
     name, base = posixpath.basename(member), posixpath.dirname(member)
-    root = jsonfile.Node(jsonfile.parse(name, bundle.read(member), bundle.limits), name)
-    unit = 0.001
+    root = jsonfile.Node(jsonfile.parse(name, bundle.read(member), bundle.limits, True), name)
+    whole, real = 0.001, None
     if root.has("depth_unit_scale_factor"):
-        unit = root.at("depth_unit_scale_factor").number(1e-12, 1e6)
-    shots = []
-    for node in root.at("frames").items(bundle.limits.images, "frames"):
-        given = node.at("file_path").text()
-        image = _with_suffix(bundle, bundle.inside(base, given, name, node.place))
-        node.place = f"{node.place} ({shown(given, 32)})"
-        c2w = poses.pose(name, node.place, node.at("transform_matrix").array(4, 4)) @ OPENGL
-        depth = None
-        if node.has("depth_file_path"):
-            depth = bundle.inside(base, node.at("depth_file_path").text(), name, node.place)
-        lens = _nerf_lens(bundle, root, node, image)
-        generated, mask = node.value.get("generated") is True, None
-        for key in ("invented_mask_path", "mask_path") if generated else ():
-            if mask is None and node.has(key):
-                mask = bundle.inside(base, node.at(key).text(), name, node.place)
-        shots.append(Shot(node.place, image, c2w, lens, depth, unit, generated, mask))
-    assembled = assemble(name, bundle, shots)
-    cloud = None
+        whole = root.at("depth_unit_scale_factor").number(1e-12, 1e6)
+    elif root.has("integer_depth_scale"):
+        whole = root.at("integer_depth_scale").number(1e-12, 1e6)
+        real = 1.0
+    ray = root.has("is_euclidean_depth") and root.at("is_euclidean_depth").value is True
+    if root.has("depth_type"):
+        ray = str(root.at("depth_type").value).lower() in RAY_WORDS
+    losses, shots, half_told = Losses("frames"), [], [False]
+    nodes = root.at("frames").items(bundle.limits.images, "frames")
+    for node in nodes:
+        with losses.row():
+            shot = _frame(bundle, base, root, node, whole, half_told)
+            shots.append(replace(shot, float_unit=real, along_ray=ray))
+    losses.settle(len(shots))
+    assembled = assemble(name, bundle, masks.given(bundle, shots), losses)
+    cloud, notices = None, _unused(root, nodes)
+    if half_told[0]:
+        notices = (*notices, "A rolling shutter is not modelled; the start of each frame is used.")
     if root.has("ply_file_path"):
         given = root.at("ply_file_path").text()
         points = bundle.inside(base, given, name, "ply_file_path")
@@ -93,15 +129,57 @@ def _transforms(bundle: Bundle, member: str) -> Capture:
             raise refusal(name, f"{shown(given, 40)} is missing", "Put the file there")
         cloud = cloud_of(*ply.points_of(bundle, points), assembled.origin)
     kind = "rgbd" if any(shot.depth for shot in shots) else "photos"
-    capture = captured(bundle, kind, assembled, cloud=cloud)
+    capture = captured(bundle, kind, assembled, cloud=cloud, notices=notices)
     return _own(bundle, base, capture)
 
 
-def _with_suffix(bundle: Bundle, member: str) -> str:
-    """Blender's files leave the suffix of pictures away."""
-    if member in bundle or posixpath.splitext(member)[1]:
+def _frame(
+    bundle: Bundle, base: str, root: jsonfile.Node, node: jsonfile.Node, unit: float,
+    rolling: list[bool],
+) -> Shot:  # fmt: skip
+    name = root.name
+    given = node.at("file_path").text()
+    image = _with_suffix(bundle, base, given, name, node.place)
+    node.place = f"{node.place} ({shown(given, 32)})"
+    key = "transform_matrix"
+    if not node.has(key) and node.has("transform_matrix_start"):
+        key, rolling[0] = "transform_matrix_start", True
+    c2w = poses.pose(name, node.place, node.at(key).matrix()) @ OPENGL
+    depth = None
+    for key in ("depth_file_path", "depth_path"):
+        if depth is None and node.has(key):
+            depth = bundle.inside(base, node.at(key).text(), name, node.place)
+    lens = _nerf_lens(bundle, root, node, image)
+    generated, mask, hidden = node.value.get("generated") is True, None, None
+    for key in ("invented_mask_path", "mask_path") if generated else ():
+        if mask is None and node.has(key):
+            mask = bundle.inside(base, node.at(key).text(), name, node.place)
+    if node.has("mask_path") and not generated:
+        hidden = bundle.inside(base, node.at("mask_path").text(), name, node.place)
+    return Shot(node.place, image, c2w, lens, depth, unit, generated, mask, mask=hidden)
+
+
+def _unused(root: jsonfile.Node, nodes: list[jsonfile.Node]) -> tuple[str, ...]:
+    """Fields that say something which is not understood here, by name."""
+    keys = set(root.value)
+    for node in nodes:
+        keys |= set(node.value) if isinstance(node.value, dict) else set()
+    odd = sorted(k for k in keys - _USED - _HARMLESS if not k.startswith(("_", "comment")))
+    if not odd:
+        return ()
+    return (f"Fields that were not used: {shown(', '.join(odd), 90)}.",)
+
+
+def _with_suffix(bundle: Bundle, base: str, given: str, name: str, where: str) -> str:
+    """The picture of a frame; Blender's files leave its suffix away."""
+    member = bundle.inside(base, given, name, where)
+    if member in bundle or posixpath.splitext(member)[1].lower() in images.SUFFIXES:
         return member
-    return next((member + s for s in images.SUFFIXES if member + s in bundle), member)
+    for suffix in images.SUFFIXES:
+        found = bundle.inside(base, given + suffix, name, where)
+        if found in bundle:
+            return found
+    return member
 
 
 def _nerf_lens(bundle: Bundle, root: jsonfile.Node, node: jsonfile.Node, image: str) -> Lens:
@@ -112,17 +190,25 @@ def _nerf_lens(bundle: Bundle, root: jsonfile.Node, node: jsonfile.Node, image: 
                     return owner.at(key).number()
         return None
 
-    def model() -> str:
-        for owner in (node, root):
-            if owner.has("camera_model"):
-                return owner.at("camera_model").text(64)
-        return "OPENCV"
+    def raw(key: str) -> Any:
+        return next((o.at(key).value for o in (node, root) if o.has(key)), None)
 
-    kind = model()
-    if kind not in ("OPENCV", "PINHOLE", "SIMPLE_PINHOLE", "OPENCV_FISHEYE", "perspective"):
+    given = raw("camera_model")
+    kind = "OPENCV" if given is None else str(given).strip()
+    upper = kind.upper()
+    if upper in _NO_PINHOLE:
+        raise node.refuse(f"camera model {shown(kind, 24)} is {_NO_PINHOLE[upper]}",
+                          "Perspective and fisheye lenses are accepted")  # fmt: skip
+    model = {"PERSPECTIVE": "OPENCV", "FISHEYE": "OPENCV_FISHEYE", "PINHOLE": "PINHOLE",
+             "FULL_OPENCV": "FULL_OPENCV"}.get(upper, upper)  # fmt: skip
+    if model not in MODELS:
         raise node.refuse(f"camera model {shown(kind, 24)}",
-                          "OPENCV, PINHOLE and OPENCV_FISHEYE are accepted")  # fmt: skip
-    w, h = value("w"), value("h")
+                          "OPENCV, PINHOLE, OPENCV_FISHEYE and COLMAP's models are accepted")  # fmt: skip
+    if raw("is_fisheye") is True and model not in FISHEYES:
+        model = "OPENCV_FISHEYE"  # instant-ngp's word for it
+    if any(raw(f"ftheta_p{i}") is not None for i in range(6)):
+        raise node.refuse("an F-theta lens (ftheta_p0 to 5)", "Use OPENCV_FISHEYE: k1 to k4")
+    w, h = value("w", "width"), value("h", "height")
     if w is None or h is None:
         if image not in bundle:
             raise refusal(
@@ -132,24 +218,34 @@ def _nerf_lens(bundle: Bundle, root: jsonfile.Node, node: jsonfile.Node, image: 
     width, height = int(w), int(h)
     if not (1 <= width <= 1 << 20 and 1 <= height <= 1 << 20):
         raise node.refuse(f"{width} x {height} px", "A size above 0 is accepted")
-    fx, angle = value("fl_x"), value("camera_angle_x")
-    if fx is None and angle is not None and 0.01 < angle < 3.1:
-        fx = width / 2 / math.tan(angle / 2)
-    if fx is None:
+    fx, fy = value("fl_x"), value("fl_y")
+    for name, degrees, size in (("camera_angle_x", "x_fov", width), ("camera_angle_y", "y_fov", height)):
+        angle = value(name)
+        if angle is None and (angle := value(degrees)) is not None:
+            angle = math.radians(angle)
+        focal = size / 2 / math.tan(angle / 2) if angle is not None and 0.01 < angle < 3.1 else None
+        if name.endswith("x"):
+            fx = focal if fx is None else fx
+        else:
+            fy = focal if fy is None and fx is None else fy
+    if fx is None and fy is None:
         raise node.refuse("no focal length", "fl_x or camera_angle_x is needed")
-    fy, cx, cy = value("fl_y") or fx, value("cx"), value("cy")
+    fx, fy = fx or fy or 0.0, fy or fx or 0.0
+    cx, cy = value("cx"), value("cy")
     cx, cy = width / 2 if cx is None else cx, height / 2 if cy is None else cy
     K = poses.intrinsics(node.name, node.place, fx, fy, cx, cy, width, height)
-    fisheye = kind == "OPENCV_FISHEYE"
-    plain = kind in ("PINHOLE", "SIMPLE_PINHOLE")
-    k = [0.0 if plain else value(f"k{i}") or 0.0 for i in range(1, 5 if fisheye else 7)]
-    if not fisheye:  # nerfstudio's k4 of an OPENCV camera is not the denominator's
-        k[3:] = [0.0, 0.0, 0.0]
-    p = (0.0, 0.0) if plain else (value("p1") or 0.0, value("p2") or 0.0)
-    worst = max((*k, *p), key=abs)
+    named = {key: value(key) or 0.0 for key in ("k1", "k2", "k3", "k4", "k5", "k6", "p1", "p2")}
+    worst = max(named.values(), key=abs)
     if abs(worst) > 100:
         raise node.refuse(f"has distortion {worst:.3g}", "Up to 100 is accepted")
-    return Lens(K, width, height, tuple(k), p, fisheye)
+    if model in ("PINHOLE", "SIMPLE_PINHOLE"):
+        return Lens(K, width, height)
+    if model == "OPENCV":  # nerfstudio's k4 is that of the 8th power, not of the denominator
+        k = (named["k1"], named["k2"], named["k3"], 0.0, 0.0, 0.0)
+        return Lens(K, width, height, k, (named["p1"], named["p2"]), k8=named["k4"])
+    if model in FISHEYES:  # no tool writes p1 and p2 of these but as zeros
+        named |= {"p1": 0.0, "p2": 0.0}
+    return lens_of(model, named, K, width, height)
 
 
 def _own(bundle: Bundle, base: str, capture: Capture) -> Capture:
@@ -176,40 +272,47 @@ def _own(bundle: Bundle, base: str, capture: Capture) -> Capture:
 # ---- cameras.json ------------------------------------------------------------------------------
 
 
-def _cameras_json(bundle: Bundle, member: str) -> Capture:
+def find_cameras_json(bundle: Bundle) -> list[str]:
+    return bundle.named("cameras.json")
+
+
+def read_cameras_json(bundle: Bundle, member: str) -> Capture:
     """3D Gaussian splatting's list of cameras, or a bank of views cut from one panorama."""
     name, base = posixpath.basename(member), posixpath.dirname(member)
-    root = jsonfile.Node(jsonfile.parse(name, bundle.read(member), bundle.limits), name)
+    root = jsonfile.Node(jsonfile.parse(name, bundle.read(member), bundle.limits, True), name)
     if isinstance(root.value, dict):
         return _bank(bundle, base, root)
-    shots = []
+    shots, losses = [], Losses("cameras")
     for node in root.items(bundle.limits.images, "cameras"):
-        given = node.at("img_name").text()
-        node.place = f"{node.place} ({shown(given, 32)})"
-        image = _named(bundle, base, given, name, node.place)
-        width, height = (node.at(k).integer(1, 1 << 20) for k in ("width", "height"))
-        fx, fy = node.at("fx").number(), node.at("fy").number()
-        R, t = node.at("rotation").array(3, 3), node.at("position").array(3)
-        c2w = poses.pose(name, node.place, poses.rigid(R, t))
-        K = poses.intrinsics(name, node.place, fx, fy, width / 2, height / 2, width, height)
-        shots.append(Shot(node.place, image, c2w, Lens(K, width, height)))
-    assembled = assemble(name, bundle, shots)
-    near = [n for n in bundle.child(".ply") if posixpath.basename(n).lower() in
-            ("points3d.ply", "input.ply")]  # fmt: skip
+        with losses.row():
+            given = node.at("img_name").text()
+            node.place = f"{node.place} ({shown(given, 32)})"
+            image = _named(bundle, base, given, name, node.place)
+            width, height = (node.at(k).integer(1, 1 << 20) for k in ("width", "height"))
+            fx, fy = node.at("fx").number(), node.at("fy").number()
+            R, t = node.at("rotation").array(3, 3), node.at("position").array(3)
+            c2w = poses.pose(name, node.place, poses.rigid(R, t))
+            K = poses.intrinsics(name, node.place, fx, fy, width / 2, height / 2, width, height)
+            shots.append(Shot(node.place, image, c2w, Lens(K, width, height)))
+    losses.settle(len(shots))
+    assembled = assemble(name, bundle, masks.given(bundle, shots), losses)
+    near = bundle.named("points3d.ply", "input.ply")
     cloud = cloud_of(*ply.points_of(bundle, near[0]), assembled.origin) if near else None
     return captured(bundle, "photos", assembled, cloud=cloud)
 
 
 def _named(bundle: Bundle, base: str, given: str, source: str, where: str) -> str:
     """A picture by its name with or without suffix, in the folder, in images/ or above."""
-    bundle.inside(base, given, source, where)
+    elsewhere = bundle.inside(base, given, source, where)
     folders = [base, posixpath.dirname(base)]
     for folder in folders:
         for inner in ("images", "input", ""):
-            for suffix in ("", *images.SUFFIXES, *(s.upper() for s in images.SUFFIXES)):
+            for suffix in ("", *images.SUFFIXES):
                 candidate = posixpath.normpath(posixpath.join(folder, inner, given + suffix))
-                if candidate in bundle:
-                    return candidate
+                if (member := bundle.found(candidate)) is not None:
+                    return member
+    if elsewhere in bundle:
+        return elsewhere
     return posixpath.normpath(posixpath.join(base, "images", given))
 
 
@@ -262,13 +365,21 @@ def _guessed(capture: Capture, estimator: DepthEstimator) -> Capture:
 # ---- a photo with a camera path ----------------------------------------------------------------
 
 
-def _example(bundle: Bundle, found: list[str]) -> Capture | None:
+def find_examples(bundle: Bundle) -> list[str]:
+    out = []
+    for member in bundle.named("camera.json"):
+        if bundle.sizes[member] <= bundle.limits.json_bytes:
+            text = bundle.read(member)
+            if b'"extrinsic"' in text and b'"intrinsic"' in text:
+                out.append(member)
+    return out
+
+
+def read_example(bundle: Bundle, member: str) -> Capture:
     """A picture, `camera.json` with world-to-camera matrices along a path, `prompt.json`."""
-    name, limits = posixpath.basename(found[0]), bundle.limits
-    root = jsonfile.Node(jsonfile.parse(name, bundle.read(found[0]), limits), name)
-    if not (root.has("extrinsic") and root.has("intrinsic")):
-        return None
-    base = posixpath.dirname(found[0])
+    name, limits = posixpath.basename(member), bundle.limits
+    root = jsonfile.Node(jsonfile.parse(name, bundle.read(member), limits), name)
+    base = posixpath.dirname(member)
     picture = None
     folder: str | None = base
     while picture is None and folder is not None:  # beside the path or in a folder above it
@@ -299,8 +410,8 @@ def _example(bundle: Bundle, found: list[str]) -> Capture | None:
         h,
     ).scaled(view.width, view.height)
     notices = []
-    if len(found) > 1:
-        notices.append(f"{len(found)} camera paths came with the photo; the first is planned.")
+    if (n := len(find_examples(bundle))) > 1:
+        notices.append(f"{n} camera paths came with the photo; the first is planned.")
     prompt, cut = _prompt(bundle, base)
     capture = captured(bundle, "photo", assembled, notices=(*notices, *cut))
     capture = _guessed(capture, best_estimator())
@@ -360,11 +471,13 @@ def _prompt(bundle: Bundle, base: str) -> tuple[str, tuple[str, ...]]:
 # ---- projection matrices -----------------------------------------------------------------------
 
 
-def _projections(bundle: Bundle) -> Capture | None:
+def find_projections(bundle: Bundle) -> list[str]:
+    return [n for n in bundle.child(".txt") if re.search(r"_P\.txt$", n)][:1]
+
+
+def read_projections(bundle: Bundle, member: str) -> Capture:
     """One 3x4 matrix a photo, `00006_P.txt` for `00006.jpg`: world to pixels."""
     files = [n for n in bundle.child(".txt") if re.search(r"_P\.txt$", n)]
-    if not files:
-        return None
     pictures = {
         posixpath.splitext(posixpath.basename(n))[0]: n for n in bundle.child(*images.SUFFIXES)
     }

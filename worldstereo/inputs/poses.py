@@ -9,7 +9,8 @@ FAR = 1e7  # scene units; beyond this, float32 points fall apart
 
 
 def pose(name: str, where: str, matrix: np.ndarray) -> np.ndarray:
-    """A rigid 4x4 transform, as given, in float64; accepts 3x4.
+    """A rigid 4x4 transform in float64; accepts 3x4. A uniform scale of its axes is divided out:
+    Blender and ARKit write the scale of the camera object there, and it moves no pixel.
 
     Raises:
         InputRefused: not finite, not a rotation, mirrored, or absurdly far away.
@@ -26,6 +27,10 @@ def pose(name: str, where: str, matrix: np.ndarray) -> np.ndarray:
         raise refusal(name, f"{at}the last row is {row}", "It must be 0, 0, 0, 1")
     with np.errstate(over="ignore", invalid="ignore"):  # then it is infinite, or no number
         drift = float(np.abs(R @ R.T - np.eye(3)).max())
+    if not drift <= TOLERANCE and (scale := _scale(R)) is not None:
+        R = R / scale
+        matrix = matrix.copy()
+        matrix[:3, :3], drift = R, 0.0
     if not drift <= TOLERANCE:
         raise refusal(
             name,
@@ -43,6 +48,17 @@ def pose(name: str, where: str, matrix: np.ndarray) -> np.ndarray:
             f"At most {FAR:.0e} is accepted. Move the capture to the origin",
         )
     return matrix.astype(np.float64)
+
+
+def _scale(R: np.ndarray) -> float | None:
+    """The one factor by which a rotation was scaled; None for any other matrix."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        square = R @ R.T
+        scale = float(np.sqrt(np.trace(square) / 3))
+        if not 1e-6 < scale < 1e6:
+            return None
+        drift = float(np.abs(square / scale**2 - np.eye(3)).max())
+    return scale if drift <= TOLERANCE else None
 
 
 def quaternion(name: str, where: str, wxyz: np.ndarray) -> np.ndarray:

@@ -1,0 +1,40 @@
+"""The readers that come with the library: one `register` line each."""
+
+from worldstereo.inputs import cloud, images, photo, posed, rgbd, scanner
+from worldstereo.inputs.registry import Reader, register
+
+_GLB, _PLY = (".glb", ".gltf"), (".ply",)
+
+
+def register_all() -> None:
+    """Registers them; called once, by the registry."""
+    # ---- captures with poses -------------------------------------------------------------------
+    for name, title, find, read, rank in (
+        ("frames", "RGB-D: frames.json", rgbd.find_frames, rgbd.read_frames, 10),
+        ("transforms", "nerfstudio, instant-ngp and Blender: transforms.json",
+         posed.find_transforms, posed.read_transforms, 12),
+        ("colmap", "COLMAP: text and binary models", posed.find_colmap, posed.read_colmap, 14),
+        ("cameras-json", "3D Gaussian splatting: cameras.json",
+         posed.find_cameras_json, posed.read_cameras_json, 16),
+        ("camera-path", "A photo with a camera path: camera.json",
+         posed.find_examples, posed.read_example, 18),
+        ("polycam", "Polycam raw data: keyframes/", scanner.find_polycam, scanner.read_polycam, 20),
+        ("arkit", "3D Scanner App: frame_00000.json", scanner.find_arkit, scanner.read_arkit, 22),
+        ("record3d", "Record3D: metadata.json and rgb/",
+         scanner.find_record3d, scanner.read_record3d, 24),
+        ("arkitscenes", "ARKitScenes: .traj and .pincam",
+         scanner.find_arkitscenes, scanner.read_arkitscenes, 26),
+        ("stray", "Stray Scanner: odometry.csv", scanner.find_stray, scanner.read_stray, 28),
+        ("projections", "Projection matrices: NAME_P.txt",
+         posed.find_projections, posed.read_projections, 30),
+        ("rgbd-text", "RGB-D: ScanNet, 7-Scenes, TUM, Replica, Open3D logs",
+         rgbd.find_text, rgbd.read_text, 32),
+    ):  # fmt: skip
+        register(Reader(name, title, find=find, read_bundle=read, rank=rank, group="poses"))
+    # ---- meshes and clouds ---------------------------------------------------------------------
+    for name, title, suffixes, sniff in cloud.KINDS:
+        register(Reader(name, title, suffixes, sniff, cloud.read, rank=60, poses=False,
+                        group="clouds and meshes"))  # fmt: skip
+    # ---- photos --------------------------------------------------------------------------------
+    register(Reader("photo", "One photo", images.SUFFIXES, images.is_picture, photo.read, rank=70,
+                    poses=False, group="photos"))  # fmt: skip
