@@ -55,9 +55,8 @@ def _depths(views: int, median: float) -> Callable[[Any], Verdict]:
 
 
 def _world(capture: Any) -> Any:
-    from worldstereo.explore import start
-    from worldstereo.generator import WarpGenerator
-    from worldstereo.world import World
+    from worldstereo.generators import WarpGenerator
+    from worldstereo.world import World, start
 
     world = World(WarpGenerator())
     start(world, capture)
@@ -70,7 +69,8 @@ def _inside(most: float) -> Callable[[Any], Verdict]:
         share = room.outside(points)
         return Verdict(
             share < most,
-            f"{100 * share:.2f} % of {len(points)} points outside, up to {np.abs(points).max():.1f}",
+            f"{100 * share:.2f} % of {len(points)} points outside, "
+            f"up to {np.abs(points).max():.1f}",
         )
 
     return check
@@ -95,15 +95,22 @@ def _scannet(capture: Any) -> Verdict:
 
 
 def _masked(capture: Any) -> Verdict:
-    kept = sum(int((v.depth[0] > 0)[_red(v.color8.numpy())].sum()) for v in capture.views)
+    kept = sum(int((v.depth[0] > 0).numpy()[_stranger(v)].sum()) for v in capture.views)
     cloud = _world(capture).scene.cloud
-    red = int(_red((cloud.colors.numpy().T * 255 + 0.5).astype(np.uint8)[:, :, None]).sum())
-    return Verdict(kept == 0 and red == 0, f"{kept} masked pixels kept, {red} red points")
+    off = np.abs(cloud.colors.numpy() - room.paint(cloud.points.numpy())).max(axis=1)
+    return Verdict(
+        kept == 0 and (off > 0.25).mean() < 0.002,
+        f"{kept} masked pixels kept, {int((off > 0.25).sum())} points of another colour",
+    )
 
 
-def _red(color: np.ndarray) -> np.ndarray:
-    c = color.astype(int)
-    return (c[0] > 180) & (c[1] < 60) & (c[2] < 60)
+def _stranger(view: Any) -> np.ndarray:
+    """Pixels that do not show the room."""
+    K, c2w = view.cameras.K.double().numpy(), view.cameras.c2w.double().numpy()
+    rays = room.pinhole(view.width, view.height, K[0, 0], K[1, 1], K[0, 2], K[1, 2])
+    right, _ = room.shoot(c2w, rays)
+    given = view.color8.numpy().transpose(1, 2, 0).astype(int)
+    return np.abs(given - right.astype(int)).max(axis=2) > 60
 
 
 def _export(capture: Any) -> Verdict:

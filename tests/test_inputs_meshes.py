@@ -16,6 +16,7 @@ from worldstereo import inputs
 from worldstereo.errors import InputRefused
 from worldstereo.inputs import gltf, meshes, ply
 from worldstereo.inputs.limits import LOCAL, Limits
+from worldstereo.inputs.surface import srgb
 
 
 def test_ply_agrees_with_plyfile():
@@ -199,7 +200,8 @@ def test_glb_quantised_values_and_strides():
         assert found.colors is not None and len(found.faces) == (mode == 4)
         np.testing.assert_allclose(found.colors[:2], [[1, 0, 0], [0, 1, 0]])
         # 55 of 255 is 0.2157 in linear light, which is shown as 0.502 (IEC 61966-2-1)
-        np.testing.assert_allclose(found.colors[2], 0.502, atol=2e-3)
+        assert found.linear
+        np.testing.assert_allclose(srgb(found.colors[2]), 0.502, atol=2e-3)
 
 
 def test_glb_costs_are_counted_over_all_instances():

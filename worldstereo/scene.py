@@ -27,6 +27,8 @@ class DepthKind(IntEnum):
     GENERATED = 5
     RIG = 6
     """Fixed to the camera (a gripper, a bonnet): never part of the world; depth is 0."""
+    MASKED = 7
+    """Hidden by a mask of the capture (a passer-by, the sky): as `RIG`, but in this view only."""
 
 
 KIND_CONFIDENCE = {
@@ -37,6 +39,7 @@ KIND_CONFIDENCE = {
     DepthKind.COMPLETED: 0.2,
     DepthKind.GENERATED: 0.02,  # times the generator's own confidence
     DepthKind.RIG: 0.0,
+    DepthKind.MASKED: 0.0,
 }
 
 

@@ -94,7 +94,7 @@ def rig_mask(scene: Scene, view: View) -> np.ndarray:
     clip = clip_of(scene, view)
     if clip is not None:
         return array(clip.origin[view.frame, 0]) == int(Origin.RIG)
-    return array(view.kind[0]) == int(DepthKind.RIG)
+    return array(view.kind[0]) >= int(DepthKind.RIG)  # or masked in the capture
 
 
 def mask_png(hidden: np.ndarray) -> bytes:

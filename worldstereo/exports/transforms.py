@@ -45,6 +45,8 @@ def write_transforms(
     """
     shown = pictures(scene, generated)
     depths = [array(p.view.depth[0]) for p in shown] if depth else []
+    # nerfstudio stops unless depth is there for every frame or for none: 0 says "unknown".
+    deep = any(d.max(initial=0) > 0 for d in depths)
     step = depth_step(depths)
     rigs = [rig_mask(scene, p.view) for p in shown]
     masked = not train_on_invented or any(bool(rig.any()) for rig in rigs)
@@ -54,7 +56,7 @@ def write_transforms(
         frame = _frame(p.view)
         frame["file_path"] = f"images/{p.name}.{images}"
         members[frame["file_path"]] = picture(pixels_of(p.view.color8), images)
-        if depth and depths[i].max(initial=0) > 0:
+        if deep:
             frame["depth_file_path"] = f"depth/{p.name}.png"
             members[frame["depth_file_path"]] = depth_png(depths[i], step)
         invented = invented_mask(scene, p.view)

@@ -10,9 +10,10 @@ from pathlib import Path
 
 from worldstereo.errors import InputRefused
 from worldstereo.inputs.limits import LOCAL, SPACE, Limits, refusal, shown
+from worldstereo.inputs.registry import Reader, register
 from worldstereo.scene import Capture
 
-__all__ = ["LOCAL", "SPACE", "Limits", "read", "unknown_failure"]
+__all__ = ["LOCAL", "SPACE", "Limits", "Reader", "read", "readers", "register", "unknown_failure"]
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +43,14 @@ def read(source: Path | str | bytes, name: str | None = None, limits: Limits = L
         ) from None
     except Exception:
         raise unknown_failure(shown_name) from None
+
+
+def readers() -> tuple[Reader, ...]:
+    """Everything that can be opened, in the order in which readers are tried."""
+    from worldstereo.inputs import builtin, registry
+
+    builtin.load()
+    return registry.readers()
 
 
 def unknown_failure(name: str) -> InputRefused:

@@ -62,7 +62,8 @@ class Bundle:
     def ending(self, path: str) -> str | None:
         """The member whose path ends as `path` does: folders in front of it may differ.
 
-        The more folders agree the better; a bare name must be the only one of its kind.
+        The more folders agree the better. A bare name counts where it is the only one of its kind
+        and no folder is called as its own: else the file is missing there, not moved.
         """
         if self._by_name is None:
             self._by_name = {}
@@ -84,6 +85,9 @@ class Bundle:
 
         counts = [agreeing(member) for member in same]
         best = max(counts)
+        folders = {p for member in self.sizes for p in folded(member).split("/")[:-1]}
+        if best < 2 and len(parts) > 1 and parts[-2] in folders:
+            return None
         winners = [m for m, n in zip(same, counts, strict=True) if n == best]
         return winners[0] if len(winners) == 1 else None
 

@@ -38,7 +38,9 @@ def read(name: str, data: bytes, limits: Limits) -> np.ndarray:
         raise refusal(name, "it holds no plain numbers", _AGAIN)
     size = np.dtype(kind).itemsize * math.prod(shape)
     if any(n < 0 for n in shape) or size != len(data) - start - length:
-        raise refusal(name, f"it declares {size} bytes, {len(data) - start - length} follow", _AGAIN)
+        raise refusal(
+            name, f"it declares {size} bytes, {len(data) - start - length} follow", _AGAIN
+        )
     if math.prod(shape) > 4 * limits.pixels:
         raise refusal(name, f"it holds {math.prod(shape)} values", "Fewer are accepted")
     flat = np.frombuffer(data, dtype=kind, offset=start + length)

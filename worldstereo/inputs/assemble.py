@@ -151,9 +151,7 @@ def _view(
 ) -> tuple[View, set[str]]:
     """The view of one shot, and what was done to it."""
     limits, lens, marks = bundle.limits, shot.lens, set()
-    picture = images.posed(
-        shot.image, bundle.read(shot.image), limits, lens.width, lens.height
-    )
+    picture = images.posed(shot.image, bundle.read(shot.image), limits, lens.width, lens.height)
     pixels, hidden = picture.color, picture.hidden
     height, width = pixels.shape[:2]
     if picture.turned:
@@ -317,7 +315,7 @@ def view_of(
     sure = round(255 * KIND_CONFIDENCE[DepthKind.GENERATED])
     kind = torch.where(made_up, int(DepthKind.GENERATED), known * int(DepthKind.MEASURED))
     if hidden is not None:
-        kind[torch.from_numpy(hidden)[None]] = int(DepthKind.RIG)
+        kind[torch.from_numpy(hidden)[None]] = int(DepthKind.MASKED)
     return View(
         color8=torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))),
         depth=z,

@@ -1,13 +1,32 @@
-"""The readers that come with the library: one `register` line each."""
+"""The readers that come with the library, one `register` line each, and those of other packages."""
+
+import logging
+from functools import cache
+from importlib.metadata import entry_points
 
 from worldstereo.inputs import cloud, images, photo, posed, rgbd, scanner
-from worldstereo.inputs.registry import Reader, register
+from worldstereo.inputs.registry import GROUP, Reader, readers, register
+
+log = logging.getLogger(__name__)
 
 _GLB, _PLY = (".glb", ".gltf"), (".ply",)
 
 
-def register_all() -> None:
-    """Registers them; called once, by the registry."""
+@cache
+def load() -> None:
+    """Registers all readers, once; a package that fails to load leaves the others alone."""
+    _register_own()
+    for entry in entry_points(group=GROUP):
+        try:
+            found = entry.load()
+            reader = found if isinstance(found, Reader) else found()
+            if reader.name not in {r.name for r in readers()}:
+                register(reader)
+        except Exception:
+            log.exception("reader %s", entry.name)
+
+
+def _register_own() -> None:
     # ---- captures with poses -------------------------------------------------------------------
     for name, title, find, read, rank in (
         ("frames", "RGB-D: frames.json", rgbd.find_frames, rgbd.read_frames, 10),

@@ -15,18 +15,32 @@ from worldstereo.inputs.archive import Bundle, natural
 from worldstereo.inputs.lens import Lens
 from worldstereo.inputs.limits import refusal, shown
 
-FOLDERS = ("", "intrinsic", "intrinsics", "calibration", "calib", "camera", "cameras", "sensor", "_info")
-_SURE = re.compile(r"(intrinsic|calib|camera[_-]?(param|matrix|info)|cam_params|^k\.txt$|^_?info\.txt$)")
+FOLDERS = (
+    "",
+    "intrinsic",
+    "intrinsics",
+    "calibration",
+    "calib",
+    "camera",
+    "cameras",
+    "sensor",
+    "_info",
+)
+_SURE = re.compile(
+    r"(intrinsic|calib|camera[_-]?(param|matrix|info)|cam_params|^k\.txt$|^_?info\.txt$)"
+)
 _MAYBE = re.compile(r"(^|[_-])camera?s?([_-]|\.|$)|^scene\d+_\d+\.txt$|^sensor\.ya?ml$")
 _POSES = re.compile(r"(extrinsic|pose|traj|imu|odometry|timestamp|times)")
 _SUFFIXES = (".txt", ".json", ".yaml", ".yml", ".csv", ".cfg", ".ini")
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 _FX = {"fx": ("fx", "fx_color", "camera1.fx", "camera.fx", "rgb.fx", "fl_x", "focal_length_x"),
-       "fy": ("fy", "fy_color", "camera1.fy", "camera.fy", "rgb.fy", "fl_y", "focal_length_y"),
+       "fy": ("fy", "fy_color", "camera1.fy", "camera.fy", "rgb.fy", "fl_y",
+           "focal_length_y"),
        "cx": ("cx", "mx_color", "camera1.cx", "camera.cx", "rgb.cx", "ppx", "cx_color"),
        "cy": ("cy", "my_color", "camera1.cy", "camera.cy", "rgb.cy", "ppy", "cy_color")}  # fmt: skip
 _SIZE = {"w": ("width", "w", "camera.width", "colorwidth", "camera.w", "image_width"),
-         "h": ("height", "h", "camera.height", "colorheight", "camera.h", "image_height")}  # fmt: skip
+         "h": ("height", "h", "camera.height", "colorheight", "camera.h",
+               "image_height")}  # fmt: skip
 _BENT = {f"{a}{i}": (f"{a}{i}", f"camera1.{a}{i}", f"camera.{a}{i}") for a, i in
          (("k", 1), ("k", 2), ("k", 3), ("p", 1), ("p", 2))}  # fmt: skip
 _SCALES = ("depth_scale", "depthmapfactor", "rgbd.depthmapfactor", "depth_factor", "depthscale",
@@ -124,7 +138,9 @@ def _json(bundle: Bundle, name: str, data: bytes, sure: bool) -> Calibration | N
     size, unit = None, None
     if not isinstance(node.value, dict):
         if sure:
-            raise node.refuse("is no object with fx, fy, cx and cy", "Such a calibration is accepted")
+            raise node.refuse(
+                "is no object with fx, fy, cx and cy", "Such a calibration is accepted"
+            )
         return None
     for w, h in (("width", "height"), ("w", "h"), ("image_width", "image_height")):
         if node.has(w) and node.has(h):

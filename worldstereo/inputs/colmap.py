@@ -165,7 +165,7 @@ def _lens(source: str, where: str, model: str, w: int, h: int, values: np.ndarra
         raise refusal(source, f"{where} is {w} x {h} px", "A size above 0 is accepted")
     fx, fy = given.get("fx", given.get("f", 0.0)), given.get("fy", given.get("f", 0.0))
     K = poses.intrinsics(source, where, fx, fy, given["cx"], given["cy"], w, h)
-    worst = max((v for key, v in given.items() if key not in "f fx fy cx cy".split()),
+    worst = max((v for key, v in given.items() if key not in ["f", "fx", "fy", "cx", "cy"]),
                 key=abs, default=0.0)  # fmt: skip
     if abs(worst) > 100:
         raise refusal(source, f"{where} has distortion {worst:.3g}", "Up to 100 is accepted")
@@ -196,7 +196,7 @@ class _Text:
             if len(words) < 5 or words[1] not in MODELS:
                 model = shown(words[1], 24) if len(words) > 1 else "none"
                 raise refusal(source, f"line {line}: camera model {model}",
-                              f"{', '.join(MODELS)} are accepted")  # fmt: skip
+                              "COLMAP's models are accepted")  # fmt: skip
             want = len(MODELS[words[1]].split())
             values = _floats(source, line, [words[0], *words[2:]])
             if len(values) != 3 + want:
@@ -270,7 +270,7 @@ class _Binary:
             key, model, w, h = file.take("<iiQQ")
             if not 0 <= model < len(_BINARY):
                 raise refusal(file.name, f"camera {key} has model number {model}",
-                              f"{', '.join(MODELS)} are accepted")  # fmt: skip
+                              "COLMAP's models are accepted")  # fmt: skip
             name = _BINARY[model]
             values = np.array(file.take(f"<{len(MODELS[name].split())}d"))
             if key in out:

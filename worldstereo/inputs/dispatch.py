@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from worldstereo.errors import InputRefused
-from worldstereo.inputs import archive, images, registry, together
+from worldstereo.inputs import archive, builtin, images, registry, together
 from worldstereo.inputs.archive import Bundle
 from worldstereo.inputs.limits import Limits, refusal, shown
 from worldstereo.inputs.registry import Reader
@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 
 def read(source: Path | str | bytes, name: str, limits: Limits) -> Capture:
     """The capture in a path or in bytes; see `worldstereo.inputs.read`."""
+    builtin.load()
     if not isinstance(source, bytes):
         path = Path(source)
         try:
@@ -115,7 +116,7 @@ def read_bundle(bundle: Bundle) -> Capture:
         if capture is not None:
             return _said(capture, first)
     suffixes = tuple(s for r in registry.readers() if r.group != "photos" for s in r.suffixes)
-    solids = together.solids(bundle, suffixes)
+    solids = together.solids(bundle, suffixes, lists=first is None)
     if first is None and not solids:
         for reader in (r for r in able if not r.poses):
             capture = _captured(bundle, reader)

@@ -27,7 +27,9 @@ _KINDS = {5120: "<i1", 5121: "<u1", 5122: "<i2", 5123: "<u2", 5125: "<u4", 5126:
 _WIDTHS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4}
 _READ = {"KHR_materials_unlit", "KHR_mesh_quantization", "KHR_texture_transform",
          "EXT_texture_webp", "EXT_texture_avif"}  # fmt: skip
-_IGNORED = re.compile(r"KHR_(materials|lights|animation|xmp|node_visibility)|MSFT_lod|EXT_mesh_feat")
+_IGNORED = re.compile(
+    r"KHR_(materials|lights|animation|xmp|node_visibility)|MSFT_lod|EXT_mesh_feat"
+)
 _PLAIN_NAMES = {
     "KHR_draco_mesh_compression": "Draco", "EXT_meshopt_compression": "meshopt",
     "KHR_meshopt_compression": "meshopt", "KHR_texture_basisu": "KTX2 textures",
@@ -394,7 +396,7 @@ class _Document:
         wrap = ("repeat", "repeat")
         if texture.get("sampler") is not None:
             sampler = self.item("samplers", texture["sampler"])
-            wrap = tuple(_WRAP.get(sampler.get(k), "repeat") for k in ("wrapS", "wrapT"))
+            wrap = tuple(_WRAP.get(sampler.get(k) or 0, "repeat") for k in ("wrapS", "wrapT"))
         return _Look(Texture(pixels, (wrap[0], wrap[1]), cutoff), tint, True, uv,
                      self._transform(moved))  # fmt: skip
 
@@ -410,11 +412,11 @@ class _Document:
         """The picture of a texture: WebP or AVIF where an extension names one, else its source."""
         extensions = self.entry(texture.get("extensions") or {}, "texture extensions")
         source = texture.get("source")
-        for key, field in _SOURCES:
+        for key, where in _SOURCES:
             if key not in extensions:
                 continue
-            if field:
-                source = self.entry(extensions[key], key).get("source")
+            if where:
+                source = self.entry(extensions[key], key).get(where)
                 break
             if source is None:
                 what = "KTX2 (KHR_texture_basisu)" if "basisu" in key else "DDS"
@@ -445,7 +447,9 @@ class _Document:
                     "Its textures are KTX2, which is not read here; export them as PNG or JPEG."
                 )
                 return None
-            self.pictures[index] = images.texture(f"image {index} of {self.name}", data, self.limits)
+            self.pictures[index] = images.texture(
+                f"image {index} of {self.name}", data, self.limits
+            )
         return self.pictures[index]
 
     # ---- tree ---------------------------------------------------------------------------------

@@ -129,7 +129,9 @@ def _orientation(picture: Image.Image) -> int:
 def is_panorama(data: bytes) -> bool:
     """True where the file's own tags (GPano) say that it shows all directions."""
     head = data[: 1 << 20]
-    return re.search(rb"ProjectionType(=[\"']|>)\s*equirectangular", head, re.IGNORECASE) is not None
+    return (
+        re.search(rb"ProjectionType(=[\"']|>)\s*equirectangular", head, re.IGNORECASE) is not None
+    )
 
 
 def photo(name: str, data: bytes, limits: Limits) -> Photo:
@@ -203,7 +205,7 @@ def size(name: str, data: bytes, limits: Limits) -> tuple[int, int]:
         return picture.size
 
 
-def _heif() -> bool:
+def can_read_heic() -> bool:
     """Whether HEIC can be read; its decoder is loaded on first use."""
     try:
         import pillow_heif
@@ -243,9 +245,9 @@ def _open(name: str, data: bytes, limits: Limits, formats: tuple[str, ...]) -> I
     if not data:
         raise refusal(name, "the file is empty (0 bytes)", ACCEPTED)
     if is_heif(data) and not is_avif(data):
-        if not _heif():
+        if not can_read_heic():
             raise refusal(name, "a HEIC photo, which needs pillow-heif here",
-                          "Install it (pip install pillow-heif), or save the photo as JPEG")  # fmt: skip
+                          "Save it as JPEG, or: pip install pillow-heif")  # fmt: skip
     else:
         formats = tuple(f for f in formats if f != "HEIF" and (f != "AVIF" or is_avif(data)))
     # Our own cap, with our own words, replaces Pillow's; `open` reads the header only.
@@ -322,10 +324,11 @@ def _in_srgb(picture: Image.Image) -> Image.Image:
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         name = ImageCms.getProfileDescription(source)
-        space = str(source.profile.xcolor_space).strip()
-        if "srgb" in name.lower() or {"RGB": "R", "GRAY": "L", "CMYK": "C"}.get(
-            space
-        ) != picture.mode[0]:
+        space = str(getattr(source.profile, "xcolor_space", "")).strip()
+        if (
+            "srgb" in name.lower()
+            or {"RGB": "R", "GRAY": "L", "CMYK": "C"}.get(space) != picture.mode[0]
+        ):
             return picture
         alpha = picture.getchannel("A") if "A" in picture.mode else None
         plain = picture if alpha is None else picture.convert(picture.mode[:-1])
@@ -363,7 +366,9 @@ def _focal_35mm(picture: Image.Image) -> float | None:
 
 def _looks_like(data: bytes) -> str:
     if data[4:8] == b"ftyp":
-        kind = "a HEIC picture" if is_heif(data) else "an AVIF picture" if is_avif(data) else "a video"
+        kind = (
+            "a HEIC picture" if is_heif(data) else "an AVIF picture" if is_avif(data) else "a video"
+        )
         return f"it looks like {kind}"
     for magic, what in MAGIC:
         if data.startswith(magic):

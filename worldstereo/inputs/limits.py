@@ -133,9 +133,9 @@ LEAST = 3  # rows that must be left: with two, nobody can tell which of them is 
 class Losses:
     """Rows of a capture that were left out, each with its reason; too many, and it is refused.
 
-        with losses.row():
-            shots.append(...)    # a refusal in here leaves out this row only
-        losses.settle(len(shots))
+    with losses.row():
+        shots.append(...)    # a refusal in here leaves out this row only
+    losses.settle(len(shots))
     """
 
     def __init__(self, what: str) -> None:

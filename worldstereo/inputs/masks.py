@@ -39,7 +39,7 @@ def _beside(bundle: Bundle, image: str) -> str | None:
     """`masks/` instead of, or next to, any folder above the picture."""
     parts = image.split("/")
     for depth in range(len(parts) - 1, -1, -1):
-        head, below = parts[: depth], parts[depth:]
+        head, below = parts[:depth], parts[depth:]
         for folder in _FOLDERS:
             for tail in (below, below[1:] if len(below) > 1 else None):
                 if tail is None:

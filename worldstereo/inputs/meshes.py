@@ -30,6 +30,15 @@ _NUMBER = re.compile(r"[+-]?(?:\d{1,64}\.?\d{0,64}|\.\d{1,64})(?:[eE][+-]?\d{1,4
 _CORNER = re.compile(r"([+-]?\d{1,18})(?:/[+-]?\d*){0,2}", re.ASCII)
 
 
+@dataclass(frozen=True, eq=False)
+class Look:
+    """A material of an MTL file."""
+
+    color: tuple[float, float, float] = (0.7, 0.7, 0.7)
+    texture: Texture | None = None
+    told: bool = False
+
+
 class Closed(Resolver):
     """Nothing outside the file: whatever trimesh asks for is refused."""
 
@@ -183,7 +192,9 @@ def _dressed(
         face_texture = np.full(len(triangles), -1)
     else:
         face_texture = np.where((marks >= 0).all(1) & (marks < len(uvs)).all(1), face_texture, -1)
-    colors = np.array([k.color if t is None else (1.0, 1.0, 1.0) for k, t in zip(kinds, textures, strict=True)])
+    colors = np.array(
+        [k.color if t is None else (1.0, 1.0, 1.0) for k, t in zip(kinds, textures, strict=True)]
+    )
     told = any(k.told for k in kinds)
     uv = np.zeros((len(triangles), 3, 2))
     if len(uvs):
@@ -200,15 +211,6 @@ def _uv_index(word: str, count: int) -> int:
         return -1
     index = int(parts[1])
     return index - 1 if index > 0 else count + index if index < 0 else -1
-
-
-@dataclass(frozen=True, eq=False)
-class Look:
-    """A material of an MTL file."""
-
-    color: tuple[float, float, float] = (0.7, 0.7, 0.7)
-    texture: Texture | None = None
-    told: bool = False
 
 
 def materials_of(

@@ -40,8 +40,10 @@ def read(name: str, data: bytes, limits: Limits) -> Surface:
         sizes = [int(v) for v in fields.get("SIZE", ["4"] * n_fields)]
         counts = [int(v) for v in fields.get("COUNT", ["1"] * n_fields)]
         kinds = [_TYPES[(t, s)] for t, s in zip(fields.get("TYPE", []), sizes, strict=True)]
-        n = int(fields["POINTS"][0]) if "POINTS" in fields else int(fields["WIDTH"][0]) * int(
-            fields["HEIGHT"][0]
+        n = (
+            int(fields["POINTS"][0])
+            if "POINTS" in fields
+            else int(fields["WIDTH"][0]) * int(fields["HEIGHT"][0])
         )
     except (KeyError, ValueError, IndexError):
         raise refusal(name, "the header is damaged", _AGAIN) from None

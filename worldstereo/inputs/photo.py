@@ -34,6 +34,8 @@ def read(
     else:
         degrees = round(math.degrees(fov))
         notices.append(f"The photo does not name its lens; {degrees} degrees of view were assumed.")
+    if images.is_panorama(data):
+        notices.append("It is a 360-degree panorama by its tags and was opened as a flat photo.")
     camera = default_camera(width, height, fov)
     view = guessed(pixels, camera, name, estimator or best_estimator())
     rough = view.kind.max() == DepthKind.COMPLETED

@@ -76,7 +76,7 @@ def read(name: str, data: bytes, limits: Limits, beside: Fetch | None = None) ->
             name, f"declares {vertex.rows} points", f"At most {limits.points} are accepted"
         )
     names = {p.name for p in vertex.properties if p.count is None}
-    packed = splats.PACKED <= names
+    packed = names >= splats.PACKED
     if not {"x", "y", "z"} <= names and not packed:
         raise refusal(name, "the vertices have no x, y, z", "A PLY with x, y and z is accepted")
     _check_room(name, order, elements, len(data) - start, vertex)
@@ -264,7 +264,9 @@ def _words(elements: list[_Element], text: str) -> dict[str, np.ndarray] | None:
     words, at = text.split(), 0
     out: dict[str, np.ndarray] = {}
     for element in elements:
-        dtype = np.dtype([(p.name, p.kind if p.count is None else object) for p in element.properties])
+        dtype = np.dtype(
+            [(p.name, p.kind if p.count is None else object) for p in element.properties]
+        )
         rows = np.empty(element.rows, dtype)
         width = len(element.properties)
         if all(p.count is None for p in element.properties):
@@ -336,10 +338,12 @@ def _textured(
     limits: Limits, beside: Fetch,
 ) -> Surface:  # fmt: skip
     """The mesh with the picture that `comment TextureFile` names, by vertex or by corner."""
-    files = [c.split(None, 2)[2] for c in comments if re.match(r"comment\s+texturefile\s", c.lower())]
+    files = [
+        c.split(None, 2)[2] for c in comments if re.match(r"comment\s+texturefile\s", c.lower())
+    ]
     if not files or polygons is None:
         return surface
-    vertex, face = ply["vertex"] if "vertex" in ply else None, ply["face"]
+    vertex, face = ply.get("vertex"), ply["face"]
     pairs = (("s", "t"), ("u", "v"), ("texture_u", "texture_v"), ("texture_s", "texture_t"))
     known = () if vertex is None else vertex.dtype.names or ()
     pair = next((p for p in pairs if set(p) <= set(known)), None)
@@ -390,7 +394,9 @@ def _surface(vertex: np.ndarray, faces: np.ndarray) -> Surface:
                   ("diffuse_red", "diffuse_green", "diffuse_blue")):  # fmt: skip
         colors = stacked(*names)
         if colors is not None:
-            return Surface(points, faces, color_share(colors, vertex[names[0]].dtype.str[1:]), normals)
+            return Surface(
+                points, faces, color_share(colors, vertex[names[0]].dtype.str[1:]), normals
+            )
     if splat is not None:
         return Surface(points, faces, np.clip(0.5 + splats.SH0 * splat, 0, 1), normals)
     for key in ("intensity", "scalar_Intensity", "scalar_intensity", "reflectance"):

@@ -34,8 +34,8 @@ def find_transforms(bundle: Bundle) -> list[str]:
     plain = bundle.named("transforms.json")
     if plain:
         return plain
-    found = [n for n in bundle.names
-             if re.fullmatch(r"transforms?[_-].*\.json", posixpath.basename(n).lower())]  # fmt: skip
+    form = re.compile(r"transforms?[_-].*\.json")
+    found = [n for n in bundle.names if form.fullmatch(posixpath.basename(n).lower())]
     return sorted(found, key=lambda n: ("train" not in posixpath.basename(n).lower(), n))
 
 
@@ -74,19 +74,21 @@ def _is_model(bundle: Bundle, member: str) -> bool:
 
 # ---- transforms.json ---------------------------------------------------------------------------
 
-_USED = frozenset(
-    "frames file_path transform_matrix depth_file_path depth_path mask_path camera_model fl_x fl_y "
-    "cx cy w h width height k1 k2 k3 k4 k5 k6 p1 p2 camera_angle_x camera_angle_y x_fov y_fov fov "
-    "is_fisheye depth_unit_scale_factor integer_depth_scale ply_file_path generated "
-    "invented_mask_path is_euclidean_depth depth_type fl_unit transform_matrix_start".split()
+_USED_WORDS = (
+    "frames file_path transform_matrix depth_file_path depth_path mask_path camera_model fl_x "
+    "fl_y cx cy w h width height k1 k2 k3 k4 k5 k6 p1 p2 camera_angle_x camera_angle_y x_fov "
+    "y_fov fov is_fisheye depth_unit_scale_factor integer_depth_scale ply_file_path generated "
+    "invented_mask_path is_euclidean_depth depth_type fl_unit transform_matrix_start "
 )
-_HARMLESS = frozenset(
-    "sharpness aabb aabb_scale scale offset up applied_transform applied_scale colmap_im_id step "
-    "frame rotation train_filenames val_filenames test_filenames orientation_override timestamp "
-    "blur_score camera_id camera_idx name id version trainer n_extra_learnable_dims "
+_USED = frozenset(_USED_WORDS.split())
+_HARMLESS_WORDS = (
+    "sharpness aabb aabb_scale scale offset up applied_transform applied_scale colmap_im_id "
+    "step frame rotation train_filenames val_filenames test_filenames orientation_override "
+    "timestamp blur_score camera_id camera_idx name id version trainer n_extra_learnable_dims "
     "enable_depth_loading from_na white_transparent black_transparent fix_premult time "
-    "mask_color auto_scale_poses_factor scene_scale sharpness_score date".split()
+    "mask_color auto_scale_poses_factor scene_scale sharpness_score date "
 )
+_HARMLESS = frozenset(_HARMLESS_WORDS.split())
 _NO_PINHOLE = {
     "EQUIRECTANGULAR": "a 360-degree camera", "ORTHOPHOTO": "an orthographic camera",
     "OMNIDIRECTIONALSTEREO_L": "a stereo panorama", "OMNIDIRECTIONALSTEREO_R": "a stereo panorama",
@@ -203,7 +205,7 @@ def _nerf_lens(bundle: Bundle, root: jsonfile.Node, node: jsonfile.Node, image: 
              "FULL_OPENCV": "FULL_OPENCV"}.get(upper, upper)  # fmt: skip
     if model not in MODELS:
         raise node.refuse(f"camera model {shown(kind, 24)}",
-                          "OPENCV, PINHOLE, OPENCV_FISHEYE and COLMAP's models are accepted")  # fmt: skip
+                          "OPENCV, PINHOLE, OPENCV_FISHEYE and others of COLMAP's")  # fmt: skip
     if raw("is_fisheye") is True and model not in FISHEYES:
         model = "OPENCV_FISHEYE"  # instant-ngp's word for it
     if any(raw(f"ftheta_p{i}") is not None for i in range(6)):
@@ -219,7 +221,10 @@ def _nerf_lens(bundle: Bundle, root: jsonfile.Node, node: jsonfile.Node, image: 
     if not (1 <= width <= 1 << 20 and 1 <= height <= 1 << 20):
         raise node.refuse(f"{width} x {height} px", "A size above 0 is accepted")
     fx, fy = value("fl_x"), value("fl_y")
-    for name, degrees, size in (("camera_angle_x", "x_fov", width), ("camera_angle_y", "y_fov", height)):
+    for name, degrees, size in (
+        ("camera_angle_x", "x_fov", width),
+        ("camera_angle_y", "y_fov", height),
+    ):
         angle = value(name)
         if angle is None and (angle := value(degrees)) is not None:
             angle = math.radians(angle)

@@ -10,17 +10,13 @@ the group `worldstereo.readers` that names a `Reader` or a function that returns
 run in the import process: nothing they are given was opened before.
 """
 
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
-from importlib.metadata import entry_points
 
 from worldstereo.inputs.archive import Bundle
 from worldstereo.inputs.limits import Limits
 from worldstereo.scene import Capture
 
-log = logging.getLogger(__name__)
 GROUP = "worldstereo.readers"
 
 ReadFile = Callable[[str, bytes, Limits], Capture]
@@ -80,8 +76,7 @@ def register(reader: Reader) -> Reader:
 
 
 def readers() -> tuple[Reader, ...]:
-    """All readers, in the order in which they are tried."""
-    _load()
+    """All that were registered, in the order in which they are tried; `inputs.readers` has all."""
     return tuple(sorted(_readers.values(), key=lambda r: (r.rank, r.name)))
 
 
@@ -107,18 +102,3 @@ def accepted() -> str:
         "A photo, a mesh or point cloud (PLY, GLB, OBJ, STL, LAS, PCD, XYZ and more), or a folder "
         "or zip of posed pictures is accepted"
     )
-
-
-@cache
-def _load() -> None:
-    from worldstereo.inputs import builtin
-
-    builtin.register_all()
-    for entry in entry_points(group=GROUP):
-        try:
-            found = entry.load()
-            reader = found if isinstance(found, Reader) else found()
-            if reader.name not in _readers:
-                register(reader)
-        except Exception:  # a broken package must not take the others with it
-            log.exception("reader %s", entry.name)

@@ -94,7 +94,7 @@ def _lens(node: jsonfile.Node, half: float) -> Lens:
     width, height = (node.at(k).integer(1, 1 << 20) for k in ("width", "height"))
     model = node.at("model").text() if node.has("model") else "PINHOLE"
     if model not in MODELS:
-        raise node.refuse(f"camera model {shown(model, 24)}", f"{', '.join(MODELS)} are accepted")
+        raise node.refuse(f"camera model {shown(model, 24)}", "COLMAP's models are accepted")
     both = node.at("f").number() if node.has("f") else None
     fx = node.at("fx").number() if both is None else both
     fy = node.at("fy").number() if both is None else both
@@ -104,7 +104,6 @@ def _lens(node: jsonfile.Node, half: float) -> Lens:
     extra = ("k1", "k2", "k3", "k4", "k5", "k6", "p1", "p2") if model == "PINHOLE" else ()
     bent = {k: node.at(k).number(-100, 100) for k in {*names, *extra} if node.has(k)}
     return lens_of("FULL_OPENCV" if extra and bent else model, bent, K, width, height)
-
 
 
 @dataclass(frozen=True)
@@ -147,7 +146,10 @@ def _form(bundle: Bundle, name: str) -> str | None:
     if not low.endswith(".txt") or re.search(r"intrinsic|calib", low):
         return None
     folder = posixpath.basename(posixpath.dirname(name)).lower()
-    if re.search(r"(pose|extrinsic)s?[._-]?(\d*)\.txt$", low) and folder not in calibration.FOLDERS[1:]:
+    if (
+        re.search(r"(pose|extrinsic)s?[._-]?(\d*)\.txt$", low)
+        and folder not in calibration.FOLDERS[1:]
+    ):
         return "matrix"
     return "matrix" if folder in POSE_FOLDERS and re.search(r"\d", low) else None
 
@@ -197,7 +199,9 @@ def _usual_unit(name: str, base: str, pairs: list[_Pair]) -> float | None:
     first = pairs[0]
     if first.depth is not None and re.search(r"(^|/)results/depth\d+\.png$", first.depth):
         return REPLICA_UNIT
-    if first.depth is not None and re.search(r"(^|/)camera_\d/depth_\d+\.png$", first.depth.lower()):
+    if first.depth is not None and re.search(
+        r"(^|/)camera_\d/depth_\d+\.png$", first.depth.lower()
+    ):
         return CENTIMETRE  # Virtual KITTI 2
     return None
 
@@ -354,7 +358,13 @@ def _flat(
 def _stamps(bundle: Bundle, base: str) -> dict[str, float]:
     """Times of pictures and depth maps from TUM's lists `rgb.txt` and `depth.txt`."""
     out: dict[str, float] = {}
-    for list_name in ("rgb.txt", "depth.txt", "associations.txt", "associate.txt", "association.txt"):
+    for list_name in (
+        "rgb.txt",
+        "depth.txt",
+        "associations.txt",
+        "associate.txt",
+        "association.txt",
+    ):
         member = bundle.found(posixpath.join(base, list_name))
         if member is None:
             continue
@@ -473,7 +483,7 @@ def _pairs(bundle: Bundle, base: str, member: str) -> list[_Pair]:
         paired = _by_time(color, depth, *times)
         if paired:
             return paired
-    at = {k: d for k, d in zip(keys_d, depth, strict=True) if k is not None}
+    at: dict[int | None, str] = {k: d for k, d in zip(keys_d, depth, strict=True) if k is not None}
     both = [_Pair(c, at.get(k)) for c, k in zip(color, keys_c, strict=True)]
     if sum(p.depth is not None for p in both) * 2 > min(len(color), len(depth)):
         return [p for p in both if p.depth is not None]

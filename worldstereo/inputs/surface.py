@@ -93,9 +93,7 @@ def checked(name: str, surface: Surface, what: str = "vertex") -> Surface:
         used = np.zeros(len(good), bool)
         used[faces[(faces >= 0) & (faces < len(good))]] = True
         if (used & ~good).any() or not good.any():
-            raise refusal(
-                name, wrong, "Only finite coordinates are accepted. Remove such points"
-            )
+            raise refusal(name, wrong, "Only finite coordinates are accepted. Remove such points")
         surface = _without(surface, good)
         vertices, faces = surface.vertices, surface.faces
     if np.abs(vertices).max() > LARGEST:
@@ -341,7 +339,9 @@ def joined(parts: list[Surface], notices: tuple[str, ...]) -> Surface:
             numbers.append(np.where(p.face_texture < 0, -1, p.face_texture + len(textures)))
             textures += p.textures
         which = np.concatenate(numbers)
-        uv = np.concatenate([np.zeros((len(p.faces), 3, 2)) if p.uv is None else p.uv for p in parts])
+        uv = np.concatenate(
+            [np.zeros((len(p.faces), 3, 2)) if p.uv is None else p.uv for p in parts]
+        )
     grey = UNTOLD if parts[0].linear else float(srgb(np.array([UNTOLD]))[0])
     if colors is not None or tints is not None or textures:
         # Parts that say nothing are grey beside those that do.

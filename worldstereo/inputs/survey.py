@@ -26,7 +26,7 @@ def read_las(name: str, data: bytes, limits: Limits) -> Surface:
         import laspy
     except ImportError:
         raise refusal(name, "a LAS cloud, which needs laspy here",
-                      "Install it (pip install laspy lazrs), or save it as PLY") from None  # fmt: skip
+                      "Save it as PLY, or: pip install laspy lazrs") from None  # fmt: skip
     try:
         with laspy.open(io.BytesIO(data)) as file:
             n, size = file.header.point_count, file.header.point_format.size
@@ -34,23 +34,29 @@ def read_las(name: str, data: bytes, limits: Limits) -> Surface:
                 raise refusal(name, f"declares {n} points", f"1 to {limits.points} are accepted")
             packed = bool(file.header.are_points_compressed)
             if not packed and n * size > len(data):
-                raise refusal(name, f"declares {n} points, the file has room for {len(data) // size}",
-                              _AGAIN)  # fmt: skip
+                held = len(data) // size
+                raise refusal(name, f"declares {n} points, the file has room for {held}", _AGAIN)
             las = file.read()
         points = np.stack([np.asarray(las.x), np.asarray(las.y), np.asarray(las.z)], axis=1)
         known = set(las.point_format.dimension_names)
         colors, notices = None, ()
         if {"red", "green", "blue"} <= known:
-            colors = np.stack([np.asarray(las[k], dtype=float) for k in ("red", "green", "blue")], 1)
+            colors = np.stack(
+                [np.asarray(las[k], dtype=float) for k in ("red", "green", "blue")], 1
+            )
             colors = color_share(colors, "u2") if colors.any() else None
         if colors is None:
-            colors = np.repeat(stretched(np.asarray(las.intensity, dtype=float))[:, None], 3, axis=1)
+            colors = np.repeat(
+                stretched(np.asarray(las.intensity, dtype=float))[:, None], 3, axis=1
+            )
             notices = ("The file holds no colours; its intensity is shown as grey.",)
         noise = np.isin(np.asarray(las.classification), _NOISE)
     except (InputRefused, MemoryError):
         raise
     except Exception:
-        raise refusal(name, "the points cannot be read, the file is cut or damaged", _AGAIN) from None
+        raise refusal(
+            name, "the points cannot be read, the file is cut or damaged", _AGAIN
+        ) from None
     if len(points) != n:
         raise refusal(name, f"declares {n} points, {len(points)} could be read", _AGAIN)
     if noise.any() and not noise.all():
@@ -69,7 +75,7 @@ def read_e57(name: str, data: bytes, limits: Limits) -> Surface:
         import pye57
     except ImportError:
         raise refusal(name, "an E57 scan, which needs pye57 here",
-                      "Install it (pip install pye57), or save it as LAS or PLY") from None  # fmt: skip
+                      "Save it as LAS or PLY, or: pip install pye57") from None  # fmt: skip
     _check_xml(name, data)
     parts: list[np.ndarray] = []
     tints: list[np.ndarray | None] = []
@@ -81,7 +87,9 @@ def read_e57(name: str, data: bytes, limits: Limits) -> Surface:
             file = pye57.E57(str(path))
             total = sum(file.get_header(i).point_count for i in range(file.scan_count))
             if not 0 < total <= limits.points:
-                raise refusal(name, f"declares {total} points", f"1 to {limits.points} are accepted")
+                raise refusal(
+                    name, f"declares {total} points", f"1 to {limits.points} are accepted"
+                )
             for i in range(file.scan_count):
                 has = set(file.get_header(i).point_fields)
                 color, grey = "colorRed" in has, "intensity" in has
@@ -97,7 +105,9 @@ def read_e57(name: str, data: bytes, limits: Limits) -> Surface:
         except (InputRefused, MemoryError):
             raise
         except Exception:
-            raise refusal(name, "the scans cannot be read, the file is cut or damaged", _AGAIN) from None
+            raise refusal(
+                name, "the scans cannot be read, the file is cut or damaged", _AGAIN
+            ) from None
     points = np.concatenate(parts).astype(np.float64)
     none, notices = np.zeros((0, 3), np.int64), ()
     if all(t is not None for t in tints):

@@ -45,11 +45,11 @@ def best(bundle: Bundle, reader: Reader, members: list[str]) -> Capture:
     raise first
 
 
-def solids(bundle: Bundle, suffixes: tuple[str, ...]) -> list[str]:
-    """The meshes and clouds of a bundle, one for each thing."""
+def solids(bundle: Bundle, suffixes: tuple[str, ...], lists: bool = True) -> list[str]:
+    """The meshes and clouds of a bundle, one for each thing; text `lists` only without others."""
     found = [n for n in bundle.child(*suffixes) if not n.lower().endswith(xyz.SUFFIXES)]
-    steps = {n: int(m.group(1)) for n in found
-             if (m := re.search(r"(?:^|/)iteration_(\d{1,9})/point_cloud\.ply$", n.lower()))}  # fmt: skip
+    state = re.compile(r"(?:^|/)iteration_(\d{1,9})/point_cloud\.ply$", re.IGNORECASE)
+    steps = {n: int(m.group(1)) for n in found if (m := state.search(n))}
     if steps:  # the output of a splat trainer: its last state
         return [max(steps, key=lambda n: steps[n])]
     one: dict[str, str] = {}
@@ -57,8 +57,8 @@ def solids(bundle: Bundle, suffixes: tuple[str, ...]) -> list[str]:
         one.setdefault(posixpath.splitext(folded(name))[0], name)
     if one:
         return sorted(one.values(), key=natural)
-    lists = bundle.child(*xyz.SUFFIXES)
-    return [n for n in lists if xyz.is_list(bundle.read(n)[: xyz.LOOKED_AT])]
+    texts = bundle.child(*xyz.SUFFIXES) if lists else []
+    return [n for n in texts if xyz.is_list(bundle.read(n)[: xyz.LOOKED_AT])]
 
 
 def _preference(name: str) -> int:
@@ -82,7 +82,7 @@ class Beside:
         name = posixpath.basename(self._member)
         path = given.replace("\\", "/")
         base = posixpath.dirname(self._member)
-        parts = [p for p in posixpath.normpath(posixpath.join(base, path)).split("/")]
+        parts = posixpath.normpath(posixpath.join(base, path)).split("/")
         if ".." in parts or "\0" in path or re.match(r"^[A-Za-z][A-Za-z0-9+.-]+:", path):
             raise refusal(
                 name,
@@ -107,4 +107,3 @@ def solid(bundle: Bundle, member: str) -> Capture:
     if reader is None or reader.read is None:
         raise refusal(name, "is not what its name promises", "Export it again")
     return reader.read(name, data, bundle.limits)
-

@@ -19,7 +19,8 @@ _SPLIT = re.compile(r"[\s,;]+")
 _NAMES = {
     "x": ("x", "px", "pos_x", "position_x", "x_coord", "easting", "east", "e", "coord_x"),
     "y": ("y", "py", "pos_y", "position_y", "y_coord", "northing", "north", "n", "coord_y"),
-    "z": ("z", "pz", "pos_z", "position_z", "z_coord", "elevation", "height", "altitude", "coord_z"),
+    "z": ("z", "pz", "pos_z", "position_z", "z_coord", "elevation", "height", "altitude",
+          "coord_z"),
     "r": ("r", "red", "rf", "diffuse_red", "color_r"),
     "g": ("g", "green", "gf", "diffuse_green", "color_g"),
     "b": ("b", "blue", "bf", "diffuse_blue", "color_b"),
@@ -101,7 +102,11 @@ def read(name: str, data: bytes, limits: Limits) -> Surface:
             "Lines of x y z, with r g b after them or a line of names, are accepted",
         )
     table = np.array(rows, dtype=np.float64)
-    said = (f"{bad} of {bad + len(rows)} lines left out: line {first_bad} is no point.",) if bad else ()
+    said = (
+        (f"{bad} of {bad + len(rows)} lines left out: line {first_bad} is no point.",)
+        if bad
+        else ()
+    )
     keys = names if names is not None and len(names) >= 3 else _guessed(name, table)
     return surface_of(name, table, keys, said)
 
@@ -129,7 +134,11 @@ def _guessed(name: str, table: np.ndarray) -> list[str]:
         return ["x", "y", "z", "i"]
     if n in (6, 9) or (n > 6 and low.endswith(".xyzrgb")):
         last = table[:, 3:6]
-        if n == 6 and (last < -1e-6).any() and np.allclose(np.linalg.norm(last, axis=1), 1, atol=0.02):
+        if (
+            n == 6
+            and (last < -1e-6).any()
+            and np.allclose(np.linalg.norm(last, axis=1), 1, atol=0.02)
+        ):
             return ["x", "y", "z", "nx", "ny", "nz"]
         return ["x", "y", "z", "r", "g", "b", "nx", "ny", "nz"][:n]
     if n == 7:  # PTS: x y z intensity r g b; CloudCompare: x y z r g b scalar

@@ -6,7 +6,9 @@ program and every library to load; memory, processor time and file sizes are lim
 The hook is defence in depth, not a sandbox: native code raises no audit event (PEP 578).
 """
 
+import contextlib
 import gc
+import importlib
 import io
 import json
 import logging
@@ -146,23 +148,32 @@ def _warm_up() -> None:
     import numpy as np
     import safetensors.torch
     import torch
-    from PIL import Image, ImageOps
+    from PIL import Image, ImageCms, ImageOps
 
     from worldstereo.depth import best_estimator
-    from worldstereo.inputs import cloud, dispatch, images, lens, photo, posed, rgbd
+    from worldstereo.inputs import builtin, cloud, dispatch, images, lens, photo, posed, rgbd
     from worldstereo.inputs.limits import LOCAL
     from worldstereo.inputs.sandbox import transfer
 
     assert all((ImageOps, cloud, dispatch, posed, rgbd, transfer, safetensors.torch))
+    builtin.load()  # readers of other packages too: code is loaded now or never
+    for optional in ("pillow_heif", "laspy", "lazrs", "pye57"):
+        with contextlib.suppress(ImportError):
+            importlib.import_module(optional)
     cv2.setNumThreads(1)
     torch.set_num_threads(2)
     for name in ("utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "latin-1", "cp437", "ascii"):
         codecs.lookup(name)
     Image.init()
     pixels = np.zeros((16, 24, 3), np.uint8)
-    for form in ("PNG", "JPEG", "WEBP"):
+    images.can_read_heic()
+    p3 = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    p3 = p3.replace(b"sRGB", b"warm").replace(
+        "sRGB".encode("utf-16-be"), "warm".encode("utf-16-be")
+    )
+    for form in ("PNG", "JPEG", "WEBP", "AVIF"):
         data = io.BytesIO()
-        Image.fromarray(pixels).save(data, form)
+        Image.fromarray(pixels).save(data, form, icc_profile=p3)
         photo.read("warm.png", data.getvalue(), LOCAL)
     for form in ("PNG", "TIFF"):
         data = io.BytesIO()

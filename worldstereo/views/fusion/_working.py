@@ -177,7 +177,7 @@ def make_working(view: View, unit: float = 1.0) -> Working:
     """The working form of a view, without the cache."""
     color = np.ascontiguousarray(view.color8.detach().cpu().numpy().transpose(1, 2, 0))
     depth = view.depth[0].detach().cpu().numpy().astype(np.float32) / np.float32(unit)
-    rig = view.kind[0].cpu().numpy() == int(DepthKind.RIG)
+    rig = view.kind[0].cpu().numpy() >= int(DepthKind.RIG)  # or masked: no part of the world
     return Working(
         pose=pose_of(view.cameras, unit),
         color=color,

@@ -263,7 +263,10 @@ def _measured_photos(work: list[Working], unit: float, run: _Run) -> tuple[list[
 
 
 def _without_rig(work: list[Working], mask: np.ndarray, which: Sequence[int]) -> list[Working]:
-    work = [replace(w, rig=mask) if w.pose.shape == mask.shape else w for w in work]
+    work = [
+        replace(w, rig=mask if w.rig is None else mask | w.rig) if w.pose.shape == mask.shape else w
+        for w in work
+    ]
     masked = [i for i in which if work[i].rig is not None]
     return stages.apply(lambda w: stages.mask_rig(w, mask), work, masked)
 
@@ -349,10 +352,11 @@ def as_measured(view: View) -> View:
     nothing = torch.zeros_like(view.depth)
     depth = torch.where(measured & torch.isfinite(view.depth), view.depth, nothing)
     known = (depth > 0).to(torch.uint8)
+    hidden = view.kind == int(DepthKind.MASKED)
     return replace(
         view,
         depth=depth.clamp(min=0),
-        kind=known * int(DepthKind.MEASURED),
+        kind=torch.where(hidden, view.kind, known * int(DepthKind.MEASURED)),
         confidence8=known * 255,
         gain=torch.zeros(3),
         cameras=view.given,
@@ -429,6 +433,8 @@ def _finished(view: View, work: Working, gain: np.ndarray, camera: Cameras, unit
         kind[confidence >= KIND_CONFIDENCE[member] - 0.01] = int(member)
     if rig is not None:
         kind[rig[None]] = int(DepthKind.RIG)
+    kind[view.kind == int(DepthKind.MASKED)] = int(DepthKind.MASKED)
+    depth = torch.where(kind >= int(DepthKind.RIG), torch.zeros_like(depth), depth)
     return replace(
         view,
         depth=depth * unit,

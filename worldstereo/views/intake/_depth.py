@@ -26,6 +26,8 @@ from worldstereo.views.fusion import (
 INFINITY = 0.01 * METRES  # disparity in 1/u of what lies beyond all parallax
 CONTRADICT = 0.04
 REGION = 0.003  # share of the image from which on a hole is judged by the pictures
+CARRIED = 0.08  # share of the longer side that planes are carried on at the border
+CARRIED_MOST = 2.0  # factor by which depth may change on the way
 ALIKE = 0.08  # mean colour difference of pictures of one thing, exposure not yet compared
 BY_OTHERS, COMPLETED = (KIND_CONFIDENCE[k] for k in (DepthKind.BY_OTHERS, DepthKind.COMPLETED))
 
@@ -118,7 +120,7 @@ def completed(view: Working, others: Sequence[Working]) -> tuple[np.ndarray, np.
         unknown &= ~view.rig
     if not unknown.any() or not (view.disparity > 0).any():
         return view.disparity, view.confidence
-    d = membrane(view.disparity, view.disparity > 0)
+    d = interpolated(view, view.disparity, view.disparity > 0)
     count, label, stats, _ = cv2.connectedComponentsWithStats(unknown.astype(np.uint8))
     far = np.full_like(d, INFINITY)
     for i in range(1, count):
@@ -130,14 +132,59 @@ def completed(view: Working, others: Sequence[Working]) -> tuple[np.ndarray, np.
     return d, np.where(unknown, COMPLETED, view.confidence)
 
 
+def interpolated(view: Working, d: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Disparity everywhere: a membrane between what is known, planes beyond it at the border."""
+    d = np.where(known, d, 0).astype(np.float32)
+    d = _carried_on(view, d, known)
+    return membrane(d, d > 0)
+
+
+def _carried_on(view: Working, d: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Disparity carried on as planes into unknown regions at the border, a little way.
+
+    There a membrane has one side only and would lay a wall across: what recedes there goes on
+    receding. Disparity is linear on a plane; its slope is the mean of what is known near by.
+    """
+    import cv2
+
+    h, w = d.shape
+    blank = ~known if view.rig is None else ~known & ~view.rig
+    _, label = cv2.connectedComponents(blank.astype(np.uint8))
+    rim = np.concatenate([label[0], label[-1], label[:, 0], label[:, -1]])
+    open_ended = np.isin(label, np.unique(rim[rim > 0]))
+    if not open_ended.any():
+        return d
+    reach = max(4.0, CARRIED * max(h, w))
+    distance, nearest = cv2.distanceTransformWithLabels(
+        (~known).astype(np.uint8), cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL
+    )
+    region = open_ended & (distance <= reach)
+    rows, columns = np.nonzero(region)
+    at = np.zeros((int(nearest.max()) + 1, 2), np.int64)
+    number = np.asarray(nearest, dtype=np.int64)
+    at[number[known]] = np.argwhere(known)
+    v0, u0 = at[number[rows, columns]].T
+    size = 2 * int(reach / 2) + 1
+    smooth = (known & (view.disparity > 0) & (view.rim > 1)).astype(np.float32)
+    weight = np.maximum(cv2.boxFilter(smooth, -1, (size, size), normalize=False), 1e-6)
+    slopes = [
+        cv2.boxFilter(slope * smooth, -1, (size, size), normalize=False) / weight
+        for slope in (view.slope_x, view.slope_y)
+    ]
+    start = d[v0, u0]
+    value = start + slopes[0][v0, u0] * (columns - u0) + slopes[1][v0, u0] * (rows - v0)
+    out = d.copy()
+    out[rows, columns] = np.clip(value, start / CARRIED_MOST, start * CARRIED_MOST)
+    return out
+
+
 def _is_far(
     view: Working, others: Sequence[Working], region: np.ndarray, far: np.ndarray, near: np.ndarray
 ) -> bool:
+    """Whether other pictures say so: what they do not show is no evidence for infinity."""
     at_infinity, tested_far = photometric_error(view, others, region, far)
     at_membrane, tested_near = photometric_error(view, others, region, near)
-    if tested_far > 400:
-        return tested_near > 400 and at_infinity < 0.9 * at_membrane
-    return tested_near <= 400 or at_membrane > 0.06
+    return tested_far > 400 and tested_near > 400 and at_infinity < 0.9 * at_membrane
 
 
 def photometric_error(

@@ -12,8 +12,8 @@ from torch.nn import functional
 from worldstereo.cameras import Cameras
 from worldstereo.progress import OnStep
 from worldstereo.scene import KIND_CONFIDENCE, DepthKind, View
-from worldstereo.views.fusion import Pose, Working, invert, make_working, membrane, pose_distance
-from worldstereo.views.intake._depth import INFINITY
+from worldstereo.views.fusion import Pose, Working, invert, make_working, pose_distance
+from worldstereo.views.intake._depth import INFINITY, interpolated
 from worldstereo.views.multiview import PHOTO_SIDE, MatchView, fill_unmeasured, photo_depth
 from worldstereo.views.multiview.arrays import enlarged_by_color, nearest, resized
 
@@ -82,7 +82,7 @@ def fill_by_stereo(
         rest = unknown & ~accepted
         known = (view.confidence >= SURE) | accepted
         if rest.any() and known.any():
-            d = np.where(rest, membrane(d.astype(np.float32), known), d)
+            d = np.where(rest, interpolated(view, d, known), d)
         out[i] = view.with_depth(d, np.where(accepted, STEREO, view.confidence))
     return out
 
@@ -111,7 +111,9 @@ def photo_working(view: View, unit: float) -> Working:
         return make_working(view, unit)
     w, h = (max(8, round(n * PHOTO_SIDE / longest)) for n in (view.width, view.height))
     empty = torch.zeros(1, h, w)
-    return make_working(View.of(resized(view.color, h, w), empty, view.given.scaled(w, h)), unit)
+    kind = torch.from_numpy(nearest(view.kind.float(), h, w)).to(torch.uint8)[None]
+    small = View.of(resized(view.color, h, w), empty, view.given.scaled(w, h), kind=kind)
+    return make_working(small, unit)
 
 
 def at_size_of(
