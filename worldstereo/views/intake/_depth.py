@@ -26,6 +26,9 @@ from worldstereo.views.fusion import (
 INFINITY = 0.01 * METRES  # disparity in 1/u of what lies beyond all parallax
 CONTRADICT = 0.04
 REGION = 0.003  # share of the image from which on a hole is judged by the pictures
+TESTED = 400  # samples on which a judgement must rest
+SAME_DEPTH = 0.1  # relative difference below which two depths are of one surface
+DENIED = 0.06  # mean colour difference at which the pictures deny a depth
 CARRIED = 0.08  # share of the longer side that planes are carried on at the border
 CARRIED_MOST = 2.0  # factor by which depth may change on the way
 ALIKE = 0.08  # mean colour difference of pictures of one thing, exposure not yet compared
@@ -109,7 +112,7 @@ def _looks_alike(view: Working, others: Sequence[Working], depth: np.ndarray) ->
 
 
 def completed(view: Working, others: Sequence[Working]) -> tuple[np.ndarray, np.ndarray]:
-    """Regions nobody measured: a membrane, or infinity where the other pictures say so.
+    """Regions nobody measured: a membrane, or infinity or nothing where other pictures say so.
 
     Never infinity in a photo: a sensor gives up on what is far, matching on what is plain.
     """
@@ -123,13 +126,16 @@ def completed(view: Working, others: Sequence[Working]) -> tuple[np.ndarray, np.
     d = interpolated(view, view.disparity, view.disparity > 0)
     count, label, stats, _ = cv2.connectedComponentsWithStats(unknown.astype(np.uint8))
     far = np.full_like(d, INFINITY)
+    confidence = np.where(unknown, COMPLETED, view.confidence)
     for i in range(1, count):
         if stats[i, 4] >= REGION * unknown.size and not view.guessed:
             region = label == i
-            if _is_far(view, others, region, far, d):
+            said = _judged(view, others, region, far, d)
+            if said == "far":
                 d[region] = INFINITY
-    d = np.where(unknown, d, view.disparity)
-    return d, np.where(unknown, COMPLETED, view.confidence)
+            elif said == "denied":  # something that others do not see there: it stays unknown
+                d[region], confidence[region] = 0, 0
+    return np.where(unknown, d, view.disparity), confidence.astype(np.float32)
 
 
 def interpolated(view: Working, d: np.ndarray, known: np.ndarray) -> np.ndarray:
@@ -178,22 +184,36 @@ def _carried_on(view: Working, d: np.ndarray, known: np.ndarray) -> np.ndarray:
     return out
 
 
-def _is_far(
+def _judged(
     view: Working, others: Sequence[Working], region: np.ndarray, far: np.ndarray, near: np.ndarray
-) -> bool:
-    """Whether other pictures say so: what they do not show is no evidence for infinity."""
+) -> str:
+    """What other pictures say of a region: that it is "far", that the membrane is "denied", or "".
+
+    What they do not show is no evidence, least of all for infinity.
+    """
     at_infinity, tested_far = photometric_error(view, others, region, far)
     at_membrane, tested_near = photometric_error(view, others, region, near)
-    return tested_far > 400 and tested_near > 400 and at_infinity < 0.9 * at_membrane
+    if tested_near <= TESTED:  # others know what is there: do they see this view's picture?
+        at_membrane, tested_near = photometric_error(view, others, region, near, known=True)
+        return "denied" if tested_near > TESTED and at_membrane > DENIED else ""
+    if tested_far > TESTED and at_infinity < 0.9 * at_membrane:
+        return "far"
+    return "denied" if at_membrane > DENIED else ""
 
 
 def photometric_error(
-    view: Working, others: Sequence[Working], region: np.ndarray, d: np.ndarray
+    view: Working,
+    others: Sequence[Working],
+    region: np.ndarray,
+    d: np.ndarray,
+    *,
+    known: bool = False,
 ) -> tuple[float, int]:
     """Mean colour error of a region under a disparity, and the number of samples it rests on.
 
     The median difference of each pair is taken out, and only places where the other view knows no
-    depth either are asked: elsewhere that view's own surface would be compared.
+    depth either are asked: elsewhere that view's own surface would be compared. With `known` only
+    places are asked where the other view measured the same depth.
     """
     import cv2
 
@@ -208,7 +228,8 @@ def photometric_error(
         h, w = other.depth.shape
         ok = inside & (z > 0) & (u > 0) & (v > 0) & (u < w - 1) & (v < h - 1)
         empty = other.disparity if other.rig is None else other.disparity * ~other.rig
-        ok &= cv2.remap(empty, u, v, cv2.INTER_NEAREST) == 0
+        theirs_d = cv2.remap(empty, u, v, cv2.INTER_NEAREST)
+        ok &= (np.abs(theirs_d * z - 1) < SAME_DEPTH) if known else theirs_d == 0
         n = int(ok.sum())
         if n >= 100:
             theirs = cv2.remap(other.color, u, v, cv2.INTER_LINEAR).astype(np.float32) / 255
