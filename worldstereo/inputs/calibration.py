@@ -35,9 +35,10 @@ _SUFFIXES = (".txt", ".json", ".yaml", ".yml", ".csv", ".cfg", ".ini")
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 _FX = {"fx": ("fx", "fx_color", "camera1.fx", "camera.fx", "rgb.fx", "fl_x", "focal_length_x"),
        "fy": ("fy", "fy_color", "camera1.fy", "camera.fy", "rgb.fy", "fl_y",
-           "focal_length_y"),
+              "focal_length_y"),
        "cx": ("cx", "mx_color", "camera1.cx", "camera.cx", "rgb.cx", "ppx", "cx_color"),
-       "cy": ("cy", "my_color", "camera1.cy", "camera.cy", "rgb.cy", "ppy", "cy_color")}  # fmt: skip
+       "cy": ("cy", "my_color", "camera1.cy", "camera.cy", "rgb.cy", "ppy",
+              "cy_color")}  # fmt: skip
 _SIZE = {"w": ("width", "w", "camera.width", "colorwidth", "camera.w", "image_width"),
          "h": ("height", "h", "camera.height", "colorheight", "camera.h",
                "image_height")}  # fmt: skip
