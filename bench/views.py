@@ -1,10 +1,11 @@
 """Held-out views predicted from remembered ones: every figure, rung and switch of synthesis.
 
-    python -m bench.views [--root FOLDER] [--sets a,b] [--quick] [--sheets FOLDER] [--rungs]
+    python -m bench.views [--root FOLDER] [--sets a,b] [--quick] [--brief] [--sheets FOLDER] [--rungs]
 
 FOLDER holds captures as the readers take them (default: rgbd/* and photos-posed/* below the folder
 named by WORLDSTEREO_DATA). Without `--rungs` only the full pipeline, baselines, memory switches,
-consistency, growth and times are measured; `--quick` takes two targets of each set.
+consistency, growth and times are measured; `--quick` takes two targets of each set; `--brief`
+stops after the given and the found pose.
 """
 
 import argparse
@@ -19,6 +20,7 @@ import numpy as np
 import torch
 
 from bench.harness import Context, Row
+from bench.views_poses import FoundPoses, nearest_warped, scored, splatted
 from bench.views_sets import (
     Job,
     depth_errors,
@@ -45,12 +47,18 @@ from worldstereo.views.fusion import fetch, make_working, pose_distance, pose_of
 from worldstereo.views.intake import Intake, IntakeOptions
 
 WHOLE, ENTIRE = SynthesisOptions(), IntakeOptions()
-SETS = ("livingroom1", "apc-shelf", "icl-nuim-5")
-PHOTOS = ("lund-door", "buddha", "plush")
-FLOORS = {
-    "livingroom1": {"floor": "28.3/.865/29.7", "stretch": "29.3/.885/30.5"},
-    "apc-shelf": {"floor": "17.2/.60/18.4", "stretch": "18.5/.64/19.5"},
-    "icl-nuim-5": {"floor": "23.0/.84/27.0", "stretch": "23.6/.855/27.6"},
+SETS = (
+    "livingroom1", "apc-shelf", "icl-nuim-5", "holo-office", "tum-rpy", "tum-cabinet", "workshop",
+)  # fmt: skip
+PHOTOS = ("lund-door", "buddha", "plush", "skull", "banana", "caliterra", "berlin")
+FLOORS = {  # whole image at the found pose: PSNR, SSIM
+    "livingroom1": {"floor": "29.8/.908", "stretch": "30.8/.92"},
+    "apc-shelf": {"floor": "19.9/.70", "stretch": "21/.74"},
+    "icl-nuim-5": {"floor": "26.1/.90", "stretch": "27/.91"},
+    "holo-office": {"floor": "18.4"},
+    "tum-rpy": {"floor": "19.0"},
+    "tum-cabinet": {"floor": "25.2"},
+    "workshop": {"floor": "30.9"},
 }
 OFF_INTAKE = IntakeOptions(
     rig=False, clean=False, contradict=False, by_others=False, exposure=False, complete=False,
@@ -65,6 +73,8 @@ OFF_SYNTHESIS = SynthesisOptions(
     rims=False,
     mean=False,
     planes=False,
+    nearest=False,
+    slip=0.0,
 )
 RUNGS: list[tuple[str, dict, dict]] = [
     ("fused depth, plain mean", {}, {}),
@@ -82,6 +92,8 @@ RUNGS: list[tuple[str, dict, dict]] = [
     ("background fill", {}, {"background": True}),
     ("rims of holes", {}, {"rims": True}),
     ("mean far inside holes", {}, {"mean": True}),
+    ("nearest views first", {}, {"nearest": True}),
+    ("depth that moves nothing", {}, {"slip": 1.0}),
 ]
 
 
@@ -115,9 +127,14 @@ class Remembered:
     def __call__(
         self, target: View, options: SynthesisOptions = WHOLE, **switches: object
     ) -> synthesis.Synthesis:
-        chosen = self.index.choose(self.camera(target), switches.get("splat"))
+        return self.at(self.camera(target), options, **switches)
+
+    def at(
+        self, camera: Cameras, options: SynthesisOptions = WHOLE, **switches: object
+    ) -> synthesis.Synthesis:
+        chosen = self.index.choose(camera, switches.get("splat"))
         return synthesis.synthesize(
-            self.camera(target), [self.views[i] for i in chosen], rig=self.intake.rig,
+            camera, [self.views[i] for i in chosen], rig=self.intake.rig,
             unit=self.intake.unit, options=options, **switches,
         )  # fmt: skip
 
@@ -183,6 +200,30 @@ def baselines(bench: Bench) -> None:
         return image_of(one(target, OFF_SYNTHESIS))
 
     bench.score("nearest view, warped", nearest)
+
+
+def at_found_pose(bench: Bench, memory: Sequence[Remembered]) -> None:
+    """Whole pipeline and baselines where each target was really taken; the given pose if unknown."""
+    finders = [FoundPoses(m.views, m.intake.unit) for m in memory]
+    kept = [workings(m.views) for m in memory]
+    for label in ("found pose: all rungs", "found pose: nearest view, warped", "found pose: splat"):
+        if label.endswith("splat") and not any(bool(v.mask.any()) for v in bench.jobs[0].kept):
+            continue
+        rows, found = [], 0
+        for k, target, _, seen in bench.targets:
+            m = memory[k]
+            camera, known = finders[k](target, m.camera(target))
+            found += known
+            if label.endswith("rungs"):
+                image = image_of(m.at(camera))
+            elif label.endswith("warped"):
+                image = nearest_warped(m.views, camera, m.intake.unit)
+            else:
+                image = splatted(kept[k], camera, target)
+            rows.append(scored(image, target, seen))
+        row = mean_of(rows) | {"found": float(found), "of": float(len(rows))}
+        bench.rows.append({"set": bench.name, "what": label} | row)
+        print(f"{bench.name:12s} {label:34s} " + _figures(row), flush=True)
 
 
 def photo_baseline(bench: Bench, memory: Sequence[Remembered]) -> None:
@@ -278,7 +319,7 @@ def rungs(bench: Bench) -> None:
     for label, enter, make in RUNGS[1:]:
         options = IntakeOptions(**{k: False for k in enter if k != "register"})
         memory = bench.remember(options, "register" not in enter)
-        made = SynthesisOptions(**dict.fromkeys(make, False))
+        made = SynthesisOptions(**{k: type(v)(0) for k, v in make.items()})
         bench.score("- " + label, lambda k, t: image_of(memory[k](t, made)))  # noqa: B023
 
 
@@ -409,7 +450,7 @@ def growth(bench: Bench, memory: Sequence[Remembered]) -> None:
 
 def measure(
     folders: dict[str, Path], *, fixtures: Path | None, quick: bool, all_rungs: bool,
-    sheets: Path | None,
+    sheets: Path | None, brief: bool = False,
 ) -> list[dict]:  # fmt: skip
     """Every figure of some captures, printed as it comes and returned as rows."""
     rows: list[dict] = []
@@ -419,6 +460,10 @@ def measure(
         if not photos:
             baselines(bench)
         memory = full(bench)
+        at_found_pose(bench, memory)
+        if brief:
+            rows += bench.rows
+            continue
         if photos:
             photo_baseline(bench, memory)
         if name == "livingroom1" and not quick:
@@ -462,7 +507,7 @@ def views(context: Context) -> list[Row]:
     for figures in found:
         name, what = figures.pop("set"), figures.pop("what")
         cpu, wall = (1e3 * figures.pop(k, 0.0) for k in ("cpu_target", "s_target"))
-        targets = FLOORS.get(name, {}) if what == "all rungs" else {}
+        targets = FLOORS.get(name, {}) if what == "found pose: all rungs" else {}
         rounded = {k: round(v, 4) for k, v in figures.items()}
         rows.append(Row(name, what, 0, cpu, wall, 1, rounded | targets))
     return rows
@@ -474,9 +519,10 @@ BENCHMARKS = {"views": views}
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.views", description=__doc__)
     parser.add_argument("--root", type=Path, default=Path(os.environ.get("WORLDSTEREO_DATA", ".")))
-    parser.add_argument("--sets", default=",".join(SETS))
+    parser.add_argument("--sets", default=",".join((*SETS, *PHOTOS)))
     parser.add_argument("--fixtures", type=Path, default=None)
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--brief", action="store_true", help="both poses and baselines alone")
     parser.add_argument("--rungs", action="store_true")
     parser.add_argument("--sheets", type=Path, default=None)
     parser.add_argument("--out", type=Path, default=None)
@@ -485,6 +531,7 @@ def main() -> None:
     rows = measure(
         found_folders(chosen.root, chosen.sets.split(",")), fixtures=fixtures, quick=chosen.quick,
         all_rungs=chosen.rungs, sheets=chosen.sheets,
+        brief=chosen.brief,
     )  # fmt: skip
     if chosen.out is not None:
         chosen.out.write_text(json.dumps(rows, indent=1))

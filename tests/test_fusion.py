@@ -152,7 +152,7 @@ def test_attention_to_a_view_equals_its_twin():
     target, source = (make_working(v) for v in views(2))
     fetched = Fetched([source], target.pose)
     limits = fetched.limits(0)
-    agree, feather, near, _ = limits
+    agree, feather, near, *_ = limits
     color = np.zeros((H, W, 3), np.float32)
     agreement, angle = np.zeros((H, W), np.float32), np.zeros((H, W), np.float32)
     arguments = fetched.arguments(0)

@@ -59,6 +59,11 @@ STRETCH = 14.0  # longest side of a surfel over that of one facing both cameras
 EDGE_ON = 0.02  # smallest area of a surfel over that of one facing both cameras
 STEEP = 30.0  # per radian: how much more the angle counts in photos, whose depth is a guess
 LEAST_SAID = 0.1  # share of what is said about a pixel that a surface only photos show must have
+PAINTERS = 2  # nearest views that paint what they know
+HANDOVER = 4.0  # power of the distance by which the others count less; twice that for depth
+LEAST_STANDING = 1e-3
+NOISE = 3.0  # measures of agreement within which the heavier of two surfaces is no noise
+SLIP = 1.0  # pixels by which a sample may be displaced and still show the point
 FREE = 0.04  # a view contradicts a surface if it sees so much farther, relatively
 
 
@@ -86,6 +91,19 @@ def pose_distance(a: Pose, b: Pose) -> float:
     return float(np.linalg.norm(a.position - b.position)) + RADIAN * rotation_angle(a, b)
 
 
+def standing(views: Sequence[Working], target: Pose, power: float = HANDOVER) -> np.ndarray:
+    """(n,) in (0, 1]: how much each view counts beside the `PAINTERS` nearest ones, which count 1.
+
+    Falls with the distance of the pose over that of the last painter's, so what the nearest know
+    they paint, the others paint the rest, and sources change gradually along a path.
+    """
+    if len(views) <= PAINTERS:
+        return np.ones(len(views))
+    apart = np.array([0.02 / METRES + pose_distance(v.pose, target) for v in views])
+    last = np.sort(apart)[PAINTERS - 1]
+    return np.maximum(np.minimum(1, last / apart) ** power, LEAST_STANDING)
+
+
 def unproject(pose: Pose, depth: np.ndarray) -> np.ndarray:
     """(H, W, 3) points in the camera's own axes."""
     y, x = np.mgrid[: depth.shape[0], : depth.shape[1]].astype(np.float32)
@@ -106,7 +124,12 @@ def warp(view: Working, target: Pose) -> np.ndarray:
 
 
 def fused_depth(
-    views: Sequence[Working], target: Pose, *, agree: float = AGREE, free: float = FREE
+    views: Sequence[Working],
+    target: Pose,
+    *,
+    agree: float = AGREE,
+    free: float = FREE,
+    nearest: bool = False,
 ) -> np.ndarray:
     """Depth of the target from all given views, in u; 0 where none of them knows.
 
@@ -116,6 +139,7 @@ def fused_depth(
     Args:
         agree: relative depth within which views support one surface.
         free: how much farther a view must see to look through a surface; 0 leaves the test out.
+        nearest: far views neither move surfaces that near ones have nor put their noise in front.
     """
     from worldstereo.views.fusion import kernels
 
@@ -129,6 +153,8 @@ def fused_depth(
 
     parallel_for(len(views), one)
     weight = np.array([1 / (0.05 / METRES + pose_distance(v.pose, target)) for v in views])
+    if nearest:
+        weight *= standing(views, target, 2 * HANDOVER)
     weight = (weight / weight.max()).astype(np.float32)
     vote = weight * np.array([v.vote for v in views], np.float32)
     weight = weight * np.array([v.vote if v.vote > 0 else 0.05 for v in views], np.float32)
@@ -144,7 +170,8 @@ def fused_depth(
     def band(i: int) -> None:
         kernels.fuse_depth(
             warped, weight, vote, steep, lowest, offset, sizes, K, back, centre, target.K, agree,
-            free, LEAST_SAID, NEAR, *rows[i], out,
+            free, LEAST_SAID,
+            NOISE * agree if nearest else 0.0, NEAR, *rows[i], out,
         )  # fmt: skip
 
     parallel_for(len(rows), band)
@@ -154,8 +181,10 @@ def fused_depth(
 class Fetched:
     """Cameras of some views stacked against one target, as the blend kernels want them."""
 
-    def __init__(self, views: Sequence[Working], target: Pose, agree: float = AGREE) -> None:
-        self.views, self.target, self.agree = views, target, agree
+    def __init__(
+        self, views: Sequence[Working], target: Pose, agree: float = AGREE, slip: float = 0.0
+    ) -> None:
+        self.views, self.target, self.agree, self.slip = views, target, agree, slip
         self.K = np.stack([v.pose.K for v in views])
         self.T = np.stack([relative(target, v.pose) for v in views])
         self.centre = np.stack([-T[:, :3].T @ T[:, 3] for T in self.T])
@@ -172,11 +201,11 @@ class Fetched:
             i, layer.color, layer.depth, layer.rim, layer.confidence, K, self.T, self.centre,
         )  # fmt: skip
 
-    def limits(self, i: int, level: int = 0) -> tuple[float, float, float, float]:
+    def limits(self, i: int, level: int = 0) -> tuple[float, ...]:
         """Agreement, feather of the border, near plane and `steep` for view `i`."""
         view = self.views[i]
         feather = max(1.0, float(self.feather[i]) * 0.5 ** view.level(level).power)
-        return self.agree, feather, NEAR, STEEP if view.guessed else 0.0
+        return self.agree, feather, NEAR, STEEP if view.guessed else 0.0, self.slip
 
 
 def fetch(
@@ -195,7 +224,7 @@ def fetch(
     angle = np.ones(depth.shape, np.float32)
     fetched = Fetched([view], target, agree)
     blend.fetch(
-        depth, target.K, *fetched.arguments(0), *fetched.limits(0)[:3], 0.0, 0, depth.shape[0],
+        depth, target.K, *fetched.arguments(0), *fetched.limits(0)[:3], 0.0, 0.0, 0, depth.shape[0],
         color, agreement, angle,
     )  # fmt: skip
     return color / np.float32(255), agreement, angle

@@ -16,6 +16,8 @@ from worldstereo.views.fusion._angle import SHARP, WIDE
 FLAGS = {"cache": True, "fastmath": True, "nogil": True, "error_model": "numpy"}
 INLINED: Any = FLAGS | {"forceinline": True}
 
+LOOSEST = 0.2  # relative depth beyond which two samples never show one surface
+
 CONFIRMS, OUTSIDE, UNKNOWN, LOOKED_THROUGH, BEHIND = 0, 1, 2, 3, 4
 
 
@@ -30,7 +32,8 @@ def falloff(angle, steep):
 
 
 @kernel(**INLINED)
-def attend(X, Y, Z, view, color, depth, rim, trust, K, T, centre, agree, feather, near, steep):
+def attend(X, Y, Z, view, color, depth, rim, trust, K, T, centre, agree, feather, near, steep,
+           slip):  # fmt: skip
     """One point of the target seen by one view.
 
     Args:
@@ -39,6 +42,8 @@ def attend(X, Y, Z, view, color, depth, rim, trust, K, T, centre, agree, feather
         color, depth, rim, trust: the view's 8-bit colours, depth, distance to a depth edge and
             stored confidence.
         agree: relative depth within which a sample confirms the point.
+        slip: pixels by which a sample may be displaced and still confirm the point, up to a
+            relative depth of `LOOSEST`: seen from nearby, wrong depth moves nothing.
         feather: distance to the border, in pixels, at which a sample has its full weight.
         steep: by how much the angle counts more where depth is a guess (0: not at all), per radian.
 
@@ -57,6 +62,14 @@ def attend(X, Y, Z, view, color, depth, rim, trust, K, T, centre, agree, feather
         return OUTSIDE, u, v, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
     iu, iv = min(int(u), W - 2), min(int(v), H - 2)
     fu, fv = u - iu, v - iv
+    d0, d1, d2 = X - centre[view, 0], Y - centre[view, 1], Z - centre[view, 2]
+    lengths = math.sqrt((X * X + Y * Y + Z * Z) * (d0 * d0 + d1 * d1 + d2 * d2))
+    cosine = (X * d0 + Y * d1 + Z * d2) / max(lengths, 1e-12)
+    angle = math.acos(min(1.0, max(-1.0, cosine)))
+    tolerance = agree
+    if slip > 0:
+        focal = (K[view, 0] * K[view, 1]) ** 0.5
+        tolerance = max(agree, min(LOOSEST, slip / (focal * max(angle, 1e-6))))
     best = 1e30
     sw = sr = sg = sb = edge = conf = 0.0
     farther = nearer = 0
@@ -66,10 +79,10 @@ def attend(X, Y, Z, view, color, depth, rim, trust, K, T, centre, agree, feather
             if zn <= 0:
                 continue
             e = (zn - q) / q
-            if e > agree:
+            if e > tolerance:
                 farther += 1
                 continue
-            if e < -agree:
+            if e < -tolerance:
                 nearer += 1
                 continue
             best = min(best, abs(e))
@@ -88,15 +101,11 @@ def attend(X, Y, Z, view, color, depth, rim, trust, K, T, centre, agree, feather
             status = LOOKED_THROUGH
         return status, u, v, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
     inverse = 1.0 / sw
-    ratio = best / (0.5 * agree)
+    ratio = best / (0.5 * tolerance)
     matching = conf * inverse * math.exp(-ratio * ratio)
     margin = min(min(u, v), min(W - 1 - u, H - 1 - v))
     border = min(1.0, (margin + 1) / feather)
     rimmed = min(1.0, (edge * inverse + 0.25) / 3.0)
-    d0, d1, d2 = X - centre[view, 0], Y - centre[view, 1], Z - centre[view, 2]
-    lengths = math.sqrt((X * X + Y * Y + Z * Z) * (d0 * d0 + d1 * d1 + d2 * d2))
-    cosine = (X * d0 + Y * d1 + Z * d2) / max(lengths, 1e-12)
-    angle = math.acos(min(1.0, max(-1.0, cosine)))
     facing = falloff(angle, steep)
     # A guessed depth displaces what is seen by its error times the angle: near views err least.
     slip = steep * (1 - conf * inverse) * angle
@@ -109,14 +118,14 @@ def attend(X, Y, Z, view, color, depth, rim, trust, K, T, centre, agree, feather
 @kernel(**FLAGS)
 def accumulate(
     target, Kt, view, color, depth, rim, trust, K, T, centre, gain, agree, feather, near, steep,
-    weighted, detail_low, detail_high, y0, y1, total, weights, energy, mass, best,
+    slip, share, detail_low, detail_high, y0, y1, total, weights, energy, mass, best,
 ):  # fmt: skip
     """Add one view to the blend of the rows y0..y1.
 
     Args:
         target: (H, W) depth of the target in u, 0 where unknown.
         gain: (n, 3) factors on the colours; the result is clipped to [0, 1].
-        weighted: False: every agreeing view counts alike.
+        share: what the weight is multiplied by; 0: every agreeing view counts alike.
         detail_low, detail_high: only pixels where this level of the view has between so many
             samples a target pixel are added (those it serves).
         total, weights, energy: sums of w * colour, w, and w * squared luminance.
@@ -138,13 +147,28 @@ def accumulate(
             if not (detail_low <= detail < detail_high):
                 continue
             status, _, _, r, g, b, matching, border, rimmed, facing = attend(
-                X, Y, Z, view, color, depth, rim, trust, K, T, centre, agree, feather, near, steep
+                X,
+                Y,
+                Z,
+                view,
+                color,
+                depth,
+                rim,
+                trust,
+                K,
+                T,
+                centre,
+                agree,
+                feather,
+                near,
+                steep,
+                slip,
             )
             if status != CONFIRMS:
                 continue
             agreement = matching * border * rimmed
-            w = agreement * facing
-            if not weighted:
+            w = agreement * facing * share
+            if share <= 0:
                 w = 1.0 if agreement > 0.01 else 0.0
             if w <= 0:
                 continue
@@ -164,7 +188,7 @@ def accumulate(
 
 @kernel(**FLAGS)
 def weigh(target, Kt, view, color, depth, rim, trust, K, T, centre, agree, feather, near, steep,
-          out):  # fmt: skip
+          slip, out):  # fmt: skip
     """Weight of one view at every pixel of the target, before normalisation."""
     H, W = target.shape
     for y in range(H):
@@ -175,23 +199,39 @@ def weigh(target, Kt, view, color, depth, rim, trust, K, T, centre, agree, feath
                 continue
             X, Y = (x - Kt[2]) / Kt[0] * Z, (y - Kt[3]) / Kt[1] * Z
             status, _, _, _, _, _, matching, border, rimmed, facing = attend(
-                X, Y, Z, view, color, depth, rim, trust, K, T, centre, agree, feather, near, steep
+                X,
+                Y,
+                Z,
+                view,
+                color,
+                depth,
+                rim,
+                trust,
+                K,
+                T,
+                centre,
+                agree,
+                feather,
+                near,
+                steep,
+                slip,
             )
             if status == CONFIRMS:
                 out[y, x] = matching * border * rimmed * facing
 
 
 @kernel(**FLAGS)
-def probe(X, Y, Z, view, color, depth, rim, trust, K, T, centre, agree, feather, near, steep):
+def probe(X, Y, Z, view, color, depth, rim, trust, K, T, centre, agree, feather, near, steep,
+          slip):  # fmt: skip
     """`attend` for one point, callable from Python."""
     return attend(
-        X, Y, Z, view, color, depth, rim, trust, K, T, centre, agree, feather, near, steep
+        X, Y, Z, view, color, depth, rim, trust, K, T, centre, agree, feather, near, steep, slip
     )
 
 
 @kernel(**FLAGS)
 def fetch(target, Kt, view, color, depth, rim, trust, K, T, centre, agree, feather, near, steep,
-          y0, y1, out, agreement, angle):  # fmt: skip
+          slip, y0, y1, out, agreement, angle):  # fmt: skip
     """One view fetched at the depth of another: colours 0..255, agreement in [0, 1], angle."""
     H, W = target.shape
     for y in range(y0, y1):
@@ -203,7 +243,22 @@ def fetch(target, Kt, view, color, depth, rim, trust, K, T, centre, agree, feath
                 continue
             X, Y = (x - Kt[2]) / Kt[0] * Z, (y - Kt[3]) / Kt[1] * Z
             status, _, _, r, g, b, matching, border, rimmed, facing = attend(
-                X, Y, Z, view, color, depth, rim, trust, K, T, centre, agree, feather, near, steep
+                X,
+                Y,
+                Z,
+                view,
+                color,
+                depth,
+                rim,
+                trust,
+                K,
+                T,
+                centre,
+                agree,
+                feather,
+                near,
+                steep,
+                slip,
             )
             if status != CONFIRMS:
                 continue

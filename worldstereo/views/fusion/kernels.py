@@ -135,8 +135,8 @@ def said_by(X, Y, Z, centre, steep):
 
 @kernel(**FLAGS)
 def fuse_depth(
-    Z, weight, vote, steep, lowest, offset, size, Kr, back, centre, Kt, tau, free, least, near,
-    y0, y1, out,
+    Z, weight, vote, steep, lowest, offset, size, Kr, back, centre, Kt, tau, free, least, spread,
+    near, y0, y1, out,
 ):  # fmt: skip
     """Front-most hypothesis that is supported and not seen through: mean of its supporters.
 
@@ -153,6 +153,7 @@ def fuse_depth(
         centre: (n, 3) where each view stands, in the target's axes.
         free: how much farther than the hypothesis a view must see to contradict it; 0: no test.
         least: share of what is said that a surface of photos needs.
+        spread: relative depth behind a hypothesis within which a heavier one makes it noise.
     """
     n_views = Z.shape[0]
     W = Z.shape[2]
@@ -195,6 +196,15 @@ def fuse_depth(
                     best = z
                     break
                 score = sw
+                m = k + 1
+                while spread > 0 and m < n and depth[m] <= depth[k] * (1 + spread):
+                    heavier, r = 0.0, m
+                    while r < n and depth[r] <= depth[m] * (1 + tau):
+                        heavier += weight[index[r]]
+                        r += 1
+                    if heavier > sw:
+                        score = 0.0
+                    m += 1
                 if needed > 0:
                     share, sensed = 0.0, False
                     for m in range(k, j):

@@ -66,11 +66,18 @@ class SynthesisOptions:
     planes: bool = True
     """Continue the depth of walls and floors into holes; else from the background side alone."""
 
+    nearest: bool = True
+    """What the nearest views know they paint, the others the rest; else all alike."""
+
     agree: float = 0.03
     """Relative depth within which a remembered pixel confirms a point."""
 
+    slip: float = fusion.SLIP
+    """Pixels by which a remembered pixel may be displaced and still confirm a point, however wrong
+    its depth: seen from nearby, depth moves little."""
 
-SEEN = 1e-9  # weight from which on a pixel counts as confirmed
+
+SEEN = 1e-12  # weight from which on a pixel counts as confirmed
 TINY = 1e-30
 
 
@@ -142,12 +149,16 @@ def synthesize(
     given, made = [w for w in served if w.vote > 0], [w for w in served if w.vote == 0]
     cloud_depth, cloud_color = _cloud(splat if geometry else None, pose, unit)
     free = fusion.FREE if options.free_space else 0.0
-    measured = fusion.fused_depth(given, pose, agree=options.agree, free=free)
+    measured = fusion.fused_depth(
+        given, pose, agree=options.agree, free=free, nearest=options.nearest
+    )
     depth = _complete(measured, measured > 0, options.background and fill)
     blend = _Blend(pose.shape)
     blend.add_all(given, pose, depth, options)
     # What was generated before, and the cloud, never move what given views show: they continue it.
-    made_depth = fusion.fused_depth(made, pose, agree=options.agree, free=free)
+    made_depth = fusion.fused_depth(
+        made, pose, agree=options.agree, free=free, nearest=options.nearest
+    )
     for more, part in ((cloud_depth, given), (made_depth, made)):
         open_ = (blend.weights <= SEEN) & (measured <= 0) & (more > 0)
         if open_.any():
@@ -226,14 +237,15 @@ def explain(
     X, Y = (x - pose.K[2]) / pose.K[0] * Z, (y - pose.K[3]) / pose.K[1] * Z
     point = (pose.c2w[:3, :3] @ np.array([X, Y, Z]) + pose.position) * unit
     served = [fusion.working(view, unit) for view in views]
-    fetched = Fetched(served, pose, options.agree)
+    fetched = Fetched(served, pose, options.agree, options.slip)
+    share = _shares(served, pose, options)
     rows = []
     for i in range(len(served)):
         level = _level(float(_detail(fetched, i, X, Y, Z)), served[i])
         result = kernels.probe(X, Y, Z, *fetched.arguments(i, level), *fetched.limits(i, level))
         scale = 2.0 ** served[i].level(level).power
         uv = ((result[1] + 0.5) * scale, (result[2] + 0.5) * scale)
-        rows.append((uv, float(np.prod(result[6:])), _reason(result)))
+        rows.append((uv, float(np.prod(result[6:])) * share[i], _reason(result)))
     total = sum(weight for _, weight, _ in rows)
     best = max((weight for _, weight, _ in rows), default=0.0)
     return [
@@ -259,9 +271,10 @@ def weights_map(
 
     pose = pose_of(target, unit)
     served = [fusion.working(v, unit) for v in views]
-    fetched = Fetched(served, pose, options.agree)
+    fetched = Fetched(served, pose, options.agree, options.slip)
     z = depth[0].detach().cpu().numpy().astype(np.float32) / np.float32(unit)
     maps = np.zeros((len(served), *pose.shape), np.float32)
+    standing = _shares(served, pose, options)
     y, x = np.mgrid[: pose.height, : pose.width]
     for i, work in enumerate(served):
         detail = _detail_at(fetched, i, x, y, z)
@@ -272,7 +285,7 @@ def weights_map(
                 np.where(inside, z, np.float32(0)), pose.K, *fetched.arguments(i, level),
                 *fetched.limits(i, level), share,
             )  # fmt: skip
-            maps[i] += share
+            maps[i] += share * standing[i]
     total = maps.sum(0)
     return torch.from_numpy(np.where(total > 0, maps[view] / np.maximum(total, 1e-12), 0))
 
@@ -296,15 +309,16 @@ class _Blend:
 
         if not views or not (depth > 0).any():
             return
-        fetched = Fetched(views, pose, options.agree)
+        fetched = Fetched(views, pose, options.agree, options.slip)
         gain = _gains(views, pose) if options.exposure else np.ones((len(views), 3))
+        share = _shares(views, pose, options)
         passes = [
             (i, level, low, high)
             for i, view in enumerate(views)
             for level, low, high in _passes(fetched, i, view, depth)
         ]
         arguments = [
-            (fetched.arguments(i, level), gain, *fetched.limits(i, level), options.weighted, *span)
+            (fetched.arguments(i, level), gain, *fetched.limits(i, level), share[i], *span)
             for i, level, *span in passes
         ]
         rows = fusion.bands(pose.height)
@@ -330,6 +344,20 @@ class _Blend:
         spread = self.energy / np.maximum(self.weights, TINY) - luminance**2
         spread = np.sqrt(np.maximum(spread, 0))
         return confidence_of(color, self.mass, self.best, spread, seen=seen, cloud=cloud, rig=rig)
+
+
+def _shares(views: Sequence[Working], pose: Pose, options: SynthesisOptions) -> list[float]:
+    """What each view's weight is multiplied by; 0: all that agree count alike.
+
+    Generated views and given ones are ranked apart: neither moves what the others paint.
+    """
+    if not options.weighted:
+        return [0.0] * len(views)
+    share = np.ones(len(views))
+    for given in (True, False) if options.nearest else ():
+        rows = [i for i, v in enumerate(views) if (v.vote > 0) == given]
+        share[rows] = fusion.standing([views[i] for i in rows], pose)
+    return share.tolist()
 
 
 def _gains(views: Sequence[Working], pose: Pose) -> np.ndarray:

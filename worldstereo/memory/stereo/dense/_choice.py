@@ -11,6 +11,7 @@ from worldstereo.scene import PointCloud, View
 from worldstereo.views.fusion import RADIAN, Pose, pose_of, relative, rotation_angle
 
 LIMIT = 8
+NEAREST = 3  # given views nearest in pose that always serve: what they know they paint
 MADE = 2  # generated views that serve beside as many given ones as the limit allows
 GRID = (30, 40)  # rows and columns of the target's pixels that are asked
 CANDIDATES = 48  # views looked at closely
@@ -48,8 +49,9 @@ class ViewIndex:
             known: what is known of the target's depth: the cloud's splat, the cloud, or a depth
                 image (1, H, W). Pixels without depth are taken to lie at the far side.
 
-        Greedy by the share of the target's pixels that a view sees unoccluded and no view before
-        it does, times how densely it samples them (1 at most); given views before generated ones.
+        The three nearest given ones first; then greedy by the share of the target's pixels that a
+        view sees unoccluded and no view before it does, times how densely it samples them (1 at
+        most); given views before generated ones.
         """
         if len(self.views) == 0 or limit < 1:
             return ()
@@ -149,13 +151,17 @@ class ViewIndex:
 def _greedy(value: np.ndarray, given: np.ndarray, distance: np.ndarray, limit: int) -> list[int]:
     """Rows chosen one after the other for what is not covered yet; then by their own worth.
 
-    Given views come first, the same ones whatever was generated: what they show must not change
+    The nearest given views always serve, if they see anything. Given views come first, the same
+    ones whatever was generated: what they show must not change
     with it. Of the generated ones the two nearest in pose are always asked, so that what was
     invented for a place is found again there; others where given ones leave room.
     """
     covered = np.zeros(value.shape[1])
     worth = value.sum(1)
-    chosen: list[int] = []
+    close = np.argsort(distance, kind="stable")
+    chosen = [int(k) for k in close if given[k] and worth[k] > 0][: min(NEAREST, limit)]
+    if chosen:
+        covered = value[chosen].max(0)
     while len(chosen) < limit:
         gain = np.where(given, np.maximum(value - covered, 0).sum(1), -1)
         gain[chosen] = -1
@@ -171,8 +177,7 @@ def _greedy(value: np.ndarray, given: np.ndarray, distance: np.ndarray, limit: i
 
     by_worth = np.argsort(-worth, kind="stable")
     fill(by_worth[given[by_worth]])
-    nearest = np.argsort(distance, kind="stable")
-    nearest = nearest[~given[nearest]][: MADE if chosen else min(MADE, limit)]
+    nearest = close[~given[close]][: MADE if chosen else min(MADE, limit)]
     chosen += nearest.tolist()
     fill(by_worth[~given[by_worth]])
     return chosen
