@@ -1,6 +1,7 @@
 """Held-out views predicted from remembered ones: every figure, rung and switch of synthesis.
 
-    python -m bench.views [--root FOLDER] [--sets a,b] [--quick] [--brief] [--sheets FOLDER] [--rungs]
+    python -m bench.views [--root FOLDER] [--sets a,b] [--quick] [--brief] [--rungs]
+                          [--sheets FOLDER]
 
 FOLDER holds captures as the readers take them (default: rgbd/* and photos-posed/* below the folder
 named by WORLDSTEREO_DATA). Without `--rungs` only the full pipeline, baselines, memory switches,
@@ -203,7 +204,7 @@ def baselines(bench: Bench) -> None:
 
 
 def at_found_pose(bench: Bench, memory: Sequence[Remembered]) -> None:
-    """Whole pipeline and baselines where each target was really taken; the given pose if unknown."""
+    """Whole pipeline and baselines where each target was really taken, if it was found."""
     finders = [FoundPoses(m.views, m.intake.unit) for m in memory]
     kept = [workings(m.views) for m in memory]
     for label in ("found pose: all rungs", "found pose: nearest view, warped", "found pose: splat"):

@@ -288,3 +288,47 @@ def test_weights_change_no_faster_than_cameras_move():
     assert weight[-1] > 1e-6
     guess = np.array([blend.falloff(a, fusion.STEEP) for a in angle])
     assert (guess[1:] < weight[1:])[:60].all()  # of guessed depth only near views are believed
+
+
+def _beside(work: fusion.Working, x: float) -> fusion.Working:
+    c2w = work.pose.c2w.copy()
+    c2w[:3, 3] += [x, 0, 0]
+    return work.moved(fusion.Pose(work.pose.K, c2w, work.pose.width, work.pose.height))
+
+
+def test_the_nearest_two_views_count_in_full_and_sources_change_gradually():
+    """Along a straight path past five views no weight jumps; far views never vanish."""
+    work = make_working(views(1)[0])
+    row = [_beside(work, x) for x in (-2.0, -1.0, 0.0, 1.0, 2.0)]
+    steps = np.linspace(-2, 2, 401)
+    share = np.stack([fusion.standing(row, _beside(work, float(x)).pose) for x in steps])
+    assert (np.sort(share, 1)[:, -2:] == 1).all()
+    assert (share >= fusion.LEAST_STANDING).all()
+    assert np.abs(np.diff(share, axis=0)).max() < 0.1  # a step is a hundredth of the spacing
+    np.testing.assert_allclose(share, share[::-1, ::-1], rtol=1e-9)
+    assert (fusion.standing(row[:2], work.pose) == 1).all()
+
+
+def test_depth_that_moves_nothing_does_not_part_views():
+    """From the same place a sample 8 % too far still shows the point; from the side it does not."""
+    work = make_working(views(1)[0])
+    off = work.with_depth(work.disparity / np.float32(1.08), work.confidence)
+    for x, seen in ((0.0, True), (1.0, False)):
+        source = _beside(off, x)
+        fetched = Fetched([source], work.pose, slip=fusion.SLIP)
+        weight = np.zeros((H, W), np.float32)
+        blend.weigh(work.depth, work.pose.K, *fetched.arguments(0), *fetched.limits(0), weight)
+        inner = weight[4:-4, 4:-4][work.depth[4:-4, 4:-4] > 0]
+        assert ((inner > 0).mean() > 0.9) == seen
+
+
+def test_the_noise_of_a_far_view_does_not_stand_in_front():
+    """A far view puts the wall 5 % nearer: the near ones keep it; a real step of 20 % stays."""
+    work = make_working(views(1)[0])
+    for factor, moved in ((1.05, False), (1.2, True)):
+        far = work.with_depth(work.disparity * np.float32(factor), work.confidence)
+        row = [_beside(work, x) for x in (-0.001, 0.001)] + [_beside(far, 0.2)]
+        out = fusion.fused_depth(row, work.pose, free=0, nearest=True)
+        inner = (slice(10, -10), slice(10, -20))
+        nearer = (out[inner] < work.depth[inner] / 1.03).mean()
+        assert (nearer > 0.5) == moved
