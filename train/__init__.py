@@ -1,1 +1,1 @@
-"""Training of the mini generator. Imports the library and is never imported by it."""
+"""Training of the compact backbone. Imports the library and is never imported by it."""

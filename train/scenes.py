@@ -14,6 +14,7 @@ import io
 import math
 import tarfile
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -47,6 +48,28 @@ def load_textures(folder: Path, held_out: bool) -> Tensor:
                 tiles = (256 // picture.shape[0], 256 // picture.shape[1], 1)
                 maps.append(np.tile(picture, tiles).transpose(2, 0, 1))
     return torch.from_numpy(np.stack(maps))
+
+
+def noise_textures(count: int, seed: int) -> Tensor:
+    """(count, 3, 256, 256) uint8 without any file: coloured noise of several octaves, some striped
+    or tiled, so that surfaces have edges and detail at every scale."""
+    draw = torch.Generator().manual_seed(seed)
+    made = []
+    for i in range(count):
+        base, strength = torch.rand(3, 1, 1, generator=draw), 0.5
+        picture = base.expand(3, 256, 256).clone()
+        for cells in (4, 8, 16, 32, 64, 128):
+            noise = torch.randn(1, 3, cells, cells, generator=draw)
+            noise = noise.mean(1, keepdim=True) * 0.7 + noise * 0.3
+            picture += strength * F.interpolate(noise, (256, 256), mode="bicubic")[0] * 0.3
+            strength *= 0.4 + 0.5 * float(torch.rand(1, generator=draw))
+        if i % 3 == 0:  # planks or tiles
+            period = 2 ** int(torch.randint(3, 7, (1,), generator=draw))
+            lines = torch.arange(256) % period < max(1, period // 12)
+            grid = lines[:, None] | (lines if i % 2 else torch.zeros_like(lines))
+            picture = torch.where(grid, picture * 0.5, picture)
+        made.append((picture.clamp(0, 1) * 255).round().byte())
+    return torch.stack(made)
 
 
 def rotation(yaw: float, tilt: float = 0.0, roll: float = 0.0) -> np.ndarray:
@@ -216,8 +239,13 @@ KINDS = {room: 0.35, corridor: 0.12, shelf: 0.2, outdoors: 0.13, closeup: 0.2}
 class Scene:
     """A layout with surfaces and light, ready to be ray-cast."""
 
-    def __init__(self, random: np.random.Generator, bank: Tensor) -> None:
-        kind = list(KINDS)[int(random.choice(len(KINDS), p=list(KINDS.values())))]
+    def __init__(
+        self,
+        random: np.random.Generator,
+        bank: Tensor,
+        kinds: dict[Callable[[Layout], None], float] = KINDS,
+    ) -> None:
+        kind = list(kinds)[int(random.choice(len(kinds), p=list(kinds.values())))]
         s = self.layout = Layout(random)
         kind(s)
         n, u = len(s.centre), s.u
@@ -434,13 +462,20 @@ class Scene:
         return None
 
 
-def make_scenes(count: int, seed: int, bank: Tensor, views: int = 6, size: int = 160) -> dict:
-    """`count` scenes as 8-bit colours and 16-bit depths: one shard."""
+def make_scenes(
+    count: int,
+    seed: int,
+    bank: Tensor,
+    views: int = 6,
+    size: int = 160,
+    kinds: dict[Callable[[Layout], None], float] = KINDS,
+) -> dict[str, Tensor]:
+    """`count` scenes as 8-bit colours and 16-bit depths."""
     random = np.random.default_rng(seed)
     torch.manual_seed(seed)
     made: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
     while len(made) < count:
-        rendered = Scene(random, bank).render(views, size)
+        rendered = Scene(random, bank, kinds).render(views, size)
         if rendered is not None:
             made.append(rendered)
     rgb, depth, poses, K = (torch.stack(column) for column in zip(*made, strict=True))

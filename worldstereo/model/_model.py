@@ -255,7 +255,7 @@ class WorldStereo(nn.Module):
                 colors = None if cloud.colors is None else cloud.colors.to(at)
                 self.global_memory.initialize(cloud.points.to(at), colors=colors)
             if use_spatial_memory:
-                stereo = self._bank_of(images, cameras, reference_frames)
+                stereo = self.bank_of(images, cameras, reference_frames)
             steered = geometry is not None or stereo is not None
             seen = (
                 [surfaces(geometry, stereo, camera, rows, columns) for camera in cameras]
@@ -328,7 +328,7 @@ class WorldStereo(nn.Module):
         return noise.to(clean)
 
     @torch.no_grad()
-    def _bank_of(
+    def bank_of(
         self, images: Tensor, cameras: list[Cameras], references: tuple[int, ...]
     ) -> SpatialStereoMemory:
         """A bank of the clean reference frames alone, at the depth that the cloud shows.
