@@ -91,6 +91,8 @@ _HOME = {
     "generate_video": "model",
     "interpolate_poses": "trajectory",
     "load_trajectory": "trajectory",
+    "add": "world",
+    "locate": "world",
     "look_at": "cameras",
     "read": "inputs",
     "render_points": "render",

@@ -1,5 +1,6 @@
 """A world: two memories that grow by transactional steps; `start` fills, `explore` extends it."""
 
+from worldstereo.world._add import AddedPhoto, AddReport, add, locate
 from worldstereo.world._edits import delete_points, moved, set_registration, set_scale, set_up
 from worldstereo.world._explore import default_view, explore, pivot_distance, sky_of, start
 from worldstereo.world._original import Original, PackedDepth
@@ -7,14 +8,18 @@ from worldstereo.world._remember import remember_entries
 from worldstereo.world._world import Draft, StepRecord, World
 
 __all__ = [
+    "AddReport",
+    "AddedPhoto",
     "Draft",
     "Original",
     "PackedDepth",
     "StepRecord",
     "World",
+    "add",
     "default_view",
     "delete_points",
     "explore",
+    "locate",
     "moved",
     "pivot_distance",
     "remember_entries",

@@ -27,6 +27,7 @@ def forget(draft: Draft) -> None:
     draft.registration = draft.original = None
     draft.geometry.initialize(torch.zeros(0, 3))
     draft.stereo.clear()
+    draft.keypoints.clear()
 
 
 def remember_cloud(draft: Draft, cloud: PointCloud) -> None:
@@ -136,6 +137,8 @@ def remember_entries(
         stereo.add_to_memory(
             features, points, confidence, metadata={"frame": frame, "pixel": pixels}
         )
+    if view.step == 0:
+        draft.keypoints.observe(view, number, draft.views)
 
 
 def unseen(view: View) -> View:
