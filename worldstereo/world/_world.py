@@ -16,7 +16,7 @@ from torch import Tensor
 
 from worldstereo.errors import WorldBusy
 from worldstereo.generators import Generator
-from worldstereo.memory.geometric import GlobalGeometricMemory
+from worldstereo.memory.geometric import UPDATE_FREQUENCIES, GlobalGeometricMemory
 from worldstereo.memory.localize import Localizer
 from worldstereo.memory.stereo import SpatialStereoMemory
 from worldstereo.memory.stereo.keypoints import KeypointMemory
@@ -91,11 +91,17 @@ class World:
     """
 
     def __init__(
-        self, generator: Generator, *, max_points: int = 2_000_000, name: str = ""
+        self,
+        generator: Generator,
+        *,
+        max_points: int = 2_000_000,
+        name: str = "",
+        update_frequency: str = "per_frame",
     ) -> None:
         self.generator, self.max_points = generator, max_points
         self._geometry, self._stereo = generator.new_memories(max_points)
         self._keypoints = KeypointMemory()
+        self.update_frequency = update_frequency
         self._localizer: tuple[int, Localizer] | None = None
         self._lock = Lock()
         self._wakes: list[Callable[[], None]] = []
@@ -123,6 +129,19 @@ class World:
     def original(self) -> Original | None:
         """The capture before intake: with it, registration can be switched without loss."""
         return self._now.original
+
+    @property
+    def update_frequency(self) -> str:
+        """When generated frames enter the memories."""
+        return self._geometry.update_frequency
+
+    @update_frequency.setter
+    def update_frequency(self, value: str) -> None:
+        if value not in UPDATE_FREQUENCIES:
+            raise ValueError(
+                f"update_frequency must be one of {', '.join(UPDATE_FREQUENCIES)}, got {value!r}."
+            )
+        self._geometry.update_frequency = value
 
     @property
     def can_undo(self) -> bool:
