@@ -138,6 +138,8 @@ def remember_view(draft: Draft, view: View, generator: Generator) -> None:
         draft.points_merged += result.num_merged
     if draft.write_stereo:
         remember_entries(draft.stereo, view, generator, number)
+        if view.step == 0:
+            draft.keypoints.observe(view, number, draft.views)
 
 
 def remember_entries(
@@ -150,8 +152,6 @@ def remember_entries(
         stereo.add_to_memory(
             features, points, confidence, metadata={"frame": frame, "pixel": pixels}
         )
-    if view.step == 0:
-        draft.keypoints.observe(view, number, draft.views)
 
 
 def unseen(view: View) -> View:
