@@ -160,6 +160,10 @@ class FakeSession:
         self.generators = choices()
 
     @property
+    def nbytes(self) -> int:
+        return 123_456_789
+
+    @property
     def busy(self) -> bool:
         return self.job is not None and not self.job.over
 

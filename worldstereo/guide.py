@@ -6,7 +6,6 @@ the rest is filled from its surroundings and marked as invented. A guide is comp
 published scene, so the frame that a person sees in the preview is the frame a model is given.
 """
 
-from collections import OrderedDict
 from collections.abc import Iterator
 from threading import Lock
 from typing import NamedTuple
@@ -16,6 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
+from worldstereo._core.cache import ByteCache
 from worldstereo.cameras import Cameras
 from worldstereo.memory.stereo.dense import ViewIndex, synthesize
 from worldstereo.render import RenderResult, render_points
@@ -41,9 +41,17 @@ class GuideFrame(NamedTuple):
     references: tuple[int, ...]
 
     @property
+    def nbytes(self) -> int:
+        return sum(value.nbytes for value in self if isinstance(value, Tensor))
+
+    @property
     def unknown(self) -> float:
         """Share of the pixels that no memory knows, in [0, 1]."""
         return float((~self.mask).float().mean())
+
+
+FRAMES = ByteCache(192 * 2**20)
+"""Frames of all guides together: some 18 of 640x480. Others are computed again when asked for."""
 
 
 class StackedGuide(NamedTuple):
@@ -65,8 +73,6 @@ class Guide:
     threads: the same frame asked for twice is the same tensor while it is cached.
     """
 
-    CACHED_FRAMES = 64
-
     def __init__(
         self,
         scene: Scene,
@@ -82,7 +88,6 @@ class Guide:
         self.scene, self.trajectory, self.kind = scene, trajectory, kind
         self.stereo, self.geometry, self.seed = stereo, geometry, seed
         self._index = ViewIndex(scene.views)
-        self._frames: OrderedDict[int, GuideFrame] = OrderedDict()
         self._unseen: dict[int, bytes] = {}  # 38 KB a frame of 640x480, kept for all
         self._lock = Lock()
 
@@ -97,12 +102,17 @@ class Guide:
             raise IndexError(f"frame {t} is outside a guide of {len(self)} frames.")
         t %= len(self)
         with self._lock:
-            if t not in self._frames:
-                frame = self._frames[t] = self._compute(self.trajectory.cameras[t])
+            frame = FRAMES.get(self, t)
+            if frame is None:
+                frame = self._compute(self.trajectory.cameras[t])
+                FRAMES.put(self, t, frame, frame.nbytes)
                 self._unseen[t] = np.packbits(_invented(frame).cpu().numpy()).tobytes()
-                while len(self._frames) > self.CACHED_FRAMES:
-                    self._frames.popitem(last=False)
-            return self._frames[t]
+            return frame
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that this guide keeps now; the limit is one for all guides."""
+        return FRAMES.bytes_of(self) + sum(map(len, self._unseen.values()))
 
     def unseen(self, t: int) -> Bool[Tensor, "1 H W"]:
         """True where no given view and no given point shows anything: all that may be added."""

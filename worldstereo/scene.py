@@ -7,11 +7,13 @@ builds new ones. Colours are channels first. Views and clips keep colours and co
 
 from dataclasses import dataclass, field, fields, replace
 from enum import IntEnum
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
+from worldstereo._core.resident import on_disk
 from worldstereo.cameras import Cameras
 from worldstereo.trajectory import Trajectory
 
@@ -130,6 +132,10 @@ class View:
     def confidence(self) -> Float[Tensor, "1 H W"]:
         return self.confidence8.float() / 255
 
+    def spilled(self) -> "View":
+        """The same view with its pixels on disk: they come into memory while they are read."""
+        return _spilled(self, "color8", "depth", "confidence8", "kind")
+
     @property
     def mask(self) -> Bool[Tensor, "1 H W"]:
         """True where depth is usable."""
@@ -180,6 +186,16 @@ class PointCloud:
         }
         return PointCloud(points=points, **(filled | rest))
 
+    def rest(self) -> None:
+        """Moves the columns to disk until they are read: the very same values, in the same cloud.
+
+        Not a change, so readers that hold this cloud need not know.
+        """
+        names = [f.name for f in fields(self) if getattr(self, f.name) is not None]
+        columns = on_disk([getattr(self, name) for name in names])
+        for name, column in zip(names, columns, strict=True):
+            object.__setattr__(self, name, column)
+
     def rows(self, kept: Bool[Tensor, "N"]) -> "PointCloud":
         """The points where `kept` is True."""
         columns = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -206,17 +222,6 @@ class Clip:
     """Registration revision the clip was made in."""
     references: tuple[tuple[int, ...], ...] = ()
     """For each frame, the remembered views that served it, as indices into `Scene.views`."""
-    agreement: float | None = None
-    """Share of the remembered keypoints expected in the frames that were found there; None where
-    none was expected, or nothing was compared."""
-    drift_px: float = 0.0
-    """How far from where they were expected those were found, median."""
-    agreement_frames: tuple[int, ...] = ()
-    """The frames that were compared."""
-    take: bool = False
-    """True while it is shown only: neither kept in the memories nor discarded."""
-    agreement_map: UInt8[Tensor, "S 12 16"] | None = None
-    """Of each compared frame and cell 1 + 254 x the share found; 0 where too few were expected."""
 
     @staticmethod
     def of(
@@ -233,11 +238,6 @@ class Clip:
         generator: str = "",
         registration: int = 0,
         references: tuple[tuple[int, ...], ...] = (),
-        agreement: float | None = None,
-        drift_px: float = 0.0,
-        agreement_frames: tuple[int, ...] = (),
-        agreement_map: UInt8[Tensor, "S 12 16"] | None = None,
-        take: bool = False,
     ) -> "Clip":
         """A clip from float colours, confidences and weights in [0, 1]."""
         weight = torch.zeros_like(confidence) if stereo_weight is None else stereo_weight
@@ -254,15 +254,14 @@ class Clip:
             generator=generator,
             registration=registration,
             references=references,
-            agreement=agreement,
-            drift_px=drift_px,
-            agreement_frames=agreement_frames,
-            agreement_map=agreement_map,
-            take=take,
         )
 
     def __len__(self) -> int:
         return len(self.color8)
+
+    def spilled(self) -> "Clip":
+        """The same clip with its frames on disk: they come into memory while they are read."""
+        return _spilled(self, "color8", "depth", "origin", "confidence8", "stereo8")
 
     @property
     def color(self) -> Float[Tensor, "T 3 H W"]:
@@ -319,6 +318,14 @@ class Scene:
     """Set by the person, from the file, or None: what one scene unit measures in metres."""
     rough_depth: bool = False
     notices: tuple[str, ...] = ()
+
+
+def _spilled(value: Any, *names: str) -> Any:
+    before = [getattr(value, name) for name in names]
+    after = on_disk(before)
+    if all(a is b for a, b in zip(after, before, strict=True)):
+        return value
+    return replace(value, **dict(zip(names, after, strict=True)))
 
 
 def to_bytes(values: Float[Tensor, "*S"]) -> UInt8[Tensor, "*S"]:

@@ -70,6 +70,8 @@ class Session:
         self.measured: float | None = None
         """The length last measured, in scene units."""
         self.touched = time.monotonic()
+        self.rested = 0.0
+        """When the world last left memory."""
         self._shared = shared
         self._lock = threading.Lock()
         self._planned: Planned | None = None
@@ -477,6 +479,26 @@ class Session:
 
     # ---- the end ---------------------------------------------------------------------------------
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory that this session takes: its world, what is drawn, frames of its job."""
+        frames = [] if self.job is None else self.job.frames
+        planned = self._planned
+        return (
+            self.world.nbytes
+            + self.viewport.nbytes
+            + sum(frame.nbytes for frame in frames)
+            + (0 if planned is None else planned.guide.nbytes)
+        )
+
+    def rest(self) -> bool:
+        """The world leaves memory until it is used again; False while a step runs."""
+        self._planned = None
+        if not self.world.rest():
+            return False
+        self.rested = time.monotonic()
+        return True
+
     def close(self, timeout: float = 10.0) -> None:
         """Cancel the job, wait for it, stop the stage and its server. Safe to call twice."""
         with self._lock:
@@ -495,3 +517,4 @@ class Session:
                 log.debug("a cancelled job ended with an error", exc_info=True)
         self.viewport.close()
         self._saving.close()
+        self._planned = self.job = None

@@ -12,6 +12,7 @@ import time
 
 from worldstereo.errors import WorldStereoError
 from worldstereo.project import is_project
+from worldstereo.world import resident_bytes, trim
 
 from ..server.proxy import Sockets
 from ..viewport.viewport import Viewport
@@ -36,6 +37,7 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
+REST_AFTER = 60.0  # seconds without an action after which a world leaves memory
 TIDY_EVERY = 600.0  # seconds between two looks at the saved worlds
 TOKEN = re.compile(r"[A-Za-z0-9_-]{43}")  # 256 bits, URL-safe
 
@@ -126,6 +128,15 @@ class Sessions:
             with self._lock:
                 self._sessions.pop(token, None)
             self.sockets.forget(token)
+            trim()
+
+    def rest(self) -> int:
+        """Send the worlds that were quiet for a while to disk; returns how many. They stay open."""
+        limit, rested = time.monotonic() - REST_AFTER, 0
+        for session in list(self._sessions.values()):
+            if not session.busy and session.touched < limit and session.rested < session.touched:
+                rested += session.rest()
+        return rested
 
     def reap(self) -> int:
         """End the sessions that had no tab for too long and do nothing; returns how many."""
@@ -176,6 +187,8 @@ class Sessions:
             "running": sum(session.busy for session in sessions),
             "waiting": self.shared.worker.waiting,
             "threads": threading.active_count(),
+            "resident_bytes": resident_bytes(),
+            "world_bytes": sum(session.nbytes for session in sessions),
         }
 
     def _admit(self, token: str) -> Session:
@@ -196,6 +209,7 @@ class Sessions:
         while not self._stop.wait(min(30.0, max(0.2, self.config.idle_seconds / 4))):
             try:
                 self.reap()
+                self.rest()
                 if self._sessions:
                     self.shared.warm_importer()
                 if time.monotonic() > next_tidy:

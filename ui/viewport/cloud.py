@@ -87,6 +87,13 @@ class CloudDrawing:
         """Points on the stage."""
         return sum(int((~node.stale).sum()) for node in self._nodes.values())
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of what is drawn: places, widths, chances, and the nodes as they are sent."""
+        kept = self._drawn.nbytes + self._chance.nbytes + self._widths.nbytes
+        per_row = BYTES[self.mode] + 9  # the node's own row numbers, and which are stale
+        return kept + per_row * sum(len(node.rows) for node in self._nodes.values())
+
     # ---- what the viewport asks for ----------------------------------------------------------
 
     def draw(self, cloud: PointCloud, scale: float, eyes: np.ndarray | None = None) -> None:

@@ -146,6 +146,11 @@ class Viewport:
         }
 
     @property
+    def nbytes(self) -> int:
+        """Bytes that the drawn points take here, beside the cloud itself."""
+        return self._cloud.nbytes
+
+    @property
     def notices(self) -> tuple[str, ...]:
         """What the stage does not show, one line each."""
         return tuple(line for line in (self._cloud.notice,) if line)

@@ -24,7 +24,7 @@ from worldstereo.render._plain import RenderResult, render_torch
 if TYPE_CHECKING:
     from worldstereo._core.morton import MortonTree
 
-__all__ = ["RenderResult", "check_render", "render_points", "render_torch"]
+__all__ = ["RenderResult", "check_render", "render_points", "render_torch", "tree_bytes"]
 
 
 def render_points(
@@ -54,6 +54,16 @@ def render_points(
     from worldstereo.render._compiled import render_compiled
 
     return render_compiled(points, colors, cameras, radius, near, block_index)
+
+
+def tree_bytes(points: Tensor) -> int:
+    """Bytes of the order of these points that is kept because they are drawn often."""
+    if not has_compiler():
+        return 0
+    from worldstereo.render._compiled import kept_tree
+
+    tree = kept_tree(points)
+    return 0 if tree is None else tree.nbytes()
 
 
 def check_render(

@@ -102,6 +102,12 @@ def known_tree(points: Tensor, array: np.ndarray, frames: int) -> MortonTree | N
     return tree
 
 
+def kept_tree(points: Tensor) -> MortonTree | None:
+    """The tree that `known_tree` keeps of a tensor."""
+    with _lock:
+        return _trees.get(points, (0, 0, None))[2]
+
+
 def scratch(name: str, shape: tuple[int, int]) -> Int[np.ndarray, "m n"]:
     """Words to work in, unset: the calling thread's own until it asks for the same name again."""
     size = shape[0] * shape[1]

@@ -8,7 +8,6 @@ Every function here is one step of the world: on any error the world is as it wa
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -24,17 +23,13 @@ from worldstereo.generators import (
     SamplerConfig,
 )
 from worldstereo.guide import Guide, splat_cloud
-from worldstereo.memory.geometric import UPDATE_FREQUENCIES
-from worldstereo.memory.stereo.agreement import FrameAgreement, agreement
 from worldstereo.progress import OnStep, ignore
 from worldstereo.scene import Capture, Clip, Scene, View
 from worldstereo.trajectory import Trajectory
+from worldstereo.views.intake import keyframes
 from worldstereo.world._remember import forget, remember_cloud, remember_generated, remember_given
-from worldstereo.world._takes import make_room
 from worldstereo.world._world import Draft, World
 
-CHECKED = 8
-"""Frames of a clip compared with the keypoint level, where the generator is not a learned one."""
 OnFrame = Callable[[int, Frame], None]
 """`(index, frame)`: called as each frame is made, in the worker's thread."""
 
@@ -65,25 +60,39 @@ def start(
     if not capture.views and capture.cloud is None:
         raise InputRefused(f"{capture.name}: holds no picture and no point. Nothing was changed.")
     with world.step(f"open {capture.name}") as draft:
+        views, left_out = _keyframes(capture.views, on_step)
         draft.step = 0
         draft.write_geometry, draft.write_stereo = write_geometry, write_stereo
         forget(draft)
         draft.changes |= {
             "name": capture.name,
-            "notices": capture.notices,
+            "notices": (*capture.notices, *left_out),
             "rough_depth": capture.rough_depth,
             "metres_per_unit": capture.metres_per_unit,
         }
         if capture.cloud is not None:
             remember_cloud(draft, capture.cloud)
-        if capture.views:
-            remember_given(draft, capture.views, world.generator, register, on_step, capture.cloud)
+        if views:
+            remember_given(draft, views, world.generator, register, on_step, capture.cloud)
         if capture.up is not None:
             draft.changes["up"] = capture.up
         elif capture.views:
             draft.changes["up"] = sky_of(capture.views)
         draft.details |= {"capture": capture.name, "kind": capture.kind}
     return world.scene
+
+
+def _keyframes(
+    views: tuple[View, ...], on_step: OnStep
+) -> tuple[tuple[View, ...], tuple[str, ...]]:
+    """The views that carry what all of them show, and a line about the others."""
+    kept = keyframes(
+        views, on_view=lambda i: on_step(i, len(views), f"Choosing keyframes of {len(views)} views")
+    )
+    if len(kept) == len(views):
+        return views, ()
+    line = f"{len(views)} views: {len(kept)} keyframes are kept; the others show nothing more."
+    return tuple(views[i] for i in kept), (line,)
 
 
 def explore(
@@ -97,7 +106,6 @@ def explore(
     sampler: SamplerConfig | None = None,
     generator: Generator | None = None,
     on_step: OnStep = ignore,
-    update: str | None = None,
     on_frame: OnFrame = ignore_frame,
     on_state: OnState | None = None,
     write_geometry: bool = True,
@@ -105,18 +113,12 @@ def explore(
 ) -> Clip:
     """Generate the views of a path and fold what nobody had seen into both memories.
 
-    `world.update_frequency` decides when: "per_frame" before the next frame is asked for,
-    "per_step" after the clip; "manual" makes a take, which waits for `keep` or `discard`. Frames
-    are compared with the keypoint level (`Clip.agreement`), and cells that contradict it add
-    nothing.
-
     Args:
         trajectory: in the world's (registered) frame; its cameras' size is the frames' size.
         guide: its kind, or the very guide that was previewed.
         generator: another one than the world's own, if the memories fit it.
         on_state: called after each denoising step by generators that have such steps.
         write_geometry, write_stereo: False leaves that memory as it is.
-        update: another frequency than the world's own for this clip.
 
     Raises:
         WorldStereoError: the world is empty.
@@ -125,9 +127,6 @@ def explore(
     """
     generator = generator or world.generator
     generator.limits.check(trajectory)
-    update = update or world.update_frequency
-    if update not in UPDATE_FREQUENCIES:
-        raise ValueError(f"update must be one of {', '.join(UPDATE_FREQUENCIES)}, got {update!r}.")
     scene = world.scene
     if not scene.views and len(scene.cloud) == 0:
         raise WorldStereoError("The world is empty. Open an example or a capture first.")
@@ -150,20 +149,13 @@ def explore(
             sampler=sampler or SamplerConfig(),
             on_state=on_state,
         )
-        judge = _judge(guide, draft.scene, trajectory)
-        check = _Check(draft, generator, trajectory)
         frames: list[Frame] = []
+        judge = _judge(guide, draft.scene, trajectory)
         for frame in generator(request, on_step):
-            said = check(frame, len(frames))
-            if update == "per_frame":
-                remember_generated(draft, frame, judge, len(frames), generator, said)
+            remember_generated(draft, frame, judge, len(frames), generator)
             on_frame(len(frames), frame)
             frames.append(frame)
-        if update == "per_step":
-            for t, frame in enumerate(frames):
-                on_step(t, len(frames), f"Remembering view {t + 1} of {len(frames)}")
-                remember_generated(draft, frame, judge, t, generator, check.said.get(t))
-        clip = _clip(frames, request, generator, draft, check, update == "manual")
+        clip = _clip(frames, request, generator, draft)
         draft.clips.append(clip)
         draft.details |= {
             "trajectory": trajectory.to_json(),
@@ -172,45 +164,8 @@ def explore(
             "generator": generator.limits.name,
             "guide": guide.kind,
             "registration": clip.registration,
-            "update_frequency": update,
-            **({"take": True} if update == "manual" else {}),
         }
-        if update == "manual":
-            make_room(draft)
     return clip
-
-
-class _Check:
-    """Compares frames of a clip with the keypoint level: all of a learned generator's, eight of a
-    generator's that copies what the memories show."""
-
-    def __init__(self, draft: Draft, generator: Generator, trajectory: Trajectory) -> None:
-        self.memory, self.views = draft.keypoints, tuple(draft.views)
-        self.cameras, self.step = trajectory.cameras, draft.step
-        learned = generator.limits.steps is not None
-        self.every = 1 if learned else max(1, -(-len(trajectory) // CHECKED))
-        self.said: dict[int, FrameAgreement] = {}
-
-    def __call__(self, frame: Frame, t: int) -> FrameAgreement | None:
-        if t % self.every or self.memory.size == 0:
-            return None
-        view = View.of(frame.color, torch.zeros_like(frame.depth), self.cameras[t], step=self.step)
-        self.said[t] = agreement(self.memory, frame.color, frame.depth, view, self.views)
-        return self.said[t]
-
-    def fields(self) -> dict[str, Any]:
-        """The fields of a clip."""
-        expected = sum(said.expected for said in self.said.values())
-        if expected == 0:
-            return {}
-        answered = sum(said.answered for said in self.said.values())
-        drift = [said.drift_px for said in self.said.values() if said.answered]
-        return {
-            "agreement": answered / expected,
-            "drift_px": float(torch.tensor(drift).median()) if drift else 0.0,
-            "agreement_frames": tuple(self.said),
-            "agreement_map": torch.stack([said.map for said in self.said.values()]),
-        }
 
 
 def _judge(guide: Guide, scene: Scene, trajectory: Trajectory) -> Guide:
@@ -225,16 +180,11 @@ def _judge(guide: Guide, scene: Scene, trajectory: Trajectory) -> Guide:
 
 
 def _clip(
-    frames: list[Frame],
-    request: GenerationRequest,
-    generator: Generator,
-    draft: Draft,
-    check: "_Check",
-    take: bool,
+    frames: list[Frame], request: GenerationRequest, generator: Generator, draft: Draft
 ) -> Clip:
     stacked = (torch.stack([getattr(f, name) for f in frames]) for name in Frame._fields[:5])
     color, depth, origin, confidence, stereo_weight = stacked
-    return Clip.of(
+    clip = Clip.of(
         color,
         depth,
         origin,
@@ -247,9 +197,8 @@ def _clip(
         generator=generator.limits.name,
         registration=draft.registration.revision if draft.registration else 0,
         references=tuple(frame.references for frame in frames),
-        take=take,
-        **check.fields(),
     )
+    return clip.spilled()
 
 
 def sky_of(views: Sequence[View]) -> Float[Tensor, "3"]:

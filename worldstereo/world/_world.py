@@ -14,13 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from worldstereo._core.resident import held, release, tensors_in, trim
 from worldstereo.errors import WorldBusy
 from worldstereo.generators import Generator
-from worldstereo.memory.geometric import UPDATE_FREQUENCIES, GlobalGeometricMemory
-from worldstereo.memory.localize import Localizer
+from worldstereo.memory.geometric import GlobalGeometricMemory
 from worldstereo.memory.stereo import SpatialStereoMemory
-from worldstereo.memory.stereo.keypoints import KeypointMemory
+from worldstereo.render import tree_bytes
 from worldstereo.scene import Clip, PointCloud, Scene, View
+from worldstereo.views.fusion import CACHE
 from worldstereo.views.registration import Registration
 from worldstereo.world._original import Original
 
@@ -48,7 +49,6 @@ class Draft:
     step: int
     geometry: GlobalGeometricMemory
     stereo: SpatialStereoMemory
-    keypoints: KeypointMemory
     scene: Scene
     """The scene the step began with."""
     views: list[View]
@@ -78,7 +78,6 @@ class Published:
     history: tuple[StepRecord, ...]
     geometry: Any
     stereo: Any
-    keypoints: Any
     original: Original | None = None
 
 
@@ -87,22 +86,15 @@ class World:
 
     Args:
         generator: makes the memories and, unless a step names another, the frames.
-        max_points: capacity of the global memory; beyond it, the points observed longest ago go.
+        max_points: capacity of the global memory; beyond it the cloud thins where it is densest.
     """
 
     def __init__(
-        self,
-        generator: Generator,
-        *,
-        max_points: int = 2_000_000,
-        name: str = "",
-        update_frequency: str = "per_frame",
+        self, generator: Generator, *, max_points: int = 2_000_000, name: str = ""
     ) -> None:
         self.generator, self.max_points = generator, max_points
         self._geometry, self._stereo = generator.new_memories(max_points)
-        self._keypoints = KeypointMemory()
-        self.update_frequency = update_frequency
-        self._localizer: tuple[int, Localizer] | None = None
+        self._geometry.thins = True
         self._lock = Lock()
         self._wakes: list[Callable[[], None]] = []
         self._done: list[Published] = []
@@ -131,19 +123,6 @@ class World:
         return self._now.original
 
     @property
-    def update_frequency(self) -> str:
-        """When generated frames enter the memories."""
-        return self._geometry.update_frequency
-
-    @update_frequency.setter
-    def update_frequency(self, value: str) -> None:
-        if value not in UPDATE_FREQUENCIES:
-            raise ValueError(
-                f"update_frequency must be one of {', '.join(UPDATE_FREQUENCIES)}, got {value!r}."
-            )
-        self._geometry.update_frequency = value
-
-    @property
     def can_undo(self) -> bool:
         return len(self._done) > 0
 
@@ -169,6 +148,53 @@ class World:
 
         return unsubscribe
 
+    # ---- memory ------------------------------------------------------------------------------
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory that this world takes: scene, memories, undo, and what is kept ready."""
+        return self.footprint[0]
+
+    @property
+    def footprint(self) -> tuple[int, int]:
+        """Bytes that this world takes in memory, and on disk beside its saved project.
+
+        Pictures, clips and undo lie on disk and come into memory for the time they are read.
+        """
+        states = (self._now, *self._done, *self._undone)
+        plain = [(s.scene, s.registration, s.original) for s in states]
+        memory, disk = held(
+            [*tensors_in(plain), *self._geometry.tensors(), *self._stereo.tensors()]
+        )
+        memory += self._geometry.index_bytes
+        memory += sum(CACHE.bytes_of(view) for view in self.scene.views)
+        memory += tree_bytes(self.scene.cloud.points)
+        return memory, disk
+
+    def rest(self) -> bool:
+        """Leaves memory until somebody comes back: all that is held goes to disk, nothing changes.
+
+        Reading, steps and undo work as before; the first of them takes a moment longer. False
+        where a step runs.
+        """
+        try:
+            with self._writing():
+                self._geometry.rest()
+                self._stereo.rest()
+                self.scene.cloud.rest()
+                for view in self.scene.views:
+                    CACHE.forget(view)
+                self._give_back()
+        except WorldBusy:
+            return False
+        return True
+
+    def _give_back(self) -> None:
+        """Pages of pictures that were read, and what the allocator keeps free, to the system."""
+        scene = self._now.scene
+        release(tensors_in((scene.views, scene.clips)))
+        trim()
+
     # ---- the writer --------------------------------------------------------------------------
 
     @contextmanager
@@ -184,7 +210,6 @@ class World:
                 step=len(before.history),
                 geometry=self._geometry,
                 stereo=self._stereo,
-                keypoints=self._keypoints,
                 scene=before.scene,
                 views=list(before.scene.views),
                 clips=list(before.scene.clips),
@@ -208,6 +233,7 @@ class World:
             del self._done[:-UNDO_STEPS]
             self._undone.clear()
             self._publish(after)
+            self._give_back()
 
     def undo(self) -> bool:
         """Back to the scene before the last step. False when there is nothing to undo."""
@@ -224,24 +250,6 @@ class World:
             stereo = {k: v.clone() for k, v in self._stereo.state_dict().items()}
             return geometry, stereo
 
-    def keypoints(self) -> dict[str, Tensor]:
-        """State of the keypoint level, for saving; refuses while a step runs."""
-        with self._writing():
-            return {k: v.clone() for k, v in self._keypoints.state_dict().items()}
-
-    def localizer(self) -> Localizer:
-        """Finds photos in the world as it is now; built once after each step.
-
-        Raises:
-            WorldBusy: a step is running.
-        """
-        with self._writing():
-            scene = self.scene
-            if self._localizer is None or self._localizer[0] != scene.revision:
-                table = self._keypoints.table(scene.views, scene.unit)
-                self._localizer = (scene.revision, Localizer(table))
-            return self._localizer[1]
-
     def reopen(
         self,
         scene: Scene,
@@ -250,28 +258,18 @@ class World:
         geometry: dict[str, Tensor],
         stereo: dict[str, Tensor],
         original: Original | None = None,
-        keypoints: dict[str, Tensor] | None = None,
     ) -> None:
-        """Become a saved world. What was here before is forgotten, undo included.
-
-        Without `keypoints` (older files) they are computed from the given views.
-        """
+        """Become a saved world. What was here before is forgotten, undo included."""
         with self._writing():
             before = self._now
             try:
                 self._geometry.load_state_dict(geometry)
                 self._stereo.load_state_dict(stereo)
-                if keypoints:
-                    self._keypoints.load_state_dict(keypoints)
-                else:
-                    self._keypoints.clear()
-                    for number, view in enumerate(scene.views):
-                        if view.step == 0:
-                            self._keypoints.observe(view, number, scene.views)
                 after = self._capture_state(scene, registration, history, original)
             except BaseException:
                 self._restore(before)
                 raise
+            after = replace(after, scene=_spilled(scene))
             self._revision = max(self._revision, scene.revision)
             self._done.clear()
             self._undone.clear()
@@ -309,13 +307,11 @@ class World:
         original: Original | None = None,
     ) -> Published:
         geometry, stereo = self._geometry.snapshot(), self._stereo.snapshot()
-        keypoints = self._keypoints.snapshot()
-        return Published(scene, registration, history, geometry, stereo, keypoints, original)
+        return Published(scene, registration, history, geometry, stereo, original)
 
     def _restore(self, state: Published) -> None:
         self._geometry.restore(state.geometry)
         self._stereo.restore(state.stereo)
-        self._keypoints.restore(state.keypoints)
 
     def _publish(self, state: Published) -> None:
         self._now = state
@@ -332,6 +328,14 @@ class World:
             cloud=published_cloud(draft.geometry, draft.views),
             **draft.changes,
         )
+
+
+def _spilled(scene: Scene) -> Scene:
+    return replace(
+        scene,
+        views=tuple(view.spilled() for view in scene.views),
+        clips=tuple(clip.spilled() for clip in scene.clips),
+    )
 
 
 def _without_cloud(state: Published) -> Published:
@@ -354,6 +358,6 @@ def published_cloud(geometry: GlobalGeometricMemory, views: list[View]) -> Point
         confidence=geometry.confidence,
         step=steps[source],  # -1, no view, is the last: step 0
         normals=geometry.normals,
-        radii=geometry.radii,
+        radii=geometry.radii * geometry.stretch if geometry.stretch > 1 else geometry.radii,
         source=source,
     )

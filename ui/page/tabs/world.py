@@ -337,7 +337,7 @@ class WorldTab(Part):
             ("Points", f"{len(scene.cloud):,} of {session.world.max_points:,}"),
             ("Remembered views", f"{len(scene.views)}"),
             ("Clips made", f"{len(scene.clips)}"),
-            ("Memory", piece.size(memory_bytes(scene))),
+            ("Memory", piece.size(session.nbytes)),
             ("Size", extent(scene)),
             ("Median depth", piece.length(scene.unit * scale_of(scene), unit_of(scene))),
         ]
@@ -388,15 +388,6 @@ def _why_not_registered(scene: Scene) -> str:
 
 
 # ---- numbers about a scene -----------------------------------------------------------------------
-
-
-def memory_bytes(scene: Scene) -> int:
-    """Bytes of the tensors that the published scene keeps alive."""
-    cloud = scene.cloud
-    tensors = [cloud.points, cloud.colors, cloud.confidence, cloud.step, cloud.normals, cloud.radii]
-    for view in scene.views:
-        tensors += [view.color8, view.depth, view.confidence8, view.kind]
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def extent(scene: Scene) -> str:

@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from worldstereo._core.resident import is_array_on_disk
 from worldstereo.cameras import Cameras
 from worldstereo.memory._checks import (
     WrongType,
@@ -336,6 +337,21 @@ class GlobalGeometricMemory(MemoryFiles):
     # ---- reading -----------------------------------------------------------------------------
 
     @property
+    def thins(self) -> bool:
+        """What leaves above capacity: False the points observed longest ago, True those that
+        others make superfluous, so that all of the place stays (see `_thinning`)."""
+        return self._store.thins
+
+    @thins.setter
+    def thins(self, on: bool) -> None:
+        self._store.thins = on
+
+    @property
+    def stretch(self) -> float:
+        """By how much thinning widened the distance between points; 1 before the first."""
+        return self._store.stretch
+
+    @property
     def device(self) -> torch.device:
         return next(self.parameters()).device
 
@@ -409,6 +425,22 @@ class GlobalGeometricMemory(MemoryFiles):
             return torch.zeros(3, device=self.device), torch.zeros(3, device=self.device)
         points = self.points
         return points.amin(dim=0), points.amax(dim=0)
+
+    def rest(self) -> None:
+        """Moves the cloud to disk until it is used again, and drops its indexes; same cloud."""
+        self._store.rest()
+        self._index = GrowingIndex(self._store, self.spatial_index)
+        self._mirror = (-1, {})
+
+    def tensors(self) -> list[Tensor]:
+        """What the cloud holds in memory, its indexes aside: to count bytes, never to write."""
+        arrays = [a for a in self._store.arrays() if not is_array_on_disk(a)]
+        return [*map(torch.from_numpy, arrays), *self._mirror[1].values()]
+
+    @property
+    def index_bytes(self) -> int:
+        """Bytes of the index for neighbours."""
+        return self._index.nbytes()
 
     @property
     def memory_bytes(self) -> int:

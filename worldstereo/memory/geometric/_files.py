@@ -103,6 +103,9 @@ class MemoryFiles(nn.Module):
             if self._store.has(name):
                 destination[f"{prefix}memory.{outside}"] = self._device_column(name)
         destination[f"{prefix}memory.tick"] = torch.tensor(self._store.tick)
+        if self._store.stretch != 1.0:
+            stretch = torch.tensor(self._store.stretch, dtype=torch.float64)
+            destination[f"{prefix}memory.stretch"] = stretch
 
     def _load_from_state_dict(
         self,
@@ -117,10 +120,13 @@ class MemoryFiles(nn.Module):
         start = f"{prefix}memory."
         held = {k.removeprefix(start): k for k in list(state_dict) if k.startswith(start)}
         given = {name: state_dict.pop(key) for name, key in held.items()}
-        columns = None
+        columns, stretch = None, 1.0
         if "points" in given:
             try:  # before anything is written
                 columns = self._columns_of(given)
+                stretch = float(given.get("stretch", 1.0))
+                if not 1.0 <= stretch < np.inf:
+                    raise ValueError(f"stretch must be at least 1 and finite, got {stretch}.")
             except (ValueError, KeyError) as error:
                 error_msgs.append(f"{start}*: {error}")
                 return
@@ -131,6 +137,7 @@ class MemoryFiles(nn.Module):
             missing_keys.append(f"{start}points")
             return
         self._store.replace(columns, int(given.get("tick", torch.tensor(0))))
+        self._store.stretch = stretch
 
     def _columns_of(self, given: dict[str, Tensor]) -> Columns:
         n = len(given["points"])

@@ -108,9 +108,11 @@ class BrickHash:
     def bricks(self) -> int:
         return int(self._fill[0])
 
+    def arrays(self) -> list[np.ndarray]:
+        return [self.keys, self.values, self.heads, self.next, self.prev]
+
     def nbytes(self) -> int:
-        arrays = (self.keys, self.values, self.heads, self.next, self.prev)
-        return sum(array.nbytes for array in arrays)
+        return sum(array.nbytes for array in self.arrays())
 
     def _arrays(self) -> tuple[np.ndarray, ...]:
         return self.keys, self.values, self.heads, self.next, self.prev

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Int
 
+from worldstereo._core.resident import arrays_on_disk, is_array_on_disk
+
 if TYPE_CHECKING:
     from worldstereo.memory.geometric._hash import BrickHash
 
@@ -23,6 +25,11 @@ class Version:
     newer: "Version | None" = None
     difference: "Difference | Storage | None" = None
     tick: int = 0
+    stretch: float = 1.0
+
+    def nbytes(self) -> int:
+        """Bytes in memory of what this state keeps for itself."""
+        return 0 if self.difference is None else self.difference.nbytes()
 
 
 @dataclass(eq=False)
@@ -42,6 +49,19 @@ class Difference:
     names: tuple[str, ...]
     """Columns stored there."""
 
+    def spill(self) -> None:
+        """Moves what is kept to disk: it is read when somebody goes back, if ever."""
+        arrays = [self.slots, self.revived, self.killed, *self.values.values(), *self.tail.values()]
+        moved = iter(arrays_on_disk(arrays))
+        self.slots, self.revived, self.killed = next(moved), next(moved), next(moved)
+        self.values = {name: next(moved) for name in self.values}
+        self.tail = {name: next(moved) for name in self.tail}
+
+    def nbytes(self) -> int:
+        """Bytes in memory."""
+        arrays = (self.slots, self.revived, self.killed, *self.values.values(), *self.tail.values())
+        return sum(array.nbytes for array in arrays if not is_array_on_disk(array))
+
 
 class Storage:
     """Columns of one generation of slots, with the index over the living ones."""
@@ -52,6 +72,12 @@ class Storage:
         self.alive = np.ones(self.size, np.bool_)
         self.dead = 0
         self.hash: BrickHash | None = None
+
+    def spill(self) -> None:
+        """Moves the columns to disk; the index over them is built anew when it is needed."""
+        self.hash = None
+        self.alive, *columns = arrays_on_disk([self.alive, *self.columns.values()])
+        self.columns = dict(zip(self.columns, columns, strict=True))
 
     @property
     def living(self) -> int:
@@ -76,7 +102,8 @@ class Storage:
 
     def nbytes(self) -> int:
         links = self.hash.nbytes() if self.hash is not None else 0
-        return links + self.alive.nbytes + sum(column.nbytes for column in self.columns.values())
+        arrays = (self.alive, *self.columns.values())
+        return links + sum(array.nbytes for array in arrays if not is_array_on_disk(array))
 
 
 def blank_columns(n: int) -> Columns:

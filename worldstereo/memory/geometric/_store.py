@@ -27,6 +27,7 @@ from worldstereo.memory.geometric._storage import (
     Version,
     blank_columns,
 )
+from worldstereo.memory.geometric._thinning import thinned
 from worldstereo.neighbors import SpatialIndex, exact_index
 
 if TYPE_CHECKING:
@@ -43,6 +44,10 @@ class PointStore:
 
     def __init__(self, max_points: int) -> None:
         self.max_points = max_points
+        self.thins = False
+        """What leaves a full store: False the oldest points, True what others make superfluous."""
+        self.stretch = 1.0
+        """Distance between points over the width of their samples, once the cloud was thinned."""
         self.tick = 0
         self.revision = 0
         """Another number for another state; caches elsewhere compare it."""
@@ -104,6 +109,20 @@ class PointStore:
     def memory_bytes(self) -> int:
         return self._storage.nbytes() + sum(column.nbytes for column in self._cache.values())
 
+    def arrays(self) -> list[np.ndarray]:
+        """Everything that is held for the present state."""
+        storage, hash_ = self._storage, self._storage.hash
+        arrays = [storage.alive, *storage.columns.values(), *self._cache.values(), self._queue]
+        if self._slots is not None:
+            arrays.append(self._slots)
+        return arrays if hash_ is None else [*arrays, *hash_.arrays()]
+
+    def rest(self) -> None:
+        """Moves the columns to disk and drops what can be made again; nothing changes."""
+        self._storage.spill()
+        self._slots, self._cache, self._matcher = None, {}, None
+        self._queue, self._queue_tick = np.zeros(0, np.int64), -1
+
     # ---- for an index over the slots, which outlives changes ---------------------------------
 
     @property
@@ -154,7 +173,7 @@ class PointStore:
         n = len(columns["point"])
         storage = Storage(blank_columns(n) | columns)
         self._note(self._storage)
-        self._storage, self.tick = storage, tick
+        self._storage, self.tick, self.stretch = storage, tick, 1.0
         self._queue_tick = -1
         self.generation += 1
         self._reach = _extent(columns["point"])
@@ -191,9 +210,12 @@ class PointStore:
         storage.columns["seen"][before : storage.size] = self.tick
         self._reach = max(self._reach, _extent(batch["point"]))
         self._touch(slots, np.arange(before, storage.size))
-        evicted = self._evict(max(0, storage.living - self.max_points))
+        stretch = self.stretch
+        over = max(0, storage.living - self.max_points)
+        evicted = self._thin() if self.thins and over > 0 else self._evict(over)
         revived = evicted[evicted < before]
-        self._note(Difference(slots, old, revived, none, before, {}, tuple(old)), self.tick - 1)
+        difference = Difference(slots, old, revived, none, before, {}, tuple(old))
+        self._note(difference, self.tick - 1, stretch)
         self._changed()
         self._compact()
         return Merged(n_added, m - n_added)
@@ -227,7 +249,7 @@ class PointStore:
         if here is None:
             here = Version()
             self._here = weakref.ref(here)
-        here.tick = self.tick
+        here.tick, here.stretch = self.tick, self.stretch
         return here
 
     def restore(self, version: Version) -> None:
@@ -249,19 +271,26 @@ class PointStore:
             target.newer.difference = self._apply(target.difference)
             target.newer.newer, target.newer = target, None
             target.difference = None
-            self.tick = target.tick
+            self.tick, self.stretch = target.tick, target.stretch
         self._here = weakref.ref(version)
         self._queue_tick = -1
         self._changed()
 
-    def _note(self, difference: "Difference | Storage", tick: int | None = None) -> None:
+    def _note(
+        self,
+        difference: "Difference | Storage",
+        tick: int | None = None,
+        stretch: float | None = None,
+    ) -> None:
         """Remembers how to get back to the state before a change, if somebody holds that state."""
         here = self._here() if self._here is not None else None
         if here is None:
             return
         newer = Version()
+        difference.spill()
         here.newer, here.difference = newer, difference
         here.tick = self.tick if tick is None else tick
+        here.stretch = self.stretch if stretch is None else stretch
         self._here = weakref.ref(newer)
 
     def _apply(self, difference: "Difference | Storage") -> "Difference | Storage":
@@ -410,6 +439,19 @@ class PointStore:
             self._kill(gone[-1])
             n -= len(gone[-1])
         return np.concatenate(gone)
+
+    def _thin(self) -> Int[np.ndarray, "n"]:
+        """Removes points that are closer than they need be, until there is room for many."""
+        storage = self._storage
+        living = np.flatnonzero(storage.alive[: storage.size])
+        columns = storage.columns
+        width = 2 * columns["radius"][living] if "radius" in columns else np.zeros(len(living))
+        weight = columns["confidence"][living] * np.minimum(columns["count"][living], 255)
+        target = max(1, self.max_points * 7 // 10)
+        kept, self.stretch = thinned(columns["point"][living], width, weight, target, self.stretch)
+        gone = living[~kept]
+        self._kill(gone)
+        return gone
 
     def _compact(self) -> None:
         """Gives dead slots back once they are a third of all."""

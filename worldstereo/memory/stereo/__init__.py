@@ -193,6 +193,14 @@ class SpatialStereoMemory(BankFiles):
         """Bytes held for the entries, room for growth included."""
         return self._bank.bytes()
 
+    def rest(self) -> None:
+        """Moves the entries to disk until they are used again; same entries."""
+        self._bank.rest()
+
+    def tensors(self) -> list[Tensor]:
+        """What is held for the entries: to count bytes, never to write."""
+        return [*self._bank.columns.values(), self._bank.boxes]
+
     # ---- writing -----------------------------------------------------------------------------
 
     def add_to_memory(

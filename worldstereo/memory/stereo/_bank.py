@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from worldstereo._core.resident import is_on_disk, on_disk
 from worldstereo.memory.stereo._matches import BLOCK, Entries, refresh_boxes
 from worldstereo.neighbors import SpatialIndex, build_index
 
@@ -53,6 +54,13 @@ class Change:
         fresh = slots[~seen[slots]]
         seen[fresh] = True
         return fresh
+
+    def spill(self) -> None:
+        """Moves what is kept to disk: it is read when somebody goes back, if ever."""
+        for i, (names, slots, values) in enumerate(self.parts):
+            if not is_on_disk(slots):
+                slots, *rest = on_disk([slots, *(values or [])])
+                self.parts[i] = names, slots, None if values is None else rest
 
 
 class Scalars(NamedTuple):
@@ -172,6 +180,11 @@ class Bank:
     def bytes(self) -> int:
         kept = sum(v.numel() * v.element_size() for v in self.columns.values())
         return kept + self.boxes.numel() * self.boxes.element_size()
+
+    def rest(self) -> None:
+        """Moves the rows to disk until they are used again, and drops the index; same rows."""
+        self.columns = dict(zip(self.columns, on_disk([*self.columns.values()]), strict=True))
+        self._index = None
 
     def replace(self, given: dict[str, Tensor]) -> None:
         """Takes over the columns of another bank, which may store features in another way.
@@ -309,6 +322,7 @@ class Bank:
             earlier = None if self._recording is None else self._recording()
             if earlier is not None and earlier.change is not None:
                 earlier.change.seen.clear()  # complete: nothing more will be kept for it
+                earlier.change.spill()
             node, self._root = self._root, Version()
             node.next, node.change = self._root, Change(self.scalars)
             self._recording = weakref.ref(node)

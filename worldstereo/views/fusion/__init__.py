@@ -15,6 +15,7 @@ import numpy as np
 from worldstereo.views.fusion._angle import WIDE
 from worldstereo.views.fusion._working import (
     AGREE,
+    CACHE,
     Pose,
     Working,
     invert,
@@ -26,6 +27,7 @@ from worldstereo.views.fusion._working import (
 
 __all__ = [
     "AGREE",
+    "CACHE",
     "WIDE",
     "Pose",
     "Working",

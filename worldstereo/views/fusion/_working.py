@@ -5,12 +5,12 @@ follow from it in some 15 ms and are kept only for the views used last. Lengths 
 so that the constants of the notes hold at any scale of a capture.
 """
 
-import threading
-from collections import OrderedDict
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from worldstereo._core.cache import ByteCache
+from worldstereo._core.resident import arrays_on_disk, is_array_on_disk, release_arrays
 from worldstereo.cameras import Cameras
 from worldstereo.scene import DepthKind, View
 
@@ -18,6 +18,11 @@ CACHE_BYTES = 320 * 2**20
 
 EDGE_CUT = 0.03  # a relative step in disparity above this between neighbours is an edge
 SENSED = 0.4  # stored confidence above which a sensor measured the depth, in some view
+FOLLOWS = ByteCache(256 * 2**20)
+"""Gradients, rims and minima of the views used last, of all worlds."""
+_STORED = ("color", "depth", "disparity", "confidence")
+_DERIVED = ("slope_x", "slope_y", "rim", "lowest")
+
 AGREE = 0.03  # relative depth within which two samples show the same surface
 
 
@@ -39,9 +44,17 @@ class Pose:
         return self.c2w[:3, 3]
 
 
+class _Token:
+    """Owns what follows from the depth of one `Working`, whatever pose it is given."""
+
+
 @dataclass(eq=False)
 class Working:
-    """Numpy form of one view. Arrays are never written after they were made."""
+    """Numpy form of one view. Arrays are never written after they were made.
+
+    What follows from the depth is computed when it is asked for, and kept while there is room in a
+    cache that all views share.
+    """
 
     pose: Pose
     color: np.ndarray
@@ -66,22 +79,44 @@ class Working:
     """A given view whose depth no sensor measured, its own or another view's: a photo."""
 
     def __post_init__(self) -> None:
+        self.guessed = self.vote > 0 and not bool((self.confidence > SENSED).any())
+        self._levels: list[Level] = []
+        self._token = _Token()
+
+    def __getattr__(self, name: str) -> np.ndarray:
+        if name not in _DERIVED:  # only what is not there comes here
+            raise AttributeError(name)
+        found = FOLLOWS.get(self._token, "depth")
+        if found is None:
+            found = self._follows()
+            FOLLOWS.put(self._token, "depth", found, sum(a.nbytes for a in found.values()))
+        return found[name]
+
+    def _follows(self) -> dict[str, np.ndarray]:
         import cv2
 
         from worldstereo.views.fusion import kernels
 
         shape = self.disparity.shape
-        self.slope_x, self.slope_y = np.empty(shape, np.float32), np.empty(shape, np.float32)
+        slope_x, slope_y = np.empty(shape, np.float32), np.empty(shape, np.float32)
         edge = np.empty(shape, np.uint8)
-        kernels.disparity_gradients(
-            self.disparity, EDGE_CUT, 0, shape[0], self.slope_x, self.slope_y, edge
-        )
-        self.rim = cv2.distanceTransform(1 - edge, cv2.DIST_L2, 3)
+        kernels.disparity_gradients(self.disparity, EDGE_CUT, 0, shape[0], slope_x, slope_y, edge)
+        rim = cv2.distanceTransform(1 - edge, cv2.DIST_L2, 3)
         if self.vote == 0:  # generated pixels end where given ones begin: that rim is no edge
-            self.rim = np.maximum(self.rim, 3)
-        self.lowest = cv2.erode(self.depth, np.ones((3, 3), np.uint8))
-        self.guessed = self.vote > 0 and not bool((self.confidence > SENSED).any())
-        self._levels: list[Level] = []
+            rim = np.maximum(rim, 3)
+        lowest = cv2.erode(self.depth, np.ones((3, 3), np.uint8))
+        return dict(zip(_DERIVED, (slope_x, slope_y, rim, lowest), strict=True))
+
+    def spill(self) -> None:
+        """Moves the arrays to disk until they are read; `let_go` drops what was read since."""
+        names = [n for n in _STORED if not is_array_on_disk(getattr(self, n))]
+        moved = arrays_on_disk([getattr(self, name) for name in names])
+        self.__dict__ |= dict(zip(names, moved, strict=True))
+        self._levels = []
+
+    def let_go(self) -> None:
+        """Drops from memory what lies on disk."""
+        release_arrays(getattr(self, name) for name in _STORED)
 
     def moved(self, pose: Pose) -> "Working":
         """The same arrays under another pose."""
@@ -194,31 +229,23 @@ class WorkingCache:
     """Working forms of the views used last, up to a number of bytes; safe from any thread."""
 
     def __init__(self, limit: int = CACHE_BYTES) -> None:
-        self.limit = limit
-        self._entries: OrderedDict[tuple[int, float], tuple[View, Working]] = OrderedDict()
-        self._bytes = 0
-        self._lock = threading.Lock()
+        self._cache = ByteCache(limit)
 
     def get(self, view: View, unit: float) -> Working:
-        key = (id(view), unit)
-        with self._lock:
-            if key in self._entries:
-                self._entries.move_to_end(key)
-                return self._entries[key][1]
-        working = make_working(view, unit)
-        with self._lock:
-            if key not in self._entries:
-                self._entries[key] = (view, working)  # holds the view, so its id stays taken
-                self._bytes += working.nbytes
-            while self._bytes > self.limit and len(self._entries) > 1:
-                _, (_, old) = self._entries.popitem(last=False)
-                self._bytes -= old.nbytes
-        return working
+        found = self._cache.get(view, unit)
+        if found is None:
+            found = make_working(view, unit)
+            self._cache.put(view, unit, found, found.nbytes)
+        return found
 
     def clear(self) -> None:
-        with self._lock:
-            self._entries.clear()
-            self._bytes = 0
+        self._cache.clear()
+
+    def bytes_of(self, view: View) -> int:
+        return self._cache.bytes_of(view)
+
+    def forget(self, view: View) -> None:
+        self._cache.forget(id(view))
 
 
 CACHE = WorkingCache()

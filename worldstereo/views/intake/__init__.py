@@ -14,12 +14,15 @@ import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
+from worldstereo._core.resident import release, tensors_in
 from worldstereo.cameras import Cameras
 from worldstereo.progress import OnStep, ignore
 from worldstereo.scene import KIND_CONFIDENCE, DepthKind, Origin, PointCloud, View
 from worldstereo.views.fusion import RADIAN, Pose, Working, make_working, parallel_for, pose_of
 from worldstereo.views.intake import _depth as stages
 from worldstereo.views.intake._exposure import exposure_gains
+from worldstereo.views.intake._keyframes import PLENTY
+from worldstereo.views.intake._keyframes import keyframes as keyframes
 from worldstereo.views.intake._rig import find_rig
 from worldstereo.views.intake._stereo import (
     at_size_of,
@@ -41,7 +44,7 @@ from worldstereo.views.registration import (
 
 STAGES = 6
 SMALL = 24  # up to so many views a newcomer that agrees with nobody is worth a global pass
-PHOTO_NEIGHBOURS = 4  # photos that a new one is measured together with
+WINDOW = 32  # views between two looks at what may leave memory
 NEIGHBOURS = 12  # other views that one view's depth is compared with
 
 
@@ -113,71 +116,17 @@ def enter(
         raise ValueError("views must hold at least one view, got none.")
     if any(view.step != 0 for view in views):
         raise ValueError("views must be given ones (step 0); generated views enter as they are.")
-    measured = [as_measured(view) for view in _told(views, on_step, "Reading depth")]
+    many = len(views) > PLENTY
+    measured = []
+    for view in _told(views, on_step, "Reading depth"):
+        measured.append(as_measured(view).spilled() if many else as_measured(view))
+        release(tensors_in(view))
     run = _Run(options, seed, on_step, points)
     if previous is None or not any(bool(view.mask.any()) for view in measured):
         return _whole(measured, register, run, previous)
     if len(previous.views) >= len(views):
         return replace(previous, views=previous.views[: len(views)])
     return _added(measured, previous, register, run)
-
-
-def enter_beside(
-    new: Sequence[View],
-    remembered: Sequence[View],
-    unit: float,
-    *,
-    points: Float[Tensor, "N 3"] | None = None,
-    seed: int = 0,
-    on_step: OnStep = ignore,
-) -> tuple[View, ...]:
-    """Views whose cameras are known, prepared beside remembered ones, which stay as they are.
-
-    Depth comes from what the views around them measured and from multi-view stereo; depth that a
-    new view brings is kept. In a world of photos, where nothing was measured, each new photo is
-    measured together with those around it.
-
-    Args:
-        new: their `cameras` are where they were taken, in the world.
-        remembered: the given views of the world.
-        unit: u in scene units.
-        points: world points that help to measure photos.
-    """
-    old = len(remembered)
-    raw = [as_measured(view) for view in (*remembered, *new)]
-    raw = [
-        replace(bare, cameras=view.cameras, given=view.cameras)
-        for bare, view in zip(raw, (*remembered, *new), strict=True)
-    ]
-    poses = [pose_of(view.cameras, unit) for view in raw]
-    photos = not any(bool(view.mask.any()) for view in raw)
-    count = PHOTO_NEIGHBOURS if photos else NEIGHBOURS
-    local = _around(poses, range(old, len(raw)), count)
-    run = _Run(IntakeOptions(rig=False), seed, on_step, points)
-    on_step(0, STAGES, "Preparing photos")
-    if photos:
-        work = [photo_working(raw[i], unit) for i in local]
-        scaled = None if points is None else points / unit
-        work = measure_photos(work, scaled, seed=seed, on_step=on_step)
-        run = replace(run, options=replace(run.options, by_others=False, stereo=False))
-    else:
-        work = [make_working(raw[i], unit) for i in local]
-    fresh = [k for k, i in enumerate(local) if i >= old]
-    if not photos:
-        work = stages.apply(stages.clean, work, fresh)
-    fixed = np.full((len(work), 3), np.nan)
-    for k, i in enumerate(local):
-        if i < old:
-            fixed[k] = remembered[i].gain.double().numpy()
-    work, gains = _compared_and_completed(work, fresh, fixed, run)
-    on_step(STAGES, STAGES, "Photos are ready")
-    return tuple(
-        replace(
-            _finished(raw[local[k]], work[k], gains[k], raw[local[k]].cameras, unit),
-            given=new[local[k] - old].given,
-        )
-        for k in fresh
-    )
 
 
 @dataclass(frozen=True)
@@ -197,7 +146,12 @@ def _whole(
     photos = len(measured) > 1 and not any(bool(view.mask.any()) for view in measured)
     prepare = photo_working if photos else make_working
     what = "Preparing photos" if photos else "Preparing depth"
-    work = [prepare(view, unit) for view in _told(measured, on_step, what)]
+    work = []
+    for view in _told(measured, on_step, what):
+        work.append(prepare(view, unit))
+        if len(measured) > PLENTY:
+            work[-1].spill()
+            release(tensors_in(view))
     notices: list[str] = []
     if photos and options.stereo:
         work, unit = _measured_photos(work, unit, run)
@@ -208,6 +162,9 @@ def _whole(
     if options.clean and not photos:
         on_step(1, STAGES, "Cleaning depth")
         work = stages.apply(stages.clean, work, range(len(work)))
+        if len(work) > PLENTY:
+            for w in work:
+                w.spill()
     registration = None
     if len(work) > 1 and not photos:
         notices += doubts(work)
@@ -227,10 +184,11 @@ def _whole(
     work, gains = _compared_and_completed(work, range(len(work)), None, run)
     on_step(STAGES, STAGES, "Views are ready")
     cameras = [_camera(view, registration, i) for i, view in enumerate(measured)]
-    done = [
-        _finished(view, w, gains[i], cameras[i], unit)
-        for i, (view, w) in enumerate(zip(measured, work, strict=True))
-    ]
+    done = []
+    for i, (view, w) in enumerate(zip(measured, work, strict=True)):
+        finished = _finished(view, w, gains[i], cameras[i], unit)
+        done.append(finished.spilled() if len(work) > PLENTY else finished)
+        w.let_go()
     layer = None
     if rig is not None:
         layer = rig_layer(rig, measured[0])
@@ -481,8 +439,18 @@ def _compared(
         i = redo[k]
         results[i] = stage(work[i], [work[j] for j in near[i]])
 
-    parallel_for(len(redo), one)
-    return [w.with_depth(*results[i]) if i in results else w for i, w in enumerate(work)]
+    out = list(work)
+    for first in range(0, len(redo), WINDOW):
+        part = range(first, min(first + WINDOW, len(redo)))
+        parallel_for(len(part), lambda k, part=part: one(part[k]))
+        for k in part:
+            out[redo[k]] = work[redo[k]].with_depth(*results.pop(redo[k]))
+        if len(work) > PLENTY:  # out of core: what is done goes to disk, what was read is let go
+            for k in part:
+                out[redo[k]].spill()
+            for w in (*work, *out):
+                w.let_go()
+    return out
 
 
 def _finished(view: View, work: Working, gain: np.ndarray, camera: Cameras, unit: float) -> View:

@@ -1,0 +1,300 @@
+"""Memory that is given back, a cloud that keeps the whole place, keyframes of large captures."""
+
+import gc
+
+import numpy as np
+import pytest
+import torch
+
+from worldstereo._core import resident
+from worldstereo._core.cache import ByteCache
+from worldstereo.cameras import Cameras
+from worldstereo.generators import WarpGenerator
+from worldstereo.guide import FRAMES, Guide
+from worldstereo.memory.geometric import GlobalGeometricMemory
+from worldstereo.memory.geometric import _thinning as thinning
+from worldstereo.scene import Capture, View
+from worldstereo.trajectory import Trajectory
+from worldstereo.views.fusion import make_working
+from worldstereo.views.intake import keyframes
+from worldstereo.world import World, explore, start
+
+WALL = 2.0  # distance of the wall that `looking_at` looks at
+
+
+def looking_at(x: float, width: int = 64, height: int = 48, depth: float = WALL) -> View:
+    """A camera in front of a plain wall, moved sideways; the picture depends on the place alone."""
+    c2w = torch.eye(4)
+    c2w[0, 3] = x
+    K = torch.tensor([[60.0, 0, width / 2], [0, 60.0, height / 2], [0, 0, 1.0]])
+    camera = Cameras(K, c2w, width, height)
+    place = camera.unproject(camera.pixel_grid(), torch.full((width * height,), depth))
+    waves = torch.stack([0.5 + 0.4 * torch.sin((7 + k) * place[:, 0] + k) for k in range(3)])
+    return View.of(waves.reshape(3, height, width), torch.full((1, height, width), depth), camera)
+
+
+# ---- memory ------------------------------------------------------------------------------------
+
+
+def test_values_on_disk_have_the_same_bits_and_take_no_memory():
+    given = [torch.randn(300, 301), torch.rand(7, 5) < 0.5, torch.zeros(0, 3), torch.arange(9)]
+    moved = resident.on_disk(given)
+    assert all(torch.equal(a, b) for a, b in zip(given, moved, strict=True))
+    assert all(a.dtype == b.dtype for a, b in zip(given, moved, strict=True))
+    assert resident.held(moved)[0] == 0
+    assert resident.held(moved)[1] >= sum(tensor.nbytes for tensor in given)
+    assert resident.on_disk(moved)[0] is moved[0]
+    resident.release(moved)
+    assert torch.equal(given[0], moved[0])
+
+
+def test_arrays_on_disk_can_be_written():
+    array = np.random.default_rng(0).random((200, 201))
+    moved, few = resident.arrays_on_disk([array, np.arange(5)])
+    assert resident.is_array_on_disk(moved) and not resident.is_array_on_disk(array)
+    assert np.array_equal(moved, array) and np.array_equal(few, np.arange(5))
+    moved[3, 4] = 7
+    resident.release_arrays([moved])
+    assert moved[3, 4] == 7
+
+
+@pytest.mark.parametrize("fault", ["off", "/nowhere/at/all"])
+def test_without_a_disk_values_stay_in_memory(monkeypatch, fault):
+    monkeypatch.setenv("WORLDSTEREO_SPILL", fault)
+    given = [torch.randn(300, 301)]
+    assert resident.on_disk(given)[0] is given[0]
+
+
+def test_a_full_disk_is_no_error(monkeypatch):
+    def full(*_: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(resident.os, "pwrite", full)
+    given = [torch.randn(300, 301)]
+    assert resident.on_disk(given)[0] is given[0]
+
+
+def test_freed_memory_goes_back_to_the_system():
+    if resident.resident_bytes() == 0:
+        pytest.skip("this system does not say what is resident")
+    kept, before = [], resident.resident_bytes()
+    for _ in range(60):
+        large = torch.ones(500_000)
+        kept.append(large[:4].clone())  # small pieces pin the heap
+    del large
+    resident.trim()
+    assert resident.resident_bytes() - before < 30e6
+
+
+class _Owner:
+    pass
+
+
+def test_a_cache_holds_bytes_and_forgets_who_is_gone():
+    cache, a, b = ByteCache(100), _Owner(), _Owner()
+    cache.put(a, 1, "one", 60)
+    cache.put(b, 1, "two", 30)
+    assert cache.get(a, 1) == "one" and cache.nbytes == 90
+    cache.put(b, 2, "three", 40)  # b's first was used longest ago
+    assert cache.get(b, 1) is None and cache.nbytes == 100
+    del a
+    gc.collect()
+    assert cache.nbytes == 40 and cache.bytes_of(b) == 40
+    cache.put(b, 3, "larger than all", 1000)
+    assert cache.get(b, 3) == "larger than all" and cache.nbytes == 1000
+
+
+def test_guides_share_one_limit(monkeypatch):
+    world = World(WarpGenerator())
+    start(world, Capture("wall", "rgbd", (looking_at(0.0), looking_at(0.1))), register=False)
+    path = Trajectory.preset("truck", world.scene.views[0].cameras, distance=2.0, frames=5)
+    FRAMES.clear()
+    guides = [Guide(world.scene, path, seed=seed) for seed in (0, 1)]
+    one = guides[0][0].nbytes
+    monkeypatch.setattr(FRAMES, "limit", 3 * one)
+    first = [frame.color.clone() for frame in guides[0]]
+    for _ in guides[1]:
+        assert FRAMES.nbytes <= 3 * one
+    assert guides[0][4] is guides[0][4]
+    assert all(torch.equal(frame.color, c) for frame, c in zip(guides[0], first, strict=True))
+    del guides
+    gc.collect()
+    assert FRAMES.nbytes == 0
+
+
+def test_a_working_view_on_disk_is_the_same_view():
+    view = looking_at(0.3, 320, 240)
+    here, there = make_working(view), make_working(view)
+    there.spill()
+    there.let_go()
+    for name in ("color", "depth", "disparity", "confidence", "slope_x", "slope_y", "rim"):
+        assert np.array_equal(getattr(here, name), getattr(there, name)), name
+    assert np.array_equal(here.level(1).color, there.level(1).color)
+    with pytest.raises(AttributeError):
+        _ = here.no_such_thing
+
+
+def test_a_resting_world_is_the_same_world():
+    world = World(WarpGenerator())
+    start(world, Capture("wall", "rgbd", (looking_at(0.0, 320, 240), looking_at(0.2, 320, 240))))
+    path = Trajectory.preset("truck", world.scene.views[0].cameras, distance=2.0, frames=2)
+    first = explore(world, path)
+    before, scene = world.nbytes, world.scene
+    points = scene.cloud.points.clone()
+    assert world.rest()
+    assert world.scene is scene and world.nbytes < before / 4
+    assert torch.equal(scene.cloud.points, points)
+    again = explore(world, path)
+    assert world.undo() and world.undo()
+    assert len(world.scene.clips) == 0
+    repeated = explore(world, path)
+    assert torch.equal(repeated.color8, first.color8)
+    assert again.color8.shape == first.color8.shape
+    with world.step("wait"):
+        assert not world.rest()
+
+
+def test_the_bytes_of_a_world_are_those_of_the_process():
+    if resident.resident_bytes() == 0 or resident.folder() is None:
+        pytest.skip("this system does not say what is resident")
+    worlds = []
+
+    def grown() -> World:
+        world = World(WarpGenerator())
+        with world.step("grow") as draft:
+            points = torch.rand(400_000, 3, generator=torch.Generator().manual_seed(1))
+            draft.geometry.update(points, torch.eye(4), merge_threshold=1e-6, radii=points[:, 0])
+        return world
+
+    worlds.append(grown())  # compiles, fills what is kept once
+    gc.collect()
+    resident.trim()
+    before = resident.resident_bytes()
+    worlds.append(grown())
+    gc.collect()
+    resident.trim()
+    taken = resident.resident_bytes() - before
+    assert abs(worlds[-1].nbytes - taken) < 0.1 * taken + 3e6, (worlds[-1].nbytes, taken)
+
+
+# ---- a cloud that keeps the whole place --------------------------------------------------------
+
+
+def test_thinning_keeps_every_region_at_its_own_detail():
+    g = np.random.default_rng(0)
+    points = np.zeros((40_000, 3), np.float32)
+    points[:, :2] = g.uniform(0, 1, (len(points), 2))
+    points[:30_000, 0] += 2.0  # crowded: three quarters of the points
+    width = np.where(points[:, 0] > 1, 0.01, 0.02).astype(np.float32)
+    kept, stretch = thinning.thinned(points, width, np.ones(len(points)), 10_000)
+    assert kept.sum() <= 10_000 and stretch >= 1
+    for low in (0, 2):  # whole regions stay: every cell of four sample widths still has a point
+        mine = points[kept & (points[:, 0] >= low) & (points[:, 0] <= low + 1)]
+        cells = {tuple(c) for c in np.floor((mine[:, :2] - [low, 0]) / 0.1).astype(int).tolist()}
+        assert len(cells) == 100
+    fine, coarse = (kept[points[:, 0] > 1].sum(), kept[points[:, 0] <= 1].sum())
+    assert 2 < fine / coarse < 6  # half the width: about four times the points
+
+
+def test_a_coarse_point_goes_where_finer_ones_are():
+    fine = np.stack(np.meshgrid(np.arange(20) * 0.01, np.arange(20) * 0.01, [0.0]), -1)
+    fine = fine.reshape(-1, 3)
+    points = np.concatenate([np.array([[0.1, 0.1, 0.0]]), fine]).astype(np.float32)
+    width = np.array([0.1] + [0.01] * len(fine), np.float32)
+    kept, _ = thinning.thinned(points, width, np.ones(len(points)), len(fine))
+    assert not kept[0] and kept.sum() > 200
+
+
+def test_thinning_without_a_compiler_keeps_the_same(monkeypatch):
+    g = np.random.default_rng(3)
+    points = g.normal(size=(3001, 3)).astype(np.float32)
+    width = g.uniform(0.05, 0.4, len(points)).astype(np.float32)
+    weight = g.random(len(points))
+    fast = thinning.thinned(points, width, weight, 997)
+    monkeypatch.setattr(thinning, "has_compiler", lambda: False)
+    plain = thinning.thinned(points, width, weight, 997)
+    assert np.array_equal(fast[0], plain[0]) and fast[1] == plain[1]
+
+
+def walk(memory: GlobalGeometricMemory, frames: int) -> list[torch.Tensor]:
+    out = []
+    for i in range(frames):
+        points = torch.rand(2000, 3, generator=torch.Generator().manual_seed(i))
+        points = points * torch.tensor([1.0, 1.0, 0.0]) + torch.tensor([1.0 * i, 0, 0])
+        memory.update(points, torch.eye(4), merge_threshold=1e-6, radii=torch.full((2000,), 0.01))
+        out.append(points)
+    return out
+
+
+def test_a_full_cloud_remembers_the_first_room():
+    keeps, forgets = (GlobalGeometricMemory(max_points=5003) for _ in range(2))
+    keeps.thins = True
+    for memory in (keeps, forgets):
+        walk(memory, 9)
+        assert memory.num_points <= 5003
+    here = [((keeps.points[:, 0] >= i) & (keeps.points[:, 0] < i + 1)).sum() for i in range(9)]
+    assert min(here) > 150
+    assert (forgets.points[:, 0] < 1).sum() == 0  # the contract: the oldest go
+    assert keeps.stretch > 1 and forgets.stretch == 1
+
+
+def test_thinning_is_undone_and_saved(tmp_path):
+    memory = GlobalGeometricMemory(max_points=5003)
+    memory.thins = True
+    walk(memory, 2)
+    states = [(memory.snapshot(), memory.points.clone(), memory.stretch)]
+    for frames in (5, 9, 12):
+        walk(memory, frames)
+        states.append((memory.snapshot(), memory.points.clone(), memory.stretch))
+    for which in (0, 3, 1, 2, 0):
+        snapshot, points, stretch = states[which]
+        memory.restore(snapshot)
+        assert torch.equal(memory.points, points) and memory.stretch == stretch
+    memory.restore(states[3][0])
+    memory.save(tmp_path / "memory.safetensors")
+    other = GlobalGeometricMemory(max_points=5003)
+    other.load(tmp_path / "memory.safetensors")
+    assert other.stretch == memory.stretch > 1 and torch.equal(other.points, memory.points)
+
+
+# ---- keyframes ---------------------------------------------------------------------------------
+
+
+def test_small_captures_keep_every_view():
+    views = [looking_at(0.0) for _ in range(7)]
+    assert keyframes(views) == list(range(7))
+    assert keyframes([*views, looking_at(0.0)], plenty=7) != list(range(8))
+
+
+def test_keyframes_show_what_all_views_show():
+    steps = np.linspace(0, 6, 121)  # a view spans 2.1 of the wall: each shows 0.05 more
+    views = [looking_at(float(x)) for x in steps]
+    kept = keyframes(views, plenty=5)
+    assert 6 <= len(kept) <= 40 and kept[0] == 0 and kept[-1] == 120
+    half = WALL * 32 / 60
+    places = np.linspace(-half, 6 + half, 1001)
+    seen = (np.abs(places[:, None] - steps[kept]) <= half).sum(axis=1)
+    assert (seen > 0).mean() > 0.99
+    inner = (places > 1) & (places < 5)
+    assert np.median(seen[inner]) >= 3
+
+
+def test_a_closer_look_is_a_keyframe():
+    views = [looking_at(0.0) for _ in range(12)]
+    views[6] = looking_at(0.0, depth=WALL / 8)
+    kept = keyframes(views, plenty=3)
+    assert 6 in kept and len(kept) < 8
+
+
+def test_photos_without_depth_all_stay():
+    views = [looking_at(0.0, depth=0.0) for _ in range(9)]
+    assert keyframes(views, plenty=3) == list(range(9))
+
+
+def test_a_large_capture_says_what_it_kept(monkeypatch):
+    monkeypatch.setattr("worldstereo.views.intake._keyframes.PLENTY", 4)
+    world = World(WarpGenerator())
+    views = tuple(looking_at(0.02 * i) for i in range(13))
+    scene = start(world, Capture("wall", "rgbd", views), register=False)
+    assert 4 <= len(scene.views) < 13
+    assert scene.notices[-1].startswith(f"13 views: {len(scene.views)} keyframes")
