@@ -19,7 +19,7 @@ RANKS = [
     "cameras rotations",
     "trajectory depth neighbors render memory.attention memory._checks",
     "scene memory.geometric",
-    "views.fusion views.multiview",
+    "views.fusion views.multiview views.correspondences",
     "memory.stereo",
     "views.registration",
     "views.intake memory.localize",

@@ -44,7 +44,7 @@ from worldstereo.memory.stereo._matches import (
     to_pixels,
 )
 from worldstereo.memory.stereo._matches import matches as find_matches
-from worldstereo.render import RenderResult
+from worldstereo.render import RenderResult, render_points
 
 STORAGE = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 STORAGE["int8"] = torch.int8
@@ -463,6 +463,39 @@ class SpatialStereoMemory(BankFiles):
         features[held] = self._bank.features(slots[held])
         usage.count_use(self._bank, slots[held], None, int(held[..., 0].sum()), batch * n)
         return features, slots
+
+    def warp(self, camera_params: Cameras, height: int, width: int) -> tuple[Tensor, Tensor]:
+        """The stored features as a camera would see them, on a grid laid over its image.
+
+        Each accepted correspondence shows its entry in the cell that it projects into; the nearest
+        one wins. For generators that want remembered features as keys and values.
+
+        Args:
+            camera_params: one camera, or a batch.
+            height, width: of the grid.
+
+        Returns:
+            features (…, feature_dim, height, width), zeros where nothing is seen, and a mask
+            (…, 1, height, width). Does not count as use.
+        """
+        for name, size in (("height", height), ("width", width)):
+            check_whole(name, size, 1)
+        if not isinstance(camera_params, Cameras):
+            raise TypeError(f"camera_params must be Cameras, got {type(camera_params).__name__}.")
+        shape = camera_params.batch_shape
+        sure = self._bank.column("confidence") >= self._bank.threshold
+        points = self._bank.column("points")[sure]
+        entry = sure.nonzero()[:, 0]
+        index = torch.full((*shape, 1, height, width), -1, dtype=torch.int64, device=self.device)
+        if len(points) > 0:
+            grid = camera_params.scaled(width, height)
+            index = render_points(points, torch.zeros_like(points), grid, radius=0).index
+        seen = index >= 0
+        features = torch.zeros(*shape, height, width, self.feature_dim, device=self.device)
+        if bool(seen.any()):
+            held = seen.squeeze(-3)
+            features[held] = self._bank.features(entry[index.squeeze(-3)[held]])
+        return features.movedim(-1, -3), seen
 
     def _match(self, *question: Any) -> Matches:
         return find_matches(self._bank.entries(), self._search(*question))
