@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+ORIGIN_UTM = np.array([317785.23, 5049158.31, 40.352])
 LOW, HIGH = np.array([-2.0, -1.5, -2.0]), np.array([2.0, 1.5, 3.0])
 OPENGL = np.diag([1.0, -1.0, -1.0, 1.0])
 

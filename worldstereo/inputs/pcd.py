@@ -72,8 +72,11 @@ def _columns(
             table = np.array(words[: n * width]).astype(np.float64).reshape(n, width)
         except ValueError:
             raise refusal(name, "something is not a number", _AGAIN) from None
-        return {key: table[:, s].astype(k) if k[0] == "f" else table[:, s]
-                for key, s, k in zip(names, starts[:-1], kinds, strict=True)}  # fmt: skip
+        with np.errstate(invalid="ignore"):
+            return {
+                key: table[:, start].astype(kind)
+                for key, start, kind in zip(names, starts[:-1], kinds, strict=True)
+            }
     if form == "binary":
         if len(body) < n * row.itemsize:
             raise _short(name, n, len(body) // row.itemsize)
