@@ -213,6 +213,8 @@ def _depth(
     own = shot.depth_lens
     if own is not None and (own.width, own.height) != (w, h):
         own = own.scaled(w, h)
+    if own is not None and (h, w) == (height, width) and np.allclose(own.K, lens.K):
+        own = None
     if own is None and (h, w) == (height, width):
         return depth, False
     if own is None:

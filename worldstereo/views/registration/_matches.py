@@ -17,6 +17,10 @@ LEAST = 30  # fewer matches than this do not carry a pair
 OVERLAP = 0.08  # smallest share of a view that the other must see
 
 
+SHARED, SAME_DEPTH, SAME_COLOR = 0.5, 0.03, 0.02
+"""Share of a view, depth and mean colour difference within which it is where it was put."""
+
+
 @dataclass(eq=False)
 class Match:
     """Points of view `i`, in its own axes (u), and the pixels where view `j` shows them."""
@@ -60,6 +64,37 @@ def _share(points: np.ndarray, pose: Pose, other: Working, tolerance: float) -> 
     inside = (z > 0) & (iu >= 0) & (iv >= 0) & (iu < w) & (iv < h)
     seen = other.depth[np.where(inside, iv, 0), np.where(inside, iu, 0)]
     return float((inside & (np.abs(seen - z) < tolerance * z)).mean())
+
+
+def as_given(view: Working, others: Sequence[Working]) -> bool:
+    """Whether some other view shows this one's surface at its depth and in its colours as posed.
+
+    Smooth pictures have no details to match; depth and colours still say that the pose is right.
+    """
+    h, w = view.depth.shape
+    step = max(1, int((h * w / 1200) ** 0.5))
+    cut = (slice(step // 2, None, step), slice(step // 2, None, step))
+    points = unproject(view.pose, view.depth)[cut].reshape(-1, 3)
+    colors = view.color[cut].reshape(-1, 3).astype(np.float32) / 255
+    known = points[:, 2] > 0
+    points, colors = points[known], colors[known]
+    if len(points) < 100:
+        return False
+    near = sorted(others, key=lambda o: pose_distance(view.pose, o.pose))[:8]
+    for other in near:
+        u, v, z = project(points, relative(view.pose, other.pose), other.pose.K)
+        H, W = other.depth.shape
+        iu, iv = np.rint(u).astype(int), np.rint(v).astype(int)
+        inside = (z > 0) & (iu >= 0) & (iv >= 0) & (iu < W) & (iv < H)
+        at = np.where(inside, iv, 0), np.where(inside, iu, 0)
+        same = inside & (np.abs(other.depth[at] - z) < SAME_DEPTH * z)
+        if same.mean() < SHARED:
+            continue
+        theirs = other.color[at].astype(np.float32) / 255
+        off = (colors - theirs)[same]
+        if float(np.abs(off - np.median(off, axis=0)).mean()) < SAME_COLOR:
+            return True
+    return False
 
 
 def project(

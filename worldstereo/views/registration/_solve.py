@@ -10,7 +10,7 @@ import numpy as np
 from worldstereo.progress import OnStep
 from worldstereo.views.fusion import METRES, Pose, Working, parallel_for
 from worldstereo.views.registration._field import exp6, log6
-from worldstereo.views.registration._matches import Match, chosen_pairs, match, project
+from worldstereo.views.registration._matches import Match, as_given, chosen_pairs, match, project
 
 HUBER = 1.0  # pixels
 REJECT = 20.0  # pixels
@@ -63,7 +63,7 @@ def solve(
     for i in range(n):
         if not agrees[i]:
             poses[i] = start[i]
-    return poses, agrees, _notices(agrees, new, numbers or range(1, n + 1))
+    return poses, agrees, _notices(views, agrees, new, numbers or range(1, n + 1))
 
 
 def _all_matches(
@@ -217,10 +217,19 @@ def _gauss_newton_step(
         poses[i] = poses[i] @ exp6(step[6 * i : 6 * i + 6])
 
 
-def _notices(agrees: list[bool], new: list[int], numbers: Sequence[int]) -> list[str]:
+def _notices(
+    views: Sequence[Working], agrees: list[bool], new: list[int], numbers: Sequence[int]
+) -> list[str]:
     alone = [i for i in new if not agrees[i]]
+    smooth = [i for i in alone if as_given(views[i], [v for k, v in enumerate(views) if k != i])]
+    alone = [i for i in alone if i not in smooth]
     if not alone:
-        return []
+        if not smooth:
+            return []
+        return [
+            f"{len(smooth)} of {len(agrees)} pictures are too smooth to refine their poses; depth "
+            "and colours confirm the given ones."
+        ]
     if len(alone) == len(agrees) and len(alone) > 1:
         return [
             "No two views agree with each other: their poses may be inverted or far off, or they "
