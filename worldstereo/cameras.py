@@ -5,6 +5,11 @@ in pixels of the image, whose first pixel has its centre at (0.5, 0.5). Other co
 converted where they enter or leave (`inputs/`, `export.py`, `ui/viewport.py`) and nowhere else.
 """
 
+# pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportUnknownParameterType=false
+# pyright: reportUnnecessaryIsInstance=false
+# torch's own stubs leave much unknown; run-time checks of argument types stay.
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -174,9 +179,9 @@ class Cameras:
     def pixel_grid(self, h: int | None = None, w: int | None = None) -> Float[Tensor, "n 2"]:
         """Pixel centres (u, v), row by row, of this image or of an `h` x `w` grid laid over it."""
         h, w = h or self.height, w or self.width
-        options = {"dtype": self.K.dtype, "device": self.K.device}
-        v = (torch.arange(h, **options) + 0.5) * (self.height / h)
-        u = (torch.arange(w, **options) + 0.5) * (self.width / w)
+        K = self.K
+        v = (torch.arange(h, dtype=K.dtype, device=K.device) + 0.5) * (self.height / h)
+        u = (torch.arange(w, dtype=K.dtype, device=K.device) + 0.5) * (self.width / w)
         return torch.stack(torch.meshgrid(u, v, indexing="xy"), dim=-1).reshape(-1, 2)
 
     def _rays(self, h: int, w: int) -> tuple[Tensor, Tensor]:

@@ -32,7 +32,7 @@ class GuideFrame(NamedTuple):
     depth: Float[Tensor, "1 H W"]
     mask: Bool[Tensor, "1 H W"]
     """True where a memory knows the surface."""
-    index: Int[Tensor, "1 H W"]
+    index: Int[Tensor, "1 H W"]  # pyright: ignore[reportIncompatibleMethodOverride]
     """The point of the cloud seen at each pixel, -1 in the cloud's holes."""
     origin: UInt8[Tensor, "1 H W"]
     confidence: Float[Tensor, "1 H W"]

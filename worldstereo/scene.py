@@ -5,6 +5,11 @@ builds new ones. Colours are channels first. Views and clips keep colours and co
 (500 views of 640x480 cost 1.4 GB and not 4); properties give them as floats in [0, 1].
 """
 
+# pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportUnknownParameterType=false
+# pyright: reportUnnecessaryIsInstance=false
+# torch's own stubs leave much unknown; run-time checks of argument types stay.
+
 from dataclasses import dataclass, field, fields, replace
 from enum import IntEnum
 from typing import Any

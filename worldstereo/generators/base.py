@@ -4,6 +4,11 @@ A generator keeps no state between calls: everything a session remembers travels
 Frames come one by one; the caller folds each into the memories before it asks for the next.
 """
 
+# pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportUnknownParameterType=false
+# pyright: reportUnnecessaryIsInstance=false
+# torch's own stubs leave much unknown; run-time checks of argument types stay.
+
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable

@@ -25,7 +25,7 @@ class RenderResult(NamedTuple):
     """z along the optical axis in scene units; 0 in holes."""
     mask: Float[Tensor, "*T 1 H W"]
     """1 where a point was seen, 0 in holes."""
-    index: Int[Tensor, "*T 1 H W"]
+    index: Int[Tensor, "*T 1 H W"]  # pyright: ignore[reportIncompatibleMethodOverride]
     """Row of the point that was seen; -1 in holes."""
 
 

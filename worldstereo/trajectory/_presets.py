@@ -5,6 +5,11 @@ starts exactly at the given pose. All are built from the pose, the pivot and `up
 motion of all three moves the result with them.
 """
 
+# pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportUnknownParameterType=false
+# pyright: reportUnnecessaryIsInstance=false
+# torch's own stubs leave much unknown; run-time checks of argument types stay.
+
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +19,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from worldstereo.rotations import exp, matrices, quaternions
+
+Moved = tuple[Tensor, Tensor]
+"""Rotations (n, 3, 3) and positions (n, 3)."""
 
 
 @dataclass(frozen=True)
@@ -108,10 +116,8 @@ def move(
 ) -> tuple[Float[Tensor, "n 3 3"], Float[Tensor, "n 3"], Float[Tensor, "n"]]:
     """Rotations, positions and factors of the focal length at the parameters `s` in [0, 1]."""
     if name == "zoom":
-        R, x = _stay(c2w, s)
-        return R, x, torch.tensor(value, dtype=s.dtype) ** s
-    R, x = _MOVES[name](c2w, pivot, up, s, value)
-    return R, x, torch.ones_like(s)
+        return *_stay(c2w, s), torch.tensor(value, dtype=s.dtype) ** s
+    return *_MOVES[name](c2w, pivot, up, s, value), torch.ones_like(s)
 
 
 def _turn(axis: Float[Tensor, "3"], angle: Float[Tensor, "n"]) -> Float[Tensor, "n 3 3"]:
@@ -133,38 +139,38 @@ def _toward(direction: Tensor, moved: Tensor) -> Tensor:
     return matrices(torch.where(w > 1e-9, q, still))  # opposite: no smallest one, do not turn
 
 
-def _orbit(c2w: Tensor, pivot: Tensor, up: Tensor, s: Tensor, value: float) -> tuple:
+def _orbit(c2w: Tensor, pivot: Tensor, up: Tensor, s: Tensor, value: float) -> Moved:
     R = _turn(up, s * math.radians(value))
     return R @ c2w[:3, :3], pivot + (R @ (c2w[:3, 3] - pivot))
 
 
-def _dolly(c2w: Tensor, pivot: Tensor, up: Tensor, s: Tensor, value: float) -> tuple:
+def _dolly(c2w: Tensor, pivot: Tensor, up: Tensor, s: Tensor, value: float) -> Moved:
     R, x = _stay(c2w, s)
     return R, x + s[:, None] * (value / 100) * (pivot - x)
 
 
-def _truck(c2w: Tensor, pivot: Tensor, up: Tensor, s: Tensor, value: float) -> tuple:
+def _truck(c2w: Tensor, pivot: Tensor, up: Tensor, s: Tensor, value: float) -> Moved:
     R, x = _stay(c2w, s)
     return R, x + s[:, None] * (value / 100) * (pivot - x).norm(dim=-1, keepdim=True) * c2w[:3, 0]
 
 
-def _crane(c2w: Tensor, pivot: Tensor, up: Tensor, s: Tensor, value: float) -> tuple:
+def _crane(c2w: Tensor, pivot: Tensor, up: Tensor, s: Tensor, value: float) -> Moved:
     way = pivot - c2w[:3, 3]
     x = c2w[:3, 3] + s[:, None] * (value / 100) * way.norm() * up
     return _toward(way, pivot - x) @ c2w[:3, :3], x
 
 
-def _pan(c2w: Tensor, pivot: Tensor, up: Tensor, s: Tensor, value: float) -> tuple:
+def _pan(c2w: Tensor, pivot: Tensor, up: Tensor, s: Tensor, value: float) -> Moved:
     R, x = _stay(c2w, s)
     return _turn(up, -s * math.radians(value)) @ R, x
 
 
-def _tilt(c2w: Tensor, pivot: Tensor, up: Tensor, s: Tensor, value: float) -> tuple:
+def _tilt(c2w: Tensor, pivot: Tensor, up: Tensor, s: Tensor, value: float) -> Moved:
     R, x = _stay(c2w, s)
     return _turn(c2w[:3, 0], s * math.radians(value)) @ R, x
 
 
-def _spiral(c2w: Tensor, pivot: Tensor, up: Tensor, s: Tensor, value: float) -> tuple:
+def _spiral(c2w: Tensor, pivot: Tensor, up: Tensor, s: Tensor, value: float) -> Moved:
     way = pivot - c2w[:3, 3]
     radius = (value / 100) * way.norm() * torch.sin(math.pi * s)
     right, down = c2w[:3, 0], c2w[:3, 1]
@@ -174,7 +180,7 @@ def _spiral(c2w: Tensor, pivot: Tensor, up: Tensor, s: Tensor, value: float) -> 
     return _toward(way, pivot - x) @ c2w[:3, :3], x
 
 
-def _look_around(c2w: Tensor, pivot: Tensor, up: Tensor, s: Tensor, value: float) -> tuple:
+def _look_around(c2w: Tensor, pivot: Tensor, up: Tensor, s: Tensor, value: float) -> Moved:
     R, x = _stay(c2w, s)
     angle = math.radians(value)
     side = _turn(up, -angle * torch.sin(2 * math.pi * s))

@@ -4,6 +4,11 @@ Every function commutes with a rigid motion of the world: positions are combined
 rotations through rates in the camera's own frame, which no motion of the world can see.
 """
 
+# pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportUnknownParameterType=false
+# pyright: reportUnnecessaryIsInstance=false
+# torch's own stubs leave much unknown; run-time checks of argument types stay.
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor

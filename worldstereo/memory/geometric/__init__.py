@@ -9,6 +9,11 @@ Tensors that come from outside are annotated without shapes: the methods check t
 say in one line what is wrong.
 """
 
+# pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportUnknownParameterType=false
+# pyright: reportUnnecessaryIsInstance=false
+# torch's own stubs leave much unknown; run-time checks of argument types stay.
+
 import logging
 from typing import NamedTuple
 

@@ -13,6 +13,11 @@ retrieving count as use and change `importance` and `hit_rate`, nothing else.
 Source: the receptive field follows WorldStereo, arXiv:2603.02049.
 """
 
+# pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportUnknownParameterType=false
+# pyright: reportUnnecessaryIsInstance=false
+# torch's own stubs leave much unknown; run-time checks of argument types stay.
+
 from collections.abc import Mapping
 from enum import IntEnum
 from typing import Any, NamedTuple
