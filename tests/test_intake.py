@@ -136,6 +136,29 @@ def test_a_gripper_is_a_rig_and_a_still_camera_is_none():
     assert find_rig(still) is None
 
 
+def test_plain_walls_and_dark_floors_are_no_rig():
+    """They look the same wherever the camera stands, and the lens darkens the same corners."""
+    w, h = 160, 120
+    K = torch.tensor([[140.0, 0.0, 80.0], [0.0, 140.0, 60.0], [0.0, 0.0, 1.0]])
+    poses = torch.eye(4).repeat(4, 1, 1)
+    poses[:, 0, 3] = torch.arange(4) * 0.25
+    wall = torch.rand(h, 400, generator=torch.Generator().manual_seed(3))
+    y, x = torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")
+    radius = ((x - 80) ** 2 + (y - 60) ** 2) / 10000.0
+    views = []
+    for i in range(4):
+        picture = torch.full((h, w), 0.6)
+        picture[80:] = 0.06
+        shift = round(140 * 0.25 * i / 2.0)  # the wall stands at 2
+        picture[20:60, 40:120] = wall[20:60, 40 + shift : 120 + shift]
+        picture = picture * (1 - 0.3 * radius)
+        color = picture.expand(3, h, w).clamp(0, 1).contiguous()
+        views.append(
+            make_working(View.of(color, torch.full((1, h, w), 2.0), Cameras(K, poses[i], w, h)))
+        )
+    assert find_rig(views) is None
+
+
 def test_generated_views_keep_only_what_they_invented():
     view = views(1)[0]
     origin = torch.full((1, H, W), int(Origin.STEREO), dtype=torch.uint8)
