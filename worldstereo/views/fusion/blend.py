@@ -128,7 +128,9 @@ def accumulate(
         share: what the weight is multiplied by; 0: every agreeing view counts alike.
         detail_low, detail_high: only pixels where this level of the view has between so many
             samples a target pixel are added (those it serves).
-        total, weights, energy: sums of w * colour, w, and w * squared luminance.
+        total, weights: sums of w * colour and w.
+        energy: (H, W, 3) sums over w, w * luminance and w * its square, without `share`: views
+            that do not paint still disagree.
         mass: sum of the agreement alone, without the angle.
         best: largest `facing` factor that contributed.
     """
@@ -167,9 +169,10 @@ def accumulate(
             if status != CONFIRMS:
                 continue
             agreement = matching * border * rimmed
-            w = agreement * facing * share
+            w0 = agreement * facing
             if share <= 0:
-                w = 1.0 if agreement > 0.01 else 0.0
+                w0 = 1.0 if agreement > 0.01 else 0.0
+            w = w0 * share if share > 0 else w0
             if w <= 0:
                 continue
             r = min(r * gain[view, 0] / 255.0, 1.0)
@@ -180,7 +183,9 @@ def accumulate(
             total[y, x, 1] += w * g
             total[y, x, 2] += w * b
             weights[y, x] += w
-            energy[y, x] += w * luminance * luminance
+            energy[y, x, 0] += w0
+            energy[y, x, 1] += w0 * luminance
+            energy[y, x, 2] += w0 * luminance * luminance
             mass[y, x] += agreement
             if facing > best[y, x]:
                 best[y, x] = facing

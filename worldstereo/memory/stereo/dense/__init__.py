@@ -298,9 +298,8 @@ class _Blend:
 
     def __init__(self, shape: tuple[int, int]) -> None:
         self.total = np.zeros((*shape, 3), np.float32)
-        self.weights, self.energy, self.mass, self.best = (
-            np.zeros(shape, np.float32) for _ in range(4)
-        )
+        self.energy = np.zeros((*shape, 3), np.float32)
+        self.weights, self.mass, self.best = (np.zeros(shape, np.float32) for _ in range(3))
 
     def add_all(
         self, views: Sequence[Working], pose: Pose, depth: np.ndarray, options: SynthesisOptions
@@ -340,8 +339,8 @@ class _Blend:
     ) -> np.ndarray:
         from worldstereo.memory.stereo.dense._confidence import confidence_of
 
-        luminance = self.color() @ np.array([0.3, 0.6, 0.1], np.float32)
-        spread = self.energy / np.maximum(self.weights, TINY) - luminance**2
+        _, mean, square = np.moveaxis(self.energy / np.maximum(self.energy[..., :1], TINY), -1, 0)
+        spread = square - mean**2
         spread = np.sqrt(np.maximum(spread, 0))
         return confidence_of(color, self.mass, self.best, spread, seen=seen, cloud=cloud, rig=rig)
 
