@@ -257,3 +257,27 @@ def test_a_picture_of_another_shape_is_cropped_and_the_log_says_so(warp, caplog)
     with caplog.at_level(logging.INFO):
         generate_video(warp, wide, PATH, T, H, W)
     assert "cropped" in caplog.text and "seed" in caplog.text
+
+
+def test_frames_are_remembered_by_hand(warp):
+    """A wall nearer than what is known: its points join the cloud, marked as generated."""
+    video(warp)
+    before, history = warp.global_memory.num_points, len(warp.world.history)
+    frames = picture()[None].expand(T, -1, -1, -1)
+    warp.update_memory(frames, PATH, torch.full((T, H, W), 0.8))
+    assert warp.global_memory.num_points > before + 100
+    added = warp.world.scene.cloud.step == warp.world.history[-1].step
+    assert int(added.sum()) > 100 and len(warp.world.history) == history + 1
+    warp.update_memory(frames, PATH)  # depth is estimated
+    warp.world.undo()
+    warp.world.undo()
+    assert warp.global_memory.num_points == before
+    for change, message in (
+        ({"frames": frames[:0]}, "at least one"),
+        ({"cameras": PATH.cameras(W, H)[:2]}, "cameras must be 3"),
+        ({"depth": torch.zeros(T, 3, 3)}, "depth must be"),
+        ({"depth": torch.full((T, H, W), -1.0)}, "at least 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            warp.update_memory(**({"frames": frames, "cameras": PATH} | change))
+    assert warp.global_memory.num_points == before

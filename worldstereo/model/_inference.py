@@ -23,9 +23,9 @@ from worldstereo.generators import Frame, Generator, OnState, SamplerConfig
 from worldstereo.guide import Guide
 from worldstereo.model import _arguments as arguments
 from worldstereo.render import render_points
-from worldstereo.scene import Capture, Clip, DepthKind, PointCloud, Scene, View
+from worldstereo.scene import KIND_CONFIDENCE, Capture, Clip, DepthKind, PointCloud, Scene, View
 from worldstereo.trajectory import CameraTrajectory, Trajectory
-from worldstereo.world import World, explore, start
+from worldstereo.world import World, explore, remember_view, start
 
 log = logging.getLogger(__name__)
 
@@ -368,6 +368,58 @@ def condition_capture(
         rough_depth=estimate.rough and cloud is None,
         notices=notices,
     )
+
+
+def remembered(model: Any, frames: Any, cameras: Any, depth: Any = None) -> None:
+    """Folds frames into both memories of a model, as one step that can be undone.
+
+    Frames count as generated: they are marked so, and given views are never replaced by them.
+
+    Args:
+        frames: (T, 3, H, W) floats in [0, 1], or (T, H, W, 3) bytes.
+        cameras: T of them: a trajectory or `Cameras`.
+        depth: (T, H, W) or (T, 1, H, W), z in world units, 0 where unknown; estimated and fitted to
+            what the global memory shows where None.
+
+    Raises:
+        ValueError, TypeError: shapes that do not fit; nothing has changed then.
+    """
+    pictures = [arguments.picture(f"frames[{t}]", frame) for t, frame in enumerate(frames)]
+    if not pictures:
+        raise ValueError("frames must hold at least one frame, got none.")
+    if len({p.shape for p in pictures}) > 1:
+        raise ValueError("frames must share one size.")
+    height, width = pictures[0].shape[-2:]
+    path = arguments.path_of(cameras, width, height, "cameras").cameras
+    if len(path) != len(pictures):
+        raise ValueError(f"cameras must be {len(pictures)} like the frames, got {len(path)}.")
+    given = None
+    if depth is not None:
+        given = torch.as_tensor(depth).detach().cpu().float()
+        given = given[:, None] if given.ndim == 3 else given
+        if given.shape != (len(pictures), 1, height, width):
+            raise ValueError(
+                f"depth must be ({len(pictures)}, {height}, {width}), got {tuple(given.shape)}."
+            )
+        if not bool(torch.isfinite(given).all()) or float(given.min()) < 0:
+            raise ValueError("depth must be finite and at least 0.")
+    world = _world_of(model)
+    with world.step("update memory") as draft:
+        for t, color in enumerate(pictures):
+            camera = path[t]
+            if given is None:
+                shown = render_points(
+                    draft.geometry.points.cpu(), draft.geometry.colors.cpu(), camera
+                )
+                z = align(best_estimator()(color, camera).depth, shown.depth, shown.mask.bool())
+            else:
+                z = given[t]
+            kind = (z > 0).to(torch.uint8) * int(DepthKind.GENERATED)
+            confidence = (z > 0).float() * KIND_CONFIDENCE[DepthKind.GENERATED]
+            view = View.of(
+                color, z, camera, kind=kind, confidence=confidence, step=draft.step, frame=t
+            )
+            remember_view(draft, view, world.generator)
 
 
 def _run(plan: Plan, callback: OnState | None) -> Clip:

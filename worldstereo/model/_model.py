@@ -21,7 +21,7 @@ from worldstereo.model._compact import CompactBackbone
 from worldstereo.model._config import backbone_config, check_widths, memory_config
 from worldstereo.model._files import MANIFEST, read_config, read_weights, write_model
 from worldstereo.model._generators import CompactGenerator, SharedDiffusion, SizedWarp
-from worldstereo.model._inference import one_clip
+from worldstereo.model._inference import one_clip, remembered
 from worldstereo.model._output import ModelOutput
 from worldstereo.model._process import Process
 from worldstereo.progress import OnStep, ignore
@@ -156,6 +156,19 @@ class WorldStereo(nn.Module):
     def reset_memory(self) -> None:
         """Forgets everything remembered, undo included; weights stay."""
         self._world = World(self._generator)
+
+    def update_memory(self, frames: Any, cameras: Any, depth: Any = None) -> None:
+        """Folds frames into both memories, as one step that can be undone; see the reference.
+
+        Args:
+            frames: (T, 3, H, W) floats in [0, 1], or (T, H, W, 3) bytes.
+            cameras: a trajectory or `Cameras` of T frames.
+            depth: (T, H, W) in world units, 0 where unknown; estimated where None.
+
+        Raises:
+            ValueError, TypeError: shapes that do not fit; nothing has changed then.
+        """
+        remembered(self, frames, cameras, depth)
 
     def _show_memories(self) -> None:
         """Publishes what was loaded into the memories, so that calls can continue it."""
