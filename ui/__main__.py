@@ -48,6 +48,10 @@ class AppConfig:
     base: Path | None = None
     """Folder of the Wan base model, where the checkpoint does not name one that is at hand."""
 
+    depth: str | None = None
+    """Depth of single photos: auto (a model in the local hub cache, else a rough layout), none, a
+    model's folder or hub id; or WORLDSTEREO_DEPTH_MODEL in the environment."""
+
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the generator runs; auto takes a GPU where there is one."""
 
@@ -118,6 +122,10 @@ def main(config: AppConfig) -> None:
     )
     if config.threads is not None:
         os.environ["WORLDSTEREO_THREADS"] = str(config.threads)
+    if config.depth is not None:
+        from worldstereo.depth import use
+
+        use(config.depth)
     from .page.page import launch
     from .session.sessions import Sessions
 

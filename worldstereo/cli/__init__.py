@@ -24,7 +24,8 @@ class Explore:
     """Generate the views of a path through a capture, and write the grown world."""
 
     input: Annotated[Path, tyro.conf.Positional]
-    """A capture (folder or zip), a photo, a mesh or point cloud, or a saved project."""
+    """Photos (a folder or zip, with or without poses), one photo or panorama, a video, a mesh or
+    point cloud, or a saved project."""
 
     out: Path = Path("world")
     """Folder for the results: frames, clip.mp4, the exports and the project."""
@@ -118,15 +119,30 @@ class Info:
 
 
 @dataclass(frozen=True)
+class Depth:
+    """Get a depth model into the local hub cache; without --get, say which one is used."""
+
+    model: Annotated[str, tyro.conf.Positional] = ""
+    """A hub id; where not given, Depth Anything V2 small (about 100 MB, Apache-2.0)."""
+
+    get: bool = False
+    """Download it now. What a download that was stopped had fetched is used again."""
+
+
+@dataclass(frozen=True)
 class Options:
     """What every command takes."""
 
     command: Annotated[
         Annotated[Explore, tyro.conf.subcommand("explore")]
         | Annotated[Export, tyro.conf.subcommand("export")]
-        | Annotated[Info, tyro.conf.subcommand("info")],
+        | Annotated[Info, tyro.conf.subcommand("info")]
+        | Annotated[Depth, tyro.conf.subcommand("depth")],
         tyro.conf.arg(name=""),
     ]
+    depth: str | None = None
+    """Depth of single photos: auto (a model in the local hub cache, else a rough layout), none, a
+    model's folder or hub id, or a recorded depth map (16-bit PNG in millimetres, TIFF)."""
     verbose: bool = field(default=False)
     """Log what happens."""
 
@@ -137,8 +153,12 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO if options.verbose else logging.WARNING)
     from worldstereo.errors import WorldStereoError
 
-    run = {Explore: _explore, Export: _export, Info: _info}[type(options.command)]
+    run = {Explore: _explore, Export: _export, Info: _info, Depth: _depth}[type(options.command)]
     try:
+        if options.depth is not None:
+            from worldstereo.depth import use
+
+            use(options.depth)
         run(options.command)  # type: ignore[arg-type]
     except (WorldStereoError, ValueError, OSError) as error:
         print(error, file=sys.stderr)
@@ -209,6 +229,18 @@ def _info(command: Info) -> None:
     _print_facts(_open(command.input, WarpGenerator(), True)[0].scene)
 
 
+def _depth(command: Depth) -> None:
+    from worldstereo.depth import SUGGESTED, download, model_folder
+
+    if command.get:
+        print(download(command.model or SUGGESTED, on_step=_progress))
+    elif command.model:
+        raise ValueError(f"add --get to download {command.model}; nothing was fetched.")
+    else:
+        folder = model_folder()
+        print("No depth model is here: add --get." if folder == "none" else folder)
+
+
 def _launch(command: Explore) -> None:
     """Starts this very command on several devices, unless this is one of them; does not return."""
     from worldstereo.generators.diffusion import distributed
@@ -245,7 +277,7 @@ def _open(path: Path, generator: "Generator", register: bool) -> "tuple[World, s
     if is_project(path):
         load_world(world, path)
     else:
-        capture = read(path)
+        capture = read(path, on_step=_progress)
         prompt = capture.prompt
         start(world, capture, register=register, on_step=_progress)
     return world, prompt
@@ -331,4 +363,10 @@ def _print_facts(scene: "Scene") -> None:
 
 
 def _progress(step: int, total: int, message: str) -> None:
+    """A bar on a terminal, lines in a log."""
+    if sys.stderr.isatty():
+        filled = round(24 * step / total) if total > 0 else 0
+        end = "\n" if total > 0 and step >= total else ""
+        bar = f"[{'#' * filled}{'.' * (24 - filled)}] {message[:90]}"
+        print(f"\r\x1b[K{bar}", end=end, file=sys.stderr, flush=True)
     logging.getLogger(__name__).info("%s (%d/%d)", message, step, total)

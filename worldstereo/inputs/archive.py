@@ -289,6 +289,14 @@ def natural(name: str) -> tuple[list[tuple[int, int | str]], str]:
     return [(0, int(p)) if p.isascii() and p.isdigit() else (1, p) for p in parts], name
 
 
+def head(path: Path, name: str) -> bytes:
+    """The first bytes of a regular file."""
+    with open(path, "rb", opener=_without_waiting) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise refusal(name, "this is not a regular file", "A file or a folder is accepted")
+        return file.read(64)
+
+
 def read_regular(path: Path, name: str, limits: Limits) -> bytes:
     """The bytes of a regular file; a pipe or device is refused instead of waited for."""
     with open(path, "rb", opener=_without_waiting) as file:

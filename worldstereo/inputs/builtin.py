@@ -4,7 +4,7 @@ import logging
 from functools import cache
 from importlib.metadata import entry_points
 
-from worldstereo.inputs import cloud, images, photo, posed, rgbd, scanner
+from worldstereo.inputs import cloud, images, panorama, posed, rgbd, scanner, unposed, video
 from worldstereo.inputs.registry import GROUP, Reader, readers, register
 
 log = logging.getLogger(__name__)
@@ -55,5 +55,12 @@ def _register_own() -> None:
         register(Reader(name, title, suffixes, sniff, cloud.read, rank=60, poses=False,
                         group="clouds and meshes"))  # fmt: skip
     # ---- photos --------------------------------------------------------------------------------
-    register(Reader("photo", "One photo", images.SUFFIXES, images.is_picture, photo.read, rank=70,
-                    poses=False, group="photos"))  # fmt: skip
+    register(Reader("photo", "One photo, or a panorama (equirectangular)", images.SUFFIXES,
+                    images.is_picture, panorama.read_picture, rank=70, poses=False,
+                    group="photos"))  # fmt: skip
+    register(Reader("unposed", "Photos or panoramas without poses", find=unposed.find_photos,
+                    read_bundle=unposed.read_bundle, rank=72, poses=False,
+                    group="photos"))  # fmt: skip
+    register(Reader("video", "A video", video.SUFFIXES, unposed.is_film, unposed.read_video,
+                    unposed.find_video, unposed.read_film, rank=74, poses=False,
+                    group="photos"))  # fmt: skip

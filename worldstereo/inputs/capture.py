@@ -4,12 +4,13 @@ import posixpath
 
 import torch
 
-from worldstereo.inputs import poses
+from worldstereo.inputs import upright
 from worldstereo.inputs.archive import Bundle
 from worldstereo.inputs.assemble import Assembled, evenly
 from worldstereo.inputs.limits import shown
 from worldstereo.scene import Capture, PointCloud
 
+GUESSED_UP = "Up was guessed from how the cameras were held: few straight lines point up."
 _SUFFIXES = (
     ".zip",
     ".ply",
@@ -22,6 +23,11 @@ _SUFFIXES = (
     ".jpeg",
     ".png",
     ".webp",
+    ".mp4",
+    ".mov",
+    ".m4v",
+    ".webm",
+    ".mkv",
 )
 
 
@@ -34,20 +40,22 @@ def captured(
     notices: tuple[str, ...] = (),
     metres_per_unit: float | None = None,
 ) -> Capture:
-    """A capture of posed views; the sky is where most cameras have their upper edge."""
+    """A capture of posed views; up is where upright lines vanish, or how cameras were held."""
     most = bundle.limits.kept_points
     if cloud is not None and len(cloud) > most:
         notices = (*notices, f"{len(cloud)} points were thinned evenly to {most}.")
         kept = torch.zeros(len(cloud), dtype=torch.bool)
         kept[evenly(len(cloud), most)] = True
         cloud = cloud.rows(kept)
-    up = poses.up_of([view.given.c2w.double().numpy() for view in assembled.views])
+    sky = upright.up(assembled.views)
+    if sky.guessed and len(assembled.views) > 1:
+        notices = (*notices, GUESSED_UP)
     return Capture(
         name=title(bundle.name),
         kind=kind,
         views=assembled.views,
         cloud=cloud,
-        up=None if up is None else torch.tensor(up, dtype=torch.float32),
+        up=None if sky.up is None else torch.tensor(sky.up, dtype=torch.float32),
         notices=(*notices, *assembled.notices),
         metres_per_unit=metres_per_unit,
     )

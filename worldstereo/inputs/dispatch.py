@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from worldstereo.errors import InputRefused
-from worldstereo.inputs import archive, builtin, images, registry, together
+from worldstereo.inputs import archive, builtin, images, registry, together, unposed, video
 from worldstereo.inputs.archive import Bundle
 from worldstereo.inputs.limits import Limits, refusal, shown
 from worldstereo.inputs.registry import Reader
@@ -27,6 +27,8 @@ def read(source: Path | str | bytes, name: str, limits: Limits) -> Capture:
         try:
             if path.is_dir():
                 return read_bundle(archive.Folder(path, limits, name))
+            if video.is_video(name, archive.head(path, name)):  # read frame by frame, never whole
+                return unposed.read_video(name, path, limits)
             source = archive.read_regular(path, name, limits)
         except FileNotFoundError:
             raise refusal(name, "there is no such file", "Check the name") from None
@@ -48,6 +50,8 @@ def read(source: Path | str | bytes, name: str, limits: Limits) -> Capture:
 
 def read_file(name: str, data: bytes, limits: Limits) -> Capture:
     """One file that is no archive."""
+    if video.is_video(name, data[:64]):
+        return unposed.read_video(name, data, limits)
     reader = registry.of_file(name, data)
     if reader is not None and reader.read is not None:
         return reader.read(name, data, limits)

@@ -5,11 +5,15 @@ number>. <what is accepted or what to do>.` It shows no path of this machine and
 """
 
 import contextlib
+import logging
+import secrets
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from worldstereo.errors import InputRefused
+
+log = logging.getLogger(__name__)
 
 LONGEST_LINE = 200
 _MB, _GB = 1 << 20, 1 << 30
@@ -76,6 +80,24 @@ class Limits:
     memory: int = 8 * _GB
     """Address space that the import worker may add to what it has after its imports."""
 
+    solve_seconds: float = 600.0
+    """Time for placing photos or the frames of a video, instead of `seconds`."""
+
+    solve_images: int = 300
+    """Most photos placed; more are thinned evenly with a notice."""
+
+    video_frames: int = 60
+    """Most keyframes of a video."""
+
+    video_seconds: float = 600.0
+    """Longest video."""
+
+    video_bytes: int = 8 * _GB
+    """Largest video file; it is read frame by frame."""
+
+    video_side: int = 4096
+    """Longest side of a video, pixels; its area at most that of 16:9."""
+
     prompt: int = 4_000
     """Longest prompt, characters; longer ones are cut with a notice."""
 
@@ -101,6 +123,10 @@ SPACE = Limits(
     json_bytes=16 * _MB,
     seconds=30.0,
     memory=2 * _GB,
+    solve_seconds=180.0,
+    solve_images=60,
+    video_frames=30,
+    video_bytes=200 * _MB,
 )
 
 
@@ -175,3 +201,10 @@ def size_text(n: float | int) -> str:
             return f"{n:.0f} {unit}" if n >= 10 or unit == "bytes" else f"{n:.1f} {unit}"
         n /= 1024
     raise AssertionError
+
+
+def unknown_failure(name: str) -> InputRefused:
+    """The line for a failure nobody foresaw; the traceback goes to the log under its number."""
+    case = secrets.token_hex(2)
+    log.exception("import failed (case %s)", case)
+    return InputRefused(f"{shown(name)} could not be read (case {case}). The world is unchanged.")

@@ -7,13 +7,20 @@ import numpy as np
 import torch
 
 from worldstereo.cameras import Cameras
-from worldstereo.depth import DEFAULT_FOV, DepthEstimator, best_estimator, default_camera
+from worldstereo.depth import (
+    DEFAULT_FOV,
+    DepthEstimator,
+    LayoutDepth,
+    best_estimator,
+    default_camera,
+)
 from worldstereo.inputs import images
 from worldstereo.inputs.assemble import fitted, shrunk, with_depth
 from worldstereo.inputs.capture import title
 from worldstereo.inputs.limits import Limits, shown
 from worldstereo.scene import Capture, DepthKind, View, to_bytes
 
+LEARNED = "Depth of the photo comes from a depth model; its scale is the model's."
 ROUGH = "Depth was guessed from one photo: a rough layout, good for small camera moves."
 
 
@@ -28,16 +35,20 @@ def read(
         width, height = fitted(width, height, limits.view_side)
         notices.append(f"The photo was scaled down to {width} x {height} px.")
     pixels = shrunk(photo.color, width, height) if notices else photo.color
-    fov = DEFAULT_FOV
+    camera = None
     if photo.focal_35mm is not None:
-        fov = 2 * math.atan(18.0 / photo.focal_35mm)
-    else:
+        camera = default_camera(width, height, 2 * math.atan(18.0 / photo.focal_35mm))
+    estimator = estimator or best_estimator()
+    view = guessed(pixels, camera, name, estimator)
+    if camera is None:
+        fov = 2 * math.atan(max(width, height) / 2 / float(view.cameras.K[0, 0]))
+        how = "measured by the depth model" if abs(fov - DEFAULT_FOV) > 1e-4 else "assumed"
         degrees = round(math.degrees(fov))
-        notices.append(f"The photo does not name its lens; {degrees} degrees of view were assumed.")
+        notices.append(f"The photo does not name its lens; {degrees} degrees of view were {how}.")
+    if not isinstance(estimator, LayoutDepth):
+        notices.append(LEARNED)
     if images.is_panorama(data):
         notices.append("It is a 360-degree panorama by its tags and was opened as a flat photo.")
-    camera = default_camera(width, height, fov)
-    view = guessed(pixels, camera, name, estimator or best_estimator())
     rough = view.kind.max() == DepthKind.COMPLETED
     return Capture(
         name=title(name),
@@ -49,10 +60,16 @@ def read(
     )
 
 
-def guessed(pixels: np.ndarray, camera: Cameras, name: str, estimator: DepthEstimator) -> View:
-    """A view whose depth an estimator made: completed (rough) or stereo-like (a real model)."""
+def guessed(
+    pixels: np.ndarray, camera: Cameras | None, name: str, estimator: DepthEstimator
+) -> View:
+    """A view whose depth an estimator made: completed (rough) or stereo-like (a real model).
+
+    Without a camera the estimator's own is taken: measured by the model, or a usual one.
+    """
     color8 = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
     estimate = estimator(color8.float() / 255, camera)
+    camera = estimate.cameras
     view = View(
         color8=color8,
         depth=torch.zeros(1, camera.height, camera.width),

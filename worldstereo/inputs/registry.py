@@ -99,6 +99,6 @@ def suffixes() -> tuple[str, ...]:
 def accepted() -> str:
     """One sentence of what is accepted, for refusals."""
     return (
-        "A photo, a mesh or point cloud (PLY, GLB, OBJ, STL, LAS, PCD, XYZ and more), or a folder "
-        "or zip of posed pictures is accepted"
+        "Photos, a video, a mesh or point cloud (PLY, GLB, OBJ, STL, LAS, PCD, XYZ and more), or a "
+        "folder or zip of pictures is accepted"
     )

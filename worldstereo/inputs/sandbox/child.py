@@ -58,26 +58,33 @@ def main() -> None:
     if not line:
         return  # the app is gone
     job = json.loads(line)
-    answer = _answer(job)
+    answer = _answer(job, channel)
     _say(channel, answer | {"log": records[:20]})
     channel.close()
     os._exit(0)  # no exit handlers: the answer is out
 
 
-def _answer(job: dict[str, Any]) -> dict[str, Any]:
+def _answer(job: dict[str, Any], channel: Any) -> dict[str, Any]:
     from worldstereo import inputs
     from worldstereo.errors import InputRefused
     from worldstereo.inputs.limits import Limits
     from worldstereo.inputs.sandbox import transfer
+    from worldstereo.inputs.task import Task
 
     limits = Limits(**job["limits"])
     source, folder = Path(job["path"]), Path(job["folder"])
     tempfile.tempdir = str(folder)  # the only place that may be written from here on
     gc.disable()  # one job, then the end; collecting made large JSON texts three times slower
     _limit(limits, float(job["seconds"]))
-    forbid(source, folder)
+    keep = Path(job["keep"]) if job.get("keep") else None
+    forbid(source, folder, keep)
+    task = Task(
+        on_step=lambda *said: _say(channel, {"step": said}),
+        room=keep or folder,
+        solving=lambda: _say(channel, {"needs": "solve"}),
+    )
     try:
-        capture = inputs.read(source, job["name"], limits)
+        capture = inputs.read_here(source, job["name"], limits, task)
         transfer.write(capture, folder)
     except InputRefused as error:
         return {"refused": str(error)}
@@ -89,9 +96,10 @@ def _answer(job: dict[str, Any]) -> dict[str, Any]:
     return {"done": True}
 
 
-def forbid(source: Path, folder: Path) -> None:
-    """From here on only `source` may be read and only `folder` written; for good."""
-    readable, writable = str(source), str(folder)
+def forbid(source: Path, folder: Path, keep: Path | None = None) -> None:
+    """From here on only `source` may be read and only `folder` and `keep` written; for good."""
+    readable = str(source)
+    roots = [str(path) for path in (folder, keep) if path is not None]
     # A library may still import a part of itself: code, never data, from where code lies now.
     code = tuple(os.path.realpath(p) for p in sys.path if p and os.path.isdir(p))
 
@@ -110,7 +118,7 @@ def forbid(source: Path, folder: Path) -> None:
                 isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
             )
             reads = event in ("open", "os.listdir", "os.scandir") and not writes
-            if inside(path, writable) or (reads and inside(path, readable)):
+            if any(inside(path, root) for root in roots) or (reads and inside(path, readable)):
                 return
             is_code = event != "open" or path.endswith((".py", ".pyc"))
             if reads and is_code and any(inside(path, root) for root in code):
@@ -132,7 +140,7 @@ def _limit(limits: Any, seconds: float) -> None:
     for kind, value in (
         (resource.RLIMIT_AS, used + limits.memory),
         (resource.RLIMIT_FSIZE, 4 * limits.unpacked_bytes),
-        (resource.RLIMIT_CPU, int(4 * seconds) + 10),
+        (resource.RLIMIT_CPU, int(4 * max(seconds, limits.solve_seconds)) + 10),
         (resource.RLIMIT_CORE, 0),
     ):
         _, hard = resource.getrlimit(kind)
@@ -157,7 +165,7 @@ def _warm_up() -> None:
 
     assert all((ImageOps, cloud, dispatch, posed, rgbd, transfer, safetensors.torch))
     builtin.load()  # readers of other packages too: code is loaded now or never
-    for optional in ("pillow_heif", "laspy", "lazrs", "pye57"):
+    for optional in ("pillow_heif", "laspy", "lazrs", "pye57", "pycolmap", "av.logging"):
         with contextlib.suppress(ImportError):
             importlib.import_module(optional)
     cv2.setNumThreads(1)

@@ -16,22 +16,30 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from worldstereo.depth import MODEL_FOLDER, model_folder
 from worldstereo.errors import Cancelled, InputRefused
-from worldstereo.inputs import unknown_failure
-from worldstereo.inputs.limits import LOCAL, Limits, refusal, shown, size_text
+from worldstereo.inputs.limits import (
+    LOCAL,
+    Limits,
+    refusal,
+    shown,
+    size_text,
+    unknown_failure,
+)
+from worldstereo.inputs.sandbox import kept
+from worldstereo.progress import OnStep, ignore
 from worldstereo.scene import Capture
 
 log = logging.getLogger(__name__)
 
 _START_SECONDS = 120.0  # a cold disk and a busy machine
 _TICK = 0.05  # how soon a cancel is noticed, seconds
-_KEPT_ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "SYSTEMROOT", "OMP_WAIT_POLICY", "TMPDIR",
-                     "WORLDSTEREO_DEPTH_MODEL")  # fmt: skip
+_KEPT_ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "SYSTEMROOT", "OMP_WAIT_POLICY", "TMPDIR")
 
 Stop = Callable[[], bool] | threading.Event | None
 
@@ -54,34 +62,45 @@ class ImportWorker:
 
     def read(
         self,
-        path: Path | str,
+        path: Path | str | Sequence[Path],
         name: str | None = None,
         timeout: float | int | None = None,
         cancelled: Stop = None,
+        on_step: OnStep = ignore,
     ) -> Capture:
-        """The capture in a file or folder.
+        """The capture in a file, a folder, or several files.
+
+        What a placing of photos that was stopped had found is kept for an hour: the same files go
+        on from there.
 
         Args:
             path: What to read; the worker can open nothing else.
             name: What it was called; default: the name of the path.
-            timeout: Seconds until the worker is killed; default `limits.seconds`.
+            timeout: Seconds until the worker is killed; default `limits.seconds`. Placing photos
+                gets `limits.solve_seconds` from when it begins.
             cancelled: An event, or a function that says whether to stop.
+            on_step: hears how far it is, in this thread; it may raise `Cancelled`.
 
         Raises:
             InputRefused: it cannot be read within the limits; one line.
             Cancelled: `cancelled` said so; the worker is gone.
         """
-        path = Path(path)
+        several = None if isinstance(path, (str, Path)) else [Path(p) for p in path]
+        path = Path(path) if isinstance(path, (str, Path)) else Path("photos")
         name = name or path.name or "upload"
         seconds = self.limits.seconds if timeout is None else float(timeout)
         stop = _as_function(cancelled)
         while not self._slots.acquire(timeout=_TICK):
             _check(stop)
-        folder = Path(tempfile.mkdtemp(prefix="worldstereo-import-"))
+        # Resolved: a temporary folder may be reached through a link, and the worker compares names.
+        folder = Path(tempfile.mkdtemp(prefix="worldstereo-import-")).resolve()
         process: _Process | None = None
         try:
+            if several is not None:
+                path = gathered(several, folder / "given")
             process = self._take()
-            return self._run(process, path, name, folder, seconds, stop)
+            with kept.room(path) as keep:
+                return self._run(process, path, name, folder, keep, seconds, stop, on_step)
         finally:
             if process is not None:
                 process.kill()
@@ -112,6 +131,8 @@ class ImportWorker:
             if self._closed:
                 raise InputRefused("The import worker is closed. Restart the app.")
             process, self._spare = self._spare, None
+            if process is not None and process.model != model_folder():
+                process.kill()  # a depth model was downloaded since
             if process is None or not process.alive:
                 process = _Process()
             self._running.add(process)
@@ -128,8 +149,10 @@ class ImportWorker:
         path: Path,
         name: str,
         folder: Path,
+        keep: Path | None,
         seconds: float,
         stop: Callable[[], bool],
+        on_step: OnStep,
     ) -> Capture:
         answer = process.receive(_START_SECONDS, stop)
         if answer is None or answer.get("ready") is not True:
@@ -139,12 +162,22 @@ class ImportWorker:
                 "path": str(path.resolve()),
                 "name": name,
                 "folder": str(folder),
+                "keep": None if keep is None else str(keep),
                 "limits": asdict(self.limits),
                 "seconds": seconds,
             }
         )
-        deadline = time.monotonic() + seconds
-        answer = process.receive(seconds, stop)
+        deadline, asked = time.monotonic() + seconds, False
+        while True:
+            answer = process.receive(deadline - time.monotonic(), stop)
+            if answer is not None and "step" in answer:
+                on_step(*_step(answer["step"]))
+            elif answer is not None and answer.get("needs") == "solve":
+                if not asked:  # once: a worker cannot stay alive by asking
+                    seconds, asked = self.limits.solve_seconds, True
+                    deadline = time.monotonic() + seconds
+            else:
+                break
         for line in (answer or {}).get("log", []):
             log.error("import worker: %s", str(line)[:4000])
         if answer is None and time.monotonic() >= deadline:
@@ -186,7 +219,11 @@ class _Process:
             "PYTHONPATH": source,
             "PYTHONDONTWRITEBYTECODE": "1",
             "OMP_NUM_THREADS": "2",
+            # Found here: the process knows no home folder and so no hub cache.
+            MODEL_FOLDER: model_folder(),
+            "HF_HUB_OFFLINE": "1",
         }
+        self.model = environment[MODEL_FOLDER]
         self._process = subprocess.Popen(
             [sys.executable, "-s", "-P", "-m", "worldstereo.inputs.sandbox.child"],
             stdin=subprocess.PIPE,
@@ -266,6 +303,31 @@ class _Process:
             for line in stream:
                 self._errors.append(line.strip())
                 del self._errors[:-50]
+
+
+def _step(said: Any) -> tuple[int, int, str]:
+    """What the worker reports, as checked as anything else that comes from there."""
+    try:
+        step, total, message = said
+        return int(step), int(total), shown(str(message), 100)
+    except (TypeError, ValueError):
+        return 0, 0, "Reading"
+
+
+def gathered(paths: Sequence[Path], folder: Path) -> Path:
+    """One folder of several files: linked where the file system allows it, else copied."""
+    folder.mkdir()
+    for i, path in enumerate(paths):
+        if not path.is_file():
+            raise refusal(path.name, "there is no such file", "Check the name")
+        target = folder / path.name
+        if target.exists():
+            target = folder / f"{path.stem} {i}{path.suffix}"
+        try:
+            os.link(path.resolve(), target)
+        except OSError:
+            shutil.copyfile(path, target)
+    return folder
 
 
 def _as_function(cancelled: Stop) -> Callable[[], bool]:

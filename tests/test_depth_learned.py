@@ -1,0 +1,210 @@
+"""Learned depth: tiny random models of the real classes, recorded maps, edges, confirmation."""
+
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests import textured_room as room
+from tests import tiny_depth
+from worldstereo import depth
+from worldstereo.errors import Cancelled, WeightsMissing, WorldStereoError
+from worldstereo.inputs import photo
+from worldstereo.inputs.limits import LOCAL
+
+pytest.importorskip("transformers")
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.fixture(autouse=True)
+def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """No model of this machine, and none left behind."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.delenv(depth.MODEL_FOLDER, raising=False)
+    depth.forget()
+    yield
+    depth.forget()
+
+
+def cached(tmp_path: Path, repo: str, kind: str) -> Path:
+    home = tmp_path / "hub" / f"models--{repo.replace('/', '--')}"
+    folder = home / "snapshots" / "0a1b2c"
+    folder.mkdir(parents=True)
+    (home / "refs").mkdir()
+    (home / "refs" / "main").write_text("0a1b2c")
+    tiny_depth.save(kind, folder)
+    return folder
+
+
+COLOR = torch.rand(3, 37, 53, generator=torch.Generator().manual_seed(2))
+
+
+@pytest.mark.parametrize("kind", ["relative", "metric", "dpt"])
+def test_models_of_several_classes_are_read(tmp_path: Path, kind: str):
+    """Through one interface: size, sign, label; only a metric model is not rough."""
+    tiny_depth.save(kind, tmp_path / kind)
+    estimate = depth.TransformersDepth(tmp_path / kind)(COLOR)
+    assert estimate.depth.shape == (1, 37, 53) and float(estimate.depth.min()) > 0
+    assert estimate.rough == (kind != "metric")
+    again = depth.TransformersDepth(tmp_path / kind)(COLOR)
+    assert torch.equal(again.depth, estimate.depth)
+
+
+def test_a_model_that_measures_the_lens_gives_the_camera(tmp_path: Path):
+    """Its focal length is taken where the photo names none, and only there."""
+    tiny_depth.save("pro", tmp_path / "pro")
+    model = depth.TransformersDepth(tmp_path / "pro")
+    estimate = model(COLOR)
+    assert not estimate.rough
+    pixels = (COLOR.permute(1, 2, 0) * 255 + 0.5).byte().numpy()
+    inputs = model.processor(images=pixels, return_tensors="pt")
+    fov = float(model.model(**inputs).field_of_view)
+    focal = 53 / 2 / math.tan(min(max(math.radians(fov), 0.05), 3.0) / 2)
+    assert float(estimate.cameras.K[0, 0]) == pytest.approx(focal, rel=1e-3)
+    given = depth.default_camera(53, 37, 0.7)
+    assert model(COLOR, given).cameras is given
+
+
+def test_a_model_in_the_cache_is_found_without_network(tmp_path: Path):
+    folder = cached(tmp_path, depth.SUGGESTED, "relative")
+    assert depth.find("auto") == depth.find(depth.SUGGESTED) == folder
+    assert isinstance(depth.best_estimator(), depth.TransformersDepth)
+    assert depth.find("none") is None and depth.model_folder() == str(folder)
+    depth.use("none")
+    assert isinstance(depth.best_estimator(), depth.LayoutDepth)
+    with pytest.raises(WeightsMissing, match="a/b: neither a folder nor a model in the local hub"):
+        depth.find("a/b")
+
+
+def test_a_snapshot_that_is_not_whole_is_passed_over(tmp_path: Path):
+    """A download that was stopped leaves no weights, or cut ones."""
+    folder = cached(tmp_path, depth.SUGGESTED, "relative")
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-9])
+    assert depth.find("auto") is None
+    with pytest.raises(WeightsMissing, match=r"model.safetensors is cut off"):
+        depth.TransformersDepth(folder)
+
+
+def test_folders_that_hold_no_depth_model_are_told_apart(tmp_path: Path):
+    other = tmp_path / "words"
+    tiny_depth.save("relative", other)
+    text = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(text | {"architectures": ["BertModel"]}))
+    with pytest.raises(WeightsMissing, match="words: holds BertModel, which is no depth model"):
+        depth.TransformersDepth(other)
+    pickled = tmp_path / "old"
+    shutil.copytree(other, pickled)
+    (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")
+    with pytest.raises(WeightsMissing, match="only pickled weights, which could run code"):
+        depth.TransformersDepth(pickled)
+    (other / "config.json").write_text("{")
+    with pytest.raises(WeightsMissing, match=r"config.json cannot be read"):
+        depth.TransformersDepth(other)
+
+
+def test_a_download_reports_stops_and_says_why_not(tmp_path: Path):
+    """Bytes of bytes; a stop raises what stopped it; offline is one line."""
+    said: list[tuple[int, int, str]] = []
+
+    def fetch(repo: str, *, tqdm_class: Any, allow_patterns: list[str], max_workers: int) -> str:
+        assert not any("bin" in pattern or pattern == "*" for pattern in allow_patterns)
+        with tqdm_class(total=3 << 20, unit="B") as bar:
+            for _ in range(3):
+                bar.update(1 << 20)
+        tiny_depth.save("relative", tmp_path / "got")
+        return str(tmp_path / "got")
+
+    folder = depth.download(on_step=lambda *step: said.append(step), fetch=fetch)
+    assert folder == tmp_path / "got" and said[-1][:2] == (3 << 20, 3 << 20)
+
+    def stop(step: int, total: int, message: str) -> None:
+        raise Cancelled("stopped")
+
+    with pytest.raises(Cancelled):
+        depth.download(on_step=stop, fetch=fetch)
+
+    def offline(*_: Any, **__: Any) -> str:
+        raise ConnectionError("name resolution")
+
+    with pytest.raises(WorldStereoError, match="the hub cannot be reached from here") as refused:
+        depth.download(fetch=offline)
+    assert "\n" not in str(refused.value)
+    with pytest.raises(ValueError, match="repo must be a hub id"):
+        depth.download("../../etc", fetch=offline)
+
+
+def curtain(camera: depth.DepthEstimate | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """A near square before a slanted floor, and the same as a model draws it: blurred."""
+    rows = torch.linspace(0, 1, 240)[:, None].expand(240, 320)
+    truth = 1 / (0.1 + 0.15 * rows)
+    truth = truth.clone()
+    truth[60:180, 100:220] = 1.5
+    near = truth.reciprocal()[None, None]
+    kernel = torch.ones(1, 1, 5, 5) / 25
+    blurred = torch.nn.functional.conv2d(
+        torch.nn.functional.pad(near, (2,) * 4, mode="replicate"), kernel
+    )
+    return truth[None], blurred[0].reciprocal()
+
+
+def test_no_curtain_is_left_between_near_and_far():
+    """Pixels between the square and the floor go to one of them; the slanted floor stays."""
+    truth, blurred = curtain()
+    cleaned = depth.clean_edges(blurred)
+    between = ((blurred - truth).abs() / truth > 0.05).sum()
+    left = ((cleaned - truth).abs() / truth > 0.05).sum()
+    floor = torch.ones(240, 320, dtype=torch.bool)
+    floor[45:195, 85:235] = False
+    assert int(between) > 1500
+    mixed = (cleaned[0] > 1.5 * 1.1) & (cleaned[0] < truth[0, 60, 50] * 0.6)
+    assert int((mixed & ~floor).sum()) < 0.05 * int(between) and int(left) < 0.75 * int(between)
+    torch.testing.assert_close(cleaned[0][floor], blurred[0][floor])
+    holes = blurred.clone()
+    holes[:, :20] = 0
+    assert torch.equal(depth.clean_edges(holes)[:, :20], torch.zeros(1, 20, 320))
+
+
+def test_learned_depth_is_believed_only_where_measurements_confirm_it():
+    """Scale and shift are found; a region where the model is wrong is not believed."""
+    truth, _ = curtain()
+    guess = 1 / (truth.reciprocal() * 0.4 + 0.05)
+    guess[:, :, 240:] = 2.0  # wrong on the right
+    measured = truth.clone()
+    measured[:, 100:140, 60:90] = 0  # a hole where it is right
+    measured[:, 60:90, 270:300] = 0  # a hole where it is wrong
+    fitted, believed = depth.confirmed(guess, measured)
+    assert bool(believed[:, 100:140, 60:90].all()) and not bool(believed[:, 60:90, 270:300].any())
+    hole = (slice(None), slice(100, 140), slice(60, 90))
+    assert float((fitted[hole] / truth[hole] - 1).abs().max()) < 0.02
+    nothing = depth.confirmed(guess, torch.zeros_like(measured))[1]
+    assert not bool(nothing.any())
+
+
+def test_a_recorded_map_is_the_depth_of_the_photo(tmp_path: Path):
+    """16 bits, millimetres; another shape, another mode and a text are refused."""
+    c2w = room.looking(np.array([0.0, -1.0, 1.5]), np.array([0.3, 2.0, 1.0]))
+    truth = room.depth(c2w, 64, 48, 56.0)
+    Image.fromarray((truth * 1000).astype(np.uint16)).save(tmp_path / "map.png")
+    depth.use(str(tmp_path / "map.png"))
+    estimator = depth.best_estimator()
+    assert isinstance(estimator, depth.RecordedDepth)
+    data = tmp_path / "photo.png"
+    Image.fromarray(room.photo(c2w, 128, 96, 112.0)).save(data)
+    capture = photo.read("photo.png", data.read_bytes(), LOCAL)
+    assert not capture.rough_depth
+    found = capture.views[0].depth[0].numpy()[::2, ::2]
+    assert np.median(np.abs(found / truth - 1)) < 0.01
+    with pytest.raises(ValueError, match="depth is 64 x 48 and color 53 x 37"):
+        estimator(COLOR)
+    Image.new("L", (9, 9)).save(tmp_path / "grey.png")
+    (tmp_path / "text.png").write_text("depth")
+    for name in ("grey.png", "text.png"):
+        with pytest.raises(WeightsMissing, match=f"{name}: this is no depth map"):
+            depth.RecordedDepth.read(tmp_path / name)
