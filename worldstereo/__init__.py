@@ -48,8 +48,11 @@ if TYPE_CHECKING:
     from worldstereo.trajectory import load_trajectory as load_trajectory
     from worldstereo.trajectory import save_trajectory as save_trajectory
     from worldstereo.world import World as World
+    from worldstereo.world import add as add
     from worldstereo.world import default_view as default_view
     from worldstereo.world import explore as explore
+    from worldstereo.world import locate as locate
+    from worldstereo.world import propose_path as propose_path
     from worldstereo.world import start as start
 
 _HOME = {
@@ -91,7 +94,10 @@ _HOME = {
     "generate_video": "model",
     "interpolate_poses": "trajectory",
     "load_trajectory": "trajectory",
+    "add": "world",
+    "locate": "world",
     "look_at": "cameras",
+    "propose_path": "world",
     "read": "inputs",
     "render_points": "render",
     "save_trajectory": "trajectory",

@@ -227,6 +227,17 @@ class Clip:
     """Registration revision the clip was made in."""
     references: tuple[tuple[int, ...], ...] = ()
     """For each frame, the remembered views that served it, as indices into `Scene.views`."""
+    agreement: float | None = None
+    """Share of the remembered keypoints expected in the frames that were found there; None where
+    none was expected, or nothing was compared."""
+    drift_px: float = 0.0
+    """How far from where they were expected those were found, median."""
+    agreement_frames: tuple[int, ...] = ()
+    """The frames that were compared."""
+    take: bool = False
+    """True while it is shown only: neither kept in the memories nor discarded."""
+    agreement_map: UInt8[Tensor, "S 12 16"] | None = None
+    """Of each compared frame and cell 1 + 254 x the share found; 0 where too few were expected."""
 
     @staticmethod
     def of(
@@ -243,6 +254,11 @@ class Clip:
         generator: str = "",
         registration: int = 0,
         references: tuple[tuple[int, ...], ...] = (),
+        agreement: float | None = None,
+        drift_px: float = 0.0,
+        agreement_frames: tuple[int, ...] = (),
+        agreement_map: UInt8[Tensor, "S 12 16"] | None = None,
+        take: bool = False,
     ) -> "Clip":
         """A clip from float colours, confidences and weights in [0, 1]."""
         weight = torch.zeros_like(confidence) if stereo_weight is None else stereo_weight
@@ -259,6 +275,11 @@ class Clip:
             generator=generator,
             registration=registration,
             references=references,
+            agreement=agreement,
+            drift_px=drift_px,
+            agreement_frames=agreement_frames,
+            agreement_map=agreement_map,
+            take=take,
         )
 
     def __len__(self) -> int:

@@ -1,4 +1,4 @@
-"""The command line: `python -m worldstereo explore | export | info`.
+"""The command line: `python -m worldstereo explore | export | add | info`.
 
 Heavy imports live inside the commands, so that `--help` answers at once.
 """
@@ -111,6 +111,23 @@ class Export:
 
 
 @dataclass(frozen=True)
+class Add:
+    """Find photos without poses in a world, and let it grow by those that were found."""
+
+    world: Annotated[Path, tyro.conf.Positional]
+    """A saved project folder, which is saved again; or anything that `explore` accepts."""
+
+    photos: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """Pictures, or folders or zips of them."""
+
+    out: Path | None = None
+    """Project folder to write instead; needed where WORLD is not a project folder."""
+
+    doubtful: bool = False
+    """Also add photos whose place is uncertain."""
+
+
+@dataclass(frozen=True)
 class Info:
     """Say what a capture or a project holds."""
 
@@ -136,6 +153,7 @@ class Options:
     command: Annotated[
         Annotated[Explore, tyro.conf.subcommand("explore")]
         | Annotated[Export, tyro.conf.subcommand("export")]
+        | Annotated[Add, tyro.conf.subcommand("add")]
         | Annotated[Info, tyro.conf.subcommand("info")]
         | Annotated[Depth, tyro.conf.subcommand("depth")],
         tyro.conf.arg(name=""),
@@ -153,7 +171,13 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO if options.verbose else logging.WARNING)
     from worldstereo.errors import WorldStereoError
 
-    run = {Explore: _explore, Export: _export, Info: _info, Depth: _depth}[type(options.command)]
+    run = {
+        Explore: _explore,
+        Export: _export,
+        Add: _add,
+        Info: _info,
+        Depth: _depth,
+    }[type(options.command)]
     try:
         if options.depth is not None:
             from worldstereo.depth import use
@@ -221,6 +245,31 @@ def _export(command: Export) -> None:
 
     _check_formats(command.format)
     _write_all(_open(command.input, WarpGenerator(), True)[0], command.out, command.format)
+
+
+def _add(command: Add) -> None:
+    from worldstereo.generators import WarpGenerator
+    from worldstereo.project import is_project, load_world, save_world
+    from worldstereo.world import World, add
+
+    out = command.out
+    plan, settings = None, {}
+    if is_project(command.world):
+        if out is None and not command.world.is_dir():
+            raise ValueError(f"{command.world.name} is a packed project: name --out FOLDER.")
+        world = World(WarpGenerator())
+        plan, settings = load_world(world, command.world)
+        out = out or command.world
+    elif out is None:
+        raise ValueError(f"{command.world.name} is not a saved project: name --out FOLDER.")
+    else:
+        world = _open(command.world, WarpGenerator(), True)[0]
+    report = add(world, command.photos, doubtful=command.doubtful, on_step=_progress)
+    for line in report.lines():
+        print(line)
+    if report.added or out != command.world:
+        save_world(world, out, plan=plan, settings=settings)
+        print(out)
 
 
 def _info(command: Info) -> None:

@@ -81,6 +81,8 @@ class ProjectState:
     """JSON values of the app: what was picked where."""
     original: Original | None = None
     """The capture before intake."""
+    keypoints: dict[str, Tensor] = field(default_factory=dict)
+    """`state_dict()` of the keypoint level; empty in older files."""
 
 
 # ---- writing -------------------------------------------------------------------------------------
@@ -333,11 +335,12 @@ def state_of(
         scene, registration, history = world.scene, world.registration, world.history
         original = world.original
         geometry, stereo = world.memories()
+        keypoints = world.keypoints()
         if world.scene is scene:  # else a step was published in between
             text = None if plan is None else plan.to_json()
             picked = dict(settings or {})
             return ProjectState(
-                scene, registration, history, geometry, stereo, text, picked, original
+                scene, registration, history, geometry, stereo, text, picked, original, keypoints
             )
 
 
@@ -377,6 +380,7 @@ def reopen(
             state.geometry,
             state.stereo,
             state.original,
+            state.keypoints,
         )
     except (ValueError, TypeError, KeyError, IndexError, RuntimeError) as error:
         raise InputRefused(

@@ -383,6 +383,9 @@ def _clip(clip: Clip) -> bool:
         and len(clip.trajectory) == frames
         and len(clip.references) in (0, frames)
         and (frames == 0 or int(clip.origin.max()) <= max(Origin))
+        and (clip.agreement is None or 0 <= clip.agreement <= 1)
+        and (clip.agreement_map is None or len(clip.agreement_map) == len(clip.agreement_frames))
+        and all(0 <= t < frames for t in clip.agreement_frames)
     )
 
 

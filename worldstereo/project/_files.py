@@ -24,7 +24,7 @@ SMALL_BYTES = 10**9  # of members together: so much may come from a file of any 
 MOST_RATIO = 20  # of what they are to what holds them, above that
 NAME = re.compile(r"[0-9a-f]{64}")
 STATE = ("scene", "registration", "history", "geometry", "stereo", "plan", "settings")
-LATER = ("original",)
+LATER = ("original", "keypoints")
 """Parts that older files lack."""
 
 ReadMember = Callable[[str, int], bytes]

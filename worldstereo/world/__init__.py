@@ -1,30 +1,56 @@
 """A world: two memories that grow by transactional steps; `start` fills, `explore` extends it."""
 
 from worldstereo._core.resident import resident_bytes, trim
+from worldstereo.world._add import AddedPhoto, AddReport, add, locate
+from worldstereo.world._coverage import (
+    Coverage,
+    Known,
+    NextView,
+    coverage,
+    next_best_views,
+    propose_path,
+    unknown,
+)
 from worldstereo.world._edits import delete_points, moved, set_registration, set_scale, set_up
 from worldstereo.world._explore import default_view, explore, pivot_distance, sky_of, start
 from worldstereo.world._original import Original, PackedDepth
 from worldstereo.world._remember import remember_entries, remember_view
+from worldstereo.world._takes import compare, discard, keep, takes
 from worldstereo.world._world import Draft, StepRecord, World
 
 __all__ = [
+    "AddReport",
+    "AddedPhoto",
+    "Coverage",
     "Draft",
+    "Known",
+    "NextView",
     "Original",
     "PackedDepth",
     "StepRecord",
     "World",
+    "add",
+    "compare",
+    "coverage",
     "default_view",
     "delete_points",
+    "discard",
     "explore",
+    "keep",
+    "locate",
     "moved",
+    "next_best_views",
     "pivot_distance",
-    "resident_bytes",
+    "propose_path",
     "remember_entries",
     "remember_view",
+    "resident_bytes",
     "set_registration",
     "set_scale",
     "set_up",
     "sky_of",
     "start",
+    "takes",
     "trim",
+    "unknown",
 ]

@@ -43,6 +43,7 @@ def delete_points(world: World, selected: Bool[Tensor, "N"]) -> int:
         removed = draft.geometry.prune(keep=~selected)
         reach = 2.5 * cloud.radii[selected].clamp_min(1e-3 * draft.scene.unit)
         draft.views[:] = [_without(view, gone, reach) for view in draft.views]
+        draft.keypoints.forget_pixels(draft.views)
         original = draft.original
         if original is not None and original.cloud is not None:
             left = original.cloud.rows(~_near(original.cloud.points, gone, reach))

@@ -8,6 +8,7 @@ Every function here is one step of the world: on any error the world is as it wa
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -23,13 +24,18 @@ from worldstereo.generators import (
     SamplerConfig,
 )
 from worldstereo.guide import Guide, splat_cloud
+from worldstereo.memory.geometric import UPDATE_FREQUENCIES
+from worldstereo.memory.stereo.agreement import FrameAgreement, agreement
 from worldstereo.progress import OnStep, ignore
 from worldstereo.scene import Capture, Clip, Scene, View
 from worldstereo.trajectory import Trajectory
 from worldstereo.views.intake import keyframes
 from worldstereo.world._remember import forget, remember_cloud, remember_generated, remember_given
+from worldstereo.world._takes import make_room
 from worldstereo.world._world import Draft, World
 
+CHECKED = 8
+"""Frames of a clip compared with the keypoint level, where the generator is not a learned one."""
 OnFrame = Callable[[int, Frame], None]
 """`(index, frame)`: called as each frame is made, in the worker's thread."""
 
@@ -106,6 +112,7 @@ def explore(
     sampler: SamplerConfig | None = None,
     generator: Generator | None = None,
     on_step: OnStep = ignore,
+    update: str | None = None,
     on_frame: OnFrame = ignore_frame,
     on_state: OnState | None = None,
     write_geometry: bool = True,
@@ -113,12 +120,18 @@ def explore(
 ) -> Clip:
     """Generate the views of a path and fold what nobody had seen into both memories.
 
+    `world.update_frequency` decides when: "per_frame" before the next frame is asked for,
+    "per_step" after the clip; "manual" makes a take, which waits for `keep` or `discard`. Frames
+    are compared with the keypoint level (`Clip.agreement`), and cells that contradict it add
+    nothing.
+
     Args:
         trajectory: in the world's (registered) frame; its cameras' size is the frames' size.
         guide: its kind, or the very guide that was previewed.
         generator: another one than the world's own, if the memories fit it.
         on_state: called after each denoising step by generators that have such steps.
         write_geometry, write_stereo: False leaves that memory as it is.
+        update: another frequency than the world's own for this clip.
 
     Raises:
         WorldStereoError: the world is empty.
@@ -127,6 +140,9 @@ def explore(
     """
     generator = generator or world.generator
     generator.limits.check(trajectory)
+    update = update or world.update_frequency
+    if update not in UPDATE_FREQUENCIES:
+        raise ValueError(f"update must be one of {', '.join(UPDATE_FREQUENCIES)}, got {update!r}.")
     scene = world.scene
     if not scene.views and len(scene.cloud) == 0:
         raise WorldStereoError("The world is empty. Open an example or a capture first.")
@@ -149,13 +165,20 @@ def explore(
             sampler=sampler or SamplerConfig(),
             on_state=on_state,
         )
-        frames: list[Frame] = []
         judge = _judge(guide, draft.scene, trajectory)
+        check = _Check(draft, generator, trajectory)
+        frames: list[Frame] = []
         for frame in generator(request, on_step):
-            remember_generated(draft, frame, judge, len(frames), generator)
+            said = check(frame, len(frames))
+            if update == "per_frame":
+                remember_generated(draft, frame, judge, len(frames), generator, said)
             on_frame(len(frames), frame)
             frames.append(frame)
-        clip = _clip(frames, request, generator, draft)
+        if update == "per_step":
+            for t, frame in enumerate(frames):
+                on_step(t, len(frames), f"Remembering view {t + 1} of {len(frames)}")
+                remember_generated(draft, frame, judge, t, generator, check.said.get(t))
+        clip = _clip(frames, request, generator, draft, check, update == "manual")
         draft.clips.append(clip)
         draft.details |= {
             "trajectory": trajectory.to_json(),
@@ -164,8 +187,45 @@ def explore(
             "generator": generator.limits.name,
             "guide": guide.kind,
             "registration": clip.registration,
+            "update_frequency": update,
+            **({"take": True} if update == "manual" else {}),
         }
+        if update == "manual":
+            make_room(draft)
     return clip
+
+
+class _Check:
+    """Compares frames of a clip with the keypoint level: all of a learned generator's, eight of a
+    generator's that copies what the memories show."""
+
+    def __init__(self, draft: Draft, generator: Generator, trajectory: Trajectory) -> None:
+        self.memory, self.views = draft.keypoints, tuple(draft.views)
+        self.cameras, self.step = trajectory.cameras, draft.step
+        learned = generator.limits.steps is not None
+        self.every = 1 if learned else max(1, -(-len(trajectory) // CHECKED))
+        self.said: dict[int, FrameAgreement] = {}
+
+    def __call__(self, frame: Frame, t: int) -> FrameAgreement | None:
+        if t % self.every or self.memory.size == 0:
+            return None
+        view = View.of(frame.color, torch.zeros_like(frame.depth), self.cameras[t], step=self.step)
+        self.said[t] = agreement(self.memory, frame.color, frame.depth, view, self.views)
+        return self.said[t]
+
+    def fields(self) -> dict[str, Any]:
+        """The fields of a clip."""
+        expected = sum(said.expected for said in self.said.values())
+        if expected == 0:
+            return {}
+        answered = sum(said.answered for said in self.said.values())
+        drift = [said.drift_px for said in self.said.values() if said.answered]
+        return {
+            "agreement": answered / expected,
+            "drift_px": float(torch.tensor(drift).median()) if drift else 0.0,
+            "agreement_frames": tuple(self.said),
+            "agreement_map": torch.stack([said.map for said in self.said.values()]),
+        }
 
 
 def _judge(guide: Guide, scene: Scene, trajectory: Trajectory) -> Guide:
@@ -180,7 +240,12 @@ def _judge(guide: Guide, scene: Scene, trajectory: Trajectory) -> Guide:
 
 
 def _clip(
-    frames: list[Frame], request: GenerationRequest, generator: Generator, draft: Draft
+    frames: list[Frame],
+    request: GenerationRequest,
+    generator: Generator,
+    draft: Draft,
+    check: "_Check",
+    take: bool,
 ) -> Clip:
     stacked = (torch.stack([getattr(f, name) for f in frames]) for name in Frame._fields[:5])
     color, depth, origin, confidence, stereo_weight = stacked
@@ -197,6 +262,8 @@ def _clip(
         generator=generator.limits.name,
         registration=draft.registration.revision if draft.registration else 0,
         references=tuple(frame.references for frame in frames),
+        take=take,
+        **check.fields(),
     )
     return clip.spilled()
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from worldstereo.generators import Frame, Generator, as_view
 from worldstereo.guide import Guide
 from worldstereo.memory.stereo import SpatialStereoMemory
+from worldstereo.memory.stereo.agreement import FrameAgreement
 from worldstereo.progress import OnStep
 from worldstereo.scene import DepthKind, Origin, PointCloud, View
 from worldstereo.views.intake import as_estimated, as_measured, cloud_from, enter
@@ -27,6 +28,7 @@ def forget(draft: Draft) -> None:
     draft.registration = draft.original = None
     draft.geometry.initialize(torch.zeros(0, 3))
     draft.stereo.clear()
+    draft.keypoints.clear()
 
 
 def remember_cloud(draft: Draft, cloud: PointCloud) -> None:
@@ -91,10 +93,22 @@ def without_pixels(view: View, gone: Bool[Tensor, "1 H W"]) -> View:
 
 
 def remember_generated(
-    draft: Draft, frame: Frame, judge: Guide, index: int, generator: Generator
+    draft: Draft,
+    frame: Frame,
+    judge: Guide,
+    index: int,
+    generator: Generator,
+    said: FrameAgreement | None = None,
 ) -> None:
-    """A generated frame: it adds only what neither memory showed, whatever it says of itself."""
+    """A generated frame: it adds only what neither memory showed, whatever it says of itself.
+
+    Args:
+        said: the frame's agreement with the keypoint level; cells that contradict it add nothing.
+    """
     camera = judge.trajectory.cameras[index]
+    if said is not None:
+        wrong = said.contradicted(camera.height, camera.width) & (frame.origin != int(Origin.RIG))
+        frame = frame._replace(depth=frame.depth.masked_fill(wrong, 0.0))
     claimed = frame.origin == int(Origin.INVENTED)
     shown = claimed & ~judge.unseen(index).to(claimed.device) if bool(claimed.any()) else claimed
     origin = frame.origin.masked_fill(shown, int(Origin.GLOBAL))
@@ -125,6 +139,8 @@ def remember_view(draft: Draft, view: View, generator: Generator) -> None:
         draft.points_merged += result.num_merged
     if draft.write_stereo:
         remember_entries(draft.stereo, view, generator, number)
+        if view.step == 0:
+            draft.keypoints.observe(view, number, draft.views)
 
 
 def remember_entries(

@@ -17,8 +17,10 @@ from torch import Tensor
 from worldstereo._core.resident import held, release, tensors_in, trim
 from worldstereo.errors import WorldBusy
 from worldstereo.generators import Generator
-from worldstereo.memory.geometric import GlobalGeometricMemory
+from worldstereo.memory.geometric import UPDATE_FREQUENCIES, GlobalGeometricMemory
+from worldstereo.memory.localize import Localizer
 from worldstereo.memory.stereo import SpatialStereoMemory
+from worldstereo.memory.stereo.keypoints import KeypointMemory
 from worldstereo.render import tree_bytes
 from worldstereo.scene import Clip, PointCloud, Scene, View
 from worldstereo.views.fusion import CACHE
@@ -49,6 +51,7 @@ class Draft:
     step: int
     geometry: GlobalGeometricMemory
     stereo: SpatialStereoMemory
+    keypoints: KeypointMemory
     scene: Scene
     """The scene the step began with."""
     views: list[View]
@@ -78,6 +81,7 @@ class Published:
     history: tuple[StepRecord, ...]
     geometry: Any
     stereo: Any
+    keypoints: Any
     original: Original | None = None
 
 
@@ -90,11 +94,19 @@ class World:
     """
 
     def __init__(
-        self, generator: Generator, *, max_points: int = 2_000_000, name: str = ""
+        self,
+        generator: Generator,
+        *,
+        max_points: int = 2_000_000,
+        name: str = "",
+        update_frequency: str = "per_frame",
     ) -> None:
         self.generator, self.max_points = generator, max_points
         self._geometry, self._stereo = generator.new_memories(max_points)
         self._geometry.thins = True
+        self._keypoints = KeypointMemory()
+        self.update_frequency = update_frequency
+        self._localizer: tuple[int, Localizer] | None = None
         self._lock = Lock()
         self._wakes: list[Callable[[], None]] = []
         self._done: list[Published] = []
@@ -121,6 +133,19 @@ class World:
     def original(self) -> Original | None:
         """The capture before intake: with it, registration can be switched without loss."""
         return self._now.original
+
+    @property
+    def update_frequency(self) -> str:
+        """When generated frames enter the memories."""
+        return self._geometry.update_frequency
+
+    @update_frequency.setter
+    def update_frequency(self, value: str) -> None:
+        if value not in UPDATE_FREQUENCIES:
+            raise ValueError(
+                f"update_frequency must be one of {', '.join(UPDATE_FREQUENCIES)}, got {value!r}."
+            )
+        self._geometry.update_frequency = value
 
     @property
     def can_undo(self) -> bool:
@@ -210,6 +235,7 @@ class World:
                 step=len(before.history),
                 geometry=self._geometry,
                 stereo=self._stereo,
+                keypoints=self._keypoints,
                 scene=before.scene,
                 views=list(before.scene.views),
                 clips=list(before.scene.clips),
@@ -250,6 +276,24 @@ class World:
             stereo = {k: v.clone() for k, v in self._stereo.state_dict().items()}
             return geometry, stereo
 
+    def keypoints(self) -> dict[str, Tensor]:
+        """State of the keypoint level, for saving; refuses while a step runs."""
+        with self._writing():
+            return {k: v.clone() for k, v in self._keypoints.state_dict().items()}
+
+    def localizer(self) -> Localizer:
+        """Finds photos in the world as it is now; built once after each step.
+
+        Raises:
+            WorldBusy: a step is running.
+        """
+        with self._writing():
+            scene = self.scene
+            if self._localizer is None or self._localizer[0] != scene.revision:
+                table = self._keypoints.table(scene.views, scene.unit)
+                self._localizer = (scene.revision, Localizer(table))
+            return self._localizer[1]
+
     def reopen(
         self,
         scene: Scene,
@@ -258,13 +302,24 @@ class World:
         geometry: dict[str, Tensor],
         stereo: dict[str, Tensor],
         original: Original | None = None,
+        keypoints: dict[str, Tensor] | None = None,
     ) -> None:
-        """Become a saved world. What was here before is forgotten, undo included."""
+        """Become a saved world. What was here before is forgotten, undo included.
+
+        Without `keypoints` (older files) they are computed from the given views.
+        """
         with self._writing():
             before = self._now
             try:
                 self._geometry.load_state_dict(geometry)
                 self._stereo.load_state_dict(stereo)
+                if keypoints:
+                    self._keypoints.load_state_dict(keypoints)
+                else:
+                    self._keypoints.clear()
+                    for number, view in enumerate(scene.views):
+                        if view.step == 0:
+                            self._keypoints.observe(view, number, scene.views)
                 after = self._capture_state(scene, registration, history, original)
             except BaseException:
                 self._restore(before)
@@ -307,11 +362,13 @@ class World:
         original: Original | None = None,
     ) -> Published:
         geometry, stereo = self._geometry.snapshot(), self._stereo.snapshot()
-        return Published(scene, registration, history, geometry, stereo, original)
+        keypoints = self._keypoints.snapshot()
+        return Published(scene, registration, history, geometry, stereo, keypoints, original)
 
     def _restore(self, state: Published) -> None:
         self._geometry.restore(state.geometry)
         self._stereo.restore(state.stereo)
+        self._keypoints.restore(state.keypoints)
 
     def _publish(self, state: Published) -> None:
         self._now = state

@@ -45,6 +45,7 @@ from worldstereo.views.registration import (
 STAGES = 6
 SMALL = 24  # up to so many views a newcomer that agrees with nobody is worth a global pass
 WINDOW = 32  # views between two looks at what may leave memory
+PHOTO_NEIGHBOURS = 4  # photos that a new one is measured together with
 NEIGHBOURS = 12  # other views that one view's depth is compared with
 
 
@@ -127,6 +128,64 @@ def enter(
     if len(previous.views) >= len(views):
         return replace(previous, views=previous.views[: len(views)])
     return _added(measured, previous, register, run)
+
+
+def enter_beside(
+    new: Sequence[View],
+    remembered: Sequence[View],
+    unit: float,
+    *,
+    points: Float[Tensor, "N 3"] | None = None,
+    seed: int = 0,
+    on_step: OnStep = ignore,
+) -> tuple[View, ...]:
+    """Views whose cameras are known, prepared beside remembered ones, which stay as they are.
+
+    Depth comes from what the views around them measured and from multi-view stereo; depth that a
+    new view brings is kept. In a world of photos, where nothing was measured, each new photo is
+    measured together with those around it.
+
+    Args:
+        new: their `cameras` are where they were taken, in the world.
+        remembered: the given views of the world.
+        unit: u in scene units.
+        points: world points that help to measure photos.
+    """
+    old = len(remembered)
+    raw = [as_measured(view) for view in (*remembered, *new)]
+    raw = [
+        replace(bare, cameras=view.cameras, given=view.cameras)
+        for bare, view in zip(raw, (*remembered, *new), strict=True)
+    ]
+    poses = [pose_of(view.cameras, unit) for view in raw]
+    photos = not any(bool(view.mask.any()) for view in raw)
+    count = PHOTO_NEIGHBOURS if photos else NEIGHBOURS
+    local = _around(poses, range(old, len(raw)), count)
+    run = _Run(IntakeOptions(rig=False), seed, on_step, points)
+    on_step(0, STAGES, "Preparing photos")
+    if photos:
+        work = [photo_working(raw[i], unit) for i in local]
+        scaled = None if points is None else points / unit
+        work = measure_photos(work, scaled, seed=seed, on_step=on_step)
+        run = replace(run, options=replace(run.options, by_others=False, stereo=False))
+    else:
+        work = [make_working(raw[i], unit) for i in local]
+    fresh = [k for k, i in enumerate(local) if i >= old]
+    if not photos:
+        work = stages.apply(stages.clean, work, fresh)
+    fixed = np.full((len(work), 3), np.nan)
+    for k, i in enumerate(local):
+        if i < old:
+            fixed[k] = remembered[i].gain.double().numpy()
+    work, gains = _compared_and_completed(work, fresh, fixed, run)
+    on_step(STAGES, STAGES, "Photos are ready")
+    return tuple(
+        replace(
+            _finished(raw[local[k]], work[k], gains[k], raw[local[k]].cameras, unit),
+            given=new[local[k] - old].given,
+        )
+        for k in fresh
+    )
 
 
 @dataclass(frozen=True)

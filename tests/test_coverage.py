@@ -1,0 +1,80 @@
+"""Coverage of the cloud, what a camera does not know, and paths to where most can be learned."""
+
+import pytest
+import torch
+
+from tests import textured
+from worldstereo import Capture, PointCloud, Scene, WarpGenerator, World, WorldStereoError
+from worldstereo.world import (
+    Known,
+    coverage,
+    next_best_views,
+    propose_path,
+    start,
+    unknown,
+)
+
+
+@pytest.fixture(scope="module")
+def scene():
+    world = World(WarpGenerator(), max_points=200_000)
+    start(world, Capture("room", "rgbd", tuple(textured.views(3))), register=False)
+    return world.scene
+
+
+def test_points_are_known_well_where_rays_cross(scene):
+    """An independent loop over a few points: the views that see them, the angle between rays."""
+    said = coverage(scene)
+    for i in range(0, len(scene.cloud), len(scene.cloud) // 40):
+        point = scene.cloud.points[i : i + 1]
+        rays = []
+        for view in scene.views:
+            (pixel,), (z,) = view.cameras.project(point)
+            u, v = int(pixel[0]), int(pixel[1])
+            if float(z) > 0 and 0 <= u < view.width and 0 <= v < view.height and pixel.min() >= 0:
+                d = float(view.depth[0, v, u])
+                if d > 0 and abs(d - float(z)) < 0.05 * float(z):
+                    ray = point[0] - view.cameras.position
+                    rays.append(ray / ray.norm())
+        assert int(said.observations[i]) == len(rays)
+        if len(rays) == 2:
+            angle = float(torch.rad2deg(torch.arccos((rays[0] @ rays[1]).clamp(-1, 1))))
+            assert float(said.angle[i]) == pytest.approx(angle, abs=0.2)
+            well = int(said.known[i]) == int(Known.WELL)
+            assert well == (float(said.angle[i]) > 15.0)
+    colors = said.colors()
+    assert colors.shape == (len(scene.cloud), 3)
+    assert float(colors.min()) >= 0 and float(colors.max()) <= 1
+
+
+def test_unknown_is_what_no_view_saw(scene):
+    known = unknown(scene, scene.views[1].cameras)
+    assert float(known.float().mean()) < 0.03
+    behind = textured.camera_at((0.0, 0.0, 0.0), (3.0, 0.0, -4.0))
+    assert float(unknown(scene, behind).float().mean()) > 0.97
+
+
+def test_the_next_best_views_border_on_known(scene):
+    """Each shows known and unknown; the best shows more unknown than the views that were given."""
+    found = next_best_views(scene, 3)
+    assert len(found) == 3 and found[0].gain >= found[1].gain >= found[2].gain > 0.1
+    for view in found:
+        share = float(unknown(scene, view.camera).float().mean())
+        assert 0.1 < share < 0.75
+    assert next_best_views(scene, 3)[0].gain == found[0].gain
+
+
+def test_the_proposed_path_starts_at_a_view_and_ends_in_the_unknown(scene):
+    path = propose_path(scene, frames=5, size=(320, 240))
+    assert len(path) == 5 and (path.cameras.width, path.cameras.height) == (320, 240)
+    starts = [
+        float((view.cameras.position - path.cameras.position[0]).norm()) for view in scene.views
+    ]
+    assert min(starts) < 1e-4
+    first, last = (float(unknown(scene, path.cameras[t]).float().mean()) for t in (0, -1))
+    assert last > first + 0.1
+
+
+def test_a_world_without_views_says_so():
+    with pytest.raises(WorldStereoError, match="no view"):
+        next_best_views(Scene(cloud=PointCloud.of(torch.rand(50, 3))))
