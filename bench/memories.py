@@ -1,0 +1,224 @@
+"""What the memories decide, measured on real captures: `python -m bench.memories --root DATA`.
+
+Localisation of views that were not remembered, from their pictures alone; agreement of warp clips
+and of frames of another world; coverage against views that were left out; gain by adding photos;
+cost and size of the keypoint level. Truth is the capture's own poses, carried into the registered
+world (`--given` measures against the poses as given, without registration).
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from worldstereo import Capture, Trajectory, View, WarpGenerator, World, read
+from worldstereo.guide import Guide
+from worldstereo.memory.localize import Localizer
+from worldstereo.memory.stereo.agreement import agreement
+from worldstereo.world import add, explore, start, unknown
+
+KEPT = {
+    "livingroom1": 9,
+    "apc-shelf": 3,
+    "tum-rpy": 8,
+    "tum-cabinet": 8,
+    "holo-office": 5,
+    "workshop": 8,
+    "icl-nuim-5": 2,
+}
+"""Every so many views of a capture are remembered."""
+WRONG = (5.0, 0.25)
+"""Degrees and metres beyond which a found place is a wrong one."""
+
+
+class Measured:
+    """One capture: a world of its kept views, the others held out."""
+
+    def __init__(self, name: str, folder: Path, given: bool) -> None:
+        capture = read(folder)
+        step = KEPT[name]
+        self.name, self.views = name, capture.views
+        self.kept = list(range(0, len(self.views), step))
+        self.out = [i for i in range(len(self.views)) if i not in self.kept]
+        kept = tuple(self.views[i] for i in self.kept)
+        self.world = World(WarpGenerator())
+        start(self.world, Capture(name, "rgbd", kept, up=capture.up), register=not given)
+
+    def truth(self, i: int) -> np.ndarray:
+        camera = self.views[i].given
+        registration = self.world.registration
+        return (camera if registration is None else registration.correct(camera)).c2w.numpy()
+
+
+def localisation(m: Measured) -> dict[str, float | int]:
+    """Photos found, errors, wrong places that are not shown as doubtful, seconds a photo."""
+    scene = m.world.scene
+    began = time.process_time()
+    localizer = Localizer.of(scene.views, scene.unit)
+    build = (time.process_time() - began) / len(scene.views)
+    degrees, metres, doubtful, hidden, seconds = [], [], 0, 0, []
+    for i in m.out:
+        view = m.views[i]
+        began = time.process_time()
+        place = localizer.find(view.color8, view.given.K)
+        seconds.append(time.process_time() - began)
+        if place.camera is None:
+            continue
+        truth, found = m.truth(i), place.camera.c2w.numpy()
+        turn = np.trace(truth[:3, :3].T @ found[:3, :3])
+        degrees.append(float(np.degrees(np.arccos(np.clip((turn - 1) / 2, -1, 1)))))
+        metres.append(float(np.linalg.norm(truth[:3, 3] - found[:3, 3])))
+        doubtful += place.doubtful
+        wrong = degrees[-1] > WRONG[0] or metres[-1] > WRONG[1]
+        hidden += wrong and not place.doubtful
+    return {
+        "remembered": len(m.kept),
+        "entries": len(localizer.table),
+        "photos": len(m.out),
+        "found": len(degrees),
+        "doubtful": doubtful,
+        "wrong, not doubtful": hidden,
+        "degrees": float(np.median(degrees)) if degrees else float("nan"),
+        "degrees, worst": max(degrees, default=float("nan")),
+        "metres": float(np.median(metres)) if metres else float("nan"),
+        "metres, worst": max(metres, default=float("nan")),
+        "CPU s a photo": float(np.median(seconds)),
+        "CPU s a view at entry": build,
+    }
+
+
+def agreements(m: Measured, other: Measured | None, frames: int = 9) -> dict[str, float]:
+    """Agreement of a warp clip, and of pictures of another capture at the same cameras."""
+    scene = m.world.scene
+    camera = scene.views[len(scene.views) // 2].cameras
+    path = Trajectory.preset("truck", camera, distance=2.0, frames=frames, amount=0.5, up=scene.up)
+    began = time.process_time()
+    clip = explore(m.world, path)
+    whole = time.process_time() - began
+    out = {
+        "warp clip": -1.0 if clip.agreement is None else clip.agreement,
+        "drift px": clip.drift_px,
+    }
+    memory, views = m.world._keypoints, scene.views
+    began = time.process_time()
+    expected = answered = 0
+    for t in clip.agreement_frames:
+        color = clip.color[t]
+        if other is not None:
+            view = other.views[(3 * t) % len(other.views)]
+            color = torch.nn.functional.interpolate(view.color[None], color.shape[-2:])[0]
+        shell = View.of(color, torch.zeros_like(clip.depth[t]), path.cameras[t], step=1)
+        said = agreement(memory, color, clip.depth[t], shell, views)
+        expected, answered = expected + said.expected, answered + said.answered
+    checked = time.process_time() - began
+    if other is not None:
+        out["another world"] = answered / max(1, expected)
+    out["share of the clip's CPU time"] = checked / whole
+    m.world.undo()
+    return out
+
+
+def known_areas(m: Measured) -> dict[str, float]:
+    """Is what `unknown` names in held-out cameras really unseen by every kept view, and all of it?
+
+    Truth: the held-out view's own depth, projected into the kept views; a point behind what a kept
+    view measured is unseen there, one where it measured nothing is left out.
+    """
+    scene, called, unseen, both = m.world.scene, 0, 0, 0
+    for i in m.out[:: max(1, len(m.out) // 12)]:
+        view = m.views[i]
+        c2w = torch.from_numpy(m.truth(i)).to(view.given.c2w)
+        camera = type(view.given)(view.given.K, c2w, view.width, view.height)
+        mask = unknown(scene, camera)[0]
+        sure = view.depth[0] > 0
+        pixels = camera.pixel_grid().reshape(view.height, view.width, 2)[sure]
+        points = camera.unproject(pixels, view.depth[0][sure])
+        seen, open_ = torch.zeros(len(points), dtype=bool), torch.zeros(len(points), dtype=bool)
+        for k, kept in enumerate(scene.views):
+            raw = m.views[m.kept[k]].depth[0]
+            uv, z = kept.cameras.project(points)
+            inside = (z > 0) & (uv >= 0).all(1)
+            inside &= (uv[:, 0] < kept.width) & (uv[:, 1] < kept.height)
+            at = torch.where(inside[:, None], uv, 0).long()
+            shown = raw[at[:, 1], at[:, 0]]
+            seen |= inside & (shown > 0) & (z < shown * 1.05)
+            open_ |= inside & (shown == 0)
+        said, truth = mask[sure][~(open_ & ~seen)], ~seen[~(open_ & ~seen)]
+        called, unseen = called + int(said.sum()), unseen + int(truth.sum())
+        both += int((said & truth).sum())
+    return {"precision": both / max(1, called), "recall": both / max(1, unseen)}
+
+
+def adding(m: Measured, photos: int = 12) -> dict[str, float | int]:
+    """Held-out PSNR at the place found from each target, before and after adding photos."""
+    spread = np.linspace(0, len(m.out) - 1, photos + 2).astype(int)[1:-1]
+    chosen = [m.out[k] for k in spread]
+    targets = [i for i in m.out if i not in chosen][:: max(1, (len(m.out) - photos) // 8)]
+    localizer = m.world.localizer()
+    places = [localizer.find(m.views[i].color8, m.views[i].given.K) for i in targets]
+
+    def psnr() -> float:
+        values = []
+        for i, place in zip(targets, places, strict=True):
+            if place.camera is None:
+                continue
+            path = Trajectory(type(place.camera).stack([place.camera]), "one", 24.0)
+            color = Guide(m.world.scene, path)[0].color
+            values.append(-10 * float(((color - m.views[i].color) ** 2).mean().log10()))
+        return float(np.mean(values))
+
+    before = psnr()
+    began = time.process_time()
+    report = add(m.world, Capture("photos", "pictures", tuple(m.views[i] for i in chosen)))
+    seconds = time.process_time() - began
+    after = psnr()
+    m.world.undo()
+    return {
+        "added": len(report.added),
+        "dB before": before,
+        "dB after": after,
+        "gain dB": after - before,
+        "CPU s a photo": seconds / photos,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--root", type=Path, required=True)
+    parser.add_argument("--sets", nargs="*", default=list(KEPT))
+    parser.add_argument(
+        "--parts", nargs="*", default=["localisation", "agreement", "coverage", "add"]
+    )
+    parser.add_argument("--given", action="store_true")
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    results, last = {}, None
+    for name in options.sets:
+        m = Measured(name, options.root / "rgbd" / name, options.given)
+        row = results[name] = {}
+        size = {k: v.nbytes for k, v in m.world.keypoints().items()}
+        entries = max(1, len(m.world.keypoints()["memory.points"]))
+        row["size"] = {"bytes an entry": sum(size.values()) / entries}
+        if "localisation" in options.parts:
+            row["localisation"] = localisation(m)
+        if "agreement" in options.parts:
+            row["agreement"] = agreements(m, last)
+        if "coverage" in options.parts:
+            row["coverage"] = known_areas(m)
+        if "add" in options.parts and len(m.out) > 20:
+            row["add"] = adding(m)
+        for part, values in row.items():
+            text = ", ".join(
+                f"{k} {v:.3f}" if isinstance(v, float) else f"{k} {v}" for k, v in values.items()
+            )
+            print(f"{name:12s} {part:13s} {text}", flush=True)
+        last = m
+        if options.out is not None:
+            options.out.write_text(json.dumps(results, indent=1))
+
+
+if __name__ == "__main__":
+    main()
