@@ -8,7 +8,7 @@ import gc
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,6 +21,10 @@ from worldstereo.errors import WorldStereoError
 from worldstereo.generators import GeneratorLimits, SamplerConfig
 from worldstereo.scene import Clip, Origin, PointCloud, Scene, View
 from worldstereo.trajectory import Trajectory
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", ResourceWarning)
+    from ui.session.preview import PlannedPath
 
 WIDTH, HEIGHT = 53, 41
 
@@ -148,13 +152,13 @@ class FakeSession:
 
     def __post_init__(self) -> None:
         self.viewport = FakeViewport()
-        self.plan: Trajectory | None = None
+        self.planned = PlannedPath()
         self.job: FakeJob | None = None
         self.asked: list[tuple[str, tuple, dict]] = []
         self.saved, self.notices, self.project = "saved", (), None
         self.registration, self.registered = None, True
         self.selected, self.flight, self.generator = 0, None, "warp"
-        self.settings, self.keys_planned, self.measured = None, None, None
+        self.measured = None
         self.mode, self.sampler, self.prompt = "", SamplerConfig(), ""
         self.can_undo, self.undone = True, 0
         self.generators = choices()
@@ -179,8 +183,19 @@ class FakeSession:
     def world(self) -> Any:
         return SimpleNamespace(scene=self.scene, max_points=2_000_000, can_redo=False)
 
-    def set_plan(self, plan: Trajectory | None, keyframes: Any = ()) -> None:
-        self.plan = plan
+    @property
+    def plan(self) -> Trajectory | None:
+        return self.planned.path
+
+    @property
+    def settings(self) -> Any:
+        return self.planned.settings
+
+    def set_plan(self, path: Trajectory | None, **rest: Any) -> None:
+        self.planned = PlannedPath(path, **rest)
+
+    def show_guide(self, guide: str) -> None:
+        self.planned = replace(self.planned, guide=guide)
 
     def preview(self, frame: int, final: bool) -> Any:
         self.asked.append(("preview", (frame,), {"final": final}))

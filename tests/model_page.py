@@ -54,14 +54,14 @@ def merged(answers: Any) -> dict:
 
 def choose(panel: Panel, session: Session, prompt: str = "", frames: int = 3) -> dict:
     """The click on the model's name, with the path's settings as the page sends them."""
-    values = ("truck", 10, "first", frames, SIZE, "diffusion", prompt)
+    values = ("truck", 10, "first", frames, SIZE, "diffusion", "fused", prompt)
     handler = panel.guarded(panel.generate.on_generator)
     return merged(handler(session.token, *values))
 
 
 def generate(panel: Panel, session: Session, **changes: Any) -> dict:
     values = {
-        "name": "diffusion", "size": SIZE, "seed": 3, "prompt": "a room", "guide": "fused",
+        "name": "diffusion", "size": SIZE, "seed": 3, "prompt": "a room",
         "steps": 2, "guidance": 5, "negative": "", "mode": session.mode,
     }  # fmt: skip
     answers = panel.guarded(panel.generate.on_generate)(session.token, *(values | changes).values())

@@ -35,7 +35,7 @@ with quietly():
     from ui.page import html as piece
     from ui.page.core import BUG, EXPIRED
     from ui.page.page import Panel
-    from ui.page.settings import Settings, accepted_frames, plan, reframed, sizes
+    from ui.page.settings import Settings, accepted_frames, plan_path, reframed, sizes
 
 UI = Path(__file__).resolve().parent.parent / "ui"
 
@@ -220,7 +220,7 @@ def test_a_handler_that_changes_nothing_still_answers(panel, session):
 def test_each_tile_plans_a_path_of_the_size_and_length_asked_for(session, preset):
     default = PRESETS[preset].parameter.default
     size = sizes(session.scene, None)[1][1]
-    path = plan(session, settings_of(session, preset, value=default, size=size, frames=7))
+    path = plan_path(session, settings_of(session, preset, value=default, size=size, frames=7))
     assert len(path) == 7
     assert f"{path.cameras.width}x{path.cameras.height}" == size
 
@@ -241,13 +241,13 @@ def test_each_tile_plans_a_path_of_the_size_and_length_asked_for(session, preset
 )
 def test_a_value_out_of_range_is_refused_in_the_words_of_the_page(session, changes, words):
     with pytest.raises(WorldStereoError, match=words) as refusal:
-        plan(session, settings_of(session, **changes))
+        plan_path(session, settings_of(session, **changes))
     assert "\n" not in str(refusal.value)
 
 
 def test_no_path_without_a_world():
     with pytest.raises(WorldStereoError, match="There is no world yet"):
-        plan(FakeSession(Scene()), settings_of(FakeSession(Scene())))  # type: ignore[arg-type]
+        plan_path(FakeSession(Scene()), settings_of(FakeSession(Scene())))  # type: ignore[arg-type]
 
 
 @given(st.integers(1, 200), st.integers(1, 17), st.integers(1, 40), st.integers(0, 300))
@@ -361,14 +361,14 @@ def test_a_recorded_flight_becomes_the_plan(panel, session):
     assert session.plan is not None and session.plan.name == "flight" and len(session.plan) == 7
 
 
-WISH = ["warp", "", 7, "", "fused", 4, 5]
+WISH = ["warp", "", 7, "", 4, 5]
 
 
 def test_generate_starts_the_job_follows_it_and_shows_the_world(panel, session):
     list(panel.guarded(panel.path.on_plan)("token", *plan_inputs()))
     answers = list(panel.guarded(panel.generate.on_generate)("token", *WISH))
     name, values, named = next(asked for asked in session.asked if asked[0] == "explore")
-    assert values[0] is session.plan and named["seed"] == 7 and named["guide"] == "fused"
+    assert values[0] is session.plan and named["seed"] == 7
     assert "prompt" not in named  # this generator reads none
     strips = [answer[panel.strip.film] for answer in answers if panel.strip.film in answer]
     assert any("making 2 of 2" in strip or "pic new" in strip for strip in strips)
@@ -387,7 +387,6 @@ def test_generate_starts_the_job_follows_it_and_shows_the_world(panel, session):
         (0, "diffusion", "No weights found"),
         (2, -1, "seed must be between"),
         (2, 0.5, "seed must be a whole number"),
-        (4, "none", "sees one of"),
     ],
 )
 def test_a_bad_wish_is_refused_before_anything_starts(panel, session, index, value, words):

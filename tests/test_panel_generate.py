@@ -160,7 +160,7 @@ def test_nothing_that_does_not_fit_can_be_asked_for():
         line = text(generate(panel, session, mode="full")[panel.message])
         assert "needs 41 GiB, the card has 16" in line and made == []
         with pytest.raises(WorldStereoError, match="no memory mode 'huge'"):
-            panel.generate.wish(session, ["diffusion", "", 0, "", "fused", 4, 5, "", "huge"])
+            panel.generate.wish(session, ["diffusion", "", 0, "", 4, 5, "", "huge"])
 
 
 def test_an_official_example_brings_its_path_and_its_prompt(folder, data):

@@ -26,7 +26,7 @@ from ui.session.sessions import (
     SessionsConfig,
     Worker,
 )
-from ui.viewport.events import JobChanged, Selected
+from ui.viewport.events import Selected
 from worldstereo.cameras import Cameras, look_at
 from worldstereo.errors import Cancelled, InputRefused, WorldBusy, WorldStereoError
 from worldstereo.inputs import LOCAL
@@ -292,7 +292,7 @@ def test_a_closed_worker_cancels_what_waits_and_takes_no_more():
 
 def test_the_chain_from_a_file_to_new_views_and_back(opened):
     sessions, session = opened
-    assert session.name == "room" and len(session.scene.views) == 2
+    assert session.scene.name == "room" and len(session.scene.views) == 2
     before = session.scene
     job = session.explore(path_of(session), seed=3)
     clip = job.result(SECONDS)
@@ -388,7 +388,8 @@ def test_one_job_at_a_time_in_a_session_and_the_page_is_told(tmp_path):
     sessions = Sessions(config(tmp_path, gate))
     session = sessions.create()
     session.open(tmp_path / "room", "room").result(SECONDS)
-    session.viewport.take_events()
+    states: list[str] = []
+    session.viewport.listen(lambda m: states.append(m["state"]) if m["kind"] == "job" else None)
     job = session.explore(path_of(session, frames=1))
     assert gate.reached.acquire(timeout=SECONDS)
     for refused in (
@@ -400,7 +401,6 @@ def test_one_job_at_a_time_in_a_session_and_the_page_is_told(tmp_path):
             refused()
     gate.go.release()
     job.result(SECONDS)
-    states = [e.state for e in session.viewport.take_events() if isinstance(e, JobChanged)]
     assert states[:2] == ["running", "done"]
     sessions.close_all()
 
@@ -489,7 +489,7 @@ def test_the_final_preview_is_the_frame_the_generator_is_shown(opened):
     session.set_plan(plan)
     final = session.preview(1, final=True)
     assert final.final and final.color.shape == (64, 80, 3)
-    guide = session._planned.guide
+    guide = session._previewed.guide
     shown = []
     made = sessions.shared.generator("instant")
     call = type(made).__call__
@@ -649,7 +649,7 @@ def test_a_started_example_is_kept_and_opens_the_same_world(tmp_path, monkeypatc
     until(lambda: (kept / "project.json").exists() and not sessions.shared.worker.waiting)
     second.example("room").result(SECONDS)
     assert len(reads) == 1
-    assert first.name == second.name == "The room"
+    assert first.scene.name == second.scene.name == "The room"
     torch.testing.assert_close(first.scene.cloud.points, second.scene.cloud.points)
     (folder / "frames.json").write_text("{ }")  # another example under the same name
     assert sessions.shared.started(example) != kept

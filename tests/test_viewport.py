@@ -20,7 +20,7 @@ from ui.viewport.cloud import (
     spacing,
 )
 from ui.viewport.colors import COLOR_MODES, color_points
-from ui.viewport.events import KeyframesChanged, Measured, Pick, Selected
+from ui.viewport.events import Event, KeyframesChanged, Measured, Pick, Selected
 from ui.viewport.frames import (
     COMFORT,
     blend_poses,
@@ -40,9 +40,24 @@ from worldstereo.trajectory import Trajectory
 from worldstereo.world import default_view
 
 
+def recording() -> Viewport:
+    """A viewport whose events are kept in `said`, for `taken`."""
+    said: list[Event] = []
+    viewport = Viewport(on_event=said.append)
+    viewport.said = said  # type: ignore[attr-defined]
+    return viewport
+
+
+def taken(viewport: Viewport) -> list[Event]:
+    """Events since the last call."""
+    events = list(viewport.said)  # type: ignore[attr-defined]
+    viewport.said.clear()  # type: ignore[attr-defined]
+    return events
+
+
 @pytest.fixture
 def viewport():
-    viewport = Viewport()
+    viewport = recording()
     yield viewport
     viewport.close()
 
@@ -422,16 +437,16 @@ def test_clicks_become_picks_in_the_world_and_two_of_them_a_length(viewport):
         )
         assert viewport.settle()
 
-    viewport.take_events()
+    taken(viewport)
     click(cloud.points[11])
-    (event,) = [e for e in viewport.take_events() if isinstance(e, Pick)]
+    (event,) = [e for e in taken(viewport) if isinstance(e, Pick)]
     np.testing.assert_allclose(event.point, cloud.points[event.row], atol=1e-5)
     assert event.revision == 4
     assert np.linalg.norm(np.array(event.point) - cloud.points[11].numpy()) < 0.05
     viewport.measure(True)
     click(cloud.points[11])
     click(cloud.points[12])
-    (measured,) = [e for e in viewport.take_events() if isinstance(e, Measured)]
+    (measured,) = [e for e in taken(viewport) if isinstance(e, Measured)]
     ends = np.array(measured.end) - np.array(measured.start)
     assert measured.length == pytest.approx(3 * np.linalg.norm(ends))
     assert measured.unit == "m"
@@ -450,7 +465,7 @@ def test_a_box_on_the_stage_becomes_rows_of_the_cloud(viewport, cameras):
         )
     )
     assert viewport.settle()
-    (event,) = [e for e in viewport.take_events() if isinstance(e, Selected)]
+    (event,) = [e for e in taken(viewport) if isinstance(e, Selected)]
     pixels, depth = camera.project(cloud.points)
     inside = (depth > 0) & (
         (pixels - torch.tensor([32.0, 24.0])).abs() <= torch.tensor([16.0, 12.0])
@@ -503,14 +518,14 @@ def test_a_dragged_gizmo_moves_its_keyframe_in_the_world(viewport, cameras):
     for i in (0, 2):
         assert viewport.add_keyframe(cameras[i])
     assert viewport.settle()
-    viewport.take_events()
+    taken(viewport)
     goal = cameras[4]
     at = goal.position.numpy() * viewport._scale
     viewport._on_gizmo(1, wxyz(goal.c2w[:3, :3].numpy()), at, True)
     assert viewport.settle()
     torch.testing.assert_close(viewport.keyframes[1].c2w, goal.c2w, atol=1e-5, rtol=0)
     torch.testing.assert_close(viewport.keyframes[0].c2w, cameras[0].c2w)
-    (event,) = [e for e in viewport.take_events() if isinstance(e, KeyframesChanged)]
+    (event,) = [e for e in taken(viewport) if isinstance(e, KeyframesChanged)]
     assert event.settled and event.as_json()["active"] == event.active
     viewport.remove_keyframe(0)
     assert len(viewport.keyframes) == 1

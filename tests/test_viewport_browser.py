@@ -49,7 +49,8 @@ def address():
     import uvicorn
     from starlette.applications import Starlette
 
-    viewport = Viewport()
+    said: list = []
+    viewport = Viewport(on_event=said.append)
     app = Starlette(routes=proxy.routes(lambda token: viewport if token == "T" else None))
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
@@ -119,14 +120,13 @@ def test_the_stage_is_drawn_flown_and_clicked(address):
         viewport.play(Trajectory(cameras[[1, 0]], fps=4.0))
         until(page, lambda: off(viewport, cameras[0]) < 0.02 and not viewport.playing)
         # a click becomes the point of the cloud under the pointer
-        viewport.take_events()
+        said.clear()
         picks: list[Pick] = []
 
         def picked() -> bool:
             page.mouse.click(300, 140)  # again: a page that is still drawing may miss one
             page.wait_for_timeout(2000)
-            events = viewport.take_events()
-            picks.extend(event for event in events if isinstance(event, Pick))
+            picks.extend(event for event in said if isinstance(event, Pick))
             return bool(picks)
 
         until(page, picked)

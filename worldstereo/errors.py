@@ -5,6 +5,10 @@ class WorldStereoError(Exception):
     """Base of every error whose text is written for the person in front of the app."""
 
 
+class InvalidRequest(WorldStereoError, ValueError):
+    """An argument that a person chose is not accepted. Also a `ValueError`, as arguments are."""
+
+
 class Cancelled(WorldStereoError):
     """The person stopped the job; the world is as it was before."""
 

@@ -81,12 +81,11 @@ class Guide:
         *,
         stereo: bool = True,
         geometry: bool = True,
-        seed: int = 0,
     ) -> None:
         if kind not in ("fused", "cloud"):
             raise ValueError(f'guide must be "fused" or "cloud", got {kind!r}.')
         self.scene, self.trajectory, self.kind = scene, trajectory, kind
-        self.stereo, self.geometry, self.seed = stereo, geometry, seed
+        self.stereo, self.geometry = stereo, geometry
         self._index = ViewIndex(scene.views)
         self._unseen: dict[int, bytes] = {}  # 38 KB a frame of 640x480, kept for all
         self._lock = Lock()
@@ -146,7 +145,6 @@ class Guide:
             splat=splat if self.geometry else None,
             rig=scene.rig,
             unit=scene.unit,
-            seed=self.seed,
         )
         return GuideFrame(
             camera=camera,

@@ -1,4 +1,4 @@
-"""The controls that a path and a generation share: generator, number of views, picture size.
+"""The controls that a path and a generation share: generator, number of views, picture size, guide.
 
 They stand on the Generate tab; Path reads them too, because a path is planned in the size and
 length that the generator will be given.
@@ -9,6 +9,7 @@ from typing import Any
 import gradio as gr
 
 from .core import Core, segmented
+from .settings import GUIDES
 
 FRAMES, MAX_FRAMES = 25, 97
 
@@ -41,7 +42,11 @@ class ClipControls:
             segmented(sizes, "640x480", "Size, pixels", "size", titled=True)
         )
 
+    def build_guide(self) -> None:
+        guides = [(label, key) for key, label in GUIDES.items()]
+        self.guide = self.core.shown(segmented(guides, "fused", "Guide", "guide", titled=True))
+
     @property
     def inputs(self) -> list[Any]:
-        """The last three values of `Settings.of`, in its order."""
-        return [self.frames, self.size, self.name]
+        """The last four values of `Settings.of`, in its order."""
+        return [self.frames, self.size, self.name, self.guide]

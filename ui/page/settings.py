@@ -20,6 +20,7 @@ from ..session.session import PREPARING
 from ..session.sessions import Session
 
 KEYFRAMES, FLIGHT = "keyframes", "flight"
+GUIDES = {"fused": "Both memories", "cloud": "Cloud only"}
 STARTS = {"first": "First view", "newest": "Newest view", "here": "Where I am"}
 LONG_SIDES = (320, 480, 640, 832)
 FIRST_PRESET = "orbit"
@@ -35,6 +36,7 @@ class Settings:
     frames: int
     size: str
     generator: str
+    guide: str = "fused"
 
     @staticmethod
     def of(
@@ -44,6 +46,7 @@ class Settings:
         frames: object,
         size: object,
         generator: object,
+        guide: object = "fused",
     ) -> "Settings":
         """The settings as the page sent them.
 
@@ -53,6 +56,8 @@ class Settings:
         name = path_named(preset)
         if str(start) not in STARTS:
             raise WorldStereoError(f"There is no start named {str(start)[:40]!r}.")
+        if guide not in GUIDES:
+            raise WorldStereoError(f"The guide is one of {', '.join(GUIDES)}.")
         return Settings(
             name,
             number(value, "the path's amount"),
@@ -60,6 +65,7 @@ class Settings:
             whole(frames, "views along the path", 1, 1000),
             str(size),
             str(generator),
+            str(guide),
         )
 
 
@@ -131,8 +137,8 @@ def accepted_frames(frames: int, limits: GeneratorLimits | None) -> int:
     return limits.min_frames + max(0, min(most, steps)) * limits.frame_step
 
 
-def plan(session: Session, settings: Settings) -> Trajectory:
-    """The path that the settings describe, in the picture size they ask for.
+def plan_path(session: Session, settings: Settings) -> Trajectory:
+    """Plans the path that the settings describe, in the picture size they ask for.
 
     Raises:
         WorldStereoError: there is no world yet, or another comes, or nothing to make it of.
@@ -149,18 +155,20 @@ def plan(session: Session, settings: Settings) -> Trajectory:
     width, height = chosen_size(settings.size, scene, limits)
     frames = accepted_frames(settings.frames, limits)
     if settings.preset == KEYFRAMES:
-        keys = [reframed(key, width, height) for key in session.viewport.keyframes]
+        keys = session.viewport.keyframes
         if len(keys) < 2:
             raise WorldStereoError("Place at least 2 keyframes: fly somewhere and press K.")
-        return Trajectory.through(keys, max(2, frames))
+        path = Trajectory.through([reframed(k, width, height) for k in keys], max(2, frames))
+        return planned(session, path, settings, keys)
     if settings.preset == FLIGHT:
         flight = session.flight
         if flight is None:
             raise WorldStereoError("Record a flight first: press R, fly, press R again.")
         path = flight.resampled(frames)
-        return Trajectory(reframed(path.cameras, width, height), FLIGHT, path.fps)
+        path = Trajectory(reframed(path.cameras, width, height), FLIGHT, path.fps)
+        return planned(session, path, settings)
     start = start_camera(session, settings.start)
-    return Trajectory.preset(
+    path = Trajectory.preset(
         settings.preset,
         reframed(start, width, height),
         frames=frames,
@@ -168,6 +176,17 @@ def plan(session: Session, settings: Settings) -> Trajectory:
         value=checked_value(settings),
         up=scene.up,
     )
+    return planned(session, path, settings)
+
+
+def planned(
+    session: Session,
+    path: Trajectory,
+    settings: Settings,
+    keyframes: tuple[Cameras, ...] | None = None,
+) -> Trajectory:
+    session.set_plan(path, settings=settings, keyframes=keyframes, guide=settings.guide)
+    return path
 
 
 def checked_value(settings: Settings) -> float:

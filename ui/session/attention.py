@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from worldstereo.errors import OutOfMemory, WorldStereoError
-from worldstereo.generators import Frame, GenerationRequest, Generator
+from worldstereo.generators import Frame, GenerationRequest, Generator, Inspectable
 from worldstereo.guide import Guide
 from worldstereo.progress import OnStep, ignore
 from worldstereo.scene import Clip, Scene
@@ -59,7 +59,9 @@ class Attention:
 
     def keep(self, clip: Clip, made_by: Listener, generator: str, mode: str) -> None:
         """After a clip was made; does nothing where its generator has no attention to show."""
-        layers, request = getattr(made_by.generator, "layers", 0), made_by.request
+        model = made_by.generator
+        layers = model.layers if isinstance(model, Inspectable) else 0
+        request = made_by.request
         steps = made_by.limits.steps
         if not layers or request is None or steps is None:
             return
@@ -71,7 +73,6 @@ class Attention:
                 guide.kind,
                 stereo=guide.stereo,
                 geometry=guide.geometry,
-                seed=guide.seed,
             )
             request = replace(request, guide=again)
         count = request.sampler.steps or steps[2]

@@ -74,10 +74,7 @@ class SessionsConfig:
     examples: tuple[Example, ...] = field(default_factory=bundled_examples)
 
     limits: Limits = LOCAL
-    """What one import may cost."""
-
-    import_seconds: float = 300.0
-    """Longest time that reading one file may take."""
+    """What one import may cost, its time among it."""
 
     read: Callable[[Path, str], Capture] | None = None
     """Reads a person's file in this process instead of the import worker's; for tests."""

@@ -47,6 +47,8 @@ class Job:
         kind: "open", "explore", "registration" or "save".
         work: does it all; is given the job, to report to and to be stopped by.
         changed: called after each change of state, in the thread that made it.
+        first: what comes before the work and needs no generator, such as reading a file; done
+            on another worker, see `run_first`. What it returns is `first_result` of the work.
     """
 
     def __init__(
@@ -54,8 +56,10 @@ class Job:
         kind: str,
         work: Callable[["Job"], Any],
         changed: Callable[["Job"], None] = lambda job: None,
+        first: Callable[["Job"], Any] | None = None,
     ) -> None:
-        self.kind = kind
+        self.kind, self.first = kind, first
+        self.first_result: Any = None
         self.frames: list[np.ndarray] = []
         """Finished frames so far, (H, W, 3) uint8; only grows."""
         self._work, self._changed = work, changed
@@ -179,20 +183,46 @@ class Job:
         self._changed(self)
         return True
 
+    def run_first(self, then: Callable[[], None]) -> None:
+        """Do what comes before the work in this thread, then wait for the work's turn."""
+        assert self.first is not None
+        if not self.begin():
+            return
+        try:
+            self.first_result = self.first(self)
+        except Exception as error:
+            self._failed(error)
+            return
+        with self._news:
+            self._state, self._message = "waiting", "Waiting for its turn"
+            cancelled = self._cancelled
+            self._tell()
+        if cancelled:
+            self.cancel()
+            return
+        try:
+            then()
+        except WorldStereoError as error:
+            self.fail(error)
+
     def run(self) -> None:
         """Do the work in this thread. Never raises: `result` does."""
         if not self.begin():
             return
         try:
             result = self._work(self)
-        except Cancelled as error:
-            self._end("cancelled", error=error)
         except Exception as error:
-            if not isinstance(error, WorldStereoError | ValueError):
-                log.exception("a job failed (%s)", self.kind)
-            self._end("failed", error=error)
+            self._failed(error)
         else:
             self._end("done", result)
+
+    def _failed(self, error: Exception) -> None:
+        if isinstance(error, Cancelled):
+            self._end("cancelled", error=error)
+        else:
+            if not isinstance(error, WorldStereoError):  # the page shows those
+                log.error("a job failed (%s)", self.kind, exc_info=error)
+            self._end("failed", error=error)
 
     def fail(self, error: Exception) -> None:
         """End it with an error found before its turn."""
@@ -203,6 +233,7 @@ class Job:
             if self.over:
                 return
             self._state, self._result, self._error = state, result, error
+            self.first_result = None  # a job that is over holds nothing large
             if error is not None:
                 self._message = str(error)
             self._tell()
@@ -225,19 +256,42 @@ class Job:
         return max(0.0, pace * (self._total - self._step) - since)
 
 
+class _First:
+    """What comes before a job's work, as a worker runs it."""
+
+    def __init__(self, job: Job, then: Callable[[], None]) -> None:
+        self.job, self._then = job, then
+
+    @property
+    def over(self) -> bool:
+        return self.job.over
+
+    def cancel(self) -> None:
+        self.job.cancel()
+
+    def run(self) -> None:
+        self.job.run_first(self._then)
+
+
 class Worker:
     """Threads that run jobs: one per device, shared by all sessions, each in its turn.
 
     Sessions take turns job by job, and never have two jobs running at once.
+
+    Args:
+        before: runs what a job has to do `first`; without it that is done in this worker's turn.
     """
 
-    def __init__(self, threads: int = 1) -> None:
-        self._waiting: OrderedDict[Hashable, deque[Job]] = OrderedDict()
+    def __init__(
+        self, threads: int = 1, *, name: str = "generator", before: "Worker | None" = None
+    ) -> None:
+        self._before = before
+        self._waiting: OrderedDict[Hashable, deque[Job | _First]] = OrderedDict()
         self._busy: set[Hashable] = set()
         self._news = threading.Condition()
         self._closed = False
         self._threads = [
-            threading.Thread(target=self._run, name=f"generator-{i}", daemon=True)
+            threading.Thread(target=self._run, name=f"{name}-{i}", daemon=True)
             for i in range(threads)
         ]
         for thread in self._threads:
@@ -249,6 +303,13 @@ class Worker:
         Raises:
             WorldStereoError: the app is shutting down.
         """
+        if job.first is None:
+            self._queue(owner, job)
+        else:
+            before = self._before or self
+            before._queue(owner, _First(job, lambda: self._queue(owner, job)))
+
+    def _queue(self, owner: Hashable, job: Job | _First) -> None:
         with self._news:
             if self._closed:
                 raise WorldStereoError("The app is shutting down; start it again to go on.")

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from worldstereo.errors import WorldStereoError
-from worldstereo.project import is_project, load, load_world, reopen
+from worldstereo.project import ProjectState, is_project, load, load_world, reopen
 from worldstereo.scene import Capture, PointCloud, Scene, View
 from worldstereo.trajectory import Trajectory
 from worldstereo.views.registration import median_depth
@@ -34,7 +34,7 @@ SKETCH = -1  # revision of a sketch: that of no published scene
 
 
 class Opening:
-    """Fills one world. Every method runs on the worker's thread, inside a job.
+    """Fills one world. Every method but `read` runs on the worker's thread, inside a job.
 
     Args:
         planned: hears of the path that came with the file, None for no path.
@@ -58,17 +58,22 @@ class Opening:
         self._token, self._world, self._shared, self._saving = token, world, shared, saving
         self._planned, self._begun, self._shown = planned, begun, shown
 
-    def file(self, job: Job, path: Path, name: str) -> Scene:
-        """A person's file."""
+    def read(self, job: Job, path: Path, name: str) -> Capture | ProjectState:
+        """What a person's file holds; on an import thread, so that no generation waits for it."""
         job.on_step(0, 0, f"Reading {name[:60]}")
         if is_project(path):
             limits = self._shared.config.limits  # it may be a stranger's, like any upload
-            most = limits.unpacked_bytes
-            state = load(path, name=name, limits=limits, most_bytes=most)
-            plan, _ = reopen(self._world, state, name=name)
+            return load(path, name=name, limits=limits, most_bytes=limits.unpacked_bytes)
+        return self._shared.read(path, name, lambda: job.cancelled)
+
+    def file(self, job: Job, name: str) -> Scene:
+        """Makes what was read the world."""
+        found: Capture | ProjectState = job.first_result
+        if isinstance(found, ProjectState):
+            plan, _ = reopen(self._world, found, name=name)
             self._planned(plan)
         else:
-            self._begin(self._shared.read(path, name, lambda: job.cancelled), job)
+            self._begin(found, job)
         self._saving.save(job)
         return self._world.scene
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,7 +28,8 @@ class Preview:
     known: np.ndarray
     """(H, W) bool."""
     unknown: float
-    """Share of the pixels that no memory knows, 0 to 1."""
+    """Share of the pixels without a surface, 0 to 1: in a draft the holes of the cloud's splat, in
+    the final picture what neither memory knows."""
     warnings: tuple[str, ...]
     final: bool
 
@@ -55,16 +57,29 @@ def sized(camera: Cameras, long_side: int) -> Cameras:
     return camera.scaled(round(camera.width * factor), round(camera.height * factor))
 
 
-class Planned:
+@dataclass(frozen=True, eq=False)
+class PlannedPath:
+    """The planned path with what it was planned from; swapped as a whole, never half of it."""
+
+    path: Trajectory | None = None
+    settings: Any = None
+    """What the page's settings were; only the page knows them."""
+    keyframes: tuple[Cameras, ...] | None = None
+    """The keyframes that it goes through, as the viewport had them; None for other paths."""
+    guide: str = "fused"
+    """What the generator is shown along it: "fused" or "cloud"."""
+
+
+class PreviewedGuide:
     """What is known about one plan in one scene: its guide, made on demand, and its warnings."""
 
-    def __init__(self, scene: Scene, plan: Trajectory, kind: str = "fused", seed: int = 0) -> None:
-        self.scene, self.plan, self.kind, self.seed = scene, plan, kind, seed
-        self.guide = Guide(scene, plan, kind, seed=seed)  # type: ignore[arg-type]
+    def __init__(self, scene: Scene, plan: Trajectory, kind: str = "fused") -> None:
+        self.scene, self.plan, self.kind = scene, plan, kind
+        self.guide = Guide(scene, plan, kind)
         self._warnings: tuple[str, ...] | None = None
 
-    def matches(self, scene: Scene, plan: Trajectory, kind: str, seed: int) -> bool:
-        return (self.scene, self.plan, self.kind, self.seed) == (scene, plan, kind, seed)
+    def matches(self, scene: Scene, plan: Trajectory, kind: str) -> bool:
+        return (self.scene, self.plan, self.kind) == (scene, plan, kind)
 
     @property
     def warnings(self) -> tuple[str, ...]:

@@ -32,7 +32,7 @@ from .autosave import Saving
 from .config import GeneratorChoice
 from .jobs import Job
 from .opening import Opening
-from .preview import Planned, Preview, new_points
+from .preview import PlannedPath, Preview, PreviewedGuide, new_points
 from .progress import Course, stages_of
 from .shared import Shared
 
@@ -50,13 +50,10 @@ class Session:
         self.viewport = Viewport(on_event=self._on_event)
         self.job: Job | None = None
         """The running or the last job."""
-        self.plan: Trajectory | None = None
+        self.planned = PlannedPath()
+        """The planned path and what it was planned from; see `set_plan`."""
         self.flight: Trajectory | None = None
         """The flight last recorded."""
-        self.settings: Any = None
-        """What the page's settings were when the path was planned; only the page knows them."""
-        self.keys_planned: tuple[Cameras, ...] | None = None
-        """The keyframes that the path was last planned through."""
         self.generator = shared.config.generator
         """Name of the generator last chosen."""
         self.mode = ""
@@ -74,7 +71,7 @@ class Session:
         """When the world last left memory."""
         self._shared = shared
         self._lock = threading.Lock()
-        self._planned: Planned | None = None
+        self._previewed: PreviewedGuide | None = None
         self._selection: Selected | None = None
         self._drawing_by_hand = False
         self._notices: tuple[str, ...] = ()
@@ -114,8 +111,14 @@ class Session:
         return self.sketch or self.scene
 
     @property
-    def name(self) -> str:
-        return self.scene.name
+    def plan(self) -> Trajectory | None:
+        """The planned path."""
+        return self.planned.path
+
+    @property
+    def settings(self) -> Any:
+        """What the page's settings were when the path was planned."""
+        return self.planned.settings
 
     @property
     def generators(self) -> dict[str, GeneratorChoice]:
@@ -179,7 +182,11 @@ class Session:
         Raises:
             WorldBusy: another job of this session runs.
         """
-        return self._start("open", lambda job: self._opening.file(job, Path(path), name))
+        return self._start(
+            "open",
+            lambda job: self._opening.file(job, name),
+            first=lambda job: self._opening.read(job, Path(path), name),
+        )
 
     def example(self, key: str, *, save: bool = True) -> Job:
         """Open one of the bundled captures; unsaved, it is saved with `save_unsaved`.
@@ -204,16 +211,19 @@ class Session:
         seed: int = 0,
         prompt: str = "",
         negative_prompt: str = "",
-        guide: str = "fused",
+        guide: str | None = None,
         steps: int | None = None,
         guidance: float | None = None,
         mode: str = "",
     ) -> Job:
         """Generate the views of a path; they appear in `job.frames` as they are made.
 
+        Args:
+            guide: "fused" or "cloud"; default: what the planned path was previewed with.
+
         Raises:
             WorldStereoError: an unknown generator, or one that cannot run here.
-            ValueError: the generator cannot make such a path.
+            InvalidRequest: the generator cannot make such a path.
             WorldBusy: another job of this session runs.
         """
         choice = self.generators.get(generator or self.generator)
@@ -228,17 +238,19 @@ class Session:
         sampler = SamplerConfig(steps=steps)
         if guidance is not None:
             sampler = replace(sampler, guidance=guidance)
-        if choice.modes is not None:
-            self.mode, self.sampler = mode, sampler
-        self.prompt = prompt or self.prompt
+        kind = self.planned.guide if guide is None else guide
+
+        def chosen() -> None:
+            if choice.modes is not None:
+                self.mode, self.sampler = mode, sampler
+            self.prompt = prompt or self.prompt
+            self.generator = choice.name
 
         def work(job: Job) -> Clip:
             rest = {"seed": seed, "prompt": prompt, "negative_prompt": negative_prompt}
-            return self._explore(job, choice, trajectory, guide=guide, sampler=sampler, **rest)
+            return self._explore(job, choice, trajectory, guide=kind, sampler=sampler, **rest)
 
-        job = self._start("explore", work)
-        self.generator = choice.name
-        return job
+        return self._start("explore", work, accepted=chosen)
 
     def set_registration(self, on: bool) -> Job:
         """Register the given views to each other, or put them back where they were given."""
@@ -254,21 +266,32 @@ class Session:
                 was, now = (0 if r is None else r.revision for r in (before, after))
                 cameras = edits.moved(plan.cameras, was, before, after)
                 keys = self.viewport.keyframes
-                self.keys_planned = tuple(edits.moved(k, was, before, after) for k in keys)
+                keys = tuple(edits.moved(k, was, before, after) for k in keys)
                 plan = replace(plan, cameras=cameras, registration=now)
-                self.set_plan(plan, self.keys_planned)
+                through = keys if self.planned.keyframes is not None else None
+                self.planned = replace(self.planned, path=plan, keyframes=through)
+                self.viewport.show_plan(plan, keys)
             self._saving.save(job)
             return scene
 
         return self._start("registration", work)
 
-    def _start(self, kind: str, work: Callable[[Job], Any]) -> Job:
+    def _start(
+        self,
+        kind: str,
+        work: Callable[[Job], Any],
+        *,
+        first: Callable[[Job], Any] | None = None,
+        accepted: Callable[[], None] = lambda: None,
+    ) -> Job:
+        """Queue a job; `accepted` is called once it is sure to be taken, before it can run."""
         with self._lock:
             if self._closed:
                 raise WorldStereoError("This world is closed. Reload the page to open a new one.")
             if self.busy:
-                raise WorldBusy("This world is at work already. Wait for it, or cancel it first.")
-            job = Job(kind, work, changed=self._job_changed)
+                raise WorldBusy("Another step is running. Wait for it, or cancel it first.")
+            job = Job(kind, work, changed=self._job_changed, first=first)
+            accepted()
             self.job = job
             self._shared.worker.submit(self.token, job)
         return job
@@ -285,10 +308,10 @@ class Session:
             job.add_frame(np.ascontiguousarray(color.cpu().numpy()))
             self.viewport.show_draft(*new_points(frame, trajectory.cameras[index]))
 
-        planned = self._planned
+        previewed = self._previewed
         kind: Any = guide
-        if planned is not None and planned.matches(self.scene, trajectory, guide, rest["seed"]):
-            kind = planned.guide  # the very frames that were previewed
+        if previewed is not None and previewed.matches(self.scene, trajectory, guide):
+            kind = previewed.guide  # the very frames that were previewed
         try:
             with job.stopping():
                 clip = explore(
@@ -327,8 +350,8 @@ class Session:
 
     def _set_out(self, path: Trajectory | None) -> None:
         """A new world: its own path, or none yet; the settings were the last one's."""
-        self.settings = None
-        self.set_plan(path, ())
+        self.planned = PlannedPath(path)
+        self.viewport.show_plan(path, ())
 
     def _begun(self, capture: Capture) -> None:
         self.prompt = capture.prompt
@@ -392,11 +415,26 @@ class Session:
     # ---- the path --------------------------------------------------------------------------------
 
     def set_plan(
-        self, plan: Trajectory | None, keyframes: tuple[Cameras, ...] | None = None
+        self,
+        path: Trajectory | None,
+        *,
+        settings: Any = None,
+        keyframes: tuple[Cameras, ...] | None = None,
+        guide: str = "fused",
     ) -> None:
-        """Plan this path and draw it; `keyframes` None leaves the keyframes as they are."""
-        self.plan = plan
-        self.viewport.show_plan(plan, keyframes)
+        """Plan this path and draw it. The four belong together and change in one assignment.
+
+        Args:
+            settings: what the page planned it from.
+            keyframes: those of the viewport that it goes through.
+            guide: what the generator is shown along it, "fused" or "cloud".
+        """
+        self.planned = PlannedPath(path, settings, keyframes, guide)
+        self.viewport.show_plan(path)
+
+    def show_guide(self, guide: str) -> None:
+        """Another guide for the planned path: "fused" or "cloud"."""
+        self.planned = replace(self.planned, guide=guide)
 
     def record(self, on: bool) -> Trajectory | None:
         """Begin to record the visitor's flight, or end it; `flight` keeps the last one."""
@@ -405,23 +443,22 @@ class Session:
             self.flight = flight
         return flight
 
-    def preview(
-        self, frame: int, final: bool = False, guide: str = "fused", seed: int = 0
-    ) -> Preview:
+    def preview(self, frame: int, final: bool = False) -> Preview:
         """Frame number `frame` of the plan: a quick splat, or the guide's own picture.
 
         Raises:
             WorldStereoError: there is no plan, or no world yet.
         """
-        plan, scene = self.plan, self.scene
+        planned, scene = self.planned, self.scene
+        plan = planned.path
         if plan is None:
             raise WorldStereoError("There is no path yet. Choose one under Path.")
         frame = max(0, min(frame, len(plan) - 1))
-        planned = self._planned
-        if planned is None or not planned.matches(scene, plan, guide, seed):
-            planned = self._planned = Planned(scene, plan, guide, seed)
+        guide = self._previewed
+        if guide is None or not guide.matches(scene, plan, planned.guide):
+            guide = self._previewed = PreviewedGuide(scene, plan, planned.guide)
         self.viewport.mark_frame(frame)
-        return planned.preview(frame, final)
+        return guide.preview(frame, final)
 
     # ---- the stage -------------------------------------------------------------------------------
 
@@ -475,7 +512,7 @@ class Session:
         if found is not None:
             plan, notice = found
             self._notices = (notice,) if notice else ()
-            self.set_plan(plan, ())
+            self._set_out(plan)
 
     # ---- the end ---------------------------------------------------------------------------------
 

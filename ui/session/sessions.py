@@ -52,6 +52,7 @@ class Sessions:
         self._sessions: dict[str, Session] = {}
         self._lock = threading.Lock()
         self._opening: dict[str, threading.Lock] = {}
+        self._admitting = 0
         self._stop = threading.Event()
         self._ready: Session | None = None
         self._reaper = threading.Thread(target=self._reap_now_and_then, name="reaper", daemon=True)
@@ -102,16 +103,14 @@ class Sessions:
         if session is None:
             with self._lock:
                 opening = self._opening.setdefault(token, threading.Lock())
-            with opening:  # two tabs at once bring it back once; other tokens do not wait
-                session = self._sessions.get(token)
-                if session is None:
-                    path = self.shared.project_of(token)
-                    if path is None or not is_project(path):
-                        return None
-                    session = self._admit(token)
-                    session.recover()
-            with self._lock:
-                self._opening.pop(token, None)
+            try:
+                with opening:  # two tabs at once bring it back once; other tokens do not wait
+                    session = self._sessions.get(token) or self._recover(token)
+            finally:
+                with self._lock:
+                    self._opening.pop(token, None)
+            if session is None:
+                return None
         session.touched = time.monotonic()
         return session
 
@@ -122,11 +121,10 @@ class Sessions:
 
     def close(self, token: str) -> None:
         """End a session; its saved world stays."""
-        session = self._sessions.get(token)
+        with self._lock:  # first: who comes meanwhile must not find one that is being closed
+            session = self._sessions.pop(token, None)
         if session is not None:
             session.close()
-            with self._lock:
-                self._sessions.pop(token, None)
             self.sockets.forget(token)
             trim()
 
@@ -185,24 +183,41 @@ class Sessions:
         return {
             "sessions": len(sessions),
             "running": sum(session.busy for session in sessions),
-            "waiting": self.shared.worker.waiting,
+            "waiting": self.shared.worker.waiting + self.shared.importing.waiting,
             "threads": threading.active_count(),
             "resident_bytes": resident_bytes(),
             "world_bytes": sum(session.nbytes for session in sessions),
         }
 
+    def _recover(self, token: str) -> Session | None:
+        path = self.shared.project_of(token)
+        if path is None or not is_project(path):
+            return None
+        session = self._admit(token)
+        session.recover()
+        return session
+
     def _admit(self, token: str) -> Session:
+        """A new session in a place that is kept for it: building one starts a server."""
         if len(self._sessions) >= self.config.max_sessions:
             self.reap()
         with self._lock:
-            if len(self._sessions) >= self.config.max_sessions:
+            if len(self._sessions) + self._admitting >= self.config.max_sessions:
                 raise WorldStereoError(
                     f"All {self.config.max_sessions} worlds of this server are in use. "
                     f"Try again in a few minutes."
                 )
+            self._admitting += 1
+        try:
             session = Session(token, self.shared)
+        except BaseException:
+            with self._lock:
+                self._admitting -= 1
+            raise
+        with self._lock:
+            self._admitting -= 1
             self._sessions[token] = session
-            return session
+        return session
 
     def _reap_now_and_then(self) -> None:
         next_tidy = 0.0

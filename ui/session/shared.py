@@ -9,7 +9,7 @@ from pathlib import Path
 
 import worldstereo
 from worldstereo.errors import InputRefused
-from worldstereo.generators import Generator
+from worldstereo.generators import Closable, Generator
 from worldstereo.inputs import read
 from worldstereo.inputs.sandbox.worker import ImportWorker
 from worldstereo.progress import OnStep, ignore
@@ -20,6 +20,7 @@ from worldstereo.world import World
 from .config import Example, GeneratorChoice, SessionsConfig
 from .jobs import Worker
 
+IMPORTS = 2  # files read at once, each by a process of its own
 LIBRARY = Path(worldstereo.__file__).resolve().parent
 
 
@@ -32,7 +33,8 @@ class Shared:
 
     def __init__(self, config: SessionsConfig) -> None:
         self.config = config
-        self.worker = Worker(config.workers)
+        self.importing = Worker(IMPORTS, name="import")
+        self.worker = Worker(config.workers, before=self.importing)
         self.pace: dict[str, float] = {}
         self.examples: tuple[Example, ...] = config.examples
         self.generators: dict[str, GeneratorChoice] = {
@@ -72,9 +74,8 @@ class Shared:
 
     def _drop(self, name: str) -> None:
         held = self._made.pop(name, None)
-        close = getattr(held[1], "close", None) if held is not None else None
-        if close is not None:
-            close()
+        if held is not None and isinstance(held[1], Closable):
+            held[1].close()
 
     def measured(self, generator: str, seconds_per_pixel: float) -> None:
         """Remember how fast a generator is here; later measurements weigh more."""
@@ -87,7 +88,7 @@ class Shared:
             return self.config.read(path, name)
         importer = self.warm_importer()
         assert importer is not None
-        return importer.read(path, name, timeout=self.config.import_seconds, cancelled=cancelled)
+        return importer.read(path, name, cancelled=cancelled)
 
     def warm_importer(self) -> ImportWorker | None:
         """Have a process ready that reads the next file: it takes seconds to start."""
@@ -95,7 +96,7 @@ class Shared:
             return None
         with self._lock:
             if self._importer is None:
-                self._importer = ImportWorker(self.config.limits)
+                self._importer = ImportWorker(self.config.limits, processes=IMPORTS)
             return self._importer
 
     def read_example(self, example: Example) -> Capture:
@@ -135,7 +136,8 @@ class Shared:
         return self.config.projects / f"{hashlib.sha256(token.encode()).hexdigest()[:40]}.world"
 
     def close(self) -> None:
-        """Stop the worker and the import process."""
-        self.worker.close()
+        """Stop the workers and the import processes."""
         if self._importer is not None:
             self._importer.close()
+        self.importing.close()
+        self.worker.close()

@@ -3,7 +3,6 @@
 Coordinates are those of the world (scene units), whatever scale the stage is drawn in.
 """
 
-import queue
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -180,38 +179,20 @@ class JobChanged(Event):
         return {"kind": self.kind, "state": self.state}
 
 
-class EventQueue:
-    """Events on their way out: kept until they are taken, and told to whoever listens."""
-
-    KEPT = 1000
+class Events:
+    """Events on their way out, to whoever listens; nothing is kept."""
 
     def __init__(self, on_event: Callable[[Event], None] | None = None) -> None:
         self._on_event = on_event
-        self._events: queue.Queue[Event] = queue.Queue(self.KEPT)
         self._listeners: list[Callable[[dict[str, Any]], None]] = []
 
     def emit(self, event: Event) -> None:
-        """Queue an event, the oldest giving way, and tell the listeners."""
-        while True:
-            try:
-                self._events.put_nowait(event)
-                break
-            except queue.Full:
-                self._events.get_nowait()
+        """Tell the listeners."""
         if self._on_event is not None:
             self._on_event(event)
         message = event.as_json()
         for listener in list(self._listeners):
             listener(message)
-
-    def take(self) -> list[Event]:
-        """Events since the last call, oldest first."""
-        taken = []
-        while True:
-            try:
-                taken.append(self._events.get_nowait())
-            except queue.Empty:
-                return taken
 
     def listen(self, listener: Callable[[dict[str, Any]], None]) -> Callable[[], None]:
         """Have each event's JSON form handed over; returns the undoing."""

@@ -9,7 +9,8 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,7 @@ from .events import (
     CameraMoved,
     Drawn,
     Event,
-    EventQueue,
+    Events,
     FromPage,
     KeyframesChanged,
     Playing,
@@ -43,15 +44,37 @@ from .pointer import Pointer, point_of
 
 log = logging.getLogger(__name__)
 
+_STARTING = threading.Lock()
 FLIGHT_SECONDS = 0.7
 CAMERA_EVENTS = 0.2  # seconds between two `CameraMoved`, and while a keyframe is dragged
+
+
+@contextmanager
+def silent() -> Iterator[None]:
+    """Nothing of viser on the console: it prints at start and stop whatever `verbose` says.
+
+    Only rich's `print` as viser calls it, only in this thread and only meanwhile: what else the
+    process prints through rich stays as it is.
+    """
+    here, original = threading.get_ident(), rich.print
+
+    def elsewhere(*objects: Any, **options: Any) -> None:
+        if threading.get_ident() != here:
+            original(*objects, **options)
+
+    with _STARTING:
+        original, rich.print = rich.print, elsewhere
+        try:
+            yield
+        finally:
+            rich.print = original
 
 
 class Viewport:
     """One visitor's stage.
 
     Args:
-        on_event: called in the viewport's thread for every event, after it was queued.
+        on_event: called in the viewport's thread for every event.
 
     Attributes:
         drawing, color_mode, views_shown, path_shown, measuring, selecting: what was last asked
@@ -60,8 +83,8 @@ class Viewport:
     """
 
     def __init__(self, on_event: Callable[[Event], None] | None = None) -> None:
-        rich.get_console().quiet = True  # viser prints a banner whatever `verbose` says
-        self._server = viser.ViserServer(host="127.0.0.1", port=0, verbose=False)
+        with silent():
+            self._server = viser.ViserServer(host="127.0.0.1", port=0, verbose=False)
         # Any client may ask viser for a public tunnel; hiding the button would not stop it.
         self._server.request_share_url = lambda verbose=True: None
         self._server.gui.configure_theme(dark_mode=True, show_logo=False, show_share_button=False)
@@ -70,7 +93,7 @@ class Viewport:
         self.color_mode: ColorMode = "photo"
         self.views_shown = self.path_shown = True
         self.measuring = self.selecting = self.still = False
-        self._events = EventQueue(on_event)
+        self._events = Events(on_event)
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._closed = False
         self._scene = Scene()
@@ -126,7 +149,8 @@ class Viewport:
         self._unfollow()
         self._inbox.put(None)
         self._thread.join(timeout=10)
-        self._server.stop()
+        with silent():
+            self._server.stop()
 
     def settle(self, timeout: float = 30.0) -> bool:
         """Wait until everything asked for so far is drawn. False when that took too long."""
@@ -155,12 +179,8 @@ class Viewport:
         """What the stage does not show, one line each."""
         return tuple(line for line in (self._cloud.notice,) if line)
 
-    def take_events(self) -> list[Event]:
-        """Events since the last call, oldest first; at most the last 1,000."""
-        return self._events.take()
-
     def emit(self, event: Event) -> None:
-        """Queue an event and tell the page. Also for the session's own events."""
+        """Tell the page of an event. Also for the session's own events."""
         self._events.emit(event)
 
     # ---- the scene -------------------------------------------------------------------------------

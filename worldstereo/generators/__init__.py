@@ -4,11 +4,13 @@ The published model is in `worldstereo.generators.diffusion`, which needs packag
 """
 
 from worldstereo.generators.base import (
+    Closable,
     Fit,
     Frame,
     GenerationRequest,
     Generator,
     GeneratorLimits,
+    Inspectable,
     OnState,
     SamplerConfig,
     as_view,
@@ -17,11 +19,13 @@ from worldstereo.generators.base import (
 from worldstereo.generators.warp import WarpGenerator
 
 __all__ = [
+    "Closable",
     "Fit",
     "Frame",
     "GenerationRequest",
     "Generator",
     "GeneratorLimits",
+    "Inspectable",
     "OnState",
     "SamplerConfig",
     "WarpGenerator",

@@ -11,13 +11,14 @@ Frames come one by one; the caller folds each into the memories before it asks f
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from worldstereo.cameras import Cameras
+from worldstereo.errors import InvalidRequest
 from worldstereo.guide import Guide
 from worldstereo.memory.geometric import GlobalGeometricMemory
 from worldstereo.memory.stereo import SpatialStereoMemory
@@ -73,25 +74,25 @@ class GeneratorLimits:
     """A first guess for 640x480 on two cores; the app replaces it by what it measures."""
 
     def check(self, trajectory: Trajectory) -> None:
-        """Raises `ValueError`, naming the way out, when this generator cannot make such a path."""
+        """Raises `InvalidRequest`, naming the way out, where it cannot make such a path."""
         frames = len(trajectory)
         width, height = trajectory.cameras.width, trajectory.cameras.height
         over = (frames - self.min_frames) % self.frame_step
         if not self.min_frames <= frames <= self.max_frames or over:
             low = max(self.min_frames, min(self.max_frames, frames - over))
             high = min(self.max_frames, low + self.frame_step)
-            raise ValueError(
+            raise InvalidRequest(
                 f"frames must be {self.min_frames} + a multiple of {self.frame_step} and at most "
                 f"{self.max_frames} for the {self.name} generator, got {frames}. "
                 f"Use {low} or {high}."
             )
         if width % self.size_multiple or height % self.size_multiple:
-            raise ValueError(
+            raise InvalidRequest(
                 f"width and height must be multiples of {self.size_multiple} for the "
                 f"{self.name} generator, got {width} x {height}."
             )
         if width * height > self.max_pixels:
-            raise ValueError(
+            raise InvalidRequest(
                 f"{width} x {height} px is above the {self.max_pixels / 1e6:.1f} Mpx of the "
                 f"{self.name} generator. Choose a smaller size."
             )
@@ -167,6 +168,35 @@ class Generator(Protocol):
 
     def __call__(self, request: GenerationRequest, on_step: OnStep = ignore) -> Iterator[Frame]:
         """Yields one frame per camera of the path; `on_step` is asked at least once per frame."""
+        ...
+
+
+@runtime_checkable
+class Inspectable(Protocol):
+    """A generator whose attention can be looked into."""
+
+    layers: int
+
+    def inspect(
+        self,
+        request: GenerationRequest,
+        *,
+        layer: int,
+        step: int,
+        frame: int,
+        pixel: tuple[float, float],
+        on_step: OnStep = ignore,
+    ) -> Any:
+        """The attention row of the token under a pixel; the sampler runs again up to `step`."""
+        ...
+
+
+@runtime_checkable
+class Closable(Protocol):
+    """A generator that holds a card or large weights."""
+
+    def close(self) -> None:
+        """Gives back everything that was loaded; it cannot be called afterwards."""
         ...
 
 

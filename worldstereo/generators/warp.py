@@ -54,19 +54,19 @@ class WarpGenerator:
         for t in range(total):
             on_step(t, total, f"View {t + 1} of {total}, filling from memory")
             known = request.guide[t]
-            frame = repeat_inventions(known, made, request.unit, request.seed)
+            frame = repeat_inventions(known, made, request.unit)
             made.append(as_view(frame, known.camera, request.step, t))
             yield frame
         on_step(total, total, f"{total} of {total} views made")
 
 
-def repeat_inventions(known: GuideFrame, made: list[View], unit: float, seed: int) -> Frame:
+def repeat_inventions(known: GuideFrame, made: list[View], unit: float) -> Frame:
     """The guide's frame, with what earlier frames of this path invented in its unknown parts."""
     color, depth = known.color, known.depth
     unknown = known.origin == int(Origin.INVENTED)
     if made and bool(unknown.any()):
         nearest = made[-4:]
-        again = synthesize(known.camera, nearest, unit=unit, fill=False, seed=seed)
+        again = synthesize(known.camera, nearest, unit=unit, fill=False)
         reuse = unknown & again.known
         color = torch.where(reuse, again.color, color)
         depth = torch.where(reuse, again.depth, depth)

@@ -74,7 +74,7 @@ class Limits:
     json_depth: int = 64
     """Deepest nesting of a JSON text."""
 
-    seconds: float = 120.0
+    seconds: float = 300.0
     """Time after which the import worker is killed."""
 
     memory: int = 8 * _GB

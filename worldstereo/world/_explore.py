@@ -149,7 +149,7 @@ def explore(
     with world.step(f"explore {trajectory.name}") as draft:
         draft.write_geometry, draft.write_stereo = write_geometry, write_stereo
         if not isinstance(guide, Guide):
-            guide = Guide(draft.scene, trajectory, guide, seed=seed)
+            guide = Guide(draft.scene, trajectory, guide)
         request = GenerationRequest(
             start=trajectory.cameras[0],
             trajectory=trajectory,

@@ -19,13 +19,12 @@ from ...session.sessions import GeneratorChoice, Session
 from .. import html as piece
 from ..action import Action
 from ..clip_controls import MAX_FRAMES, ClipControls
-from ..core import Core, Part, Updates, html, segmented
+from ..core import Core, Part, Updates, html
 from ..follow import Follow
-from ..settings import accepted_frames, chosen_size, number, sizes, whole
+from ..settings import GUIDES, accepted_frames, chosen_size, number, sizes, whole
 from .path import PathTab
 
 READING = "Reading what the checkpoint would take …"
-GUIDES = {"fused": "Both memories", "cloud": "Cloud only"}
 
 
 @dataclass(frozen=True)
@@ -76,8 +75,7 @@ class GenerateTab(Part):
             )  # fmt: skip
         )
         with gr.Accordion("More", open=False):
-            guides = [(label, key) for key, label in GUIDES.items()]
-            self.guide = shown(segmented(guides, "fused", "Guide", "guide", titled=True))
+            clip.build_guide()
             steps = limits.steps if limits else None
             self.steps = shown(
                 gr.Slider(**steps_slider(steps), label="Denoising steps", elem_id="steps")
@@ -101,7 +99,7 @@ class GenerateTab(Part):
     @property
     def inputs(self) -> list[Any]:
         """What `wish` takes, in its order."""
-        wanted = [self.clip.name, self.clip.size, self.seed, self.prompt, self.guide]
+        wanted = [self.clip.name, self.clip.size, self.seed, self.prompt]
         return [*wanted, self.steps, self.guidance, self.negative, self.mode]
 
     def wire(self) -> None:
@@ -113,6 +111,7 @@ class GenerateTab(Part):
         on(self.guidance.release, self.on_sampler, [self.steps, self.guidance])
         on(clip.frames.release, self.on_clip, lambda: path.inputs)
         on(clip.size.input, self.on_clip, lambda: path.inputs)
+        on(clip.guide.input, self.on_guide, [clip.guide])
 
     def refresh(self, session: Session) -> Updates:
         scene, choice = session.world.scene, session.generators.get(session.generator)
@@ -162,19 +161,16 @@ class GenerateTab(Part):
 
     def wish(self, session: Session, values: Sequence[Any]) -> Wish:
         """The values of `inputs`, checked: they may come from anybody."""
-        name, size, seed, prompt, guide, steps, guidance, negative, mode = (*values, "", "")[:9]
+        name, size, seed, prompt, steps, guidance, negative, mode = (*values, "", "")[:8]
         choice = session.generators.get(str(name))
         if choice is None:
             raise WorldStereoError(f"There is no generator named {str(name)[:40]!r}.")
         if choice.why_not:
             raise WorldStereoError(choice.why_not)
-        if guide not in GUIDES:
-            raise WorldStereoError(f"The generator sees one of {', '.join(GUIDES)}.")
         limits = choice.limits
         options: dict[str, Any] = {
             "generator": str(name),
             "seed": whole(0 if seed is None else seed, "seed", 0, 2**31 - 1),
-            "guide": guide,
         }
         if limits is not None and limits.prompt:
             options["prompt"] = str(prompt or "").strip()[:2000]
@@ -212,7 +208,7 @@ class GenerateTab(Part):
     def on_generator(self, session: Session, *values: Any) -> Iterator[Updates]:
         """Another generator: what it accepts decides what the tab offers."""
         settings, prompt = values[:-1], values[-1]
-        name = str(settings[-1])
+        name = str(settings[5])
         choice = session.generators.get(name)
         if choice is None or choice.why_not:
             why = choice.why_not if choice else f"There is no generator named {name[:40]!r}."
@@ -249,6 +245,13 @@ class GenerateTab(Part):
     def on_clip(self, session: Session, *values: Any) -> Iterator[Updates]:
         yield from self.path.on_plan(session, *values)
         yield self._modes(session)
+
+    def on_guide(self, session: Session, guide: Any) -> Updates:
+        """What the generator is shown along the path; the preview follows."""
+        if guide not in GUIDES:
+            raise WorldStereoError(f"The guide is one of {', '.join(GUIDES)}.")
+        session.show_guide(guide)
+        return {} if session.plan is None else self.path.show_preview(session, 0)
 
     def on_mode(self, session: Session, mode: Any) -> Iterator[Updates]:
         """Another way to hold the weights: they are loaded with the next generation."""

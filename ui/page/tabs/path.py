@@ -1,6 +1,5 @@
 """The Path tab: presets, keyframes, flights, and a preview of what the generator will see."""
 
-import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -26,7 +25,7 @@ from ..settings import (
     Settings,
     parameter,
     path_named,
-    plan,
+    plan_path,
     whole,
 )
 from ..strip import Strip
@@ -144,9 +143,10 @@ class PathTab(Part):
     def opened(self, session: Session) -> Updates:
         """A page that opens on a planned path: its tile, slider and start as they were left."""
         settings = session.settings
+        updates: Updates = {self.clip.guide: session.planned.guide}
         if session.plan is None or not isinstance(settings, Settings):
-            return {}
-        updates: Updates = {self.preset: settings.preset, self.start: settings.start}
+            return updates
+        updates |= {self.preset: settings.preset, self.start: settings.start}
         updates |= self._looks(settings.preset)
         if parameter(settings.preset) is not None:
             slider: dict[str, Any] = slider_of(settings.preset) | {"value": settings.value}
@@ -181,9 +181,10 @@ class PathTab(Part):
         default = parameter(FIRST_PRESET)
         assert default is not None
         settings = Settings(FIRST_PRESET, default.default, "first", 25, "", session.generator)
-        session.settings = settings
-        with contextlib.suppress(WorldStereoError):
-            session.set_plan(plan(session, settings))
+        try:
+            plan_path(session, settings)
+        except WorldStereoError:
+            session.set_plan(None, settings=settings)
         return {
             self.preset: FIRST_PRESET,
             **self._looks(FIRST_PRESET),
@@ -207,20 +208,15 @@ class PathTab(Part):
     def on_plan(self, session: Session, *values: Any) -> Iterator[Updates]:
         """Something settled: the path, its cost, and the final preview of its first frame."""
         settings = Settings.of(*values)
-        session.set_plan(plan(session, settings))
-        session.settings = settings
+        plan_path(session, settings)
         yield self._planned(session)
         yield self.show_preview(session, 0)
 
     def on_drag(self, session: Session, *values: Any) -> Updates:
         """A slider being dragged: path and a draft of its last frame, where most changes."""
         settings = Settings.of(*values)
-        session.set_plan(plan(session, settings))
-        session.settings = settings
-        assert session.plan is not None
-        return self._planned(session) | self.show_preview(
-            session, len(session.plan) - 1, final=False
-        )
+        path = plan_path(session, settings)
+        return self._planned(session) | self.show_preview(session, len(path) - 1, final=False)
 
     def _planned(self, session: Session) -> Updates:
         assert session.plan is not None
@@ -232,7 +228,7 @@ class PathTab(Part):
 
     def _waiting(self, session: Session, preset: str) -> Updates:
         """Nothing to make this path of yet: no plan, and the preview says what to do."""
-        session.set_plan(None)
+        session.set_plan(None, settings=session.settings, guide=session.planned.guide)
         return (
             {
                 self.preview: f'<div class="empty-state">{WAITING[preset]}</div>',
@@ -263,8 +259,9 @@ class PathTab(Part):
         if session.plan is None:
             raise WorldStereoError("Plan a path first.")
         shown = session.preview(frame, final=final)
-        kind = "as the generator will see it" if final else "draft"
-        unknown = f"{piece.dot('invented')}{100 * shown.unknown:.0f} % unknown"
+        kind = "as the generator will see it" if final else "draft of the cloud"
+        what = "unknown" if final else "holes"  # two measures: the final one counts both memories
+        unknown = f"{piece.dot('invented')}{100 * shown.unknown:.0f} % {what}"
         card = piece.captioned(
             piece.picture(tinted(shown.color, shown.known), 680),
             f"Frame {frame + 1} of {len(session.plan)}, {kind}",
@@ -296,7 +293,6 @@ class PathTab(Part):
         if len(session.viewport.keyframes) < 2:
             yield self._waiting(session, KEYFRAMES)
             return
-        session.keys_planned = session.viewport.keyframes
         yield from self.on_plan(session, KEYFRAMES, 0, *values[2:])
 
     def on_clear(self, session: Session, *values: Any) -> Updates:
@@ -330,16 +326,12 @@ class PathTab(Part):
         """A keyframe was moved by its gizmo: the path through them all follows, and the preview
         is of the frame that was moved."""
         keys = session.viewport.keyframes
-        if len(keys) < 2 or keys is session.keys_planned:  # whoever added it has planned already
+        if len(keys) < 2 or keys is session.planned.keyframes:  # planned by whoever added it
             return {self.keys: self._keyframes(session)}
-        session.keys_planned = keys
-        settings = Settings.of(KEYFRAMES, 0, *values[2:])
-        session.set_plan(plan(session, settings))
-        session.settings = settings
-        assert session.plan is not None
-        frame = frame_at(session.plan, keys, data.get("active"))
+        path = plan_path(session, Settings.of(KEYFRAMES, 0, *values[2:]))
+        frame = frame_at(path, keys, data.get("active"))
         updates = {self.preset: KEYFRAMES} | self._looks(KEYFRAMES) | self._planned(session)
-        updates[self.frame] = gr.update(maximum=max(2, len(session.plan)), value=frame + 1)
+        updates[self.frame] = gr.update(maximum=max(2, len(path)), value=frame + 1)
         return updates | self.show_preview(session, frame, final=bool(data.get("settled")))
 
     # ---- pieces ------------------------------------------------------------------------------

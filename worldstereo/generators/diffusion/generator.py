@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from worldstereo.depth import DepthEstimator, align
-from worldstereo.errors import OutOfMemory
+from worldstereo.errors import InvalidRequest, OutOfMemory
 from worldstereo.generators import (
     Fit,
     Frame,
@@ -204,16 +204,18 @@ class DiffusionGenerator:
         Runs the sampler up to that step again (a row is recomputed, never stored).
 
         Raises:
-            ValueError: an index is outside, or the variant takes no references.
+            InvalidRequest: an index is outside, or the variant takes no references.
             OutOfMemory: as when frames are made.
         """
         self.check(request)
         model = self.published.transformer
         if not isinstance(model, WorldStereoRefSModel):
-            raise ValueError(f"{self.limits.name} takes no references: there is no row to look at.")
+            raise InvalidRequest(
+                f"{self.limits.name} takes no references: there is no row to look at."
+            )
         steps = self._steps(request)
         if not 0 <= step < steps:
-            raise ValueError(f"step must be 0 .. {steps - 1}, got {step}.")
+            raise InvalidRequest(f"step must be 0 .. {steps - 1}, got {step}.")
         cameras = request.trajectory.cameras
         rows, columns = cameras.height // 16, cameras.width // 16
         grid = TokenGrid(len(cameras), 1, rows, columns)
@@ -250,7 +252,7 @@ class DiffusionGenerator:
         memory_modes.free(self.device)
 
     def check(self, request: GenerationRequest) -> None:
-        """Raises `ValueError` when this request cannot be run, before anything does."""
+        """Raises `InvalidRequest` when this request cannot be run, before anything does."""
         self.limits.check(request.trajectory)
         if distributed.wanted():
             cameras, transformer = request.trajectory.cameras, self.published.transformer
@@ -258,7 +260,7 @@ class DiffusionGenerator:
             size = (len(cameras), cameras.height, cameras.width)
             distributed.check_split(transformer, count, *size, 0)
         if not request.prompt.strip():
-            raise ValueError(
+            raise InvalidRequest(
                 f"prompt must describe the place for {self.limits.name}, got {request.prompt!r}. "
                 f"For example: {DEFAULT_PROMPT.split('.')[0]}."
             )
@@ -284,7 +286,7 @@ class DiffusionGenerator:
         guide = request.guide.stacked()
         fused = guide.color[0]
         if request.guide.kind == "cloud":
-            fused = Guide(request.guide.scene, trajectory, "fused", seed=request.seed)[0].color
+            fused = Guide(request.guide.scene, trajectory, "fused")[0].color
         start, _ = start_picture(request.views, trajectory, fused)
         guide.color[0] = start
         references = gather_references(

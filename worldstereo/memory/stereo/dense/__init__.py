@@ -122,7 +122,6 @@ def synthesize(
     stereo: bool = True,
     geometry: bool = True,
     fill: bool = True,
-    seed: int = 0,
     options: SynthesisOptions = SynthesisOptions(),  # noqa: B008  (frozen)
 ) -> Synthesis:
     """The picture that `target` would take of what is remembered.
@@ -135,12 +134,10 @@ def synthesize(
         unit: u in scene units.
         stereo, geometry: False leaves one memory out.
         fill: False leaves holes black, with depth 0.
-        seed: unused so far: nothing here is random.
 
     Raises:
         ValueError: `target` is a batch of cameras, or `splat` has another size.
     """
-    del seed
     _check(target, splat)
     if sum(view.step == 0 for view in views) > LIMIT or len(views) > LIMIT + MADE:
         views = [views[i] for i in choose_views(views, target, splat)]
