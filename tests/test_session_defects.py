@@ -36,7 +36,7 @@ with quietly():
     from ui.viewport.events import Selected
     from ui.viewport.viewport import Viewport
 
-SECONDS = 60.0
+SECONDS = 180.0
 
 
 class Recorded(InstantGenerator):

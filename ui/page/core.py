@@ -81,6 +81,10 @@ class Part:
         """The running generation has made these frames so far, of `total`."""
         return {}
 
+    def made(self, session: Session) -> Updates:
+        """A clip was generated."""
+        return {}
+
     def opened(self, session: Session) -> Updates:
         """A page has opened on this session, or a world in it: values of the controls."""
         return {}

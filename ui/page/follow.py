@@ -100,6 +100,9 @@ class Follow:
             if job.kind == "open":
                 for part in self.parts:
                     updates |= part.opened(session)
+            elif job.kind == "explore":
+                for part in self.parts:
+                    updates |= part.made(session)
             yield updates
         yield from self.settle(session)
 

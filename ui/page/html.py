@@ -270,6 +270,7 @@ def tools(*, playing: bool, recording: bool, measuring: bool, selecting: bool, w
         ("play", "pause" if playing else "play", "Fly along the path (P)", playing),
         ("record", "circle-dot", "Record a flight (R)", recording),
         ("keyframe", "plus", "Keyframe here (K)", None),
+        ("watch", "film", "Watch the newest film", None),
         ("measure", "ruler", "Measure between two points (M)", measuring),
         ("select", "square-dashed-mouse-pointer", "Box-select points (B)", selecting),
         ("home", "locate-fixed", "Back to the first view (H)", None),
@@ -287,11 +288,57 @@ def tools(*, playing: bool, recording: bool, measuring: bool, selecting: bool, w
     return f'<div class="tools" role="toolbar" aria-label="Stage">{"".join(buttons)}</div>'
 
 
+def making(image: str, count: int, total: int, serial: int) -> str:
+    """The newest frame of what is being generated, large."""
+    return (
+        f'<div class="player" data-serial="{serial}"><img src="{image}" alt="Newest view">'
+        f'<div class="controls"><span class="num">View {count} of {total}</span>'
+        f'<button type="button" data-film="close" title="Back to the viewport" '
+        f'aria-label="Back to the viewport">{icon("x")}</button></div></div>'
+    )
+
+
+def player(frames: Sequence[str], fps: float, first: int, serial: int) -> str:
+    """The frames of a clip, data URIs, with the controls of a film.
+
+    Args:
+        first: index of the view that is the first frame; the strip follows from there. -1: none.
+        serial: which clip of the world; a film that was closed stays closed.
+    """
+
+    def button(kind: str, label: str, inner: str) -> str:
+        return (
+            f'<button type="button" data-film="{kind}" title="{esc(label)}" '
+            f'aria-label="{esc(label)}">{inner}</button>'
+        )
+
+    last = len(frames) - 1
+    both = f'<span class="when-still">{icon("play")}</span><span class="when-playing">'
+    both += f"{icon('pause')}</span>"
+    return (
+        f'<div class="player" role="group" aria-label="Film of the newest clip" tabindex="-1" '
+        f'data-frames="{"|".join(frames)}" data-fps="{fps:g}" data-first="{first}" '
+        f'data-serial="{serial}"><img src="{frames[0]}" alt="Frame of the film">'
+        f'<div class="controls">{button("toggle", "Play or pause (Space)", both)}'
+        f'<input type="range" min="0" max="{last}" value="0" step="1" data-film="scrub" '
+        f'aria-label="Frame of the film">'
+        f'<span class="num" data-film-at>1 / {len(frames)}</span>'
+        f"{button('speed', 'Speed of the film', '1×')}"
+        f"{button('loop', 'Play again and again', icon('rotate-ccw'))}"
+        f'<button type="button" data-send="continue" title="Plan the next path from the last '
+        f'frame">{icon("route")}<span>Continue</span></button>'
+        f'<button type="button" data-send="export" data-key="mp4" title="Download the film as '
+        f'MP4">{icon("download")}<span>MP4</span></button>'
+        f"{button('close', 'Back to the viewport (Esc)', icon('x'))}</div></div>"
+    )
+
+
 KEYS = (
     ("W A S D, Q E", "fly; up and down"),
     ("drag, wheel", "look around, come closer"),
     ("G", "generate along the path"),
-    ("Esc", "cancel what is running"),
+    ("Esc", "cancel what is running, close the film"),
+    ("Space", "play or pause the film"),
     ("Z, Shift Z", "undo, redo"),
     ("P", "fly along the path, and stop"),
     ("K", "keyframe at this camera"),

@@ -45,13 +45,15 @@ def tools(session: Session | None) -> str:
     """The tools; those that cannot work now say why. None: the page has no world yet."""
     off = {"playing": False, "recording": False, "measuring": False, "selecting": False}
     if session is None:
-        every = ("play", "record", "keyframe", "measure", "select", "home")
+        every = ("play", "record", "keyframe", "measure", "select", "home", "watch")
         return piece.tools(**off, why=dict.fromkeys(every, "No world yet."))
     if session.sketch is not None:
-        some = ("play", "record", "keyframe", "measure", "select")
+        some = ("play", "record", "keyframe", "measure", "select", "watch")
         return piece.tools(**off, why=dict.fromkeys(some, WAIT))
     viewport, scene = session.viewport, session.scene
     why: dict[str, Any] = {} if session.plan else {"play": "Plan a path first, under Path."}
+    if not scene.clips:
+        why["watch"] = "Generate a clip first."
     if not len(scene.cloud):
         why |= dict.fromkeys(("measure", "select", "record", "keyframe"), "No world yet.")
         if not scene.views:

@@ -48,21 +48,78 @@
     }
     if (local[data.send]) local[data.send](); else send(data.send, data);
   };
+  const hintDone = () => { store('hint', 'closed'); if ($('#hint')) $('#hint').style.display = 'none'; };
   document.addEventListener('click', (event) => {
-    const hit = event.target.closest('[data-send], [data-hint], [data-close], [data-dialog-close]');
+    if (event.target.closest('#generate')) hintDone(); // it was followed
+    const hit = event.target.closest('[data-send], [data-hint], [data-close], [data-dialog-close], [data-film]');
     if (!hit || hit.disabled) return;
+    if (hit.dataset.film) { filmActions[hit.dataset.film]?.(hit); return; }
+    if (hit.dataset.send === 'watch') shut.clear();
     if (hit.dataset.send) act(hit, event);
-    else if ('hint' in hit.dataset) { store('hint', 'closed'); $('#hint').style.display = 'none'; }
+    else if ('hint' in hit.dataset) hintDone();
     else if ('close' in hit.dataset) hit.closest('.refusal').remove();
     else hit.closest('dialog').close();
   });
   let focused = '';
   document.addEventListener('focusin', (event) => { focused = event.target.id || ''; });
 
+  // ---- the film: frames of one element, played here; a film that was closed stays closed
+  const SPEEDS = [1, 0.5, 0.25, 2], shut = new Set();
+  let film = null; // {root, frames, at, speed, loop, timer}
+  const draw = (at) => {
+    const { root, frames } = film;
+    film.at = Math.max(0, Math.min(frames.length - 1, at));
+    root.querySelector('img').src = frames[film.at];
+    root.querySelector('[data-film=scrub]').value = film.at;
+    root.querySelector('[data-film-at]').textContent = `${film.at + 1} / ${frames.length}`;
+    const first = +root.dataset.first;
+    document.querySelectorAll('.pic.now').forEach((one) => one.classList.remove('now'));
+    if (first >= 0) document.querySelector(`.pic[data-view="${first + film.at}"]`)?.classList.add('now');
+  };
+  const rest = () => { clearInterval(film?.timer); film?.root.removeAttribute('data-playing'); };
+  const roll = () => {
+    rest();
+    if (film.at >= film.frames.length - 1) draw(0);
+    film.root.setAttribute('data-playing', '');
+    film.timer = setInterval(() => {
+      if (!film.root.isConnected) return rest();
+      if (film.at < film.frames.length - 1) draw(film.at + 1);
+      else if (film.loop) draw(0); else rest();
+    }, 1000 / (+film.root.dataset.fps * film.speed));
+  };
+  const pace = (speed) => { film.speed = speed; film.root.querySelector('[data-film=speed]').textContent = `${speed}×`; };
+  const closeFilm = () => {
+    const root = $('.player');
+    if (!root || root.hidden) return false;
+    rest(); root.hidden = true; shut.add(root.dataset.serial);
+    document.querySelectorAll('.pic.now').forEach((one) => one.classList.remove('now'));
+    return true;
+  };
+  const filmActions = {
+    toggle: () => { if (film.root.hasAttribute('data-playing')) rest(); else roll(); },
+    speed: () => { pace(SPEEDS[(SPEEDS.indexOf(film.speed) + 1) % SPEEDS.length]); if (film.root.hasAttribute('data-playing')) roll(); },
+    loop: (button) => { film.loop = !film.loop; button.setAttribute('aria-pressed', film.loop); },
+    close: closeFilm,
+  };
+  const showFilm = () => {
+    const root = $('.player');
+    if (!root || root.dataset.known) return;
+    root.dataset.known = '1';
+    if (shut.has(root.dataset.serial)) { root.hidden = true; return; }
+    if (!root.dataset.frames) return;
+    rest();
+    const frames = root.dataset.frames.split('|'), seconds = frames.length / +root.dataset.fps;
+    film = { root, frames, at: 0, loop: false };
+    pace(seconds >= 3 ? 1 : seconds >= 1.5 ? 0.5 : 0.25); // a short clip is seen, not flashed
+    draw(0);
+    if (!matchMedia('(prefers-reduced-motion: reduce)').matches) roll();
+  };
+  document.addEventListener('input', (event) => { if (event.target.dataset?.film === 'scrub') { rest(); draw(+event.target.value); } });
+
   // ---- keys: also inside the viewport, which takes the focus while flying
   const press = (selector) => { const button = $(selector); if (button && !button.disabled && button.offsetParent) button.click(); };
   const keys = {
-    g: () => press('#generate'), Escape: () => press('#cancel'),
+    g: () => press('#generate'), Escape: () => { if (!closeFilm()) press('#cancel'); }, Space: () => { if (film?.root.isConnected && !film.root.hidden) filmActions.toggle(); },
     p: () => press('#act-play'), k: () => press('#act-keyframe'), r: () => press('#act-record'),
     m: () => press('#act-measure'), b: () => press('#act-select'), h: () => press('#act-home'),
     z: () => press('#act-undo'), Z: () => press('#act-redo'), c: () => press('#act-shot'),
@@ -86,6 +143,7 @@
     if ($('#keys')?.open && event.key !== '?') return;
     const tab = '12345'.indexOf(event.key);
     if (tab >= 0 && event.key.length === 1) document.querySelectorAll('#tabs .tab-container[role=tablist] button')[tab]?.click();
+    else if (event.key === ' ') { if (!target?.closest?.('button, input, label, a')) keys.Space(); }
     else keys[event.key]?.();
   };
   document.addEventListener('keydown', onKey);
@@ -144,6 +202,7 @@
   document.addEventListener('scroll', (event) => { if (event.target === strip && strip.isConnected) scrolled = strip.scrollLeft; }, true);
   const bar = (element, on) => { for (const one of element.matches('button') ? [element] : element.querySelectorAll('input')) if (one.disabled !== on) one.disabled = on; };
   const explain = () => {
+    showFilm();
     if (stored('hint') === 'closed' && $('#hint')) $('#hint').style.display = 'none';
     let why = {};
     try { why = JSON.parse($('[data-why]')?.dataset.why || '{}'); } catch { /* half rendered */ }

@@ -28,6 +28,7 @@ from . import html as piece
 from .action import Action
 from .clip_controls import ClipControls
 from .core import Core, Part, Updates, html
+from .film import Film
 from .follow import Follow
 from .header import Header
 from .hud import Hud
@@ -63,9 +64,20 @@ class Panel(Core):
         self.generate = GenerateTab(self, self.action, self.follow, self.clip, self.path)
         self.world = WorldTab(self, self.action, self.hud, self.follow)
         self.export = ExportTab(self)
-        self.stage = Stage(self, self.hud, self.follow, self.memory, self.path, self.world)
+        self.film = Film(self, self.path)
+        self.stage = Stage(
+            self, self.hud, self.follow, self.memory, self.path, self.world, self.film
+        )
         self.tab_parts = (self.world, self.path, self.generate, self.memory, self.export)
-        parts += [self.header, self.strip, self.hud, self.stage, *self.tab_parts, self.action]
+        parts += [
+            self.header,
+            self.strip,
+            self.hud,
+            self.stage,
+            self.film,
+            *self.tab_parts,
+            self.action,
+        ]
         self.parts = tuple(parts)
         self.demo = self._build()
 

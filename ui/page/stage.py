@@ -10,6 +10,7 @@ from worldstereo.world import default_view
 from ..session.sessions import Session
 from . import html as piece
 from .core import Core, Part, Updates, html
+from .film import Film
 from .follow import Follow
 from .hud import Hud, tools
 from .tabs.memory import MemoryTab
@@ -30,13 +31,15 @@ class Stage(Part):
         memory: MemoryTab,
         path: PathTab,
         world: WorldTab,
+        film: Film,
     ) -> None:
         self.core, self.hud, self.follow = core, hud, follow
-        self.memory, self.path, self.world = memory, path, world
+        self.memory, self.path, self.world, self.film = memory, path, world, film
 
     def build(self) -> None:
         with gr.Column(elem_id="stage"):
             self.viewport = self.core.shown(html(EMPTY, elem_id="viewport"))
+            self.film.build()
             self.hud.build()
 
     def wire(self) -> None:

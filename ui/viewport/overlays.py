@@ -19,6 +19,7 @@ from ..palette import ACCENT, ACCENT_LIGHT, LINE, REFUSED, STEREO
 from .frames import poses, pyramid_lines, vertical_fov, wxyz
 
 PICTURED = 40  # frusta with a picture cost six draw calls each; further views are lines only
+GENERATED = 12  # generated views drawn, without pictures: their frames would hide the place
 THUMBNAIL = 160  # px, the longer side of a picture on a frustum
 FRUSTUM = 0.11  # depth of a frustum on the stage
 MAX_MATCHES = 300  # line segments; 5,000 cost 0.2 s a frame in software
@@ -50,14 +51,17 @@ class ViewFrusta:
         self._visible = True
 
     def draw(self, views: Sequence[View], scale: float) -> None:
-        wanted = set(evenly(len(views), PICTURED))
+        given = [i for i, view in enumerate(views) if view.step == 0]
+        made = [i for i, view in enumerate(views) if view.step > 0]
+        wanted = {given[i] for i in evenly(len(given), PICTURED)}
+        wanted |= {made[i] for i in evenly(len(made), GENERATED)}
         for index in [i for i in self._drawn if i not in wanted]:
             self._drawn.pop(index)[1].remove()
         for index in sorted(wanted):
             old = self._drawn.get(index)
             if old is None or old[0] is not views[index] or scale != self._scale:
                 self._drawn[index] = (views[index], self._add(index, views[index], scale))
-        rest = [view for i, view in enumerate(views) if i not in wanted]
+        rest = [views[i] for i in given if i not in wanted]
         same = len(rest) == len(self._lines_of) and all(
             a is b for a, b in zip(rest, self._lines_of, strict=True)
         )
@@ -84,15 +88,17 @@ class ViewFrusta:
         c2w = poses(view.cameras)[0]
         stride = max(1, max(view.width, view.height) // THUMBNAIL)
         picture = view.color8[:, ::stride, ::stride].permute(1, 2, 0).cpu().numpy()
+        image = np.ascontiguousarray(picture) if view.step == 0 else None
+        size = FRUSTUM if view.step == 0 else FRUSTUM / 2
         handle = self._server.scene.add_camera_frustum(
             f"/views/{index:04d}",
             fov=vertical_fov(view.cameras),
             aspect=view.width / view.height,
-            scale=FRUSTUM * float(np.tan(vertical_fov(view.cameras) / 2)) * 2,
+            scale=2 * size * float(np.tan(vertical_fov(view.cameras) / 2)),
             thickness=1.2,
             thickness_units="screen",
             color=LINE if view.step == 0 else STEREO,
-            image=np.ascontiguousarray(picture),
+            image=image,
             format="jpeg",
             jpeg_quality=80,
             wxyz=wxyz(c2w[:3, :3]),
