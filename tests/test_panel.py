@@ -172,7 +172,7 @@ def test_the_strip_shows_given_made_and_what_comes():
     assert "given" in strip and "step 1" in strip and "25 planned" in strip
     frames = [np.zeros((HEIGHT, WIDTH, 3), np.uint8)] * 3
     running = piece.film(scene.views, thumbnails, making=frames, total=11)
-    assert "making 4 of 11" in running
+    assert "view 4 of 11" in running
     assert "Views appear here" in piece.film((), thumbnails)
 
 
@@ -371,7 +371,7 @@ def test_generate_starts_the_job_follows_it_and_shows_the_world(panel, session):
     assert values[0] is session.plan and named["seed"] == 7
     assert "prompt" not in named  # this generator reads none
     strips = [answer[panel.strip.film] for answer in answers if panel.strip.film in answer]
-    assert any("making 2 of 2" in strip or "pic new" in strip for strip in strips)
+    assert any("view 2 of 2" in strip or "pic new" in strip for strip in strips)
     busy = [
         "progressbar" in answer[panel.action.status]
         for answer in answers
@@ -451,10 +451,10 @@ def test_while_a_world_is_prepared_the_page_says_so_and_offers_nothing_of_it(pan
     assert (
         "points" not in first[panel.header.bar] and first[panel.strip.film].count('class="pic') == 2
     )
-    assert "As it was given" in first[panel.hud.chip]
+    assert "Raw preview" in first[panel.hud.chip]
     assert 'role="progressbar"' in second[panel.action.status]  # in the place of the button
-    assert "finished memory" in third[panel.path.preview]
-    assert first[panel.hud.tools].count("disabled") == 5
+    assert "world is ready" in third[panel.path.preview]
+    assert first[panel.hud.tools].count("disabled") == 6
     for kind in ("pick", "view", "measure", "selection"):
         assert panel.stage.on_stage(session, {"kind": kind, "index": 0}, "Pixel") == {}
     flown = panel.stage.on_fly(session, {"view": 1})
@@ -465,7 +465,7 @@ def test_nothing_of_the_old_world_is_told_or_done_while_a_new_one_is_prepared(pa
     """Every tab says so; what a script sends past the page is refused, and changes nothing."""
     list(panel.guarded(panel.path.on_plan)("token", *plan_inputs()))
     before = panel.follow.refresh(session)
-    assert "Remembered views" in before[panel.world.facts]
+    assert "Generated clips" in before[panel.world.facts]
     session.job, path = FakeJob("open"), session.plan
     session.job.reports = 9
     for sketch, name in ((None, "A new world"), (Scene(-1, "shelf", session.scene.views), "shelf")):
@@ -473,8 +473,8 @@ def test_nothing_of_the_old_world_is_told_or_done_while_a_new_one_is_prepared(pa
         shown = next(panel.follow.job(session))
         assert f"{name} is being prepared" in shown[panel.world.facts]
         assert "room is kept" in shown[panel.world.facts]
-        assert "Remembered views" not in shown[panel.world.facts]
-        assert "Told when" in shown[panel.world.table]
+        assert "Generated clips" not in shown[panel.world.facts]
+        assert "Shown when" in shown[panel.world.table]
         rows = shown[panel.export.list]
         assert rows.count(" disabled") == rows.count("<button") > 5
         why = html.unescape(shown[panel.action.why])
@@ -492,7 +492,7 @@ def test_nothing_of_the_old_world_is_told_or_done_while_a_new_one_is_prepared(pa
         list(panel.export.on_export(session, {"key": "ply"}, True))
     assert session.plan is path and not [a for a in session.asked if a[0] == "export"]
     session.job.state, session.sketch = "done", None
-    assert "Remembered views" in panel.follow.refresh(session)[panel.world.facts]
+    assert "Generated clips" in panel.follow.refresh(session)[panel.world.facts]
 
 
 def test_a_reload_finds_path_preview_and_a_picture_to_inspect(panel, session):
@@ -573,7 +573,7 @@ def test_a_click_in_the_stage_opens_memory_on_the_point(panel, session):
     answer = panel.stage.on_stage(session, {"kind": "pick", "point": at.tolist()}, "Pixel")
     assert answer[panel.tabs]["selected"] == "memory"
     assert "<line" in answer[panel.memory.card] or "Attention" in answer[panel.memory.card]
-    with pytest.raises(WorldStereoError, match="No remembered view"):
+    with pytest.raises(WorldStereoError, match="No stored view"):
         panel.stage.on_stage(session, {"kind": "pick", "point": [1e3, 1e3, -1e3]}, "Pixel")
     with pytest.raises(WorldStereoError):
         panel.stage.on_stage(session, {"kind": "pick", "point": [1, 2]}, "Pixel")
@@ -603,7 +603,7 @@ def test_each_mode_of_memory_shows_the_view(panel, session, mode):
     answer = panel.memory.on_mode(session, 4, 0, 0, mode)
     assert 'id="pixels"' in answer[panel.memory.card] and "View 4" in answer[panel.memory.card]
     given = panel.memory.on_mode(session, 1, 0, 0, mode)
-    assert "given" in given[panel.memory.card]
+    assert "input view" in given[panel.memory.card].lower()
 
 
 def test_an_unknown_event_of_the_stage_changes_nothing_of_note(panel, session):
@@ -637,7 +637,7 @@ def test_a_choice_that_is_no_longer_on_offer_reaches_the_handler(panel, session)
         panel.clip.size: "13x7",
         panel.clip.frames: 2000,
         tab.seed: -4,
-        tab.guide: "?",
+        panel.clip.guide: "?",
         view: 999,
     }
     seen = 0

@@ -381,3 +381,22 @@ def test_a_viewport_prints_nothing_and_silences_nobody(capsys):
     finally:
         viewport.close()
         capsys.readouterr()
+
+
+def test_the_film_of_a_clip_stands_in_the_viewports_place_until_the_world_changes():
+    with page_over(config()) as (panel, session):
+        call(panel, session, panel.path.on_plan, *settings_of())
+        answers = list(
+            panel.guarded(panel.generate.on_generate)(session.token, *wish_of(size="320x256"))
+        )
+        screens = [answer[panel.film.screen] for answer in answers if panel.film.screen in answer]
+        film = screens[-1]
+        assert 'data-frames="data:image/jpeg' in film and film.count("data:image") == 3 + 1
+        first = next(i for i, view in enumerate(session.scene.views) if view.step == 1)
+        assert f'data-first="{first}"' in film
+        list(panel.film.on_continue(session, {}, *settings_of()))
+        assert session.plan is not None  # from the last frame on
+        end = session.scene.views[-1].cameras.position
+        assert float((session.plan.cameras.position[0] - end).norm()) < 1e-5
+        undone = panel.on_undo(session, {})
+        assert undone[panel.film.screen] == ""

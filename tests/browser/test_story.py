@@ -35,6 +35,7 @@ def tab(page: Any, name: str) -> None:
 
 def number_of(page: Any, what: str) -> int:
     """A figure of the header: "points", "given" or "made"."""
+    what = {"given": "input views?", "made": "generated"}.get(what, what)
     text = page.inner_text("#bar")
     found = re.search(rf"([\d,]+)(?: views?)? {what}", text)
     assert found is not None, text
@@ -43,7 +44,7 @@ def number_of(page: Any, what: str) -> int:
 
 def until_made(page: Any, count: int) -> None:
     page.wait_for_function(
-        "n => new RegExp('\\\\b' + n + ' made').test(document.querySelector('#bar').innerText)",
+        "n => document.querySelector('#bar').innerText.includes(` ${n} generated`)",
         arg=count,
     )
     idle(page)
@@ -122,6 +123,10 @@ def test_the_whole_story(visit, app, tmp_path):
     small_clip(page, 3)
     page.locator("body").press("g")
     until_made(page, 3)
+    page.wait_for_selector(".player[data-frames]")  # the film plays in the viewport's place
+    assert page.inner_text("[data-film-at]").endswith(" / 3")
+    page.click(".player [data-film=close]")
+    assert not page.is_visible(".player")
     assert page.locator(".film .new").count() == 3
     assert number_of(page, "points") >= points
     grown = number_of(page, "points")

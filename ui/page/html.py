@@ -107,8 +107,8 @@ def header(name: str, points: int, given: int, made: int, saved: str, undo: str,
         count = f"<b class=num>{points:,}</b> points{dot}" if points else ""
         facts = (
             f"<b>{esc(name or 'untitled')}</b>{dot}{count}"
-            f"<span class=num>{given}</span> {plural('view', given)} given, "
-            f"<span class=num>{made}</span> made{dot}<span id=saved>{esc(saved)}</span>"
+            f"<span class=num>{given}</span> input {plural('view', given)}, "
+            f"<span class=num>{made}</span> generated{dot}<span id=saved>{esc(saved)}</span>"
         )
     theme = f'<span class="moon">{icon("moon")}</span><span class="sun">{icon("sun")}</span>'
     return (
@@ -150,7 +150,7 @@ def film(
             f'<div class="cap"><span>{i + 1}</span><span>new</span></div></div>'
         )
     if total > len(making):
-        parts.append(f'<div class="todo">making {len(making) + 1} of {total}</div>')
+        parts.append(f'<div class="todo">view {len(making) + 1} of {total}</div>')
     elif planned:
         parts.append(f'<div class="todo">{planned} planned</div>')
     newest = f"{newest_step}.{len(making)}.{len(made)}"
@@ -179,9 +179,9 @@ def cost(
     """What the button will make, and how long that takes: measured on this machine, or a guess."""
     time, why = "", ""
     if seconds is not None and measured:
-        time, why = f"about {duration(seconds)}", "As long as such views took here before"
+        time, why = f"about {duration(seconds)}", "Measured on this machine"
     elif seconds is not None:
-        time, why = f"roughly {duration(seconds)}", "A guess: no view was made here yet"
+        time, why = f"roughly {duration(seconds)}", "An estimate: nothing was generated here yet"
     return (
         f'<div class="split"><span class="num">{frames} {plural("view", frames)}, '
         f"{width} × {height}, {esc(generator)}</span>"
@@ -235,14 +235,14 @@ HINT = (
     '<span class="with-touch">two fingers</span> to move</p>'
     '<p><b>Generate</b> &nbsp;<kbd class="with-keys">G</kbd>'
     '<span class="with-touch">the blue button</span> makes the views along the blue path</p>'
-    "<p><b>Inspect</b> &nbsp;click a point to see which pixels remember it</p>"
+    "<p><b>Inspect</b> &nbsp;click a point to see which views it comes from</p>"
     f'<button type="button" data-hint aria-label="Close the hint">{icon("x")}</button></div>'
 )
 
 
 def legend() -> str:
     """What the colours of the matches mean."""
-    names = ("global memory", "stereo memory", "invented", "refused match")
+    names = ("global memory", "stereo memory", "inpainted", "rejected match")
     kinds = ("global", "stereo", "invented", "refused")
     dots = (
         f'<span><span class="dot" style="background:var(--{kind})"></span>{name}</span>'
@@ -259,7 +259,7 @@ def hud(**facts: str) -> str:
 def preparing(step: int, total: int, message: str, seconds_left: float | None) -> str:
     """On the stage while a world is made: that what is seen is not yet what will be used."""
     return (
-        '<div class="chip preparing"><span><b>As it was given.</b> The finished memory follows.'
+        '<div class="chip preparing"><span><b>Raw preview.</b> The processed world follows.'
         f"</span>{progress(step, total, message, seconds_left)}</div>"
     )
 
@@ -346,7 +346,7 @@ KEYS = (
     ("[ ]", "previous, next frame of the preview"),
     ("M", "measure between two points"),
     ("B", "box-select points"),
-    ("Delete, Backspace", "forget the selected points"),
+    ("Delete, Backspace", "delete the selected points"),
     ("H", "back to the first view"),
     ("1 to 5", "World, Path, Generate, Memory, Export"),
     ("C", "save a picture of the stage"),

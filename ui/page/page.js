@@ -119,7 +119,7 @@
   // ---- keys: also inside the viewport, which takes the focus while flying
   const press = (selector) => { const button = $(selector); if (button && !button.disabled && button.offsetParent) button.click(); };
   const keys = {
-    g: () => press('#generate'), Escape: () => { if (!closeFilm()) press('#cancel'); }, Space: () => { if (film?.root.isConnected && !film.root.hidden) filmActions.toggle(); },
+    g: () => press('#generate'), Escape: () => { if ($('#cancel')?.offsetParent) press('#cancel'); else closeFilm(); }, Space: () => { if (film?.root.isConnected && !film.root.hidden) filmActions.toggle(); },
     p: () => press('#act-play'), k: () => press('#act-keyframe'), r: () => press('#act-record'),
     m: () => press('#act-measure'), b: () => press('#act-select'), h: () => press('#act-home'),
     z: () => press('#act-undo'), Z: () => press('#act-redo'), c: () => press('#act-shot'),

@@ -18,7 +18,7 @@ from .tabs.path import PathTab
 from .tabs.world import WorldTab
 
 SOFTWARE = ("swiftshader", "llvmpipe", "softpipe", "software", "basic render", "none")
-DARK = "WebGL is off in this browser, so the stage stays dark; all the rest works. Switch it on."
+DARK = "WebGL is off in this browser, so the viewport stays dark. Enable it; everything else works."
 EMPTY = '<div class="empty-state">The stage opens with the page.</div>'
 
 

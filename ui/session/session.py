@@ -520,17 +520,17 @@ class Session:
     def nbytes(self) -> int:
         """Bytes of memory that this session takes: its world, what is drawn, frames of its job."""
         frames = [] if self.job is None else self.job.frames
-        planned = self._planned
+        previewed = self._previewed
         return (
             self.world.nbytes
             + self.viewport.nbytes
             + sum(frame.nbytes for frame in frames)
-            + (0 if planned is None else planned.guide.nbytes)
+            + (0 if previewed is None else previewed.guide.nbytes)
         )
 
     def rest(self) -> bool:
         """The world leaves memory until it is used again; False while a step runs."""
-        self._planned = None
+        self._previewed = None
         if not self.world.rest():
             return False
         self.rested = time.monotonic()
@@ -554,4 +554,4 @@ class Session:
                 log.debug("a cancelled job ended with an error", exc_info=True)
         self.viewport.close()
         self._saving.close()
-        self._planned = self.job = None
+        self._previewed = self.job = None

@@ -79,7 +79,7 @@ class ExportTab(Part):
             why = wait or why_not(scene, key)
             rows.append(_row(key, form.label, form.suffix, form.describes, why))
         why = "" if scene.views or len(scene.cloud) else "The world is empty. Open a capture first."
-        about = "Everything, with its history; opens here again."
+        about = "The whole world with its history; can be opened again."
         rows.append(_row(PROJECT, "Project", ".zip", about, wait or why))
         return f'<div role="list">{"".join(rows)}</div>'
 

@@ -71,7 +71,7 @@ class GenerateTab(Part):
                 visible=prompt,
                 value=limits.default_prompt if limits else "",
                 elem_id="prompt",
-                placeholder="What is to be seen where nobody has looked yet",
+                placeholder="Describe what unseen areas should show",
             )  # fmt: skip
         )
         with gr.Accordion("More", open=False):
@@ -93,7 +93,7 @@ class GenerateTab(Part):
                     placeholder="What guidance leads away from",
                 )
             )
-        gr.Markdown("#### Views as they are made", elem_classes="gap-top")
+        gr.Markdown("#### New views", elem_classes="gap-top")
         self.latest = shown(html('<div class="empty-state">Nothing generated yet. Press G.</div>'))
 
     @property
@@ -308,7 +308,7 @@ class GenerateTab(Part):
 
     def _pictures(self, pictures: Sequence[np.ndarray], numbers: Sequence[int]) -> str:
         if not pictures:
-            return '<div class="empty-state">The first view is on its way.</div>'
+            return '<div class="empty-state">Generating the first view …</div>'
         tiles = "".join(
             f'<div class="tile"><img src="{piece.picture(p, 240, 80)}" alt="New view {n}">'
             f'<span class="num">view {n}</span></div>'

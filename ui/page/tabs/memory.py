@@ -156,7 +156,7 @@ class MemoryTab(Part):
         camera = session.viewport.camera()
         found = inspector.locate(session.world.scene, place, camera)
         if found is None:
-            raise WorldStereoError("No remembered view shows that point; only the cloud knows it.")
+            raise WorldStereoError("No stored view shows that point; only the cloud has it.")
         return self._show(session, *found, "Pixel") | {self.core.tabs: gr.update(selected="memory")}
 
     def choose(self, session: Session, view: int) -> Updates:
@@ -343,8 +343,8 @@ class MemoryTab(Part):
                 (f"view {m.view + 1}", m.weight, "var(--stereo)", f"{100 * m.weight:.0f} %")
                 for m in found.accepted
             ]
-            parts.append('<h4 style="margin:14px 0 8px !important">Attention on each view</h4>')
-            none = '<p class="muted" style="margin:0">No remembered view confirms this pixel.</p>'
+            parts.append('<h4 style="margin:14px 0 8px !important">Attention per view</h4>')
+            none = '<p class="muted" style="margin:0">No stored view confirms this pixel.</p>'
             parts.append(f'<div id="attention">{piece.bars(rows) if rows else none}</div>')
         for match in found.refused:
             text = f"view {match.view + 1} refused: {match.reason}"
@@ -360,11 +360,11 @@ class MemoryTab(Part):
 
     def _origin(self, found: Inspection) -> str:
         if found.origin is None:
-            return '<p class="muted" style="margin:10px 0 0">A given view: this pixel was seen.</p>'
+            return '<p class="muted" style="margin:10px 0 0">An input view: observed.</p>'
         names = {
-            Origin.GLOBAL: ("global", "global memory: only the cloud knows it"),
-            Origin.STEREO: ("stereo", "stereo memory: remembered pixels confirm it"),
-            Origin.INVENTED: ("invented", "invented: no memory knows it"),
+            Origin.GLOBAL: ("global", "global memory: known from the point cloud only"),
+            Origin.STEREO: ("stereo", "stereo memory: confirmed by stored views"),
+            Origin.INVENTED: ("invented", "inpainted: not covered by either memory"),
             Origin.RIG: ("refused", "fixed to the camera"),
         }
         kind, text = names[found.origin]
@@ -396,7 +396,7 @@ class MemoryTab(Part):
                 class_="tile",
                 data_send="fly",
                 data_view=reference.view,
-                title=f"Where {name} has a say, {covered}. Click to fly there",
+                title=f"Where {name} contributes, {covered}. Click to fly there",
             )
             tiles.append(
                 f'<button{marks}><img src="{image}" alt="">'
@@ -406,14 +406,14 @@ class MemoryTab(Part):
             self._clickable(target, scene)
             + '<h4 style="margin:14px 0 8px !important">Retrieved references</h4>'
             + piece.bars(rows)
-            + '<h4 style="margin:14px 0 8px !important">Where each has a say</h4>'
+            + '<h4 style="margin:14px 0 8px !important">Weight of each reference</h4>'
             + f'<div class="tiles">{"".join(tiles)}</div>'
         )
 
     def _sources(self, target: Target, scene: Scene) -> str:
         """The frame by origin, and how sure it is."""
         if not target.generated:
-            text = "A given view: every pixel of it was seen. Choose a generated one."
+            text = "An input view: every pixel was observed. Choose a generated one."
             return self._clickable(target, scene) + f'<div class="empty-state">{text}</div>'
         part = inspector.shares(target)
         rows = [
@@ -447,5 +447,5 @@ class MemoryTab(Part):
 
 def caption(target: Target, scene: Scene) -> str:
     view = scene.views[target.view]
-    kind = "given" if view.step == 0 else f"step {view.step}, frame {view.frame + 1}"
+    kind = "input view" if view.step == 0 else f"step {view.step}, frame {view.frame + 1}"
     return f"View {target.view + 1}, {kind}"

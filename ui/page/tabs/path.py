@@ -168,7 +168,7 @@ class PathTab(Part):
         """Another world is on its way: what the last one's path showed is no preview of it."""
         if not session.preparing:
             return {}
-        text = "The preview comes with the finished memory: it shows what the generator will see."
+        text = "The preview appears when the world is ready: it shows what the generator will see."
         return {self.preview: f'<div class="empty-state">{text}</div>'}
 
     # ---- planning ----------------------------------------------------------------------------

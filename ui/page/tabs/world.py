@@ -62,9 +62,9 @@ class WorldTab(Part):
             self.path = gr.Checkbox(True, label="Planned path", min_width=100)
         gr.Markdown("#### This world", elem_classes="gap-top")
         self.facts = shown(line())
-        gr.Markdown("#### How the views agree", elem_classes="gap-top")
+        gr.Markdown("#### Registration", elem_classes="gap-top")
         self.registered = shown(
-            gr.Checkbox(True, label="Register the given views to each other", elem_id="registered")
+            gr.Checkbox(True, label="Register the input views to each other", elem_id="registered")
         )
         self.table = shown(line())
         gr.Markdown("#### Scale and sky", elem_classes="gap-top")
@@ -226,13 +226,13 @@ class WorldTab(Part):
         scale = scale_of(session.world.scene)
         if session.viewport.measuring and session.measured:
             length = float(f"{session.measured * scale:.4g}")
-            return gr.update(value=length, label="It really is, metres")
+            return gr.update(value=length, label="Real length, metres")
         return gr.update(value=scale, label="Metres in one unit")
 
     def on_sky(self, session: Session) -> Updates:
         session.set_up("camera")
         return self.follow.refresh(session) | {
-            self.measured_text: piece.said("The camera's up is the world's up now.")
+            self.measured_text: piece.said("The world's up axis is now the camera's.")
         }
 
     def on_measure(self, session: Session) -> Updates:
@@ -257,7 +257,7 @@ class WorldTab(Part):
             return {}
         text = f"Measured {piece.length(float(length), unit)}"
         return {
-            self.measured_text: piece.said(f"{text}. Say what it really is to set the scale."),
+            self.measured_text: piece.said(f"{text}. Enter its real length to set the scale."),
             self.scale: self._scale(session),
         } | self.hud.say(measured=piece.length(float(length), unit))
 
@@ -335,8 +335,8 @@ class WorldTab(Part):
             )
         rows = [
             ("Points", f"{len(scene.cloud):,} of {session.world.max_points:,}"),
-            ("Remembered views", f"{len(scene.views)}"),
-            ("Clips made", f"{len(scene.clips)}"),
+            ("Views", f"{len(scene.views)}"),
+            ("Generated clips", f"{len(scene.clips)}"),
             ("Memory", piece.size(session.nbytes)),
             ("Size", extent(scene)),
             ("Median depth", piece.length(scene.unit * scale_of(scene), unit_of(scene))),
@@ -346,7 +346,7 @@ class WorldTab(Part):
             notes.insert(0, "Depth is a rough estimate from one photo.")
         if session.project is not None:
             kept = self.core.sessions.config.keep
-            notes.append(f"Saved after each step. Stays on this server: {kept}; oldest go first.")
+            notes.append(f"Saved after each step. Kept here: {kept}; oldest deleted first.")
         lines = "".join(f'<p class="notice">{piece.esc(line)}</p>' for line in dict.fromkeys(notes))
         return piece.facts(rows) + (f'<div style="margin-top:8px">{lines}</div>' if lines else "")
 
@@ -354,12 +354,12 @@ class WorldTab(Part):
         scene, registration = session.world.scene, session.registration
         given = [view for view in scene.views if view.step == 0]
         if session.preparing:
-            return '<p class="muted" style="margin:0">Told when the new world is ready.</p>'
+            return '<p class="muted" style="margin:0">Shown when the new world is ready.</p>'
         if len(given) < 2:
-            text = "One view alone has nothing to agree with." if given else "No views yet."
+            text = "Registration needs at least two views." if given else "No views yet."
             return f'<p class="muted" style="margin:0">{text}</p>'
         if registration is None:
-            text = _why_not_registered(scene) or "Off: the views stand where they were given."
+            text = _why_not_registered(scene) or "Off: original poses."
             return f'<p class="muted" style="margin:0">{text}</p>'
         moved = registration.moved_px.tolist()
         rows = []
@@ -367,11 +367,11 @@ class WorldTab(Part):
             if i == ROWS:
                 rows.append(f"<tr><td colspan=3>and {len(moved) - ROWS} more</td></tr>")
                 break
-            word = "agrees" if agrees else f"{piece.dot('refused')}agrees with nobody"
+            word = "registered" if agrees else f"{piece.dot('refused')}not registered"
             rows.append(
                 f"<tr><td>view {i + 1}</td><td class=r>{pixels:.1f} px</td><td>{word}</td></tr>"
             )
-        head = "<tr><th>View</th><th class=r>Moved</th><th>With the others</th></tr>"
+        head = "<tr><th>View</th><th class=r>Moved</th><th>State</th></tr>"
         notes = "".join(f'<p class="notice">{piece.esc(n)}</p>' for n in registration.notices)
         return f'<table class="small">{head}{"".join(rows)}</table>{notes}'
 
@@ -379,9 +379,9 @@ class WorldTab(Part):
 def _why_not_registered(scene: Scene) -> str:
     given = [view for view in scene.views if view.step == 0]
     if len(given) < 2:
-        return "Registration needs at least two given views."
+        return "Registration needs at least two input views."
     if scene.rough_depth:
-        return "Registration needs measured depth; here it is a guess."
+        return "Registration needs measured depth; here it is estimated."
     if not any(bool((view.kind == int(DepthKind.MEASURED)).any()) for view in given):
         return "This depth was measured from the poses themselves and cannot correct them."
     return ""
