@@ -319,7 +319,7 @@ class _Run:
                 a, b = (int(v) for v in pycolmap.pair_id_to_image_pair(code))
                 if a not in where or b not in where:
                     continue
-                pair = tuple(sorted((where[a], where[b])))
+                pair = min(where[a], where[b]), max(where[a], where[b])
                 matches = np.asarray(geometry.inlier_matches)
                 inliers[pair] = len(matches)
                 if len(matches) < _HELD:
@@ -533,7 +533,8 @@ def _structure(run: _Run, counts: Counts, model: Any) -> Structure | None:
         return None
     c2w, lenses = {}, {}
     for image in images:
-        pose = image.cam_from_world() if callable(image.cam_from_world) else image.cam_from_world
+        pose: Any = image.cam_from_world
+        pose = pose() if callable(pose) else pose  # a method since pycolmap 3.12
         matrix = np.eye(4)
         matrix[:3] = pose.inverse().matrix()
         camera = model.cameras[image.camera_id]

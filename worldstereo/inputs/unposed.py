@@ -138,7 +138,7 @@ def read_video(
         notices.append("High dynamic range was mapped to standard range.")
     if len(frames) < 2:
         what = "1 frame" if found.looked_at < 2 else "a picture that does not move"
-        capture = _one(frames[0].pixels, name, limits)
+        capture = _one(next(iter(frames)).pixels, name, limits)
         notices.append(f"The video holds {what}: it was opened as one photo.")
         return replace(capture, notices=(*notices, *capture.notices))
     sources = [

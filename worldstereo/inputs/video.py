@@ -134,7 +134,7 @@ class _Film:
         with contextlib.ExitStack() as stack:
             try:
                 file = stack.enter_context(self._opened())
-                box = stack.enter_context(
+                box: Any = stack.enter_context(
                     av.open(file, format=self.format, options={"protocol_whitelist": ""})
                 )
                 stream = self._stream(box)
@@ -213,7 +213,7 @@ def _survey(film: _Film, on_step: OnStep) -> _Survey:
 
     pts, way, sharp = [], [0.0], []
     before, due, first, at = None, -math.inf, None, 0.0
-    flow = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)
+    flow = cv2.DISOpticalFlow_create(0)  # pyright: ignore[reportAttributeAccessIssue]  (ULTRAFAST)
     for frame, stream in film.frames():
         time = float(frame.pts * stream.time_base)
         first = time if first is None else first
@@ -305,9 +305,9 @@ def standard_range(signal: np.ndarray, curve: int) -> np.ndarray:
 def _attached(stream: Any) -> bool:
     """A cover picture, which is no video."""
     with contextlib.suppress(Exception):
-        import av
+        from av.stream import Disposition
 
-        return bool(stream.disposition & av.stream.Disposition.attached_pic)
+        return bool(stream.disposition & Disposition.attached_pic)
     return False
 
 
