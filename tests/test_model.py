@@ -80,6 +80,9 @@ def test_empty_mappings_are_the_documented_defaults():
     assert isinstance(warp.spatial_memory, SpatialStereoMemory)
     assert found["vdm_config"]["num_layers"] == 2 and found["vdm_config"]["hidden_dim"] == 24
     assert tiny().global_memory.latent_channels == 24
+    by_hand = WorldStereo({"backbone": "warp"}, {"update_frequency": "manual"}, {}, device="cpu")
+    by_hand.reset_memory()
+    assert by_hand.global_memory.update_frequency == "manual"
 
 
 def test_cuda_without_a_card_is_the_cpu_with_one_warning():

@@ -79,7 +79,7 @@ class WorldStereo(nn.Module):
         self.spatial_memory = SpatialStereoMemory(**stereo)
         self._generator = self._built(vdm, pretrained_path, at)
         self.to(at)
-        self._world = World(self._generator)
+        self._world = self._opened()
         if pretrained_path is not None and vdm["backbone"] != "wan":
             read_weights(self, Path(pretrained_path))
             self._show_memories()
@@ -153,9 +153,16 @@ class WorldStereo(nn.Module):
         """The backbone as `explore` takes it."""
         return self._generator
 
+    def _opened(self) -> World:
+        """An empty world on the model's memories; frames enter it when its configuration says."""
+        world = World(self._generator)
+        configured = self._config["global_memory_config"]["update_frequency"]
+        self.global_memory.update_frequency = configured
+        return world
+
     def reset_memory(self) -> None:
         """Forgets everything remembered, undo included; weights stay."""
-        self._world = World(self._generator)
+        self._world = self._opened()
 
     def update_memory(self, frames: Any, cameras: Any, depth: Any = None) -> None:
         """Folds frames into both memories, as one step that can be undone; see the reference.
@@ -535,5 +542,5 @@ class WorldStereo(nn.Module):
         model._config["vdm_config"] = {"backbone": "wan", "variant": inner.limits.name}
         model.vdm, model.size_multiple = inner.published.transformer, 16
         model._generator = SharedDiffusion(model, inner)
-        model._world = World(model._generator)
+        model._world = model._opened()
         return model
