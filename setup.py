@@ -13,6 +13,7 @@ setup(
     package_dir={"worldstereo.ui": "ui", "worldstereo.assets": "assets"},
     package_data={
         "worldstereo": ["py.typed"],
+        "worldstereo.exports": ["viewer.html"],
         "worldstereo.ui.page": ["*.css", "*.js", "templates/*"],
         "worldstereo.assets": ["icons/*", "examples/**/*"],
     },

@@ -11,8 +11,10 @@ import pytest
 import torch
 
 from tests.conftest import room_capture
+from worldstereo.exports import estimate, export, exporters
+from worldstereo.exports.registry import unregister as unregister_exporter
 from worldstereo.generators.registry import choice, names, unregister
-from worldstereo.scene import Origin
+from worldstereo.scene import Origin, PointCloud, Scene
 from worldstereo.trajectory import Trajectory
 from worldstereo.world import World, default_view, explore, start
 
@@ -52,6 +54,22 @@ def test_an_own_generator_is_offered_and_paints_only_what_is_unknown():
     magenta = torch.tensor([1.0, 0.0, 1.0])
     painted = clip.color.permute(0, 2, 3, 1)[unknown]
     torch.testing.assert_close(painted, magenta.expand_as(painted))
+
+
+def test_an_own_exporter_is_offered_and_writes():
+    scene = Scene(cloud=PointCloud.of(torch.rand(7, 3), step=torch.arange(7) % 2))
+    try:
+        load("04")
+        assert exporters()["csv"].group == "use"
+        assert estimate(scene, "csv").bytes > 0
+        rows = export(scene, "csv").decode().splitlines()
+        given = export(scene, "csv", generated=False).decode().splitlines()
+    finally:
+        unregister_exporter("csv")
+    assert rows[0].startswith("x,y,z") and len(rows) == 8 and len(given) == 5
+    assert [float(v) for v in rows[1].split(",")[:3]] == pytest.approx(
+        scene.cloud.points[0].tolist(), abs=1e-5
+    )
 
 
 def test_a_pixel_is_explained(capsys):

@@ -31,6 +31,12 @@ if TYPE_CHECKING:
     from worldstereo.model import WorldStereo as WorldStereo
     from worldstereo.model import generate_multi_view as generate_multi_view
     from worldstereo.model import generate_video as generate_video
+    from worldstereo.reconstruct import Mesh as Mesh
+    from worldstereo.reconstruct import Texture as Texture
+    from worldstereo.reconstruction import ReconstructedScene as ReconstructedScene
+    from worldstereo.reconstruction import export_mesh as export_mesh
+    from worldstereo.reconstruction import export_point_cloud as export_point_cloud
+    from worldstereo.reconstruction import reconstruct_scene as reconstruct_scene
     from worldstereo.render import RenderResult as RenderResult
     from worldstereo.render import render_points as render_points
     from worldstereo.scene import Capture as Capture
@@ -73,13 +79,16 @@ _HOME = {
     "GlobalGeometricMemory": "memory.geometric",
     "Guide": "guide",
     "InputRefused": "errors",
+    "Mesh": "reconstruct",
     "ModelOutput": "model",
     "Origin": "scene",
     "PointCloud": "scene",
+    "ReconstructedScene": "reconstruction",
     "RenderResult": "render",
     "SamplerConfig": "generators",
     "Scene": "scene",
     "SpatialStereoMemory": "memory.stereo",
+    "Texture": "reconstruct",
     "Trajectory": "trajectory",
     "View": "scene",
     "WarpGenerator": "generators",
@@ -90,6 +99,8 @@ _HOME = {
     "WorldStereoError": "errors",
     "default_view": "world",
     "explore": "world",
+    "export_mesh": "reconstruction",
+    "export_point_cloud": "reconstruction",
     "generate_multi_view": "model",
     "generate_video": "model",
     "interpolate_poses": "trajectory",
@@ -99,6 +110,7 @@ _HOME = {
     "look_at": "cameras",
     "propose_path": "world",
     "read": "inputs",
+    "reconstruct_scene": "reconstruction",
     "render_points": "render",
     "save_trajectory": "trajectory",
     "start": "world",

@@ -483,7 +483,7 @@ class Session:
     # ---- taking home -----------------------------------------------------------------------------
 
     def export(self, fmt: str, **options: Any) -> bytes:
-        """The published scene in a format of `export.FORMATS`. Raises `ExportError`."""
+        """The published scene in a format of `exports.exporters()`. Raises `ExportError`."""
         return export.export(self.scene, fmt, **options)
 
     def export_name(self, fmt: str) -> str:

@@ -1,10 +1,11 @@
-"""The command line: `python -m worldstereo explore | export | add | info`.
+"""The command line: `python -m worldstereo explore | export | reconstruct | add | info`.
 
 Heavy imports live inside the commands, so that `--help` answers at once.
 """
 
 import logging
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -100,11 +101,17 @@ class Explore:
 class Export:
     """Write a saved project, or a capture as it enters the memories, in another format."""
 
-    input: Annotated[Path, tyro.conf.Positional]
+    input: Annotated[Path | None, tyro.conf.Positional] = None
     """A saved project, or anything that `explore` accepts."""
 
     format: tuple[str, ...] = ("ply",)
-    """ply, glb, colmap, colmap-text, transforms, mp4, images, trajectory."""
+    """Any of the exporters, several at once; `--list` names them."""
+
+    generated: bool = True
+    """Include generated views, points and surfaces."""
+
+    list: bool = False
+    """Say which formats there are, and with a world how large each will be."""
 
     out: Path = Path("export")
     """Folder for the files."""
@@ -125,6 +132,35 @@ class Add:
 
     doubtful: bool = False
     """Also add photos whose place is uncertain."""
+
+
+@dataclass(frozen=True)
+class Reconstruct:
+    """Build a mesh from a capture or a saved project."""
+
+    input: Annotated[Path, tyro.conf.Positional]
+    """A saved project, or anything that `explore` accepts."""
+
+    out: Path = Path("mesh.glb")
+    """The file: .glb, .gltf, .obj, .ply, .stl, .usdz or .usda."""
+
+    quality: Literal["draft", "standard", "fine"] = "standard"
+    """Size of a cell and number of triangles."""
+
+    voxel: float | None = None
+    """Size of a cell in scene units, instead of the quality's."""
+
+    texture: int = 2048
+    """Side of the texture in pixels; 0 for vertex colors only."""
+
+    generated: bool = True
+    """Include generated surfaces, marked."""
+
+    fill_holes: bool = False
+    """Include surfaces that were completed from their surroundings, marked."""
+
+    register: bool = True
+    """Register the given views to each other first."""
 
 
 @dataclass(frozen=True)
@@ -154,6 +190,7 @@ class Options:
         Annotated[Explore, tyro.conf.subcommand("explore")]
         | Annotated[Export, tyro.conf.subcommand("export")]
         | Annotated[Add, tyro.conf.subcommand("add")]
+        | Annotated[Reconstruct, tyro.conf.subcommand("reconstruct")]
         | Annotated[Info, tyro.conf.subcommand("info")]
         | Annotated[Depth, tyro.conf.subcommand("depth")],
         tyro.conf.arg(name=""),
@@ -171,19 +208,21 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO if options.verbose else logging.WARNING)
     from worldstereo.errors import WorldStereoError
 
-    run = {
+    commands: dict[type, Callable[..., None]] = {
         Explore: _explore,
         Export: _export,
+        Reconstruct: _reconstruct,
         Add: _add,
         Info: _info,
         Depth: _depth,
-    }[type(options.command)]
+    }
+    run = commands[type(options.command)]
     try:
         if options.depth is not None:
             from worldstereo.depth import use
 
             use(options.depth)
-        run(options.command)  # type: ignore[arg-type]
+        run(options.command)
     except (WorldStereoError, ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
@@ -243,8 +282,57 @@ def _explore(command: Explore) -> None:
 def _export(command: Export) -> None:
     from worldstereo.generators import WarpGenerator
 
+    if command.list or command.input is None:
+        _list_formats(command)
+        return
     _check_formats(command.format)
-    _write_all(_open(command.input, WarpGenerator(), True)[0], command.out, command.format)
+    world = _open(command.input, WarpGenerator(), True)[0]
+    _write_all(world, command.out, command.format, generated=command.generated)
+
+
+def _list_formats(command: Export) -> None:
+    from worldstereo.exports import GROUPS, estimate, exporters, why_not
+    from worldstereo.generators import WarpGenerator
+
+    scene = None
+    if command.input is not None:
+        scene = _open(command.input, WarpGenerator(), True)[0].scene
+    for group, title in GROUPS.items():
+        print(f"{title}:")
+        for name, form in exporters().items():
+            if form.group != group:
+                continue
+            cost = ""
+            if scene is not None:
+                cost = why_not(scene, name)
+                if not cost:
+                    guess = estimate(scene, name)
+                    cost = f"about {guess.bytes / 1e6:.1f} MB, {guess.seconds:.0f} s"
+            print(f"  {name:14} {form.describes} {cost}".rstrip())
+
+
+def _reconstruct(command: Reconstruct) -> None:
+    from worldstereo.generators import WarpGenerator
+    from worldstereo.reconstruct import SurfaceOptions, estimate_surface, reconstruct_surface
+    from worldstereo.reconstruction import export_mesh, mesh_format
+
+    mesh_format(command.out)
+    options = SurfaceOptions(
+        quality=command.quality,
+        voxel=command.voxel,
+        texture=command.texture,
+        generated=command.generated,
+        fill_holes=command.fill_holes,
+    )
+    scene = _open(command.input, WarpGenerator(), command.register)[0].scene
+    guess = estimate_surface(scene, options)
+    print(
+        f"cells of {guess.voxel:.3g}, about {guess.seconds:.0f} s, "
+        f"{guess.bytes / 1e6:.0f} MB of memory, {guess.file_bytes / 1e6:.0f} MB of file"
+    )
+    result = reconstruct_surface(scene, options, on_step=_progress)
+    path = export_mesh(result, command.out, context=scene, texture_resolution=command.texture or 64)
+    print(f"{path}: {len(result.mesh):,} triangles")
 
 
 def _add(command: Add) -> None:
@@ -384,23 +472,28 @@ def _path(command: Explore, scene: "Scene") -> "Trajectory":
     return Trajectory.from_json(file.read_text()).scaled(command.width, command.height)
 
 
-def _write_all(world: "World", folder: Path, formats: tuple[str, ...]) -> None:
-    from worldstereo.exports import FORMATS, write
+def _write_all(
+    world: "World", folder: Path, formats: tuple[str, ...], *, generated: bool = True
+) -> None:
+    from worldstereo.exports import exporters, write
 
     folder.mkdir(parents=True, exist_ok=True)
+    known = exporters()
     for name in formats:
-        path = folder / f"{world.scene.name or 'world'}-{name}{FORMATS[name].suffix}"
-        write(world.scene, name, path)
+        path = folder / f"{world.scene.name or 'world'}-{name}{known[name].suffix}"
+        options = (
+            {} if generated or "generated" not in known[name].options else {"generated": False}
+        )
+        write(world.scene, name, path, on_step=_progress, **options)
         print(path)
 
 
 def _check_formats(formats: tuple[str, ...]) -> None:
     """Before the long work: a wrong format is said at once."""
-    from worldstereo.exports import FORMATS
+    from worldstereo.exports import exporter
 
     for name in formats:
-        if name not in FORMATS:
-            raise ValueError(f"format must be one of {', '.join(FORMATS)}; got {name!r}.")
+        exporter(name)
 
 
 def _print_facts(scene: "Scene") -> None:

@@ -5,144 +5,75 @@ encoded by one thread. What was invented is marked wherever the format has a pla
 export says its axes, units, pixel centre and seeds (`conventions.json`, or comments and extras).
 """
 
-import inspect
-from collections.abc import Callable
-from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from worldstereo._core.atomic import write_atomic
 from worldstereo.errors import ExportError
-from worldstereo.exports.archive import as_json
-from worldstereo.exports.colmap import write_colmap
-from worldstereo.exports.conventions import conventions
-from worldstereo.exports.glb import write_glb
-from worldstereo.exports.ply import write_ply
-from worldstereo.exports.transforms import write_transforms
-from worldstereo.exports.video import write_frames, write_mp4, write_trajectory
+from worldstereo.exports.registry import GROUPS, Estimate, Exporter, exporters, register
+from worldstereo.progress import OnStep, ignore
 from worldstereo.scene import Scene
 
-
-@dataclass(frozen=True)
-class Format:
-    """One way to take a world home."""
-
-    label: str
-    suffix: str
-    """Of the file, with its dot."""
-    describes: str
-    """One line: what is in it and who reads it."""
-    writer: Callable[..., bytes]
-    needs: tuple[str, ...] = ()
-    """What the scene must hold: "points", "views", "clips"."""
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """The writer's options with their defaults."""
-        parameters = list(inspect.signature(self.writer).parameters.values())[1:]
-        return {p.name: p.default for p in parameters}
-
-
-def _colmap_text(
-    scene: Scene, *, generated: bool = True, images: str = "png", max_points: int = 250_000
-) -> bytes:
-    return write_colmap(scene, text=True, generated=generated, images=images, max_points=max_points)
-
-
-def _colmap_binary(
-    scene: Scene, *, generated: bool = True, images: str = "png", max_points: int = 250_000
-) -> bytes:
-    return write_colmap(scene, generated=generated, images=images, max_points=max_points)
-
-
-def _conventions_alone(scene: Scene) -> bytes:
-    return as_json(conventions(scene, "conventions"))
-
-
-FORMATS: dict[str, Format] = {
-    "ply": Format(
-        "Points (PLY)",
-        ".ply",
-        "Coloured points with normals, confidence and marks; CloudCompare, MeshLab, Blender.",
-        write_ply,
-        ("points",),
-    ),
-    "glb": Format(
-        "Points (GLB)",
-        ".glb",
-        "Coloured points and cameras for the web and 3D viewers; invented points apart.",
-        write_glb,
-        ("points",),
-    ),
-    "colmap": Format(
-        "COLMAP, binary",
-        ".zip",
-        "Pictures, cameras and points with tracks; COLMAP and most splatting trainers.",
-        _colmap_binary,
-        ("views", "points"),
-    ),
-    "colmap-text": Format(
-        "COLMAP, text",
-        ".zip",
-        "The same model as readable text.",
-        _colmap_text,
-        ("views", "points"),
-    ),
-    "transforms": Format(
-        "transforms.json",
-        ".zip",
-        "Pictures, depth, masks and cameras for nerfstudio and instant-ngp.",
-        write_transforms,
-        ("views",),
-    ),
-    "mp4": Format("Video (MP4)", ".mp4", "The last clip as H.264 video.", write_mp4, ("clips",)),
-    "images": Format(
-        "Pictures of a clip",
-        ".zip",
-        "Every frame with depth, where each pixel comes from, and the camera path.",
-        write_frames,
-        ("clips",),
-    ),
-    "trajectory": Format(
-        "Camera path",
-        ".json",
-        "The path of the last clip, to be opened again here.",
-        write_trajectory,
-        ("clips",),
-    ),
-    "conventions": Format(
-        "Conventions",
-        ".json",
-        "Axes, units, pixel centre, seeds and what was invented.",
-        _conventions_alone,
-    ),
-}
+__all__ = [
+    "GROUPS", "REFUSED", "Estimate", "Exporter", "estimate", "export", "export_mesh",
+    "export_point_cloud", "exporter", "exporters", "file_name", "mesh_format", "register",
+    "why_not", "write",
+]  # fmt: skip
 
 _MISSING = {
     "points": "The world holds no points yet. Open a capture first.",
     "views": "The world holds no pictures yet. Open a capture with pictures.",
+    "depth": "No view of the world has depth. Open a capture with depth, or overlapping photos.",
     "clips": "The world holds no clip yet. Generate one first.",
+}
+REFUSED = {
+    "fbx": "FBX is a closed format that only its vendor's kit writes well. Write GLB: Blender, "
+    "Unity, Unreal and Maya read it, and Blender saves it as FBX.",
 }
 
 
 def why_not(scene: Scene, format: str) -> str:
     """Why a format cannot be written now, in one line for the person; empty where it can."""
-    held = {"points": len(scene.cloud), "views": len(scene.views), "clips": len(scene.clips)}
-    lacking = [_MISSING[need] for need in _known(format).needs if held[need] == 0]
+    chosen = exporter(format)
+    held = {
+        "points": len(scene.cloud) > 0,
+        "views": len(scene.views) > 0,
+        "depth": any(bool(view.mask.any()) for view in scene.views),
+        "clips": len(scene.clips) > 0,
+    }
+    lacking = [_MISSING[need] for need in chosen.needs if not held[need]]
+    if not lacking and chosen.requires and find_spec(chosen.requires) is None:
+        extra = {"pxr": "usd-core"}.get(chosen.requires, chosen.requires)
+        return f"{chosen.label} needs the package {extra}: pip install {extra}."
     return lacking[0] if lacking else ""
 
 
-def export(scene: Scene, format: str, **options: Any) -> bytes:
-    """The scene in one of `FORMATS`; a zip where the format is several files.
+def estimate(scene: Scene, format: str) -> Estimate:
+    """Size in bytes and seconds on two cores of an export with its defaults; a guess.
+
+    Raises:
+        ExportError: unknown format, or the scene lacks what it needs.
+    """
+    missing = why_not(scene, format)
+    if missing:
+        raise ExportError(missing)
+    return exporter(format).estimated(scene)
+
+
+def export(scene: Scene, format: str, *, on_step: OnStep = ignore, **options: Any) -> bytes:
+    """The scene in one of `exporters()`; a zip where the format is several files.
 
     Args:
-        options: of the format's writer, see `FORMATS[format].options`; most take
+        options: of the format's writer, see `exporters()[format].options`; most take
             `generated=False` to leave out what a generator made.
+        on_step: progress of formats that take long; may raise `Cancelled`.
 
     Raises:
         ExportError: unknown format or option, or the scene lacks what the format needs.
+        Cancelled: `on_step` raised it.
     """
-    chosen = _known(format)
+    chosen = exporter(format)
     unknown = sorted(set(options) - set(chosen.options))
     if unknown:
         known = ", ".join(chosen.options) or "none"
@@ -150,17 +81,21 @@ def export(scene: Scene, format: str, **options: Any) -> bytes:
     missing = why_not(scene, format)
     if missing:
         raise ExportError(missing)
-    return chosen.writer(scene, **options)
+    if chosen.slow:
+        options["on_step"] = on_step
+    return chosen.write(scene, **options)
 
 
-def write(scene: Scene, format: str, path: Path | str, **options: Any) -> Path:
+def write(
+    scene: Scene, format: str, path: Path | str, *, on_step: OnStep = ignore, **options: Any
+) -> Path:
     """Exports into a file that appears whole or not at all.
 
     Raises:
         ExportError: as `export`, or the file cannot be written.
     """
     path = Path(path)
-    data = export(scene, format, **options)
+    data = export(scene, format, on_step=on_step, **options)
     try:
         write_atomic(path, data)
     except OSError as error:
@@ -170,13 +105,21 @@ def write(scene: Scene, format: str, path: Path | str, **options: Any) -> Path:
 
 def file_name(scene: Scene, format: str) -> str:
     """A name for the download: the world's, made safe, with what is inside."""
-    chosen = _known(format)
+    chosen = exporter(format)
     kept = "".join(c if c.isalnum() and c.isascii() else "-" for c in scene.name).strip("-")
     inside = "" if f".{format}" == chosen.suffix else f"-{format.replace('_', '-')}"
     return f"{kept[:60] or 'world'}{inside}{chosen.suffix}"
 
 
-def _known(format: str) -> Format:
-    if format not in FORMATS:
-        raise ExportError(f"format must be one of {', '.join(FORMATS)}, got {format!r}.")
-    return FORMATS[format]
+def exporter(format: str) -> Exporter:
+    """One exporter by its name.
+
+    Raises:
+        ExportError: there is none; the text lists those that there are.
+    """
+    found = exporters()
+    if format in found:
+        return found[format]
+    if format.removeprefix("mesh-") in REFUSED:
+        raise ExportError(REFUSED[format.removeprefix("mesh-")])
+    raise ExportError(f"format must be one of {', '.join(found)}, got {format!r}.")

@@ -196,3 +196,17 @@ def _text(model: _Model) -> tuple[bytes, bytes, bytes]:
 def _numbers(values) -> str:
     """Shortest text that reads back as the same float64."""
     return " ".join(repr(float(v)) for v in values)
+
+
+def write_colmap_text(
+    scene: Scene, *, generated: bool = True, images: str = "png", max_points: int = 250_000
+) -> bytes:
+    """The model as text; see `write_colmap`."""
+    return write_colmap(scene, text=True, generated=generated, images=images, max_points=max_points)
+
+
+def write_colmap_binary(
+    scene: Scene, *, generated: bool = True, images: str = "png", max_points: int = 250_000
+) -> bytes:
+    """The model in COLMAP's binary layout; see `write_colmap`."""
+    return write_colmap(scene, generated=generated, images=images, max_points=max_points)

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from worldstereo import __version__
-from worldstereo.exports.archive import array
+from worldstereo.exports.archive import array, as_json
 from worldstereo.scene import Scene
 
 COMMON = {
@@ -51,3 +51,28 @@ def conventions(scene: Scene, form: str, **details: Any) -> dict[str, Any]:
         "notices": list(scene.notices),
         **details,
     }
+
+
+def write_conventions(scene: Scene) -> bytes:
+    """The conventions alone."""
+    return as_json(conventions(scene, "conventions"))
+
+
+def turn(start: np.ndarray, end: np.ndarray) -> np.ndarray:
+    """(3, 3) the smallest rotation that turns `start` to `end`."""
+    a = start / max(float(np.linalg.norm(start)), 1e-12)
+    b = end / np.linalg.norm(end)
+    if float(a @ b) < -1 + 1e-9:
+        side = np.cross(b, [0.0, 0.0, 1.0] if abs(b[2]) < 0.9 else [0.0, 1.0, 0.0])
+        side /= np.linalg.norm(side)
+        return 2 * np.outer(side, side) - np.eye(3)
+    v = np.cross(a, b)
+    skew = np.array([[0, -v[2], v[1]], [v[2], 0, -v[0]], [-v[1], v[0], 0]])
+    return np.eye(3) + skew + skew @ skew / (1 + float(a @ b))
+
+
+def to_file(scene: Scene, up: tuple[float, float, float], per_unit: float = 1.0) -> np.ndarray:
+    """(3, 3) the matrix from the world to a file: turned so that the sky is at `up`, and in metres
+    where they are known, times `per_unit`."""
+    scale = (scene.metres_per_unit or 1.0) * per_unit
+    return scale * turn(array(scene.up).astype(np.float64), np.array(up))

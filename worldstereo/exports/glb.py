@@ -12,7 +12,7 @@ import numpy as np
 
 from worldstereo.errors import ExportError
 from worldstereo.exports.archive import array, bytes_of, chosen_points
-from worldstereo.exports.conventions import conventions
+from worldstereo.exports.conventions import conventions, to_file
 from worldstereo.scene import Scene, View
 
 FLOAT, UBYTE, POINTS, ARRAY_BUFFER = 5126, 5121, 0, 34962
@@ -45,9 +45,8 @@ def write_glb(
         shown = [build.camera(view, i) for i, view in enumerate(views)]
         if shown:
             children.append(build.node({"name": "cameras", "children": shown}))
-    scale = scene.metres_per_unit or 1.0
     matrix = np.eye(4)
-    matrix[:3, :3] = scale * _up_to_y(array(scene.up).astype(np.float64))
+    matrix[:3, :3] = to_file(scene, (0, 1, 0))
     root = {"name": "world", "matrix": matrix.T.reshape(-1).tolist(), "children": children}
     notes = conventions(
         scene,
@@ -153,14 +152,3 @@ class _Builder:
         chunks = struct.pack("<II", len(text), 0x4E4F534A) + text
         chunks += struct.pack("<II", len(binary), 0x004E4942) + binary
         return struct.pack("<III", 0x46546C67, 2, 12 + len(chunks)) + chunks
-
-
-def _up_to_y(up: np.ndarray) -> np.ndarray:
-    """The smallest rotation that turns `up` to +Y."""
-    a = up / max(float(np.linalg.norm(up)), 1e-12)
-    b = np.array([0.0, 1.0, 0.0])
-    if float(a @ b) < -1 + 1e-9:
-        return np.diag([1.0, -1.0, -1.0])
-    v = np.cross(a, b)
-    skew = np.array([[0, -v[2], v[1]], [v[2], 0, -v[0]], [-v[1], v[0], 0]])
-    return np.eye(3) + skew + skew @ skew / (1 + float(a @ b))

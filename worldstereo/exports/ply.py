@@ -23,7 +23,14 @@ COLUMNS = np.dtype(
 NAMES = {"<f4": "float", "u1": "uchar", "|u1": "uchar", "<i4": "int"}
 
 
-def write_ply(scene: Scene, *, generated: bool = True, max_points: int | None = None) -> bytes:
+def write_ply(
+    scene: Scene,
+    *,
+    generated: bool = True,
+    colors: bool = True,
+    normals: bool = True,
+    max_points: int | None = None,
+) -> bytes:
     """Positions, normals, colours; and per point how sure, half its spacing, the step and the view
     that added it (-1: none), and whether a generator invented it.
 
@@ -32,13 +39,17 @@ def write_ply(scene: Scene, *, generated: bool = True, max_points: int | None = 
     """
     rows = chosen_points(scene.cloud, generated, max_points)
     cloud = scene.cloud
-    table = np.zeros(len(rows), COLUMNS)
+    left_out = (() if colors else ("red", "green", "blue")) + (
+        () if normals else ("nx", "ny", "nz")
+    )
+    kinds = np.dtype([(n, COLUMNS[n]) for n in COLUMNS.names or () if n not in left_out])
+    table = np.zeros(len(rows), kinds)
     for names, values in ((("x", "y", "z"), cloud.points), (("nx", "ny", "nz"), cloud.normals)):
         columns = np.nan_to_num(array(values)[rows])
-        for i, name in enumerate(names):
+        for i, name in enumerate(names if names[0] in (kinds.names or ()) else ()):
             table[name] = columns[:, i]
     color = bytes_of(array(cloud.colors)[rows])
-    for i, name in enumerate(("red", "green", "blue")):
+    for i, name in enumerate(("red", "green", "blue") if colors else ()):
         table[name] = color[:, i]
     table["confidence"] = array(cloud.confidence)[rows]
     table["radius"] = array(cloud.radii)[rows]
@@ -51,5 +62,5 @@ def write_ply(scene: Scene, *, generated: bool = True, max_points: int | None = 
         text = f"{key}: {json.dumps(value, allow_nan=False)}"
         head += [f"comment {line}" for line in textwrap.wrap(text, 200)]
     head.append(f"element vertex {len(rows)}")
-    head += [f"property {NAMES[COLUMNS[name].str]} {name}" for name in COLUMNS.names or ()]
+    head += [f"property {NAMES[kinds[name].str]} {name}" for name in kinds.names or ()]
     return ("\n".join([*head, "end_header"]) + "\n").encode("ascii") + table.tobytes()

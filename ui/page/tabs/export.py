@@ -1,16 +1,20 @@
 """The Export tab: pick a form, say what goes in, and the file is on its way."""
 
+import queue
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import gradio as gr
 
-from worldstereo.errors import ExportError, WorldBusy
-from worldstereo.exports import FORMATS, why_not
+from worldstereo.errors import Cancelled, ExportError, WorldBusy
+from worldstereo.exports import GROUPS, Exporter, estimate, exporters, why_not
 from worldstereo.project import packed, state_of
+from worldstereo.scene import Scene
 
 from ...session.session import PREPARING
 from ...session.sessions import Session
@@ -23,6 +27,8 @@ PROJECT = "project"
 class ExportTab(Part):
     def __init__(self, core: Core) -> None:
         self.core = core
+        self._stops: WeakKeyDictionary[Session, threading.Event] = WeakKeyDictionary()
+        """Set to cancel the export that a session is writing."""
 
     def build(self) -> None:
         shown = self.core.shown
@@ -38,6 +44,7 @@ class ExportTab(Part):
 
     def wire(self) -> None:
         self.core.bridge("export", self.on_export, [self.generated], says=self.said)
+        self.core.bridge("export-cancel", self.on_cancel, [], says=self.said)
 
     def refresh(self, session: Session) -> Updates:
         return {self.list: self._formats(session)}
@@ -50,17 +57,25 @@ class ExportTab(Part):
     ) -> Iterator[Updates]:
         """One click: written from the published scene, which a running job does not touch."""
         key = str(data.get("key", ""))
-        if key != PROJECT and key not in FORMATS:
+        known = exporters()
+        if key != PROJECT and key not in known:
             raise ExportError(f"There is no format named {key[:40]!r}.")
         if session.preparing:
             raise WorldBusy(PREPARING)
-        label = "Project" if key == PROJECT else FORMATS[key].label
+        label = "Project" if key == PROJECT else known[key].label
         yield {self.said: piece.said(f"Writing {label} …"), self.file: gr.update(visible=False)}
         options: dict[str, Any] = {}
-        if key != PROJECT and "generated" in FORMATS[key].options:
+        if key != PROJECT and "generated" in known[key].options:
             options["generated"] = bool(generated)
         if key == PROJECT:
             name, content = project_file(session)
+        elif known[key].slow:
+            name, content = session.export_name(key), b""
+            for update in self._followed(session, key, options):
+                if isinstance(update, bytes):
+                    content = update
+                else:
+                    yield {self.said: update}
         else:
             name, content = session.export_name(key), session.export(key, **options)
         text = f"{name}, {piece.size(len(content))}"
@@ -72,16 +87,87 @@ class ExportTab(Part):
                 self.file: gr.update(value=str(path), visible=True, label=f"Download {name}"),
             }
 
+    def on_cancel(self, session: Session, data: dict[str, Any]) -> Iterator[Updates]:
+        """Stop the export that is being written; the world does not change either way."""
+        stop = self._stops.get(session)
+        if stop is not None:
+            stop.set()
+        yield {self.said: piece.said("Cancelling the export …" if stop else "")}
+
+    def _followed(
+        self, session: Session, key: str, options: dict[str, Any]
+    ) -> Iterator[str | bytes]:
+        """Progress with a cancel button, then the content. Raises what the exporter raised."""
+        if session in self._stops:
+            raise WorldBusy("Another export is being written. Wait for it, or cancel it.")
+        stop = self._stops[session] = threading.Event()
+        told: queue.Queue[tuple[int, int, str] | None] = queue.Queue()
+        outcome: list[bytes | BaseException] = []
+
+        def on_step(step: int, total: int, message: str) -> None:
+            if stop.is_set():
+                raise Cancelled("The export was cancelled; nothing was written.")
+            told.put((step, total, message))
+
+        def work() -> None:
+            try:
+                outcome.append(session.export(key, on_step=on_step, **options))
+            except BaseException as error:  # raised again where the button was pressed
+                outcome.append(error)
+            told.put(None)
+
+        thread = threading.Thread(target=work, name=f"export-{key}", daemon=True)
+        thread.start()
+        try:
+            shown = 0.0
+            while (news := told.get()) is not None:
+                if time.monotonic() - shown > 0.3:
+                    shown = time.monotonic()
+                    yield _progress(*news)
+        finally:
+            stop.set()  # the tab was closed: nobody waits for the file
+            thread.join()
+            del self._stops[session]
+        if isinstance(outcome[0], BaseException):
+            raise outcome[0]
+        yield outcome[0]
+
     def _formats(self, session: Session) -> str:
         scene, wait = session.world.scene, PREPARING if session.preparing else ""
-        rows = []
-        for key, form in FORMATS.items():
-            why = wait or why_not(scene, key)
-            rows.append(_row(key, form.label, form.suffix, form.describes, why))
         why = "" if scene.views or len(scene.cloud) else "The world is empty. Open a capture first."
         about = "The whole world with its history; can be opened again."
-        rows.append(_row(PROJECT, "Project", ".zip", about, wait or why))
-        return f'<div role="list">{"".join(rows)}</div>'
+        project = _row(PROJECT, "Project", ".zip", about, wait or why, "")
+        parts = []
+        for group, title in GROUPS.items():
+            rows = [
+                self._row(scene, key, form, wait)
+                for key, form in exporters().items()
+                if form.group == group
+            ]
+            rows += [project] if group == "continue" else []
+            head = f'<h5 class="group">{piece.esc(title)}</h5>'
+            parts.append(f'{head}<div role="list">{"".join(rows)}</div>')
+        return "".join(parts)
+
+    def _row(self, scene: Scene, key: str, form: Exporter, wait: str) -> str:
+        why = wait or why_not(scene, key)
+        cost = ""
+        if not why:
+            guess = estimate(scene, key)
+            cost = f"about {piece.size(guess.bytes)}, {_duration(guess.seconds)}"
+        return _row(key, form.label, form.suffix, form.describes, why, cost)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 2:
+        return "at once"
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+
+
+def _progress(step: int, total: int, message: str) -> str:
+    stop = piece.attributes(type="button", class_="item", data_send="export-cancel")
+    text = piece.esc(f"{message} ({step}/{total})" if total > 1 else message)
+    return f'<span class="said">{text}</span> <button{stop}>Cancel</button>'
 
 
 def project_file(session: Session) -> tuple[str, bytes]:
@@ -90,7 +176,7 @@ def project_file(session: Session) -> tuple[str, bytes]:
     return f"{name}.world.zip", packed(state_of(session.world, plan=session.plan))
 
 
-def _row(key: str, label: str, suffix: str, about: str, why: str) -> str:
+def _row(key: str, label: str, suffix: str, about: str, why: str, cost: str) -> str:
     marks = piece.attributes(
         type="button",
         class_="item",
@@ -100,8 +186,9 @@ def _row(key: str, label: str, suffix: str, about: str, why: str) -> str:
         data_send="export",
         data_key=key,
     )
+    about = piece.esc(about) + (f"<br>{piece.esc(cost)}" if cost else "")
     return (
         f"<button{marks}><span><b>{piece.esc(label)}</b> "
         f'<span class="tag">{piece.esc(suffix.lstrip("."))}</span><br>'
-        f'<span class="muted">{piece.esc(about)}</span></span>{piece.icon("download")}</button>'
+        f'<span class="muted">{about}</span></span>{piece.icon("download")}</button>'
     )

@@ -1,0 +1,454 @@
+"""Surfaces from views of a room whose geometry is known, and their files read by other programs."""
+
+import io
+import json
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import laspy
+import numpy as np
+import pygltflib
+import pytest
+import torch
+import trimesh
+from plyfile import PlyData
+
+from tests.conftest import room, turned_cameras
+from worldstereo.errors import Cancelled, ExportError, WorldStereoError
+from worldstereo.exports import export, exporters, file_name, why_not
+from worldstereo.exports.conventions import to_file
+from worldstereo.exports.mesh import Body
+from worldstereo.exports.mesh_glb import glb
+from worldstereo.reconstruct import (
+    Mesh,
+    Surface,
+    SurfaceOptions,
+    estimate_surface,
+    reconstruct_surface,
+    render_mesh,
+)
+from worldstereo.reconstruct._charts import charts
+from worldstereo.reconstruction import (
+    ReconstructedScene,
+    export_mesh,
+    export_point_cloud,
+    reconstruct_scene,
+)
+from worldstereo.scene import DepthKind, PointCloud, Scene, View
+
+UP = torch.nn.functional.normalize(torch.tensor([0.2, -1.0, 0.1]), dim=0)
+
+
+def seen_room(n: int = 5, invented: bool = False) -> Scene:
+    cameras = turned_cameras(n, width=96, height=72)
+    color, depth = room(cameras)
+    views = [View.of(color[i], depth[i], cameras[i], frame=i) for i in range(n)]
+    if invented:
+        kind = torch.full((1, 72, 96), int(DepthKind.GENERATED), dtype=torch.uint8)
+        views[-1] = View.of(color[-1], depth[-1], cameras[-1], kind=kind, step=1)
+    points = torch.cat(
+        [v.cameras.unproject(v.cameras.pixel_grid(), v.depth.flatten()) for v in views]
+    )
+    colors = torch.cat([v.color.flatten(1).T for v in views])
+    cloud = PointCloud.of(points, colors, radii=torch.full((len(points),), 0.02))
+    return Scene(
+        name="room", views=tuple(views), cloud=cloud, up=UP, unit=float(depth.median()),
+        metres_per_unit=0.5,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def scene() -> Scene:
+    return seen_room()
+
+
+@pytest.fixture(scope="module")
+def built(scene) -> Surface:
+    return reconstruct_surface(scene, SurfaceOptions(texture=256))
+
+
+def test_the_mesh_lies_where_depth_says_and_faces_the_cameras(scene, built):
+    for view in scene.views:
+        drawn = render_mesh(built.mesh, view.cameras)
+        seen = drawn.face >= 0
+        assert float(seen.float().mean()) > 0.9
+        apart = (drawn.depth - view.depth).abs()[seen] / view.depth[seen]
+        assert float(apart.median()) < 0.004
+    a, b, c = (built.mesh.vertices[built.mesh.faces[:, i]] for i in range(3))
+    normal, middle = torch.linalg.cross(b - a, c - a), (a + b + c) / 3
+    ahead = torch.stack([((v.cameras.position - middle) * normal).sum(1) for v in scene.views])
+    assert float((ahead > 0).any(dim=0).float().mean()) > 0.97
+
+
+def test_moving_world_and_cameras_together_changes_no_picture(scene, built):
+    """Turned and shifted, the grid cuts the surface elsewhere; the surface stays the same."""
+    angle = torch.tensor(0.7)
+    T = torch.eye(4)
+    T[0, 0] = T[2, 2] = angle.cos()
+    T[0, 2], T[2, 0] = angle.sin(), -angle.sin()
+    T[:3, 3] = torch.tensor([3.1, -2.3, 7.7])
+    views = tuple(
+        replace(v, cameras=replace(v.cameras, c2w=T @ v.cameras.c2w)) for v in scene.views
+    )
+    moved = reconstruct_surface(replace(scene, views=views), SurfaceOptions(texture=0))
+    before = render_mesh(built.mesh, scene.views[1].cameras).depth
+    after = render_mesh(moved.mesh, views[1].cameras).depth
+    both = (before > 0) & (after > 0)
+    assert float(both.float().mean()) > 0.9
+    assert float(((before - after).abs() / before)[both].median()) < 0.004
+
+
+def test_regions_join_without_a_seam(scene):
+    """Edges with one face lie at the rim of what was seen, not along the walls of regions."""
+    mesh = reconstruct_surface(scene, SurfaceOptions(texture=0, faces=0)).mesh
+    body = trimesh.Trimesh(mesh.vertices.numpy(), mesh.faces.numpy(), process=False)
+    counts = np.bincount(body.edges_unique_inverse)
+    assert counts.max() <= 2
+    assert (counts == 1).mean() < 0.1
+    assert len(np.unique(mesh.vertices.numpy().round(6), axis=0)) == len(mesh.vertices)
+
+
+def test_the_texture_shows_what_the_views_show(scene, built):
+    view = scene.views[2]
+    drawn = render_mesh(built.mesh, view.cameras, built.textures["albedo"])
+    seen = drawn.face[0] >= 0
+    error = ((drawn.color - view.color) ** 2)[:, seen].mean()
+    assert -10 * float(error.log10()) > 20
+
+
+def test_the_same_scene_gives_the_same_bits(scene, built):
+    again = reconstruct_surface(scene, SurfaceOptions(texture=256))
+    assert torch.equal(again.mesh.vertices, built.mesh.vertices)
+    assert torch.equal(again.mesh.faces, built.mesh.faces)
+    assert torch.equal(again.textures["albedo"].image, built.textures["albedo"].image)
+
+
+def test_a_floater_that_others_look_through_is_carved(scene):
+    view = scene.views[2]
+    depth = view.depth.clone()
+    depth[0, 30:42, 40:56] *= 0.5
+    views = list(scene.views)
+    views[2] = replace(view, depth=depth)
+    mesh = reconstruct_surface(replace(scene, views=tuple(views)), SurfaceOptions(texture=0)).mesh
+    drawn = render_mesh(mesh, view.cameras)
+    patch = (drawn.depth / view.depth)[0, 31:41, 41:55]
+    assert float((patch < 0.7).float().mean()) < 0.1
+
+
+def test_generated_surfaces_are_marked_or_left_out():
+    scene = seen_room(3, invented=True)
+    marked = reconstruct_surface(scene, SurfaceOptions(texture=0)).mesh
+    assert marked.invented is not None and 0 < float(marked.invented.float().mean()) < 0.9
+    plain = reconstruct_surface(scene, SurfaceOptions(texture=0, generated=False)).mesh
+    assert plain.invented is not None and not bool(plain.invented.any())
+
+
+def test_charts_are_flat_and_do_not_fold(built):
+    _, flat = charts(built.mesh.vertices.numpy(), built.mesh.faces.numpy())
+    a, b, c = flat[:, 0], flat[:, 1], flat[:, 2]
+    u, v = b - a, c - a
+    area = u[:, 0] * v[:, 1] - u[:, 1] * v[:, 0]
+    assert (area > 0).mean() > 0.995 or (area < 0).mean() > 0.995
+
+
+def test_an_estimate_comes_before_the_work(scene):
+    guess = estimate_surface(scene)
+    assert guess.seconds > 0 and guess.bytes > 0 and guess.voxel > 0
+    assert guess.blocks > 0
+
+
+@pytest.mark.parametrize("stop", range(1, 12, 3))
+def test_cancel_stops_at_every_stage(scene, stop):
+    told: list[str] = []
+
+    def on_step(step: int, total: int, message: str) -> None:
+        told.append(message)
+        if len(set(told)) == stop:
+            raise Cancelled("stop")
+
+    if stop > 7:
+        return
+    with pytest.raises(Cancelled):
+        reconstruct_surface(scene, SurfaceOptions(texture=256), on_step=on_step)
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (Scene(), "holds no views"),
+        (Scene(cloud=PointCloud.of(torch.rand(7, 3))), "holds no views"),
+    ],
+)
+def test_a_scene_without_views_is_refused(given, says):
+    with pytest.raises(WorldStereoError, match=says):
+        reconstruct_surface(given)
+    assert why_not(given, "mesh-glb")
+    with pytest.raises(ExportError):
+        export(given, "mesh-glb")
+
+
+def test_wrong_options_are_named(scene):
+    for options, says in (
+        ({"quality": "best"}, "quality"), ({"voxel": -1.0}, "voxel"), ({"texture": 3}, "texture"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=says):
+            SurfaceOptions(**options)
+    with pytest.raises(WorldStereoError, match="or larger"):
+        reconstruct_surface(scene, SurfaceOptions(voxel=1e-5))
+    with pytest.raises(ExportError, match="quality"):
+        export(scene, "mesh-glb", quality="best")
+    with pytest.raises(ExportError, match="GLB"):
+        export(scene, "fbx")
+
+
+# ---- files -------------------------------------------------------------------------------------
+
+
+def shown_again(scene: Scene, vertices: np.ndarray, faces: np.ndarray) -> None:
+    """The mesh of a file, brought back to the world, is where the views' depth says."""
+    mesh = Mesh.of(torch.from_numpy(vertices).float(), torch.from_numpy(faces.astype(np.int64)))
+    view = scene.views[1]
+    drawn = render_mesh(mesh, view.cameras)
+    seen = drawn.face >= 0
+    assert float(seen.float().mean()) > 0.9
+    assert float(((drawn.depth - view.depth).abs() / view.depth)[seen].median()) < 0.006
+
+
+def unzipped(data: bytes) -> dict[str, bytes]:
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        return {n: archive.read(n) for n in archive.namelist()}
+
+
+@pytest.mark.parametrize("form", [k for k, f in exporters().items() if f.slow])
+def test_a_mesh_export_repeats_bit_for_bit(scene, form):
+    options = {"texture": 128} if "texture" in exporters()[form].options else {}
+    assert export(scene, form, **options) == export(scene, form, **options)
+    assert file_name(scene, form).startswith("room-mesh-")
+
+
+def test_glb_by_pygltflib_and_trimesh(scene):
+    data = export(scene, "mesh-glb", texture=256)
+    document = pygltflib.GLTF2.load_from_bytes(data)
+    assert document.materials[0].pbrMetallicRoughness.baseColorTexture is not None
+    assert document.images[0].mimeType == "image/png"
+    matrix = np.array(document.nodes[1].matrix).reshape(4, 4).T
+    sky = matrix[:3, :3] @ UP.numpy()
+    np.testing.assert_allclose(sky / np.linalg.norm(sky), [0, 1, 0], atol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(sky), 0.5, atol=1e-6)  # metres
+    loaded = trimesh.load(io.BytesIO(data), file_type="glb").to_mesh()
+    back = loaded.vertices @ np.linalg.inv(to_file(scene, (0, 1, 0))).T
+    shown_again(scene, back, loaded.faces)
+    assert loaded.visual.material.baseColorTexture.size == (256, 256)
+
+
+def test_obj_by_trimesh(scene, tmp_path):
+    for name, content in unzipped(export(scene, "mesh-obj", texture=256)).items():
+        (tmp_path / name).write_bytes(content)
+    loaded = trimesh.load(tmp_path / "mesh.obj", process=False)
+    notes = json.loads((tmp_path / "conventions.json").read_text())
+    shown_again(scene, loaded.vertices @ np.linalg.inv(np.array(notes["matrix"])).T, loaded.faces)
+    assert loaded.visual.uv is not None and loaded.visual.material.image.size == (256, 256)
+
+
+def test_ply_by_plyfile_and_stl_by_trimesh(scene):
+    file = PlyData.read(io.BytesIO(export(scene, "mesh-ply")))
+    points = np.stack([file["vertex"][k] for k in "xyz"], 1)
+    shown_again(scene, points, np.stack(file["face"]["vertex_indices"]))
+    assert not file["vertex"]["invented"].any()
+    loaded = trimesh.load(io.BytesIO(export(scene, "mesh-stl")), file_type="stl")
+    matrix = to_file(scene, (0, 0, 1), 1000.0)
+    shown_again(scene, loaded.vertices @ np.linalg.inv(matrix).T, loaded.faces)
+
+
+@pytest.mark.parametrize("form", ["mesh-usda", "mesh-usdz"])
+def test_usd_by_usd_core(scene, tmp_path, form):
+    usd = pytest.importorskip("pxr.Usd")
+    from pxr import UsdGeom, UsdShade
+
+    data = export(scene, form, texture=256)
+    if form == "mesh-usdz":
+        path = tmp_path / "mesh.usdz"
+        path.write_bytes(data)
+        with zipfile.ZipFile(path) as archive:
+            for entry in archive.infolist():
+                assert entry.compress_type == zipfile.ZIP_STORED
+                start = entry.header_offset + 30 + len(entry.filename) + len(entry.extra)
+                assert start % 64 == 0
+    else:
+        for name, content in unzipped(data).items():
+            (tmp_path / name).write_bytes(content)
+        path = tmp_path / "mesh.usda"
+    stage = usd.Stage.Open(str(path))
+    assert UsdGeom.GetStageUpAxis(stage) == "Y" and UsdGeom.GetStageMetersPerUnit(stage) == 1
+    shape = UsdGeom.Mesh(stage.GetPrimAtPath("/world/surface"))
+    faces = np.array(shape.GetFaceVertexIndicesAttr().Get()).reshape(-1, 3)
+    shown_again(scene, np.array(shape.GetPointsAttr().Get()), faces)
+    world = np.array(shape.ComputeLocalToWorldTransform(0)).T[:3, :3]
+    np.testing.assert_allclose(world, to_file(scene, (0, 1, 0)), atol=1e-6)
+    assert UsdShade.MaterialBindingAPI(shape).ComputeBoundMaterial()[0]
+
+
+def projected(scene: Scene, points: np.ndarray, colors: np.ndarray) -> None:
+    """Points of a file, in the world's frame, land on pixels of their colour and depth."""
+    view = scene.views[0]
+    n = view.width * view.height
+    pixels, z = view.cameras.project(torch.from_numpy(points[:n]).float())
+    x, y = pixels.floor().long().T
+    inside = (x >= 0) & (y >= 0) & (x < view.width) & (y < view.height)
+    assert float(inside.float().mean()) > 0.98
+    depth = view.depth[0][y[inside], x[inside]]
+    assert float(((z[inside] - depth).abs() / depth).median()) < 1e-3
+    there = view.color8[:, y[inside], x[inside]].T.numpy().astype(int)
+    assert np.median(np.abs(there - colors[:n][inside.numpy()])) <= 1
+
+
+def test_las_and_laz_by_laspy(scene):
+    for form in ("las", "laz"):
+        file = laspy.read(io.BytesIO(export(scene, form)))
+        assert file.header.version == "1.2" and file.header.point_format.id == 2
+        back = np.asarray(file.xyz) @ np.linalg.inv(to_file(scene, (0, 0, 1))).T
+        rgb = np.stack([file.red, file.green, file.blue], 1).astype(int) // 257
+        projected(scene, back, rgb)
+        assert set(file.point_format.extra_dimension_names) == {"confidence", "invented"}
+
+
+def test_pcd_and_xyz_by_hand(scene):
+    data = export(scene, "pcd")
+    head, body = data.split(b"DATA binary\n", 1)
+    fields = dict(line.split(" ", 1) for line in head.decode().splitlines() if line[0] != "#")
+    kinds = [
+        f"<{'f' if t == 'F' else 'u'}{s}"
+        for t, s in zip(fields["TYPE"].split(), fields["SIZE"].split(), strict=True)
+    ]
+    table = np.frombuffer(body, list(zip(fields["FIELDS"].split(), kinds, strict=True)))
+    assert len(table) == int(fields["POINTS"]) == len(scene.cloud)
+    packed = table["rgb"].copy().view(np.uint32)
+    rgb = np.stack([packed >> 16 & 255, packed >> 8 & 255, packed & 255], 1).astype(int)
+    projected(scene, np.stack([table[k] for k in "xyz"], 1), rgb)
+    rows = np.loadtxt(io.BytesIO(export(scene, "xyz")))
+    projected(scene, rows[:, :3], rows[:, 3:6].astype(int))
+
+
+def test_discs_as_gaussians_stand_where_the_points_stand(scene):
+    normals = torch.nn.functional.normalize(torch.randn(len(scene.cloud), 3), dim=1)
+    scene = replace(scene, cloud=replace(scene.cloud, normals=normals))
+    v = PlyData.read(io.BytesIO(export(scene, "splats")))["vertex"]
+    matrix = to_file(scene, (0, -1, 0))
+    points = np.stack([v[k] for k in "xyz"], 1)
+    rgb = np.rint((np.stack([v[f"f_dc_{i}"] for i in range(3)], 1) * 0.28209479 + 0.5) * 255)
+    projected(scene, points @ np.linalg.inv(matrix).T, rgb.astype(int))
+    w, x, y, z = (v[f"rot_{i}"].astype(float) for i in range(4))
+    axis = np.stack([2 * (x * z + w * y), 2 * (y * z - w * x), 1 - 2 * (x * x + y * y)], 1)
+    np.testing.assert_allclose(axis, normals.numpy() @ (matrix / 0.5).T, atol=1e-5)
+    assert (v["scale_2"] < v["scale_0"]).all()  # flat along the normal
+
+
+def test_spz_by_its_layout(scene):
+    """Unpacked as https://github.com/nianticlabs/spz does."""
+    import gzip
+    import struct
+
+    data = gzip.decompress(export(scene, "spz"))
+    magic, version, n, degree, bits, _, _ = struct.unpack_from("<IIIBBBB", data)
+    assert (magic, version, degree, n) == (0x5053474E, 2, 0, len(scene.cloud))
+    assert len(data) == 16 + n * (9 + 1 + 3 + 3 + 3)
+    raw = np.frombuffer(data, np.uint8, 9 * n, 16).reshape(n, 3, 3).astype(np.int64)
+    fixed = raw[..., 0] | raw[..., 1] << 8 | raw[..., 2] << 16
+    fixed -= (fixed >= 1 << 23) * (1 << 24)
+    points = fixed / 2.0**bits
+    color = np.frombuffer(data, np.uint8, 3 * n, 16 + 10 * n).reshape(n, 3) / 255
+    rgb = ((color - 0.5) / 0.15 * 0.28209479 + 0.5) * 255
+    points = points @ np.linalg.inv(to_file(scene, (0, 1, 0))).T
+    view = scene.views[0]
+    pixels, z = view.cameras.project(torch.from_numpy(points[: 96 * 72]).float())
+    assert float((z - view.depth.flatten()).abs().median()) < 1e-3
+    assert np.median(np.abs(rgb[: 96 * 72].T.reshape(3, 72, 96) - view.color8.numpy())) < 8
+
+
+def test_the_page_is_one_file_without_a_network(scene):
+    data = export(scene, "html")
+    text = data.decode()
+    assert "@@" not in text.replace("@@iterator", "")
+    assert "http://" not in text and "https://" not in text
+    assert len(data) < 15_000_000
+    small = export(scene, "html", megabytes=1.0, max_points=3_000)
+    assert len(small) < 1_000_000
+    with pytest.raises(ExportError, match="megabytes"):
+        export(scene, "html", megabytes=0)
+    named = export(replace(scene, name="</script><b>x"), "html").decode()
+    assert "</script><b>x" not in named
+
+
+# ---- documented API ----------------------------------------------------------------------------
+
+
+def test_reconstruct_scene_as_documented(scene, tmp_path: Path):
+    result = reconstruct_scene(
+        scene, None, tmp_path / "out", method="mvs", resolution=64, texture_resolution=128
+    )
+    assert isinstance(result, ReconstructedScene)
+    assert set(result.textures) >= {"albedo", "roughness"}
+    assert result.metadata["method_used"] == "mvs" and result.metadata["psnr"] > 15
+    for name in ("mesh.glb", "point_cloud.ply", "cameras.json", "metadata.json"):
+        assert (tmp_path / "out" / name).is_file()
+    again = ReconstructedScene.load(tmp_path / "out")
+    assert torch.equal(again.mesh.vertices, result.mesh.vertices)
+    assert torch.equal(again.mesh.faces, result.mesh.faces)
+    assert torch.equal(again.textures["albedo"].image, result.textures["albedo"].image)
+    assert len(again.point_cloud) == len(result.point_cloud)
+    torch.testing.assert_close(again.cameras[1].c2w, result.cameras[1].c2w)
+    for name in ("a.obj", "a.ply", "a.glb", "a.gltf", "a.usdz", "a.stl"):
+        if name.endswith("usdz"):
+            pytest.importorskip("pxr")
+        assert export_mesh(result, tmp_path / name, texture_resolution=64).stat().st_size > 500
+    for name in ("p.ply", "p.pcd", "p.xyz", "p.las", "p.laz"):
+        assert export_point_cloud(result, tmp_path / name).stat().st_size > 500
+    assert trimesh.load(tmp_path / "a.gltf").to_mesh().vertices.shape[1] == 3
+
+
+def test_hybrid_is_no_worse_than_mvs_and_neural_says_what_it_does(scene):
+    plain = reconstruct_scene(scene, None, None, "mvs", 64, texture_resolution=128)
+    with pytest.warns(UserWarning, match="hybrid"):
+        better = reconstruct_scene(scene, resolution=64, texture_resolution=128)
+    assert better.metadata["method_used"] == "hybrid"
+    assert better.metadata["psnr"] >= plain.metadata["psnr"]
+
+
+def test_wrong_arguments_are_named(scene, tmp_path):
+    frames = torch.rand(3, 3, 24, 32)
+    cameras = turned_cameras(2, 32, 24)
+    for arguments, error, says in (
+        ({"method": "magic"}, ValueError, "method"),
+        ({"resolution": 8}, ValueError, "resolution"),
+        ({"point_cloud_density": "huge"}, ValueError, "point_cloud_density"),
+        ({"texture_resolution": 5}, ValueError, "texture_resolution"),
+    ):
+        with pytest.raises(error, match=says):
+            reconstruct_scene(scene, None, None, **({"method": "mvs"} | arguments))
+    with pytest.raises(ValueError, match="3 frames .* 2 cameras"):
+        reconstruct_scene(frames, cameras, None, "mvs")
+    with pytest.raises(TypeError, match="camera_trajectory"):
+        reconstruct_scene(frames, "path", None, "mvs")
+    with pytest.raises(ValueError, match="divide"):
+        reconstruct_scene(frames * 255, turned_cameras(3, 32, 24), None, "mvs")
+    with pytest.raises(ValueError, match=r"\(T, 3, H, W\)"):
+        reconstruct_scene(torch.rand(3, 5, 24, 32), cameras, None, "mvs")
+    mesh = Mesh.of(torch.rand(3, 3), torch.tensor([[0, 1, 2]]))
+    with pytest.raises(ValueError, match="contradict"):
+        export_mesh(mesh, tmp_path / "a.obj", "ply")
+    with pytest.raises(ValueError, match="must end in"):
+        export_mesh(mesh, tmp_path / "a.txt")
+    with pytest.raises(ExportError, match="FBX"):
+        export_mesh(mesh, tmp_path / "a.fbx")
+    with pytest.raises(ExportError, match="reconstruct_scene"):
+        export_mesh(scene, tmp_path / "a.obj")
+    with pytest.raises(ExportError, match="no points"):
+        export_point_cloud(Scene(), tmp_path / "a.ply")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bare_mesh_becomes_a_valid_glb():
+    mesh = Mesh.of(torch.rand(5, 3), torch.tensor([[0, 1, 2], [2, 3, 4]]))
+    loaded = trimesh.load(io.BytesIO(glb(Body(mesh, {}, Scene()))), file_type="glb").to_mesh()
+    assert loaded.faces.shape == (2, 3)
