@@ -1,4 +1,4 @@
-"""The command line: `python -m worldstereo explore | export | reconstruct | add | info`.
+"""The command line: `python -m worldstereo explore | export | reconstruct | add | info | batch`.
 
 Heavy imports live inside the commands, so that `--help` answers at once.
 """
@@ -183,6 +183,33 @@ class Depth:
 
 
 @dataclass(frozen=True)
+class Batch:
+    """Run many captures through open, path, generate and export, on Ray; done ones are kept."""
+
+    manifest: Annotated[Path, tyro.conf.Positional]
+    """CSV, JSON list or JSON lines: input, and as wanted name, trajectory, amount, frames, width,
+    height, seed, generator, export."""
+
+    out: Path = Path("batch")
+    """Folder of the results, with index.html and results.csv."""
+
+    address: str = ""
+    """A Ray cluster, such as auto or ray://host:10001; this machine where empty."""
+
+    cpus: float = 1.0
+    """Processors of each task."""
+
+    gpus: float = 0.0
+    """GPUs of each task."""
+
+    memory_gb: float = 4.0
+    """Memory that a task may take; 0 for no limit."""
+
+    seconds: float = 3600.0
+    """Time after which a task is stopped; 0 for no limit."""
+
+
+@dataclass(frozen=True)
 class Options:
     """What every command takes."""
 
@@ -192,7 +219,8 @@ class Options:
         | Annotated[Add, tyro.conf.subcommand("add")]
         | Annotated[Reconstruct, tyro.conf.subcommand("reconstruct")]
         | Annotated[Info, tyro.conf.subcommand("info")]
-        | Annotated[Depth, tyro.conf.subcommand("depth")],
+        | Annotated[Depth, tyro.conf.subcommand("depth")]
+        | Annotated[Batch, tyro.conf.subcommand("batch")],
         tyro.conf.arg(name=""),
     ]
     depth: str | None = None
@@ -215,6 +243,7 @@ def main(arguments: list[str] | None = None) -> int:
         Add: _add,
         Info: _info,
         Depth: _depth,
+        Batch: _batch,
     }
     run = commands[type(options.command)]
     try:
@@ -376,6 +405,28 @@ def _depth(command: Depth) -> None:
     else:
         folder = model_folder()
         print("No depth model is here: add --get." if folder == "none" else folder)
+
+
+def _batch(command: Batch) -> None:
+    from worldstereo.cli.batch import RayPool, run_batch
+    from worldstereo.errors import WorldStereoError
+
+    pool = RayPool(
+        command.address,
+        cpus=command.cpus,
+        gpus=command.gpus,
+        gigabytes=command.memory_gb,
+        seconds=command.seconds,
+    )
+
+    def told(line: str) -> None:
+        print(line, file=sys.stderr)
+
+    results = run_batch(command.manifest, command.out, pool, told)
+    failed = sum(result.state == "failed" for result in results)
+    print(command.out / "index.html")
+    if failed:
+        raise WorldStereoError(f"{failed} of {len(results)} tasks failed; the report names them.")
 
 
 def _launch(command: Explore) -> None:

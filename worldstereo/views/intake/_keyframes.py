@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from worldstereo._core.compiled import kernel
+from worldstereo._core.resident import release, tensors_in
 from worldstereo.scene import View
 
 PLENTY = 100
@@ -50,11 +51,13 @@ def keyframes(
         if on_view is not None:
             on_view(index)
         cells.count(*samples(view), 1)
+        release(tensors_in(view))
     left = set(everything)
     for index in _every_second_first(len(views)):
         if len(left) <= plenty:
             break
         points, width, side = samples(views[index])
+        release(tensors_in(views[index]))
         alone, few = cells.lacking(points, width, side, SEEN)
         if alone <= MISSED * len(points) and few <= FEW * len(points):
             cells.count(points, width, side, -1)
