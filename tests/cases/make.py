@@ -717,5 +717,120 @@ def containers() -> Iterator[Case]:
     yield Case("upright.zip", packed(upright), posed(3))
 
 
+# ---- phone scanners ----------------------------------------------------------------------------
+
+
+def scanners() -> Iterator[Case]:
+    half = room.pinhole(W // 2, H // 2, F / 2, F / 2, W / 4, H / 4)
+    small = lambda i: millimetres(room.shoot(room.pose(i), half)[1])  # noqa: E731
+    files: dict[str, Any] = {"raw.glb": b"glTF", "mesh_info.json": {}}
+    for i in range(4):
+        stamp = 45123400000 + 250 * i
+        camera = {"fx": F, "fy": F, "cx": W / 2, "cy": H / 2, "width": W, "height": H}
+        camera |= {f"t_{r}{c}": gl(i)[r][c] for r in range(3) for c in range(4)}
+        files |= {
+            f"keyframes/corrected_cameras/{stamp}.json": camera, f"keyframes/cameras/{stamp}.json": {},
+            f"keyframes/images/{stamp}.jpg": png(picture(i)[0], "JPEG", quality=95),
+            f"keyframes/depth/{stamp}.png": small(i),
+        }  # fmt: skip
+    yield Case("polycam.zip", packed(files), deep(4, 0.05, "raw.glb"))
+    files = {"info.json": {}, "export_refined.obj": "v 0 0 0\n"}
+    for i in range(5):
+        flat = [v for row in gl(i) for v in row]
+        files[f"frame_{i:05}.json"] = {
+            "cameraPoseARFrame": flat, "intrinsics": [F, 0, W / 2, 0, F, H / 2, 0, 0, 1], "time": i}  # fmt: skip
+        if i < 4:
+            files[f"frame_{i:05}.jpg"] = png(picture(i)[0], "JPEG", quality=95)
+            files[f"depth_{i:05}.png"] = small(i)
+    yield Case("scanner-app.zip", packed(files), deep(4, 0.05, "1 poses come without a picture"))
+
+    def quaternion(R: np.ndarray) -> list[float]:
+        qw = np.sqrt(1 + np.trace(R)) / 2
+        return [
+            (R[2, 1] - R[1, 2]) / 4 / qw,
+            (R[0, 2] - R[2, 0]) / 4 / qw,
+            (R[1, 0] - R[0, 1]) / 4 / qw,
+            qw,
+        ]
+
+    # A world that is turned, so that no rotation is the identity or a half turn.
+    turn = np.eye(4)
+    turn[:3, :3] = [[0, 0, 1], [1, 0, 0], [0, 1, 0]]
+    told = [turn @ np.array(gl(i)) for i in range(4)]
+
+    def turned(n: int) -> Callable[[Any], None]:
+        def check(capture: Any) -> None:
+            from dataclasses import replace
+
+            back = np.linalg.inv(turn)
+            views = []
+            for v in capture.views:
+                c2w = back @ v.cameras.c2w.double().numpy()
+                camera = replace(v.cameras, c2w=v.cameras.c2w.new_tensor(c2w))
+                views.append(replace(v, cameras=camera))
+            posed(n)(replace(capture, views=tuple(views)))
+
+        return check
+
+    def seven(m: np.ndarray) -> list[float]:
+        from scipy.spatial.transform import Rotation
+
+        return [*Rotation.from_matrix(m[:3, :3]).as_quat().tolist(), *m[:3, 3].tolist()]
+
+    meta = {"K": [F, 0, 0, 0, F, 0, W / 2, H / 2, 1], "w": W, "h": H, "fps": 30,
+            "poses": [seven(m) for m in told]}  # fmt: skip
+    shots = {f"rgb/{i}.jpg": png(picture(i)[0], "JPEG", quality=95) for i in range(4)}
+    yield Case("record3d.zip", packed({"metadata": json.dumps(meta), **shots}), turned(4))
+    each = meta | {"perFrameIntrinsicCoeffs": [[F, F, W / 2, H / 2]] * 4, "K": [1.0] * 9}
+    data = {"metadata.json": each, **shots, "depth/0.depth": b"bvx2"}
+    yield Case("record3d-each.zip", packed(data), turned(4))
+    files, lines = {}, []
+    for i in range(4):
+        from scipy.spatial.transform import Rotation
+
+        w2c = np.linalg.inv(turn @ room.pose(i))
+        axis = Rotation.from_matrix(w2c[:3, :3]).as_rotvec()
+        lines.append(" ".join(map(str, [5000.1 + i / 10, *axis, *w2c[:3, 3]])))
+        name = f"4000_{5000.102 + i / 10:.3f}"
+        files[f"lowres_wide/{name}.png"] = png(picture(i)[0])
+        files[f"lowres_depth/{name}.png"] = millimetres(picture(i)[1])
+        files[f"lowres_wide_intrinsics/{name}.pincam"] = f"{W} {H} {F} {F} {W / 2} {H / 2}"
+    files["lowres_wide.traj"] = "\n".join(lines)
+    yield Case("arkitscenes.zip", packed(files), turned(4))
+    lines = ["timestamp, frame, x, y, z, qx, qy, qz, qw"]
+    files = {"camera_matrix.csv": f"{F}, 0.0, {W / 2}\n0.0, {F}, {H / 2}\n0.0, 0.0, 1.0\n"}
+    for i in range(4):
+        q = quaternion(room.pose(i)[:3, :3])
+        lines.append(", ".join([str(0.1 * i), f"{i:06}", *map(str, (*room.pose(i)[:3, 3], *q))]))
+        files[f"rgb/{i:06}.png"] = png(picture(i)[0])
+        files[f"depth/{i:06}.png"] = millimetres(picture(i)[1])
+    files["odometry.csv"] = "\n".join(lines)
+    yield Case("stray.zip", packed(files), deep(4))
+
+
+def scans() -> Iterator[Case]:
+    """E57, where pye57 is installed."""
+    import tempfile
+    from pathlib import Path
+
+    try:
+        import pye57
+    except ImportError:
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "a.e57"
+        file = pye57.E57(str(path), mode="w")
+        data = {f"cartesian{a}": POINTS[:, k] for k, a in enumerate("XYZ")}
+        data |= {
+            f"color{c}": TINTS[:, k].astype(np.uint8)
+            for k, c in enumerate(("Red", "Green", "Blue"))
+        }
+        file.write_scan_raw(data)
+        file.close()
+        sound = path.read_bytes()
+    yield Case("scan.e57", sound, same_cloud(up=(0.0, 0.0, 1.0)))
+    yield Case("cut.e57", sound[:-700], "the header says")
+
+
 FAMILIES = (lenses, calibrations, rows_left_out, candidates, depths, masks, names, models, clouds,
-            containers)  # fmt: skip
+            containers, scanners, scans)  # fmt: skip

@@ -1,9 +1,9 @@
 """Clouds of surveyors: LAS and LAZ by laspy, E57 by pye57 where that is installed. z is up."""
 
 import io
+import os
 import struct
 import tempfile
-from pathlib import Path
 
 import numpy as np
 
@@ -80,34 +80,34 @@ def read_e57(name: str, data: bytes, limits: Limits) -> Surface:
     parts: list[np.ndarray] = []
     tints: list[np.ndarray | None] = []
     greys: list[np.ndarray | None] = []
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "scan.e57"
-        path.write_bytes(data)
-        try:
-            file = pye57.E57(str(path))
-            total = sum(file.get_header(i).point_count for i in range(file.scan_count))
-            if not 0 < total <= limits.points:
-                raise refusal(
-                    name, f"declares {total} points", f"1 to {limits.points} are accepted"
-                )
-            for i in range(file.scan_count):
-                has = set(file.get_header(i).point_fields)
-                color, grey = "colorRed" in has, "intensity" in has
-                scan = file.read_scan(i, colors=color, intensity=grey, ignore_missing_fields=True,
-                                      transform=True)  # fmt: skip
-                parts.append(np.stack([scan[f"cartesian{a}"] for a in "XYZ"], axis=1))
-                rgb = [scan.get(f"color{c}") for c in ("Red", "Green", "Blue")]
-                full = [np.asarray(c, dtype=float) for c in rgb if c is not None]
-                tints.append(np.stack(full, axis=1) if len(full) == 3 else None)
-                values = scan.get("intensity")
-                greys.append(None if values is None else np.asarray(values, dtype=float))
-            file.close()
-        except (InputRefused, MemoryError):
-            raise
-        except Exception:
-            raise refusal(
-                name, "the scans cannot be read, the file is cut or damaged", _AGAIN
-            ) from None
+    handle, path = tempfile.mkstemp(suffix=".e57")  # pye57 opens files only by their name
+    try:
+        with os.fdopen(handle, "wb") as copy:
+            copy.write(data)
+        file = pye57.E57(path)
+        total = sum(file.get_header(i).point_count for i in range(file.scan_count))
+        if not 0 < total <= limits.points:
+            raise refusal(name, f"declares {total} points", f"1 to {limits.points} are accepted")
+        for i in range(file.scan_count):
+            has = set(file.get_header(i).point_fields)
+            color, grey = "colorRed" in has, "intensity" in has
+            scan = file.read_scan(i, colors=color, intensity=grey, ignore_missing_fields=True,
+                                  transform=True)  # fmt: skip
+            parts.append(np.stack([scan[f"cartesian{a}"] for a in "XYZ"], axis=1))
+            rgb = [scan.get(f"color{c}") for c in ("Red", "Green", "Blue")]
+            full = [np.asarray(c, dtype=float) for c in rgb if c is not None]
+            tints.append(np.stack(full, axis=1) if len(full) == 3 else None)
+            values = scan.get("intensity")
+            greys.append(None if values is None else np.asarray(values, dtype=float))
+        file.close()
+    except (InputRefused, MemoryError):
+        raise
+    except Exception:
+        raise refusal(
+            name, "the scans cannot be read, the file is cut or damaged", _AGAIN
+        ) from None
+    finally:
+        os.unlink(path)
     points = np.concatenate(parts).astype(np.float64)
     none, notices = np.zeros((0, 3), np.int64), ()
     if all(t is not None for t in tints):
