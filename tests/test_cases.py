@@ -46,3 +46,27 @@ def test_a_reader_is_one_line():
             registry.register(inputs.Reader("cube", "A cube", read=read))
     finally:
         del registry._readers["cube"]
+
+
+def test_a_survey_leaves_where_it_came_from():
+    """UTM coordinates are moved to the origin for float32, and come back in the exported PLY."""
+    import io
+
+    import numpy as np
+    import plyfile
+
+    from tests.cases import room
+    from worldstereo.exports.ply import write_ply
+    from worldstereo.generators import WarpGenerator
+    from worldstereo.world import World, start
+
+    capture = inputs.read(make.room_of_survey()[0], "survey.las")
+    assert any(capture.origin)
+    world = World(WarpGenerator())
+    start(world, capture)
+    vertex = plyfile.PlyData.read(io.BytesIO(write_ply(world.scene)))["vertex"]
+    found = np.stack([vertex[a] for a in "xyz"], axis=1)
+    want = make.POINTS + room.ORIGIN_UTM
+    assert found.dtype == np.float64
+    assert np.abs(found.mean(0) - want.mean(0)).max() < 0.05
+    assert np.abs(found.min(0) - want.min(0)).max() < 0.01

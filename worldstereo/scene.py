@@ -323,6 +323,8 @@ class Capture:
     """One line each: what was thinned, converted or guessed."""
     metres_per_unit: float | None = None
     """What one unit of the file measures in metres, where the file says so."""
+    origin: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    """What was subtracted from all coordinates of the file (UTM lies far from its origin)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -342,6 +344,8 @@ class Scene:
     """u: the median measured depth of the given views, the scene's own unit of length."""
     metres_per_unit: float | None = None
     """Set by the person, from the file, or None: what one scene unit measures in metres."""
+    origin: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    """Added to the coordinates of exports that keep their precision: see `Capture.origin`."""
     rough_depth: bool = False
     notices: tuple[str, ...] = ()
 

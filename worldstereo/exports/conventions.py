@@ -34,6 +34,7 @@ def conventions(scene: Scene, form: str, **details: Any) -> dict[str, Any]:
         "up": [float(v) for v in scene.up],
         "units": "scene units" if metres is None else f"scene units of {metres:.9g} metres",
         "metres_per_unit": metres,
+        "origin": list(scene.origin),
         **COMMON,
         "depth_is_rough": scene.rough_depth,
         "views": {"given": given, "generated": len(scene.views) - given},

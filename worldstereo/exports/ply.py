@@ -20,7 +20,7 @@ COLUMNS = np.dtype(
         ("invented", "u1"),
     ]
 )
-NAMES = {"<f4": "float", "u1": "uchar", "|u1": "uchar", "<i4": "int"}
+NAMES = {"<f4": "float", "<f8": "double", "u1": "uchar", "|u1": "uchar", "<i4": "int"}
 
 
 def write_ply(
@@ -42,12 +42,17 @@ def write_ply(
     left_out = (() if colors else ("red", "green", "blue")) + (
         () if normals else ("nx", "ny", "nz")
     )
-    kinds = np.dtype([(n, COLUMNS[n]) for n in COLUMNS.names or () if n not in left_out])
+    # Coordinates of a survey (UTM) need doubles; others stay as every reader expects them.
+    wide = dict.fromkeys("xyz", "<f8") if any(scene.origin) else {}
+    kept = [n for n in COLUMNS.names or () if n not in left_out]
+    kinds = np.dtype([(n, wide.get(n, COLUMNS[n].str)) for n in kept])
     table = np.zeros(len(rows), kinds)
     for names, values in ((("x", "y", "z"), cloud.points), (("nx", "ny", "nz"), cloud.normals)):
         columns = np.nan_to_num(array(values)[rows])
         for i, name in enumerate(names if names[0] in (kinds.names or ()) else ()):
             table[name] = columns[:, i]
+    for i, name in enumerate("xyz"):
+        table[name] += scene.origin[i]
     color = bytes_of(array(cloud.colors)[rows])
     for i, name in enumerate(("red", "green", "blue") if colors else ()):
         table[name] = color[:, i]

@@ -58,6 +58,7 @@ def captured(
         up=None if sky.up is None else torch.tensor(sky.up, dtype=torch.float32),
         notices=(*notices, *assembled.notices),
         metres_per_unit=metres_per_unit,
+        origin=(float(assembled.origin[0]), float(assembled.origin[1]), float(assembled.origin[2])),
     )
 
 

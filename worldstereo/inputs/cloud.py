@@ -64,8 +64,8 @@ def read(name: str, data: bytes, limits: Limits, beside: Fetch | None = None) ->
         surface, up = splats.read(name, data, limits), _Y_DOWN
     else:
         surface, up = xyz.read(name, data, limits), _Z_UP
-    cloud, notices, moved = cloud_of(name, surface, limits)
-    if up is None and moved:
+    cloud, notices, origin = cloud_of(name, surface, limits)
+    if up is None and any(origin):
         up = _Z_UP  # only a survey lies so far from its origin
     return Capture(
         name=title(name),
@@ -74,4 +74,5 @@ def read(name: str, data: bytes, limits: Limits, beside: Fetch | None = None) ->
         up=None if up is None else torch.tensor(up),
         notices=notices,
         metres_per_unit=metres,
+        origin=origin,
     )

@@ -170,10 +170,10 @@ def stretched(values: np.ndarray) -> np.ndarray:
 
 def cloud_of(
     name: str, surface: Surface, limits: Limits
-) -> tuple[PointCloud, tuple[str, ...], bool]:
+) -> tuple[PointCloud, tuple[str, ...], tuple[float, float, float]]:
     """Coloured points: the vertices of a cloud, or samples of a mesh; thinned evenly.
 
-    The last value says that they were moved near their origin.
+    The last value is what was subtracted from coordinates far from their origin.
     """
     surface = checked(name, surface)
     notices = list(surface.notices)
@@ -208,9 +208,10 @@ def cloud_of(
         notices.append("The file holds no colours; grey is shown.")
     far = np.abs(points).max()
     middle = np.round((points.min(axis=0) + points.max(axis=0)) / 2)
-    moved = bool(far > BIG and far > 4 * np.ptp(points, axis=0).max())
-    if moved:
+    origin = (0.0, 0.0, 0.0)
+    if far > BIG and far > 4 * np.ptp(points, axis=0).max():
         points = points - middle
+        origin = (float(middle[0]), float(middle[1]), float(middle[2]))
         at = ", ".join(f"{v:.0f}" for v in middle)
         notices.append(f"The points lie far from their origin; ({at}) was subtracted.")
     columns = {
@@ -221,7 +222,7 @@ def cloud_of(
         columns["confidence"] = torch.from_numpy(confidence.astype(np.float32))
     tint = None if colors is None else torch.from_numpy(np.clip(colors, 0, 1).astype(np.float32))
     cloud = PointCloud.of(torch.from_numpy(points.astype(np.float32)), tint, **columns)
-    return cloud, tuple(notices), moved
+    return cloud, tuple(notices), origin
 
 
 def shaded(normals: np.ndarray) -> np.ndarray:

@@ -75,6 +75,7 @@ def start(
             "notices": (*capture.notices, *left_out),
             "rough_depth": capture.rough_depth,
             "metres_per_unit": capture.metres_per_unit,
+            "origin": capture.origin,
         }
         if capture.cloud is not None:
             remember_cloud(draft, capture.cloud)

@@ -16,7 +16,7 @@ from worldstereo.scene import Capture, PointCloud, View
 from worldstereo.trajectory import Trajectory
 
 TENSORS, TEXT = "capture.safetensors", "capture.json"
-_PLAIN = ("name", "kind", "rough_depth", "prompt", "notices", "metres_per_unit")
+_PLAIN = ("name", "kind", "rough_depth", "prompt", "notices", "metres_per_unit", "origin")
 _CLOUD = ("points", "colors", "confidence", "step", "normals", "radii", "source")
 
 
@@ -60,6 +60,7 @@ def read(folder: Path) -> Capture:
                 raise ValueError(f"cloud.{key} has {len(value)} rows, the points {n}.")
         cloud = PointCloud(**columns)
     path, metres = text.get("trajectory"), text["metres_per_unit"]
+    x, y, z = text["origin"]
     return Capture(
         name=str(text["name"]),
         kind=str(text["kind"]),
@@ -71,6 +72,7 @@ def read(folder: Path) -> Capture:
         prompt=str(text["prompt"]),
         notices=tuple(str(n) for n in text["notices"]),
         metres_per_unit=None if metres is None else float(metres),
+        origin=(float(x), float(y), float(z)),
     )
 
 
