@@ -206,15 +206,16 @@ def run_task(task: Task, out: Path) -> Result:
     Raises:
         WorldStereoError, ValueError, OSError, MemoryError: the task failed; nothing is left of it.
     """
-    from worldstereo.exports import FORMATS, write
+    from worldstereo.exports import exporters, write
     from worldstereo.generators.registry import choice
     from worldstereo.inputs import read
     from worldstereo.trajectory import PRESETS, Trajectory
     from worldstereo.world import World, default_view, explore, pivot_distance, start
 
+    known = exporters()
     for name in task.export:
-        if name not in FORMATS:
-            raise ValueError(f"export must be of {', '.join(FORMATS)}; got {name[:40]!r}.")
+        if name not in known:
+            raise ValueError(f"export must be of {', '.join(known)}; got {name[:40]!r}.")
     began = time.monotonic()
     world = World(choice(task.generator).make())
     start(world, read(Path(task.input)))
@@ -234,7 +235,7 @@ def run_task(task: Task, out: Path) -> Result:
     try:
         files = []
         for name in task.export:
-            file = f"{task.name[:60].replace('/', '_')}-{name}{FORMATS[name].suffix}"
+            file = f"{task.name[:60].replace('/', '_')}-{name}{known[name].suffix}"
             write(world.scene, name, draft / file)
             files.append(file)
         _thumbnail(clip.color8[len(clip) // 2].permute(1, 2, 0).numpy(), draft / "thumb.jpg")
