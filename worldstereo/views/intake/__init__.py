@@ -8,6 +8,7 @@ here, by `View.given` and `View.kind`.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from worldstereo.scene import KIND_CONFIDENCE, DepthKind, Origin, PointCloud, Vi
 from worldstereo.views.fusion import RADIAN, Pose, Working, make_working, parallel_for, pose_of
 from worldstereo.views.intake import _depth as stages
 from worldstereo.views.intake._exposure import exposure_gains
+from worldstereo.views.intake._judge import Decision, Judge
 from worldstereo.views.intake._keyframes import PLENTY
 from worldstereo.views.intake._keyframes import keyframes as keyframes
 from worldstereo.views.intake._rig import find_rig
@@ -46,6 +48,7 @@ STAGES = 6
 SMALL = 24  # up to so many views a newcomer that agrees with nobody is worth a global pass
 WINDOW = 32  # views between two looks at what may leave memory
 PHOTO_NEIGHBOURS = 4  # photos that a new one is measured together with
+RIG_GAIN = 0.05  # dB on views left out that a camera-fixed mask must bring: a strong claim
 NEIGHBOURS = 12  # other views that one view's depth is compared with
 
 
@@ -74,6 +77,9 @@ class IntakeOptions:
     stereo: bool = True
     """Measure unmeasured regions by PatchMatch."""
 
+    judged: bool = True
+    """Leave out the stages that make views left out of the capture worse; else do them all."""
+
 
 @dataclass(frozen=True, eq=False)
 class Intake:
@@ -86,6 +92,8 @@ class Intake:
     """u in scene units."""
     notices: tuple[str, ...] = ()
     up: Float[Tensor, "3"] | None = None
+    decisions: tuple[Decision, ...] = ()
+    """What the self-check found out about each stage, in order; `Decision.words` is one line."""
 
 
 def enter(
@@ -216,8 +224,14 @@ def _whole(
         work, unit = _measured_photos(work, unit, run)
         notices += unmatched(measured, work)
     rig = find_rig(work) if options.rig else None
+    judge = Judge(work)
+    decisions: list[Decision] = []
     if rig is not None:
-        work = _without_rig(work, rig[0], range(len(work)))
+        masked = _without_rig(work, rig[0], range(len(work)))
+        if _keeps(judge, run, "rig", work, masked, decisions, layer=rig, least=RIG_GAIN):
+            work = masked
+        else:
+            rig = None
     if options.clean and not photos:
         on_step(1, STAGES, "Cleaning depth")
         work = stages.apply(stages.clean, work, range(len(work)))
@@ -240,7 +254,8 @@ def _whole(
         ]
     if photos:  # their depth is stereo already, and nobody measured what it did not find
         run = replace(run, options=replace(options, by_others=False, stereo=False))
-    work, gains = _compared_and_completed(work, range(len(work)), None, run)
+    work, gains, decided = _compared_and_completed(work, range(len(work)), None, run)
+    decisions += decided
     on_step(STAGES, STAGES, "Views are ready")
     cameras = [_camera(view, registration, i) for i, view in enumerate(measured)]
     done = []
@@ -251,7 +266,9 @@ def _whole(
     layer = None
     if rig is not None:
         layer = rig_layer(rig, measured[0])
-    return Intake(tuple(done), registration, layer, unit, tuple(notices))
+    return Intake(
+        tuple(done), registration, layer, unit, tuple(notices), decisions=tuple(decisions)
+    )
 
 
 def _added(measured: list[View], previous: Intake, register: bool, run: _Run) -> Intake:
@@ -292,39 +309,80 @@ def _added(measured: list[View], previous: Intake, register: bool, run: _Run) ->
     for k, i in enumerate(local):
         if i < old:
             fixed[k] = previous.views[i].gain.double().numpy()
-    work, gains = _compared_and_completed(work, redo, fixed, run)
+    # What did not help the capture so far is not done now: the next global pass judges again.
+    dropped = {d.stage: False for d in previous.decisions if not d.kept and d.stage != "rig"}
+    run = replace(run, options=replace(run.options, judged=False, **dropped))
+    work, gains, _ = _compared_and_completed(work, redo, fixed, run)
     done = list(previous.views) + measured[old:]
     for k in redo:
         i = local[k]
         camera = _camera(measured[i], registration, i) if i >= old else placed[i]
         done[i] = _finished(measured[i], work[k], gains[k], camera, unit)
     run.on_step(STAGES, STAGES, "Views are ready")
-    return Intake(tuple(done), registration, previous.rig, unit, tuple(dict.fromkeys(notices)))
+    return Intake(
+        tuple(done), registration, previous.rig, unit, tuple(dict.fromkeys(notices)),
+        decisions=previous.decisions,
+    )  # fmt: skip
 
 
 def _compared_and_completed(
     work: list[Working], redo: Sequence[int], fixed: np.ndarray | None, run: _Run
-) -> tuple[list[Working], np.ndarray]:
+) -> tuple[list[Working], np.ndarray, list[Decision]]:
     """The stages after registration, on the views `redo`; gains that are `fixed` stay."""
     options, on_step = run.options, run.on_step
     near = _neighbours(work)
+    judge, decisions = Judge(work), []
+    gains = np.zeros((len(work), 3))
     if len(work) > 1:
         on_step(3, STAGES, "Comparing depth")
-        if options.contradict:
-            work = _compared(stages.uncontradicted, work, near, redo)
-        if options.by_others:
-            work = _compared(stages.measured_by, work, near, redo)
-    gains = np.zeros((len(work), 3))
+        for name, stage in (
+            ("contradict", stages.uncontradicted),
+            ("by_others", stages.measured_by),
+        ):
+            if getattr(options, name):
+                after = _compared(stage, work, near, redo)
+                work = after if _keeps(judge, run, name, work, after, decisions) else work
     if options.exposure and len(work) > 1:
         on_step(4, STAGES, "Comparing exposure")
         pairs = sorted({(min(i, j), max(i, j)) for i in redo for j in near[i]})
-        gains, _ = exposure_gains(work, pairs, fixed)
+        solved, _ = exposure_gains(work, pairs, fixed)
+        if _keeps(judge, run, "exposure", work, work, decisions, gains=(gains, solved)):
+            gains = solved
     if options.complete:
         on_step(5, STAGES, "Completing depth")
+        # Not judged: what it adds serves holes, and those a plain prediction cannot judge.
         work = _compared(stages.completed, work, near, redo)
         if options.stereo:
-            work = fill_by_stereo(work, gains, redo, seed=run.seed, on_step=on_step)
-    return work, gains
+            after = fill_by_stereo(work, gains, redo, seed=run.seed, on_step=on_step)
+            changed = any(a is not w for a, w in zip(after, work, strict=True))
+            if changed and _keeps(
+                judge, run, "stereo", work, after, decisions, gains=(gains, gains)
+            ):
+                work = after
+    return work, gains, decisions
+
+
+def _keeps(
+    judge: Judge,
+    run: _Run,
+    stage: str,
+    before: list[Working],
+    after: list[Working],
+    decisions: list[Decision],
+    *,
+    gains: tuple[np.ndarray, np.ndarray] | None = None,
+    **how: Any,
+) -> bool:
+    """Whether the capture keeps a stage; what was found out is noted in `decisions`."""
+    if not run.options.judged:
+        return True
+    none = np.zeros((len(before), 3))
+    old, new = gains or (none, none)
+    decision = judge.decide(stage, (before, old), (after, new), **how)
+    if decision is None:
+        return True
+    decisions.append(decision)
+    return decision.kept
 
 
 def _measured_photos(work: list[Working], unit: float, run: _Run) -> tuple[list[Working], float]:
