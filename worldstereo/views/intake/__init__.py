@@ -169,7 +169,7 @@ def enter_beside(
     photos = not any(bool(view.mask.any()) for view in raw)
     count = PHOTO_NEIGHBOURS if photos else NEIGHBOURS
     local = _around(poses, range(old, len(raw)), count)
-    run = _Run(IntakeOptions(rig=False), seed, on_step, points)
+    run = _Run(IntakeOptions(rig=False, judged=False), seed, on_step, points)
     on_step(0, STAGES, "Preparing photos")
     if photos:
         work = [photo_working(raw[i], unit) for i in local]
@@ -185,7 +185,7 @@ def enter_beside(
     for k, i in enumerate(local):
         if i < old:
             fixed[k] = remembered[i].gain.double().numpy()
-    work, gains = _compared_and_completed(work, fresh, fixed, run)
+    work, gains, _ = _compared_and_completed(work, fresh, fixed, run)
     on_step(STAGES, STAGES, "Photos are ready")
     return tuple(
         replace(
