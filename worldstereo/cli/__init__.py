@@ -202,7 +202,7 @@ class Batch:
     gpus: float = 0.0
     """GPUs of each task."""
 
-    memory_gb: float = 4.0
+    memory_gb: float = 0.0
     """Memory that a task may take; 0 for no limit."""
 
     seconds: float = 3600.0
