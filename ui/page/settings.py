@@ -14,12 +14,12 @@ from worldstereo.errors import WorldBusy, WorldStereoError
 from worldstereo.generators import GeneratorLimits
 from worldstereo.scene import Scene
 from worldstereo.trajectory import PRESETS, Parameter, Trajectory
-from worldstereo.world import default_view, pivot_distance
+from worldstereo.world import default_view, pivot_distance, propose_path
 
 from ..session.session import PREPARING
 from ..session.sessions import Session
 
-KEYFRAMES, FLIGHT = "keyframes", "flight"
+UNSEEN, KEYFRAMES, FLIGHT = "unseen", "keyframes", "flight"
 GUIDES = {"fused": "Both memories", "cloud": "Cloud only"}
 STARTS = {"first": "First view", "newest": "Newest view", "here": "Where I am"}
 LONG_SIDES = (320, 480, 640, 832)
@@ -72,7 +72,7 @@ class Settings:
 def path_named(preset: object) -> str:
     """The name of one of the tiles, or a refusal."""
     name = str(preset)
-    if name not in (*PRESETS, KEYFRAMES, FLIGHT):
+    if name not in (UNSEEN, *PRESETS, KEYFRAMES, FLIGHT):
         raise WorldStereoError(f"There is no path named {name[:40]!r}. Choose one of the tiles.")
     return name
 
@@ -154,6 +154,9 @@ def plan_path(session: Session, settings: Settings) -> Trajectory:
     limits = choice.limits if choice else None
     width, height = chosen_size(settings.size, scene, limits)
     frames = accepted_frames(settings.frames, limits)
+    if settings.preset == UNSEEN:
+        path = propose_path(scene, frames=max(2, frames), size=(width, height))
+        return planned(session, path, settings)
     if settings.preset == KEYFRAMES:
         keys = session.viewport.keyframes
         if len(keys) < 2:

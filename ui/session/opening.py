@@ -64,7 +64,7 @@ class Opening:
         if is_project(path):
             limits = self._shared.config.limits  # it may be a stranger's, like any upload
             return load(path, name=name, limits=limits, most_bytes=limits.unpacked_bytes)
-        return self._shared.read(path, name, lambda: job.cancelled)
+        return self._shared.read(path, name, lambda: job.cancelled, job.on_step)
 
     def file(self, job: Job, name: str) -> Scene:
         """Makes what was read the world."""

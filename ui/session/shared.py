@@ -82,13 +82,19 @@ class Shared:
         before = self.pace.get(generator, seconds_per_pixel)
         self.pace[generator] = 0.7 * before + 0.3 * seconds_per_pixel
 
-    def read(self, path: Path, name: str, cancelled: Callable[[], bool]) -> Capture:
+    def read(
+        self,
+        path: Path,
+        name: str,
+        cancelled: Callable[[], bool],
+        on_step: OnStep = ignore,
+    ) -> Capture:
         """A stranger's file, read in a process of its own. Raises `InputRefused`, `Cancelled`."""
         if self.config.read is not None:
             return self.config.read(path, name)
         importer = self.warm_importer()
         assert importer is not None
-        return importer.read(path, name, cancelled=cancelled)
+        return importer.read(path, name, cancelled=cancelled, on_step=on_step)
 
     def warm_importer(self) -> ImportWorker | None:
         """Have a process ready that reads the next file: it takes seconds to start."""

@@ -1,6 +1,7 @@
 """The Path tab: presets, keyframes, flights, and a preview of what the generator will see."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import gradio as gr
@@ -22,6 +23,7 @@ from ..settings import (
     FLIGHT,
     KEYFRAMES,
     STARTS,
+    UNSEEN,
     Settings,
     parameter,
     path_named,
@@ -48,7 +50,8 @@ class PathTab(Part):
     def build(self) -> None:
         shown = self.core.shown
         gr.Markdown("#### Path")
-        tiles = [(name.replace("_", " ").capitalize(), name) for name in PRESETS]
+        tiles = [("To the unseen", UNSEEN)]
+        tiles += [(name.replace("_", " ").capitalize(), name) for name in PRESETS]
         tiles += [("Keyframes", KEYFRAMES), ("My flight", FLIGHT)]
         self.preset = shown(
             gr.Radio(
@@ -181,14 +184,19 @@ class PathTab(Part):
         default = parameter(FIRST_PRESET)
         assert default is not None
         settings = Settings(FIRST_PRESET, default.default, "first", 25, "", session.generator)
-        try:
-            plan_path(session, settings)
-        except WorldStereoError:
-            session.set_plan(None, settings=settings)
+        first = FIRST_PRESET
+        try:  # the first clip shall show something new
+            plan_path(session, replace(settings, preset=UNSEEN, value=0.0))
+            first = UNSEEN
+        except WorldStereoError:  # a cloud without views, or a place that is known all around
+            try:
+                plan_path(session, settings)
+            except WorldStereoError:
+                session.set_plan(None, settings=settings)
         return {
-            self.preset: FIRST_PRESET,
-            **self._looks(FIRST_PRESET),
-            self.start: gr.update(value="first", visible=True),
+            self.preset: first,
+            **self._looks(first),
+            self.start: gr.update(value="first", visible=first != UNSEEN),
             self.frame: gr.update(maximum=25, value=1),
             self.problem: "",
         }
@@ -340,7 +348,7 @@ class PathTab(Part):
         return {
             self.value: gr.update(**slider_of(preset)),
             self.start: gr.update(visible=parameter(preset) is not None),
-            self.tools: gr.update(visible=parameter(preset) is None),
+            self.tools: gr.update(visible=preset in (KEYFRAMES, FLIGHT)),
             self.add: gr.update(visible=preset == KEYFRAMES),
             self.back: gr.update(visible=preset == KEYFRAMES),
             self.clear: gr.update(visible=preset == KEYFRAMES),
@@ -350,6 +358,7 @@ class PathTab(Part):
 
     def _about(self, preset: str) -> str:
         texts = {
+            UNSEEN: "From the nearest view to where most of the unseen borders on what is known.",
             KEYFRAMES: "A smooth path through the cameras you place with K. Drag a placed one "
             "by its handles; click another to get them there.",
             FLIGHT: "Press R, fly through the stage, press R again.",
