@@ -165,7 +165,7 @@ def _task(row: Any, number: int, base: Path) -> Task:
             raise ValueError(f"{name} must be a number, got {value[:40]!r}.") from None
         if not isinstance(value, kind) or isinstance(value, bool):
             raise ValueError(f"{name} is {type(value).__name__}, which is not accepted there.")
-        given[name] = tuple(map(str, value)) if name == "export" else value
+        given[name] = tuple(map(str, value)) if isinstance(value, list) else value
     if "input" not in given:
         raise ValueError("names no input.")
     source = base / given["input"]

@@ -16,9 +16,8 @@ from worldstereo.progress import OnStep, ignore
 from worldstereo.scene import Scene
 
 __all__ = [
-    "GROUPS", "REFUSED", "Estimate", "Exporter", "estimate", "export", "export_mesh",
-    "export_point_cloud", "exporter", "exporters", "file_name", "mesh_format", "register",
-    "why_not", "write",
+    "GROUPS", "REFUSED", "Estimate", "Exporter", "estimate", "export", "exporter", "exporters",
+    "file_name", "register", "why_not", "write",
 ]  # fmt: skip
 
 _MISSING = {

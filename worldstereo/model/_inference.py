@@ -438,7 +438,6 @@ def _run(plan: Plan, callback: OnState | None) -> Clip:
         plan.trajectory,
         stereo=plan.stereo,
         geometry=plan.geometry,
-        seed=plan.seed,
     )
     total = len(plan.trajectory)
     steps_inside = plan.generator.limits.steps is not None

@@ -276,7 +276,7 @@ def decimated(mesh: Mesh, faces: int, check: Callable[[], None] = lambda: None) 
     check()
     points, triangles = fast_simplification.simplify(
         mesh.vertices.numpy(), mesh.faces.numpy(), target_count=faces, agg=3
-    )
+    )[:2]
     check()
     triangles = np.asarray(triangles, np.int64)
     a, b, c = (points[triangles[:, i]].astype(np.float64) for i in range(3))
