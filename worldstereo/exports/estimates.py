@@ -1,4 +1,4 @@
-"""Size and time of each export, before it is made. Bytes a point, a pixel or a frame, measured."""
+"""Size and time of each export, before it is made: rough estimates by points, pixels and frames."""
 
 from worldstereo.exports.registry import Estimate
 from worldstereo.reconstruct import FACES, VOXEL, VOXELS_PER_SECOND
