@@ -50,7 +50,7 @@ class PathTab(Part):
     def build(self) -> None:
         shown = self.core.shown
         gr.Markdown("#### Path")
-        tiles = [("To the unseen", UNSEEN)]
+        tiles = [("Unseen", UNSEEN)]
         tiles += [(name.replace("_", " ").capitalize(), name) for name in PRESETS]
         tiles += [("Keyframes", KEYFRAMES), ("My flight", FLIGHT)]
         self.preset = shown(
