@@ -41,7 +41,8 @@ def test_explore_writes_the_world_and_the_project_opens_again(tmp_path, capsys):
             "neither a preset",
         ),
         (["explore", str(EXAMPLE), "--generator", "diffusion"], "needs --model FOLDER"),
-        (["export", str(EXAMPLE), "--format", "fbx"], "must be one of"),
+        (["export", str(EXAMPLE), "--format", "nope"], "must be one of"),
+        (["export", str(EXAMPLE), "--format", "fbx"], "Write GLB"),
     ],
 )
 def test_a_refusal_is_one_line_on_standard_error(arguments, message, capsys, tmp_path, monkeypatch):
