@@ -90,6 +90,7 @@ class _Owner:
     pass
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of earlier tests
 def test_a_cache_holds_bytes_and_forgets_who_is_gone():
     cache, a, b = ByteCache(100), _Owner(), _Owner()
     cache.put(a, 1, "one", 60)

@@ -344,7 +344,7 @@ class _Run:
 
         n = len(self.pictures)
         options = pycolmap.IncrementalPipelineOptions(
-            num_threads=self.threads,
+            num_threads=1,  # two threads add in another order each time: other bits
             random_seed=0,
             min_model_size=min(3, n),
             max_num_models=10,
