@@ -81,6 +81,7 @@ class FakeJob:
         self.kind, self.error, self.reports = kind, error, reports
         self.frames: list[np.ndarray] = []
         self.state, self.cancelled = "running", False
+        self.report: Any = None
 
     @property
     def over(self) -> bool:
@@ -95,9 +96,10 @@ class FakeJob:
     def cancel(self) -> None:
         self.cancelled = True
 
-    def result(self) -> None:
+    def result(self) -> Any:
         if self.error is not None:
             raise self.error
+        return self.report
 
     def __iter__(self) -> Iterator[Any]:
         for _ in range(self.reports):
@@ -172,6 +174,10 @@ class FakeSession:
         return self.job is not None and not self.job.over
 
     @property
+    def matchable(self) -> bool:
+        return any(view.step == 0 for view in self.scene.views)
+
+    @property
     def preparing(self) -> bool:
         return self.job is not None and not self.job.over and self.job.kind == "open"
 
@@ -222,6 +228,9 @@ class FakeSession:
 
     def open(self, *values: Any, **named: Any) -> FakeJob:
         return self._start("open", "open", values, named)
+
+    def add(self, *values: Any, **named: Any) -> FakeJob:
+        return self._start("add", "add", values, named)
 
     def example(self, *values: Any, **named: Any) -> FakeJob:
         return self._start("open", "example", values, named)

@@ -46,7 +46,7 @@ class Visitor:
         self._upload_of = {"upload": -1, "load": -1}
         for number, one in enumerate(config["dependencies"]):
             for _, event in one["targets"]:
-                if event in self._upload_of:
+                if self._upload_of.get(event) == -1 or event == "load":  # the first upload button
                     self._upload_of[event] = one.get("id", number)
                     if event == "upload":
                         self._inputs = len(one["inputs"])

@@ -30,10 +30,11 @@ from worldstereo.errors import Cancelled, WorldBusy, WorldStereoError
 from worldstereo.generators import GeneratorLimits
 from worldstereo.scene import DepthKind, Scene
 from worldstereo.trajectory import PRESETS
+from worldstereo.world import AddedPhoto, AddReport
 
 with quietly():
     from ui.page import html as piece
-    from ui.page.core import BUG, EXPIRED
+    from ui.page.core import BUG, BUSY, EXPIRED
     from ui.page.page import Panel
     from ui.page.settings import Settings, accepted_frames, plan_path, reframed, sizes
 
@@ -513,6 +514,56 @@ def test_uploads_must_have_arrived(panel, session, tmp_path):
     list(panel.guarded(panel.world.on_upload)("token", str(file)))
     opened = [values for name, values, _ in session.asked if name == "open"]
     assert opened == [(file, "cloud.ply")]
+
+
+def test_photos_are_added_and_told_of_one_by_one(panel, session, tmp_path):
+    """Each that was left out with its reason, until the step is undone; names are no markup."""
+    files = [tmp_path / "hall.jpg", tmp_path / "kitchen.jpg"]
+    for file in files:
+        file.write_bytes(b"jpg")
+    add = panel.guarded(panel.world.on_photos, panel.world.placed)
+    for bad in (None, 5, str(files[0]), [str(tmp_path / "none.jpg")], [5]):
+        answers = list(add("token", bad))
+        assert "did not arrive" in text_of(answers[-1][panel.world.placed])
+    answers = list(add("token", [str(file) for file in files]))
+    assert [values for name, values, _ in session.asked if name == "add"] == [(files,)]
+    small = torch.zeros((3, 5, 7), dtype=torch.uint8)
+    last = len(session.scene.views) - 1
+    session.job.report = AddReport(
+        (
+            AddedPhoto("hall.jpg", "added", "", small, view=last),
+            AddedPhoto("kitchen.jpg", "not found", "8 matches agree on no single place", small),
+            AddedPhoto("<b>.jpg", "copy", "shows the same picture as hall.jpg", small),
+            AddedPhoto("far.jpg", "doubtful", "seen from far away", small),
+        ),
+        ("torn.jpg: is damaged.",),
+    )
+    shown = panel.world.refresh(session)[panel.world.placed]
+    told = " ".join(text_of(shown).split())
+    assert told == (
+        "1 of 4 photos placed. "
+        "kitchen.jpg: left out, no place found (8 matches agree on no single place) "
+        "<b>.jpg: left out, it shows the same picture as hall.jpg "
+        "far.jpg: left out, its place is uncertain (seen from far away) "
+        "torn.jpg: is damaged."
+    )
+    assert "<b>" not in shown
+    session.scene = replace(session.scene, views=session.scene.views[:-1])  # undone
+    assert panel.world.refresh(session)[panel.world.placed] == ""
+
+
+def test_photos_can_be_added_only_where_there_are_views(panel):
+    def offered(session: FakeSession) -> tuple[bool, str]:
+        button = panel.world.refresh(session)[panel.world.more]
+        return button["visible"], panel.world.why_not(session).get("#add-photos", "")
+
+    assert offered(FakeSession()) == (True, "")
+    points = replace(small_scene(), views=())
+    assert offered(FakeSession(points)) == (True, "This world has no views to match against.")
+    assert offered(FakeSession(Scene()))[0] is False
+    busy = FakeSession()
+    busy.set_registration(True)
+    assert offered(busy) == (True, BUSY)
 
 
 def test_an_export_is_written_once_and_its_folder_removed(panel, session):

@@ -52,6 +52,8 @@ PHOTOS = (
     ONE_BY_ONE,
 )
 
+ADDED = (Stage("Finding photo", 20), *PHOTOS[:-1], Stage("Remembering photo", 12))
+
 
 def stages_of(views: Sequence[View], *, register: bool = True) -> tuple[Stage, ...]:
     """What given views will pass before they are remembered."""

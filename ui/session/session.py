@@ -7,7 +7,7 @@ shared worker as a `Job`; everything here that is not a `Job` returns at once.
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from worldstereo.generators import Frame, SamplerConfig
 from worldstereo.scene import Capture, Clip, Scene
 from worldstereo.trajectory import Trajectory
 from worldstereo.views.registration import Registration
-from worldstereo.world import explore
+from worldstereo.world import AddReport, explore
 
 from ..viewport.events import Event, JobChanged, Measured, Selected
 from ..viewport.viewport import Viewport
@@ -33,12 +33,13 @@ from .config import GeneratorChoice
 from .jobs import Job
 from .opening import Opening
 from .preview import PlannedPath, Preview, PreviewedGuide, new_points
-from .progress import Course, stages_of
+from .progress import ADDED, Course, stages_of
 from .shared import Shared
 
 log = logging.getLogger(__name__)
 
 PREPARING = "A new world is being prepared. Wait for it, or cancel it first."
+NO_VIEWS = "This world has no views to match against."
 
 
 class Session:
@@ -138,6 +139,11 @@ class Session:
         return self.world.registration is not None
 
     @property
+    def matchable(self) -> bool:
+        """Whether the world has given views, which photos can be matched against."""
+        return any(view.step == 0 for view in self.scene.views)
+
+    @property
     def selected(self) -> int:
         """Points boxed in the scene that is published now."""
         return len(self._selected_rows())
@@ -187,6 +193,34 @@ class Session:
             lambda job: self._opening.file(job, name),
             first=lambda job: self._opening.read(job, Path(path), name),
         )
+
+    def add(self, photos: Sequence[Path]) -> Job:
+        """Find where a person's photos were taken in this world, and let it grow by them.
+
+        `job.result()` is an `AddReport`: what was placed, and why the others were left out.
+
+        Raises:
+            WorldStereoError: no photos, or a world without given views.
+            WorldBusy: another job of this session runs.
+        """
+        if not photos:
+            raise WorldStereoError("No photos were chosen. Choose one or several.")
+        if not self.matchable:
+            raise WorldStereoError(NO_VIEWS)
+
+        def read(job: Job) -> Capture:
+            job.on_step(0, 0, f"Reading {len(photos)} photo{'s' if len(photos) > 1 else ''}")
+            return self._shared.read_pictures(photos, lambda: job.cancelled)
+
+        def work(job: Job) -> AddReport:
+            course = Course(job.on_step, ADDED)
+            with job.stopping():
+                report = edits.add(self.world, job.first_result, on_step=course)
+            if report.added:
+                self._saving.save(job)
+            return report
+
+        return self._start("add", work, first=read)
 
     def example(self, key: str, *, save: bool = True) -> Job:
         """Open one of the bundled captures; unsaved, it is saved with `save_unsaved`.

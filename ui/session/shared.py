@@ -3,7 +3,7 @@
 import hashlib
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import worldstereo
 from worldstereo.errors import InputRefused
 from worldstereo.generators import Closable, Generator
 from worldstereo.inputs import read
+from worldstereo.inputs.pictures import read_pictures
 from worldstereo.inputs.sandbox.worker import ImportWorker
 from worldstereo.progress import OnStep, ignore
 from worldstereo.project import is_project, save_world
@@ -95,6 +96,13 @@ class Shared:
         importer = self.warm_importer()
         assert importer is not None
         return importer.read(path, name, cancelled=cancelled, on_step=on_step)
+
+    def read_pictures(self, paths: Sequence[Path], cancelled: Callable[[], bool]) -> Capture:
+        """Photos for an open world, read in a process of their own. Raises as `read`."""
+        importer = self.warm_importer()
+        if importer is None:
+            return read_pictures(paths, "photos")
+        return importer.read(paths, "photos", cancelled=cancelled, pictures=True)
 
     def warm_importer(self) -> ImportWorker | None:
         """Have a process ready that reads the next file: it takes seconds to start."""

@@ -7,8 +7,9 @@ import gradio as gr
 
 from worldstereo.errors import WorldStereoError
 from worldstereo.scene import DepthKind, Scene
+from worldstereo.world import AddedPhoto, AddReport
 
-from ...session.session import PREPARING
+from ...session.session import NO_VIEWS, PREPARING
 from ...session.sessions import Session
 from ...viewport.colors import COLOR_MODES
 from .. import html as piece
@@ -23,8 +24,9 @@ ACCEPTED = (
     "photo; PLY, GLB, OBJ, STL, OFF."
 )
 ROWS = 60  # of the registration table
-ANOTHER_WORLD: tuple[str, ...] = ("#upload", "[data-send=example]")
+ANOTHER_WORLD: tuple[str, ...] = ("#upload", "#add-photos", "[data-send=example]")
 ON_THIS_WORLD: tuple[str, ...] = (
+    "#add-photos",
     "#registered",
     "#scale",
     "#set-scale",
@@ -62,6 +64,18 @@ class WorldTab(Part):
             self.path = gr.Checkbox(True, label="Planned path", min_width=100)
         gr.Markdown("#### This world", elem_classes="gap-top")
         self.facts = shown(line())
+        self.more = shown(
+            gr.UploadButton(
+                "Add photos to this world",  # of any name, as above
+                file_count="multiple",
+                size="sm",
+                icon=str(icons / "upload.svg"),
+                elem_classes="tint gap-top",
+                elem_id="add-photos",
+                visible=False,
+            )
+        )
+        self.placed = shown(line())
         gr.Markdown("#### Registration", elem_classes="gap-top")
         self.registered = shown(
             gr.Checkbox(True, label="Register the input views to each other", elem_id="registered")
@@ -119,6 +133,7 @@ class WorldTab(Part):
         on, bridge = self.core.on, self.core.bridge
         bridge("example", self.on_example, says=self.problem)
         on(self.upload.upload, self.on_upload, [self.upload], says=self.problem)
+        on(self.more.upload, self.on_photos, [self.more], says=self.placed)
         on(self.drawing.input, self.on_drawing, [self.drawing])
         on(self.color.input, self.on_color, [self.color])
         on(self.views.input, self.on_views, [self.views])
@@ -148,12 +163,16 @@ class WorldTab(Part):
             self.measured_text: "",
             self.delete: self._delete_button(session),
             self.problem: "",
+            self.more: gr.update(visible=_some(scene)),
+            self.placed: self._placed(session),
         }
 
     def why_not(self, session: Session) -> dict[str, str]:
         why: dict[str, str] = dict.fromkeys(ANOTHER_WORLD, BUSY) if session.busy else {}
         if session.preparing:
             return why | dict.fromkeys(ON_THIS_WORLD, PREPARING)
+        if not session.matchable:
+            why.setdefault("#add-photos", NO_VIEWS)
         if not session.selected:
             why["#delete"] = "Select points first: Box-select, then draw a box."
         if reason := _why_not_registered(session.world.scene):
@@ -183,6 +202,36 @@ class WorldTab(Part):
         session.open(Path(path), Path(path).name)
         yield {self.problem: ""}
         yield from self.follow.job(session)
+
+    # ---- photos for this world ---------------------------------------------------------------
+
+    def on_photos(self, session: Session, paths: Any) -> Iterator[Updates]:
+        """Photos without poses: the session finds their places, or says why not."""
+        from pathlib import Path
+
+        arrived = isinstance(paths, list) and all(
+            isinstance(path, str) and Path(path).is_file() for path in paths
+        )
+        if not arrived:
+            raise WorldStereoError("The photos did not arrive. Try again.")
+        session.add([Path(path) for path in paths])
+        yield {self.placed: ""}
+        yield from self.follow.job(session)
+
+    def _placed(self, session: Session) -> str:
+        """What became of the photos of the last job, as long as the world holds them."""
+        job = session.job
+        if job is None or job.kind != "add" or job.state != "done":
+            return ""
+        report: AddReport = job.result()
+        views = len(session.scene.views)
+        if any(photo.view is not None and photo.view >= views for photo in report.photos):
+            return ""  # undone since
+        lines = placed_lines(report)
+        if len(lines) > ROWS:
+            lines = [*lines[:ROWS], f"and {len(lines) - ROWS} more."]
+        told = "".join(f'<p class="notice">{piece.esc(line)}</p>' for line in lines)
+        return f'<div role="status">{told}</div>'
 
     # ---- showing -----------------------------------------------------------------------------
 
@@ -321,7 +370,7 @@ class WorldTab(Part):
 
     def _facts(self, session: Session) -> str:
         scene = session.world.scene
-        some = len(scene.cloud) > 0 or len(scene.views) > 0
+        some = _some(scene)
         if session.preparing:
             coming = piece.esc(session.sketch.name) if session.sketch else "A new world"
             stays = f" Until then {piece.esc(scene.name)} is kept." if some else ""
@@ -374,6 +423,25 @@ class WorldTab(Part):
         head = "<tr><th>View</th><th class=r>Moved</th><th>State</th></tr>"
         notes = "".join(f'<p class="notice">{piece.esc(n)}</p>' for n in registration.notices)
         return f'<table class="small">{head}{"".join(rows)}</table>{notes}'
+
+
+def placed_lines(report: AddReport) -> list[str]:
+    """How many photos were placed, then each that was not, with its reason."""
+    count = len(report.photos)
+    head = f"{len(report.added)} of {count} {piece.plural('photo', count)} placed."
+    left = [f"{photo.name}: left out, {_why_left_out(photo)}" for photo in report.left_out]
+    return [head, *left, *report.notices]
+
+
+def _why_left_out(photo: AddedPhoto) -> str:
+    if photo.status == "copy":
+        return f"it {photo.reason}"
+    what = "its place is uncertain" if photo.status == "doubtful" else "no place found"
+    return f"{what} ({photo.reason})"
+
+
+def _some(scene: Scene) -> bool:
+    return len(scene.cloud) > 0 or len(scene.views) > 0
 
 
 def _why_not_registered(scene: Scene) -> str:

@@ -68,6 +68,7 @@ def _answer(job: dict[str, Any], channel: Any) -> dict[str, Any]:
     from worldstereo import inputs
     from worldstereo.errors import InputRefused
     from worldstereo.inputs.limits import Limits
+    from worldstereo.inputs.pictures import read_pictures
     from worldstereo.inputs.sandbox import transfer
     from worldstereo.inputs.task import Task
 
@@ -84,7 +85,11 @@ def _answer(job: dict[str, Any], channel: Any) -> dict[str, Any]:
         solving=lambda: _say(channel, {"needs": "solve"}),
     )
     try:
-        capture = inputs.read_here(source, job["name"], limits, task)
+        if job.get("pictures"):
+            given = sorted(source.iterdir()) if source.is_dir() else source
+            capture = read_pictures(given, job["name"], limits)
+        else:
+            capture = inputs.read_here(source, job["name"], limits, task)
         transfer.write(capture, folder)
     except InputRefused as error:
         return {"refused": str(error)}

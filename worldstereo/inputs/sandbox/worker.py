@@ -67,6 +67,8 @@ class ImportWorker:
         timeout: float | int | None = None,
         cancelled: Stop = None,
         on_step: OnStep = ignore,
+        *,
+        pictures: bool = False,
     ) -> Capture:
         """The capture in a file, a folder, or several files.
 
@@ -80,6 +82,7 @@ class ImportWorker:
                 gets `limits.solve_seconds` from when it begins.
             cancelled: An event, or a function that says whether to stop.
             on_step: hears how far it is, in this thread; it may raise `Cancelled`.
+            pictures: read pictures alone, to be placed in an open world; see `read_pictures`.
 
         Raises:
             InputRefused: it cannot be read within the limits; one line.
@@ -99,8 +102,17 @@ class ImportWorker:
             if several is not None:
                 path = gathered(several, folder / "given")
             process = self._take()
-            with kept.room(path) as keep:
-                return self._run(process, path, name, folder, keep, seconds, stop, on_step)
+            with contextlib.nullcontext() if pictures else kept.room(path) as keep:
+                job = {
+                    "path": str(path.resolve()),
+                    "name": name,
+                    "folder": str(folder),
+                    "keep": None if keep is None else str(keep),
+                    "limits": asdict(self.limits),
+                    "seconds": seconds,
+                    "pictures": pictures,
+                }
+                return self._run(process, job, stop, on_step)
         finally:
             if process is not None:
                 process.kill()
@@ -146,27 +158,15 @@ class ImportWorker:
     def _run(
         self,
         process: "_Process",
-        path: Path,
-        name: str,
-        folder: Path,
-        keep: Path | None,
-        seconds: float,
+        job: dict[str, Any],
         stop: Callable[[], bool],
         on_step: OnStep,
     ) -> Capture:
+        name, seconds = job["name"], job["seconds"]
         answer = process.receive(_START_SECONDS, stop)
         if answer is None or answer.get("ready") is not True:
             raise self._broken(name, process, "the import worker did not start")
-        process.send(
-            {
-                "path": str(path.resolve()),
-                "name": name,
-                "folder": str(folder),
-                "keep": None if keep is None else str(keep),
-                "limits": asdict(self.limits),
-                "seconds": seconds,
-            }
-        )
+        process.send(job)
         deadline, asked = time.monotonic() + seconds, False
         while True:
             answer = process.receive(deadline - time.monotonic(), stop)
@@ -189,7 +189,7 @@ class ImportWorker:
         try:
             from worldstereo.inputs.sandbox import transfer
 
-            return transfer.read(folder)
+            return transfer.read(Path(job["folder"]))
         except Exception:
             raise unknown_failure(name) from None
 
