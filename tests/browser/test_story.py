@@ -183,13 +183,22 @@ def check_export(key: str, path: Path, name: str) -> None:
     """The download is what its name says."""
     content = path.read_bytes()
     assert len(content) > 100, key
-    if name.endswith(".ply"):
-        assert content.startswith(b"ply\n")
-    elif name.endswith(".glb"):
-        assert content.startswith(b"glTF")
-    elif name.endswith(".mp4"):
+    starts = {
+        ".ply": b"ply\n", ".glb": b"glTF", ".las": b"LASF", ".laz": b"LASF", ".spz": b"\x1f\x8b",
+        ".usda": b"#usda", ".html": b"<!doctype html",
+    }  # fmt: skip
+    suffix = Path(name).suffix
+    if suffix in starts:
+        assert content[:20].lower().startswith(starts[suffix].lower()), (key, content[:20])
+    elif suffix == ".pcd":
+        assert b"VERSION" in content[:200]
+    elif suffix == ".xyz":
+        assert len(content.splitlines()[-1].split()) >= 3
+    elif suffix == ".stl":
+        assert len(content) == 84 + 50 * int.from_bytes(content[80:84], "little")
+    elif suffix == ".mp4":
         assert content[4:8] == b"ftyp"
-    elif name.endswith(".json"):
+    elif suffix == ".json":
         assert isinstance(json.loads(content), dict)
     else:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
