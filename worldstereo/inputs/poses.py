@@ -121,12 +121,3 @@ def intrinsics(
             "A point in or near the picture is accepted",
         )
     return np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1.0]])
-
-
-def up_of(poses: list[np.ndarray]) -> np.ndarray | None:
-    """Where the sky is if the photographer held the camera upright; None when views disagree."""
-    if not poses:
-        return None
-    mean = np.mean([-p[:3, 1] for p in poses], axis=0)
-    length = float(np.linalg.norm(mean))
-    return mean / length if length > 0.5 else None
