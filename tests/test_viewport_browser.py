@@ -45,7 +45,7 @@ pytestmark = [
 
 @pytest.fixture
 def address():
-    """A viewport behind the relay on a port of its own: (viewport, address)."""
+    """A viewport behind the relay on a port of its own: (viewport, address, its events)."""
     import uvicorn
     from starlette.applications import Starlette
 
@@ -58,7 +58,8 @@ def address():
     server = uvicorn.Server(settings)
     thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
     thread.start()
-    yield viewport, f"http://127.0.0.1:{listener.getsockname()[1]}/viewport/T/?darkMode&fixedDpr=1"
+    origin = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    yield viewport, f"{origin}/viewport/T/?darkMode&fixedDpr=1", said
     server.should_exit = True
     thread.join(20)
     viewport.close()
@@ -83,7 +84,7 @@ def off(viewport: Viewport, goal) -> float:
 def test_the_stage_is_drawn_flown_and_clicked(address):
     from playwright.sync_api import sync_playwright
 
-    viewport, url = address
+    viewport, url, said = address
     cameras = turned_cameras(2)
     color, depth = room(cameras)
     views = tuple(View.of(color[i], depth[i], cameras[i], frame=i) for i in range(2))

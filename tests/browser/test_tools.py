@@ -141,7 +141,7 @@ def test_a_file_of_ones_own(visit, tmp_path):
 PREPARED = """() => {
   const find = s => document.querySelector(s), bar = find('#bar').innerText;
   if (!/being prepared/.test(bar)) return null;
-  const given = Number(/(\\d+)(?: views?)? given/.exec(bar)?.[1]);
+  const given = Number(/(\\d+) input view/.exec(bar)?.[1]);
   const pictures = document.querySelectorAll('.film .pic').length;
   return [given, pictures, find('#generate').checkVisibility(), find('#act-measure').disabled];
 }"""

@@ -210,8 +210,13 @@ class _Run:
                 reader.existing_camera_id = min(known)
             new = [p.name for p in group if p.name not in there]
             done += len(group) - len(new)
-            for at in range(0, len(new), 4):  # four a call: both threads work, progress is shown
-                chunk = new[at : at + 4]
+            # the first gives its camera to all of its lens, then four a call: both threads work
+            first_call = 0 if known else 1
+            cuts = [0, *range(first_call, len(new), 4), len(new)]
+            for start, end in itertools.pairwise(sorted(set(cuts))):
+                chunk = new[start:end]
+                if reader.existing_camera_id > 0:
+                    self._list(chunk, reader.existing_camera_id)
                 pycolmap.extract_features(
                     self.database,
                     self.folder,
@@ -225,6 +230,27 @@ class _Run:
                     reader.existing_camera_id = self._cameras()[chunk[0]]
                 done += len(chunk)
                 self.say("Finding features", done, len(self.names), "photos")
+
+    def _list(self, names: list[str], camera: int) -> None:
+        """Pictures enter the database in their order, not in that in which threads end.
+
+        Their numbers decide what is placed first: other numbers would give other bits.
+        """
+        import pycolmap
+
+        with pycolmap.Database.open(self.database) as db:
+            sensor = pycolmap.sensor_t(pycolmap.SensorType.CAMERA, camera)
+            rig = db.read_rig_with_sensor(sensor)
+            assert rig is not None
+            for name in names:
+                if db.exists_image(name):
+                    continue
+                image = pycolmap.Image(name=name, camera_id=camera)
+                image.image_id = db.write_image(image)
+                frame = pycolmap.Frame()
+                frame.rig_id = rig.rig_id
+                frame.add_data_id(image.data_id)
+                db.write_frame(frame)
 
     def _cameras(self) -> dict[str, int]:
         """The camera of every picture whose features are there."""
