@@ -33,6 +33,7 @@ RANKS = [
     "ui.viewport ui.server ui.inspector",
     "ui.session",
     "ui.page",
+    "ui.api",
     "ui.__main__",
     "app",
 ]
@@ -41,7 +42,7 @@ RANK = {name: rank for rank, line in enumerate(RANKS) for name in line.split()}
 DOORS = {
     "gradio": {"ui.page", "ui.server"},
     "viser": {"ui.viewport"},
-    "starlette": {"ui.server"},
+    "starlette": {"ui.server", "ui.api"},
     "websockets": {"ui.server"},
     "trimesh": {"exports", "inputs", "reconstruct"},
     "plyfile": {"inputs"},

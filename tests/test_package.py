@@ -143,3 +143,24 @@ def test_a_checker_sees_the_public_names(tmp_path):
     shown = [d["message"] for d in found if d["severity"] == "information"]
     assert len(shown) == len(names)
     assert not [m for m in shown if "Unknown" in m or '"object"' in m]
+
+
+def test_the_dockerfile_copies_and_runs_what_there_is():
+    """Where no docker is at hand: its steps name files that exist and options that are known."""
+    lines = (ROOT / "Dockerfile").read_text().splitlines()
+    copied = [line.split()[2:-1] for line in lines if line.startswith("COPY")]
+    assert all((ROOT / name).exists() for names in copied for name in names)
+    (command,) = [json.loads(line[4:]) for line in lines if line.startswith("CMD ")]
+    assert command[:2] == ["python", "app.py"]
+    done = subprocess.run(
+        [sys.executable, *command[1:], "--help"], capture_output=True, text=True, cwd=ROOT
+    )
+    assert done.returncode == 0 and "--projects" in done.stdout
+    (prepared,) = [line for line in lines if line.startswith("RUN python -m worldstereo")]
+    asked = prepared.removeprefix("RUN python ").split(" && ")[0].split()
+    assert (ROOT / asked[3]).is_dir()
+    done = subprocess.run(
+        [sys.executable, *asked[:3], "--help"], capture_output=True, text=True, cwd=ROOT
+    )
+    assert all(option in done.stdout for option in asked if option.startswith("--"))
+    assert "USER user" in lines

@@ -1,6 +1,7 @@
 """The app: parses `AppConfig`, builds the sessions, launches the page. No logic of its own."""
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -11,6 +12,8 @@ if TYPE_CHECKING:
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # nothing of ours asks anybody outside
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
+SHORTEST_TOKEN = 16
+SIZES = {"b": 1, "kb": 1 << 10, "mb": 1 << 20, "gb": 1 << 30, "tb": 1 << 40}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +70,10 @@ class AppConfig:
     max_upload: str = "500mb"
     """Largest file that the page accepts."""
 
+    api_token: str | None = None
+    """Lets programs in at /v1 that know it (docs/http.md), at least 16 characters; or
+    WORLDSTEREO_API_TOKEN in the environment. Without it there is no such address."""
+
     verbose: bool = False
     """Log what the app does."""
 
@@ -86,6 +93,19 @@ class AppConfig:
             raise ValueError(f"threads must be at least 1, got {self.threads}.")
         if not self.idle_minutes > 0:
             raise ValueError(f"idle-minutes must be above 0, got {self.idle_minutes}.")
+        byte_count(self.max_upload)
+        if self.api_token is not None and len(self.api_token) < SHORTEST_TOKEN:
+            raise ValueError(
+                f"api-token takes at least {SHORTEST_TOKEN} characters, got {len(self.api_token)}."
+            )
+
+
+def byte_count(text: str) -> int:
+    """Bytes of a size such as "500mb". Raises `ValueError`."""
+    found = re.fullmatch(r"\s*(\d{1,15})\s*([a-z]*)\s*", text.lower())
+    if found is None or (found[2] or "b") not in SIZES:
+        raise ValueError(f"max-upload must be a size such as 500mb, got {text[:40]!r}.")
+    return int(found[1]) * SIZES[found[2] or "b"]
 
 
 def sessions_config(config: AppConfig) -> "SessionsConfig":
@@ -126,11 +146,13 @@ def main(config: AppConfig) -> None:
         from worldstereo.depth import use
 
         use(config.depth)
+    from .api.http import routes
     from .page.page import launch
     from .session.sessions import Sessions
 
     sessions = Sessions(sessions_config(config))
-    demo, url, stop = launch(sessions, config)
+    token, most = config.api_token, byte_count(config.max_upload)
+    demo, url, stop = launch(sessions, config, routes(sessions, token, most) if token else ())
     print(f"WorldStereo is open at {url}", flush=True)
     try:
         demo.block_thread()
@@ -147,6 +169,7 @@ def run() -> None:
         host=os.environ.get("GRADIO_SERVER_NAME", AppConfig.host),
         port=int(os.environ.get("PORT", os.environ.get("GRADIO_SERVER_PORT", AppConfig.port))),
         model=Path(os.environ["WORLDSTEREO_MODEL"]) if "WORLDSTEREO_MODEL" in os.environ else None,
+        api_token=os.environ.get("WORLDSTEREO_API_TOKEN") or None,
     )
     main(tyro.cli(AppConfig, default=default))
 

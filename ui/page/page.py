@@ -7,7 +7,7 @@ of their constructors, in the order in which they are made here.
 import contextlib
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -187,8 +187,14 @@ class Panel(Core):
             yield self.follow.refresh(session)
 
 
-def launch(sessions: Sessions, address: Address) -> tuple[gr.Blocks, str, Callable[[], None]]:
-    """Serves the page over these sessions; returns it, its address and what stops both."""
+def launch(
+    sessions: Sessions, address: Address, more: Sequence[Any] = ()
+) -> tuple[gr.Blocks, str, Callable[[], None]]:
+    """Serves the page over these sessions; returns it, its address and what stops both.
+
+    Args:
+        more: routes to serve beside the page's own.
+    """
     panel = Panel(sessions)
     look = Look(
         theme=theme(),
@@ -204,6 +210,7 @@ def launch(sessions: Sessions, address: Address) -> tuple[gr.Blocks, str, Callab
         viewport=sessions.viewport,
         stats=lambda: sessions.stats,
         sockets=sessions.sockets,
+        more=more,
     )
     threading.Thread(target=panel.prepare, name="prepare", daemon=True).start()
 

@@ -56,7 +56,7 @@ class Settings:
         name = path_named(preset)
         if str(start) not in STARTS:
             raise WorldStereoError(f"There is no start named {str(start)[:40]!r}.")
-        if guide not in GUIDES:
+        if str(guide) not in GUIDES:
             raise WorldStereoError(f"The guide is one of {', '.join(GUIDES)}.")
         return Settings(
             name,

@@ -1,7 +1,7 @@
 """Serves a page, its viewports and its event sockets on one port."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,6 +10,7 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before gradio is imported: i
 
 import gradio as gr
 from gradio.utils import get_upload_folder
+from starlette.routing import BaseRoute
 
 from .proxy import Relayed, Sockets, routes
 from .request_filter import UploadedOnly
@@ -48,8 +49,9 @@ def launch(
     viewport: Callable[[str], Relayed | None],
     stats: Callable[[], Mapping[str, int]],
     sockets: Sockets,
+    more: Sequence[BaseRoute] = (),
 ) -> str:
-    """Starts serving and returns the address.
+    """Starts serving and returns the address; `more` are routes beside the page's own.
 
     A mounted app would start too, but hosts that hook `Blocks.launch` would never see it.
     """
@@ -65,7 +67,7 @@ def launch(
         max_file_size=address.max_upload,
         allowed_paths=[str(folder) for folder in look.folders],
         app_kwargs={
-            "routes": routes(viewport, stats=stats, sockets=sockets),
+            "routes": [*routes(viewport, stats=stats, sockets=sockets), *more],
             "middleware": [(UploadedOnly, (get_upload_folder, takes), {})],
         },
         run_history=False,

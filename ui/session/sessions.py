@@ -68,15 +68,19 @@ class Sessions:
 
     # ---- sessions --------------------------------------------------------------------------------
 
-    def create(self) -> Session:
+    def create(self, *, prepared: bool = True) -> Session:
         """A new session: the one that was prepared, or one with an empty world.
+
+        Args:
+            prepared: False for an empty world in any case.
 
         Raises:
             WorldStereoError: all places are taken.
         """
         with self._lock:
-            ready, self._ready = self._ready, None
+            ready = self._ready if prepared else None
             if ready is not None:
+                self._ready = None
                 self._sessions[ready.token] = ready
                 ready.touched = time.monotonic()
                 return ready
