@@ -61,7 +61,9 @@ def test_everything_is_inside_one_package(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     tops = {name.split("/")[0] for name in names}
     assert {t for t in tops if not t.endswith(".dist-info")} == {"worldstereo"}
-    wanted = ("py.typed", "ui/page/page.js", "ui/page/page.css", "assets/icons/play.svg")
+    wanted = ["py.typed", "ui/page/page.js", "ui/page/page.css", "assets/icons/play.svg"]
+    templates = (ROOT / "ui" / "page" / "templates").iterdir()
+    wanted += [f"ui/page/templates/{template.name}" for template in templates]
     assert {f"worldstereo/{name}" for name in wanted} <= set(names)
     assert any(name.startswith("worldstereo/assets/examples/living-room/") for name in names)
 

@@ -9,6 +9,7 @@ import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jinja2 import UndefinedError
 
 from tests.fake_session import (
     HEIGHT,
@@ -104,10 +106,9 @@ def test_the_stylesheet_has_no_comma_inside_a_selector_function():
 
 
 def test_icons_of_the_page_exist_with_their_licence():
-    used = set(
-        re.findall(r'icon(?:_button)?\("([a-z0-9-]+)"', (UI / "page" / "html.py").read_text())
-    )
-    assert len(used) > 4
+    texts = [path.read_text(encoding="utf-8") for path in piece.TEMPLATES.iterdir()]
+    used = set(re.findall(r'icon(?:_button)?\("([a-z0-9-]+)"', "".join(texts)))
+    assert len(used) > 9
     for name in used:
         assert piece.icon(name).startswith("<svg")
     assert "ISC License" in (piece.ICONS / "LICENSE-lucide").read_text(encoding="utf-8")
@@ -130,9 +131,11 @@ class Tags(HTMLParser):
     def __init__(self) -> None:
         super().__init__()
         self.tags: list[str] = []
+        self.handlers: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: Any) -> None:
         self.tags.append(tag)
+        self.handlers += [name for name, _ in attrs if name.startswith("on")]
 
 
 @given(st.text(max_size=60))
@@ -147,6 +150,84 @@ def test_a_name_never_becomes_markup(text):
     assert parsed.tags == expected.tags
     assert "${" not in page and "{{" not in page
     assert html.unescape(piece.esc(text)) == text
+
+
+HOSTILE = '<img src=x onerror="alert(1)">\' ${alert(1)} {{7*7}} `'
+
+
+def test_a_template_lacks_nothing():
+    """A value that is missing, and one that no piece takes, are errors and not empty text."""
+    with pytest.raises(UndefinedError):
+        piece.render("parts.html", "said")
+    with pytest.raises(TypeError):
+        piece.render("parts.html", "said", text="x", colour="y")
+
+
+def test_hostile_names_stay_text_everywhere_on_the_page(panel, session):
+    """Names of capture, views, photos, files and clips, notices, errors: none becomes a tag."""
+
+    def page(text: str) -> list[str]:
+        """Everything the page shows of a session in which every name is this text."""
+        views = tuple(replace(view, name=text) for view in small_scene().views)
+        clips = tuple(replace(clip, prompt=text) for clip in small_scene().clips)
+        named = {"views": views, "clips": clips, "notices": (text,)}
+        session.scene = replace(small_scene(), name=text, **named)
+        session.saved, session.notices, session.viewport.notices = text, (text,), (text,)
+        small = torch.zeros((3, 5, 7), dtype=torch.uint8)
+        session.job = FakeJob("add", reports=0)
+        session.job.state = "done"
+        photos = [AddedPhoto(text, status, text, small) for status in ("not found", "copy")]
+        session.job.report = AddReport(tuple(photos), (text,))
+        session.registration = SimpleNamespace(
+            moved_px=torch.ones(5), agrees=[True, False] * 2 + [True], notices=(text,)
+        )
+        shown = [part.refresh(session) for part in panel.parts]
+        for view in (0, len(views) - 1):
+            for mode in ("Pixel", "References", "Sources"):
+                shown.append(panel.memory._show(session, view, (20.5, 15.5), mode))
+        session.sketch = replace(session.scene, name=text)
+        session.job = FakeJob("open")
+        shown += [part.preparing(session) for part in panel.parts]
+        session.sketch, session.job = None, None
+
+        def refuses(session: Any) -> dict:
+            raise WorldStereoError(text)
+
+        shown.append(panel.guarded(refuses)("token"))
+        why = json.dumps({"#a": text})
+        pieces = [
+            piece.progress(1, 2, text, None),
+            piece.preparing(1, 2, text, 3.0),
+            piece.cost(1, 2, 3, text, None, False),
+            piece.header(text, 1, 1, 1, text, text, text),
+            piece.hud(measured=text),
+            piece.tools(
+                playing=False, recording=False, measuring=False, selecting=False, why={"play": text}
+            ),
+            piece.reasons({why: text}),
+            piece.muted(text),
+            piece.empty(text),
+            piece.render("export.html", "progress", text=text),
+            piece.render("export.html", "written", serial=1, text=text),
+            piece.render("generate.html", "about", description=text, off=[]),
+            piece.render(
+                "world.html",
+                "examples",
+                tiles=[(SimpleNamespace(key=text, label=text, credit=text), "")],
+            ),
+        ]
+        values = [value for updates in shown for value in updates.values()]
+        return [value for value in values if isinstance(value, str)] + pieces
+
+    hostile, harmless = page(HOSTILE), page("a name")
+    assert sum("onerror" in text for text in hostile) > 15  # it is there, as text
+    assert len(hostile) == len(harmless)
+    for bad, good in zip(hostile, harmless, strict=True):
+        found, expected = Tags(), Tags()
+        found.feed(str.__str__(bad))
+        expected.feed(str.__str__(good))
+        assert found.tags == expected.tags and not found.handlers
+        assert not re.search(r"\$\{|\{\{|`", bad)
 
 
 @pytest.mark.parametrize(

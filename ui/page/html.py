@@ -1,78 +1,95 @@
-"""The page's own pieces of HTML, as pure functions from values to text: no Gradio, no state.
+"""The page's own pieces of HTML, as functions from values to markup: no Gradio, no state.
 
-Everything that came from a user goes through `esc`, which also takes the sting out of the marks of
-Gradio's HTML templates. Whatever can be clicked carries `data-send`, which the page's script turns
-into an event with the element's other `data-` attributes.
+The markup itself stands in `templates/`, one file a place of the page, one macro a piece. What a
+template inserts is escaped, with the marks of Gradio's HTML templates; a name that it lacks is an
+error. Whatever can be clicked carries `data-send`, which the page's script turns into an event
+with the element's other `data-` attributes.
 """
 
 import base64
-import html
 import io
 import json
+import re
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2.ext import Extension
+from markupsafe import Markup
 from PIL import Image
 
 from worldstereo.scene import View
 
 ICONS = Path(__file__).resolve().parents[2] / "assets" / "icons"
-TEMPLATE_MARKS = {"{": "&#123;", "}": "&#125;", "$": "&#36;", "`": "&#96;"}
+TEMPLATES = Path(__file__).resolve().parent / "templates"
+MARKS = str.maketrans(
+    {
+        "&": "&amp;",
+        "<": "&lt;",
+        ">": "&gt;",
+        '"': "&quot;",
+        "'": "&#x27;",
+        "{": "&#123;",  # the rest: marks of Gradio's HTML templates
+        "}": "&#125;",
+        "$": "&#36;",
+        "`": "&#96;",
+    }
+)
 FILM_LIMIT = 240  # pictures in the strip: 5 kB each travel with every new scene
 
 
-def esc(text: object) -> str:
-    """Text as HTML, in an attribute too."""
-    safe = html.escape(str(text), quote=True)
-    return "".join(TEMPLATE_MARKS.get(character, character) for character in safe)
+def esc(text: object) -> Markup:
+    """Text as HTML, in an attribute too; markup stays as it is."""
+    return text if isinstance(text, Markup) else Markup(str(text).translate(MARKS))
 
 
-def attributes(**values: object) -> str:
-    """`data_send="x"` as ` data-send="x"`; None and False are left out, True is a bare name."""
-    parts = []
-    for name, value in values.items():
-        name = name.rstrip("_").replace("_", "-")
-        if value is True:
-            parts.append(f" {name}")
-        elif value is not None and value is not False:
-            parts.append(f' {name}="{esc(value)}"')
-    return "".join(parts)
+class _Joined(Extension):
+    """Line breaks in a template are for its reader: nothing beside a tag, else a space."""
+
+    def preprocess(self, source: str, name: str | None, filename: str | None = None) -> str:
+        beside = re.sub(r"(?<=[>}])\s*\n\s*|\s*\n\s*(?=[<{])", "", source)
+        return re.sub(r"\s*\n\s*", " ", beside)
 
 
 @cache
-def icon(name: str) -> str:
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        finalize=esc,
+        undefined=StrictUndefined,
+        extensions=[_Joined],
+    )
+    environment.globals |= {"icon": icon, "plural": plural}
+    return environment
+
+
+def render(template: str, piece: str, **values: Any) -> Markup:
+    """A piece of a template: its macro of that name, with its values."""
+    return getattr(_environment().get_template(template).module, piece)(**values)
+
+
+@cache
+def icon(name: str) -> Markup:
     """A lucide icon as inline SVG that takes the colour of its text."""
     text = (ICONS / f"{name}.svg").read_text(encoding="utf-8")
     body = text[text.index("<svg") :]
     body = " ".join(body.split()).replace(f'class="lucide lucide-{name}"', 'class="ico"')
-    return body.replace("<svg", '<svg aria-hidden="true"', 1)
+    return Markup(body.replace("<svg", '<svg aria-hidden="true"', 1))
 
 
-def icon_button(name: str, label: str, send: str, *, why_not: str = "", **more: object) -> str:
-    """A button that is only an icon: its label is its tooltip; disabled, the tooltip says why."""
-    marks = attributes(
-        type="button",
-        id=f"act-{send}",
-        title=why_not or label,
-        aria_label=label,
-        disabled=bool(why_not),
-        data_send=send,
-        **more,
-    )
-    return f"<button{marks}>{icon(name)}</button>"
-
-
-def picture(pixels: np.ndarray, side: int = 720, quality: int = 86) -> str:
+def picture(pixels: np.ndarray, side: int = 720, quality: int = 86) -> Markup:
     """8-bit (H, W, 3) as a JPEG data URI of at most `side` pixels."""
     image = Image.fromarray(np.ascontiguousarray(pixels))
     image.thumbnail((side, side))
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=quality)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return Markup("data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode())
 
 
 class Thumbnails:
@@ -80,10 +97,10 @@ class Thumbnails:
 
     def __init__(self, side: int = 190) -> None:
         self._side = side
-        self._made: WeakKeyDictionary[View, str] = WeakKeyDictionary()
+        self._made: WeakKeyDictionary[View, Markup] = WeakKeyDictionary()
         self._lock = threading.Lock()
 
-    def __call__(self, view: View) -> str:
+    def __call__(self, view: View) -> Markup:
         with self._lock:
             made = self._made.get(view)
         if made is None:
@@ -96,29 +113,23 @@ class Thumbnails:
 # ---- header, strip, action -----------------------------------------------------------------------
 
 
-def header(name: str, points: int, given: int, made: int, saved: str, undo: str, redo: str) -> str:
+def header(
+    name: str, points: int, given: int, made: int, saved: str, undo: str, redo: str
+) -> Markup:
     """The bar; without points those are not told yet.
 
     `undo` and `redo` say why that cannot work now; empty, they can.
     """
-    facts = "No world yet"
-    if points or given:
-        dot = "<i>·</i>"
-        count = f"<b class=num>{points:,}</b> points{dot}" if points else ""
-        facts = (
-            f"<b>{esc(name or 'untitled')}</b>{dot}{count}"
-            f"<span class=num>{given}</span> input {plural('view', given)}, "
-            f"<span class=num>{made}</span> generated{dot}<span id=saved>{esc(saved)}</span>"
-        )
-    theme = f'<span class="moon">{icon("moon")}</span><span class="sun">{icon("sun")}</span>'
-    return (
-        f'<div class="bar"><span class="name">WorldStereo</span><span class="facts">{facts}</span>'
-        + icon_button("undo-2", "Undo the last step (Z)", "undo", why_not=undo)
-        + icon_button("redo-2", "Redo (Shift Z)", "redo", why_not=redo)
-        + icon_button("camera", "Save a picture of the stage (C)", "shot")
-        + icon_button("keyboard", "Keys (?)", "keys")
-        + '<button type="button" id="act-theme" title="Light or dark (T)" '
-        + f'aria-label="Light or dark" data-send="theme">{theme}</button></div>'
+    return render(
+        "header.html",
+        "bar",
+        name=name,
+        points=points,
+        given=given,
+        made=made,
+        saved=saved,
+        undo=undo,
+        redo=redo,
     )
 
 
@@ -130,207 +141,134 @@ def film(
     making: Sequence[np.ndarray] = (),
     total: int = 0,
     planned: int = 0,
-) -> str:
+) -> Markup:
     """Every view as a picture: given, made, being made, planned."""
     if not views and not making and not total and not planned:
-        text = "Views appear here: open an example or your own picture under World."
-        return f'<div class="film"><span class="empty">{text}</span></div>'
-    shown = list(enumerate(views))
-    given = [entry for entry in shown if entry[1].step == 0]
-    made = [entry for entry in shown if entry[1].step > 0]
-    given, made = given[: FILM_LIMIT // 2], made[-FILM_LIMIT // 2 :]
-    parts = [_frame(i, view, thumbnails, newest_step) for i, view in given]
-    if given and (made or total or planned):
-        parts.append('<div class="sep"></div>')
-    parts += [_frame(i, view, thumbnails, newest_step) for i, view in made]
-    for i, pixels in enumerate(making):
-        parts.append(
-            f'<div class="pic new"><img src="{picture(pixels, 190, 80)}" alt="New view {i + 1}" '
-            f'width="{pixels.shape[1]}" height="{pixels.shape[0]}">'
-            f'<div class="cap"><span>{i + 1}</span><span>new</span></div></div>'
-        )
-    if total > len(making):
-        parts.append(f'<div class="todo">view {len(making) + 1} of {total}</div>')
-    elif planned:
-        parts.append(f'<div class="todo">{planned} planned</div>')
-    newest = f"{newest_step}.{len(making)}.{len(made)}"
-    return f'<div class="film" data-newest="{newest}">{"".join(parts)}</div>'
+        return render("strip.html", "empty")
 
+    def frame(index: int, view: View) -> dict[str, Any]:
+        return {
+            "index": index,
+            "step": view.step,
+            "new": bool(view.step) and view.step == newest_step,
+            "image": thumbnails(view),
+            "width": view.width,
+            "height": view.height,
+        }
 
-def _frame(index: int, view: View, thumbnails: Thumbnails, newest_step: int) -> str:
-    source = "given" if view.step == 0 else f"step {view.step}"
-    marks = attributes(
-        type="button",
-        class_="pic new" if view.step and view.step == newest_step else "pic",
-        title=f"View {index + 1}, {source}: fly there",
-        data_send="fly",
-        data_view=index,
-    )
-    return (
-        f'<button{marks}><img src="{thumbnails(view)}" alt="View {index + 1}" '
-        f'width="{view.width}" height="{view.height}">'
-        f'<span class="cap"><span>{index + 1}</span><span>{source}</span></span></button>'
+    given = [entry for entry in enumerate(views) if entry[1].step == 0][: FILM_LIMIT // 2]
+    made = [entry for entry in enumerate(views) if entry[1].step > 0][-FILM_LIMIT // 2 :]
+    return render(
+        "strip.html",
+        "film",
+        given=[frame(*entry) for entry in given],
+        made=[frame(*entry) for entry in made],
+        making=[(picture(one, 190, 80), one.shape[1], one.shape[0]) for one in making],
+        total=total,
+        planned=planned,
+        newest=f"{newest_step}.{len(making)}.{len(made)}",
     )
 
 
 def cost(
     frames: int, width: int, height: int, generator: str, seconds: float | None, measured: bool
-) -> str:
+) -> Markup:
     """What the button will make, and how long that takes: measured on this machine, or a guess."""
     time, why = "", ""
     if seconds is not None and measured:
         time, why = f"about {duration(seconds)}", "Measured on this machine"
     elif seconds is not None:
         time, why = f"roughly {duration(seconds)}", "An estimate: nothing was generated here yet"
-    return (
-        f'<div class="split"><span class="num">{frames} {plural("view", frames)}, '
-        f"{width} × {height}, {esc(generator)}</span>"
-        f'<span class="num muted" title="{why}">{time}</span></div>'
+    return render(
+        "action.html",
+        "cost",
+        frames=frames,
+        width=width,
+        height=height,
+        generator=generator,
+        time=time,
+        why=why,
     )
 
 
-def progress(step: int, total: int, message: str, seconds_left: float | None) -> str:
+def progress(step: int, total: int, message: str, seconds_left: float | None) -> Markup:
     """The same place while a job runs."""
+    return render("parts.html", "progress", **_course(step, total, message, seconds_left))
+
+
+def _course(step: int, total: int, message: str, seconds_left: float | None) -> dict[str, Any]:
     left = "" if seconds_left is None else f"{duration(seconds_left)} left"
-    share = 100 * min(1.0, step / total) if total > 0 else 0.0
-    now = f'aria-valuenow="{share:.0f}" aria-valuemin="0" aria-valuemax="100"'
-    bar = f'<div class="meter" role="progressbar" {now}><span style="width:{share:.1f}%"></span>'
-    if total <= 0:  # nobody knows how far: it moves, and promises nothing
-        bar = '<div class="meter unknown" role="progressbar"><span></span>'
-    return (
-        f'<div class="split" role="status"><span>{esc(message)}</span>'
-        f'<span class="num muted">{left}</span></div>{bar}</div>'
-    )
+    return {"step": step, "total": total, "message": message, "left": left}
 
 
-def opening() -> str:
+def opening() -> Markup:
     """What stands there before the page has its world: the button waits, see the stylesheet."""
-    return said("Opening …").replace("<div", "<div data-opening", 1)
+    return render("parts.html", "said", text="Opening …", opening=True)
 
 
-def said(text: str) -> str:
+def said(text: str) -> Markup:
     """One quiet line."""
-    return (
-        f'<div class="split muted" role="status"><span title="{esc(text)}">{esc(text)}</span></div>'
-    )
+    return render("parts.html", "said", text=text)
 
 
-def failed(text: str) -> str:
+def failed(text: str) -> Markup:
     """One line where it went wrong, with the way out in its words; closed by its cross."""
-    return (
-        f'<div class="refusal" role="alert">{icon("triangle-alert")}<span>{esc(text)}</span>'
-        f'<button type="button" data-close aria-label="Close">{icon("x")}</button></div>'
-    )
+    return render("parts.html", "failed", text=text)
 
 
-def warnings(lines: Iterable[str]) -> str:
-    return "".join(f'<div class="warn">{icon("triangle-alert")}{esc(line)}</div>' for line in lines)
+def reasons(why: dict[str, str]) -> Markup:
+    """CSS selectors and why those controls cannot work now: the script makes tooltips of it."""
+    return render("action.html", "reasons", why=json.dumps(why))
 
 
 # ---- what floats on the stage --------------------------------------------------------------------
 
-HINT = (
-    '<div class="chip lines" id="hint-card"><p><b>Fly</b> &nbsp;drag to look, '
-    '<span class="with-keys"><kbd>W</kbd> <kbd>A</kbd> <kbd>S</kbd> <kbd>D</kbd></span>'
-    '<span class="with-touch">two fingers</span> to move</p>'
-    '<p><b>Generate</b> &nbsp;<kbd class="with-keys">G</kbd>'
-    '<span class="with-touch">the blue button</span> makes the views along the blue path</p>'
-    "<p><b>Inspect</b> &nbsp;click a point to see which views it comes from</p>"
-    f'<button type="button" data-hint aria-label="Close the hint">{icon("x")}</button></div>'
-)
+
+def hint() -> Markup:
+    return render("stage.html", "hint")
 
 
-def legend() -> str:
+def legend() -> Markup:
     """What the colours of the matches mean."""
-    names = ("global memory", "stereo memory", "inpainted", "rejected match")
-    kinds = ("global", "stereo", "invented", "refused")
-    dots = (
-        f'<span><span class="dot" style="background:var(--{kind})"></span>{name}</span>'
-        for kind, name in zip(kinds, names, strict=True)
-    )
-    return f'<div class="chip">{"".join(dots)}</div>'
+    return render("stage.html", "legend")
 
 
-def hud(**facts: str) -> str:
-    inner = "".join(f"<span><i>{esc(k)}</i>{esc(v)}</span>" for k, v in facts.items() if v)
-    return f'<div class="chip num">{inner}</div>' if inner else ""
+def hud(**facts: str) -> Markup:
+    shown = [(name, value) for name, value in facts.items() if value]
+    return render("stage.html", "hud", facts=shown) if shown else Markup("")
 
 
-def preparing(step: int, total: int, message: str, seconds_left: float | None) -> str:
+def preparing(step: int, total: int, message: str, seconds_left: float | None) -> Markup:
     """On the stage while a world is made: that what is seen is not yet what will be used."""
-    return (
-        '<div class="chip preparing"><span><b>Raw preview.</b> The processed world follows.'
-        f"</span>{progress(step, total, message, seconds_left)}</div>"
-    )
+    return render("stage.html", "preparing", **_course(step, total, message, seconds_left))
 
 
-def tools(*, playing: bool, recording: bool, measuring: bool, selecting: bool, why: dict) -> str:
+def tools(*, playing: bool, recording: bool, measuring: bool, selecting: bool, why: dict) -> Markup:
     """The stage's tools; `why` maps a tool to the reason why it cannot work now."""
-    rows = (
-        ("play", "pause" if playing else "play", "Fly along the path (P)", playing),
-        ("record", "circle-dot", "Record a flight (R)", recording),
-        ("keyframe", "plus", "Keyframe here (K)", None),
-        ("watch", "film", "Watch the newest film", None),
-        ("measure", "ruler", "Measure between two points (M)", measuring),
-        ("select", "square-dashed-mouse-pointer", "Box-select points (B)", selecting),
-        ("home", "locate-fixed", "Back to the first view (H)", None),
+    return render(
+        "stage.html",
+        "tools",
+        playing=playing,
+        recording=recording,
+        measuring=measuring,
+        selecting=selecting,
+        why=why,
     )
-    buttons = (
-        icon_button(
-            name,
-            label,
-            send,
-            why_not=why.get(send, ""),
-            aria_pressed=None if pressed is None else str(pressed).lower(),
-        )
-        for send, name, label, pressed in rows
-    )
-    return f'<div class="tools" role="toolbar" aria-label="Stage">{"".join(buttons)}</div>'
 
 
-def making(image: str, count: int, total: int, serial: int) -> str:
+def making(image: str, count: int, total: int, serial: int) -> Markup:
     """The newest frame of what is being generated, large."""
-    return (
-        f'<div class="player" data-serial="{serial}"><img src="{image}" alt="Newest view">'
-        f'<div class="controls"><span class="num">View {count} of {total}</span>'
-        f'<button type="button" data-film="close" title="Back to the viewport" '
-        f'aria-label="Back to the viewport">{icon("x")}</button></div></div>'
-    )
+    return render("stage.html", "making", image=image, count=count, total=total, serial=serial)
 
 
-def player(frames: Sequence[str], fps: float, first: int, serial: int) -> str:
+def player(frames: Sequence[str], fps: float, first: int, serial: int) -> Markup:
     """The frames of a clip, data URIs, with the controls of a film.
 
     Args:
         first: index of the view that is the first frame; the strip follows from there. -1: none.
         serial: which clip of the world; a film that was closed stays closed.
     """
-
-    def button(kind: str, label: str, inner: str) -> str:
-        return (
-            f'<button type="button" data-film="{kind}" title="{esc(label)}" '
-            f'aria-label="{esc(label)}">{inner}</button>'
-        )
-
-    last = len(frames) - 1
-    both = f'<span class="when-still">{icon("play")}</span><span class="when-playing">'
-    both += f"{icon('pause')}</span>"
-    return (
-        f'<div class="player" role="group" aria-label="Film of the newest clip" tabindex="-1" '
-        f'data-frames="{"|".join(frames)}" data-fps="{fps:g}" data-first="{first}" '
-        f'data-serial="{serial}"><img src="{frames[0]}" alt="Frame of the film">'
-        f'<div class="controls">{button("toggle", "Play or pause (Space)", both)}'
-        f'<input type="range" min="0" max="{last}" value="0" step="1" data-film="scrub" '
-        f'aria-label="Frame of the film">'
-        f'<span class="num" data-film-at>1 / {len(frames)}</span>'
-        f"{button('speed', 'Speed of the film', '1×')}"
-        f"{button('loop', 'Play again and again', icon('rotate-ccw'))}"
-        f'<button type="button" data-send="continue" title="Plan the next path from the last '
-        f'frame">{icon("route")}<span>Continue</span></button>'
-        f'<button type="button" data-send="export" data-key="mp4" title="Download the film as '
-        f'MP4">{icon("download")}<span>MP4</span></button>'
-        f"{button('close', 'Back to the viewport (Esc)', icon('x'))}</div></div>"
-    )
+    return render("stage.html", "player", frames=frames, fps=f"{fps:g}", first=first, serial=serial)
 
 
 KEYS = (
@@ -355,49 +293,21 @@ KEYS = (
 )
 
 
-def key_map() -> str:
-    rows = "".join(f"<dt><kbd>{esc(key)}</kbd></dt><dd>{esc(what)}</dd>" for key, what in KEYS)
-    return (
-        '<dialog id="keys" aria-label="Keys"><div class="split"><h4>Keys</h4><button type="button" '
-        f'data-dialog-close aria-label="Close">{icon("x")}</button></div><dl>{rows}</dl></dialog>'
-    )
+def key_map() -> Markup:
+    return render("stage.html", "keys", rows=KEYS)
 
 
 # ---- pieces for the tabs -------------------------------------------------------------------------
 
 
-def facts(pairs: Iterable[tuple[str, str]]) -> str:
-    rows = "".join(f"<dt>{esc(k)}</dt><dd>{esc(v)}</dd>" for k, v in pairs)
-    return f'<dl class="rows">{rows}</dl>'
+def empty(text: str) -> Markup:
+    """What stands in a place that has nothing to show yet."""
+    return render("parts.html", "empty", text=text)
 
 
-def bars(rows: Iterable[tuple[str, float, str, str]]) -> str:
-    """Name, share in [0, 1], CSS colour, figure: a bar plot with its numbers."""
-    out = []
-    for name, share, color, figure in rows:
-        width = 100 * max(0.0, min(1.0, share))
-        out.append(
-            f"<span>{esc(name)}</span><div class=bar2><span style='width:{width:.1f}%;"
-            f"background:{color}'></span></div><span class=num>{esc(figure)}</span>"
-        )
-    return f'<div class="rows">{"".join(out)}</div>'
-
-
-def reasons(why: dict[str, str]) -> str:
-    """CSS selectors and why those controls cannot work now: the script makes tooltips of it."""
-    return f'<div hidden data-why="{esc(json.dumps(why))}"></div>'
-
-
-def captioned(image: str, left: str, right: str = "", **marks: object) -> str:
-    """A picture with a caption; `image` is a data URI."""
-    return (
-        f'<figure class="one"><img src="{image}"{attributes(**marks)}><figcaption class="cap2">'
-        f'<span>{esc(left)}</span><span class="num">{right}</span></figcaption></figure>'
-    )
-
-
-def dot(kind: str) -> str:
-    return f'<span class="dot" style="background:var(--{kind})"></span>'
+def muted(text: str, margin: str = "0", *, figures: bool = False) -> Markup:
+    """One line of small print."""
+    return render("parts.html", "muted", text=text, margin=margin, figures=figures)
 
 
 # ---- numbers -------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ class Hud(Part):
         self.core = core
 
     def build(self) -> None:
-        html(piece.HINT, elem_id="hint")
+        html(piece.hint(), elem_id="hint")
         self.chip = self.core.shown(html("", elem_id="hud"))
         self.tools = self.core.shown(html(tools(None), elem_id="tools"))
 

@@ -19,7 +19,7 @@ from .tabs.world import WorldTab
 
 SOFTWARE = ("swiftshader", "llvmpipe", "softpipe", "software", "basic render", "none")
 DARK = "WebGL is off in this browser, so the viewport stays dark. Enable it; everything else works."
-EMPTY = '<div class="empty-state">The stage opens with the page.</div>'
+EMPTY = "The stage opens with the page."
 
 
 class Stage(Part):
@@ -38,7 +38,7 @@ class Stage(Part):
 
     def build(self) -> None:
         with gr.Column(elem_id="stage"):
-            self.viewport = self.core.shown(html(EMPTY, elem_id="viewport"))
+            self.viewport = self.core.shown(html(piece.empty(EMPTY), elem_id="viewport"))
             self.film.build()
             self.hud.build()
 
@@ -52,9 +52,7 @@ class Stage(Part):
 
     def open(self, session: Session) -> Updates:
         """The frame of the viewport. Set once a page: writing it again would reload the stage."""
-        source = f"viewport/{session.token}/?darkMode"
-        frame = f'<iframe src="{source}" allow="fullscreen" title="3D viewport"></iframe>'
-        return {self.viewport: frame}
+        return {self.viewport: piece.render("stage.html", "viewport", token=session.token)}
 
     # ---- handlers ----------------------------------------------------------------------------
 

@@ -83,7 +83,7 @@ class ExportTab(Part):
             path = Path(folder) / name
             path.write_bytes(content)
             yield {  # Gradio copies the file into its cache before it asks for more
-                self.said: f'<div data-download="{time.time_ns()}">{piece.said(text)}</div>',
+                self.said: piece.render("export.html", "written", serial=time.time_ns(), text=text),
                 self.file: gr.update(value=str(path), visible=True, label=f"Download {name}"),
             }
 
@@ -136,8 +136,15 @@ class ExportTab(Part):
         scene, wait = session.world.scene, PREPARING if session.preparing else ""
         why = "" if scene.views or len(scene.cloud) else "The world is empty. Open a capture first."
         about = "The whole world with its history; can be opened again."
-        project = _row(PROJECT, "Project", ".zip", about, wait or why, "")
-        parts = []
+        project = {
+            "key": PROJECT,
+            "label": "Project",
+            "suffix": ".zip",
+            "about": about,
+            "why": wait or why,
+            "cost": "",
+        }
+        groups = []
         for group, title in GROUPS.items():
             rows = [
                 self._row(scene, key, form, wait)
@@ -145,17 +152,23 @@ class ExportTab(Part):
                 if form.group == group
             ]
             rows += [project] if group == "continue" else []
-            head = f'<h5 class="group">{piece.esc(title)}</h5>'
-            parts.append(f'{head}<div role="list">{"".join(rows)}</div>')
-        return "".join(parts)
+            groups.append((title, rows))
+        return piece.render("export.html", "formats", groups=groups)
 
-    def _row(self, scene: Scene, key: str, form: Exporter, wait: str) -> str:
+    def _row(self, scene: Scene, key: str, form: Exporter, wait: str) -> dict[str, str]:
         why = wait or why_not(scene, key)
         cost = ""
         if not why:
             guess = estimate(scene, key)
             cost = f"about {piece.size(guess.bytes)}, {_duration(guess.seconds)}"
-        return _row(key, form.label, form.suffix, form.describes, why, cost)
+        return {
+            "key": key,
+            "label": form.label,
+            "suffix": form.suffix,
+            "about": form.describes,
+            "why": why,
+            "cost": cost,
+        }
 
 
 def _duration(seconds: float) -> str:
@@ -165,30 +178,11 @@ def _duration(seconds: float) -> str:
 
 
 def _progress(step: int, total: int, message: str) -> str:
-    stop = piece.attributes(type="button", class_="item", data_send="export-cancel")
-    text = piece.esc(f"{message} ({step}/{total})" if total > 1 else message)
-    return f'<span class="said">{text}</span> <button{stop}>Cancel</button>'
+    text = f"{message} ({step}/{total})" if total > 1 else message
+    return piece.render("export.html", "progress", text=text)
 
 
 def project_file(session: Session) -> tuple[str, bytes]:
     """The whole world as one file, written now: raises `WorldBusy` while a step runs."""
     name = session.export_name("ply").rsplit(".", 1)[0]
     return f"{name}.world.zip", packed(state_of(session.world, plan=session.plan))
-
-
-def _row(key: str, label: str, suffix: str, about: str, why: str, cost: str) -> str:
-    marks = piece.attributes(
-        type="button",
-        class_="item",
-        id=f"export-{key}",
-        title=why or f"Download {label}",
-        disabled=bool(why),
-        data_send="export",
-        data_key=key,
-    )
-    about = piece.esc(about) + (f"<br>{piece.esc(cost)}" if cost else "")
-    return (
-        f"<button{marks}><span><b>{piece.esc(label)}</b> "
-        f'<span class="tag">{piece.esc(suffix.lstrip("."))}</span><br>'
-        f'<span class="muted">{about}</span></span>{piece.icon("download")}</button>'
-    )

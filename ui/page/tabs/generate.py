@@ -24,6 +24,7 @@ from ..follow import Follow
 from ..settings import GUIDES, accepted_frames, chosen_size, number, sizes, whole
 from .path import PathTab
 
+NOTHING = "Nothing generated yet. Press G."
 READING = "Reading what the checkpoint would take …"
 
 
@@ -94,7 +95,7 @@ class GenerateTab(Part):
                 )
             )
         gr.Markdown("#### New views", elem_classes="gap-top")
-        self.latest = shown(html('<div class="empty-state">Nothing generated yet. Press G.</div>'))
+        self.latest = shown(html(piece.empty(NOTHING)))
 
     @property
     def inputs(self) -> list[Any]:
@@ -130,7 +131,7 @@ class GenerateTab(Part):
             pictures = [clip.color8[i].permute(1, 2, 0).cpu().numpy() for i in few]
             updates[self.latest] = self._pictures(pictures, [i + 1 for i in few])
         elif not clips:
-            updates[self.latest] = '<div class="empty-state">Nothing generated yet. Press G.</div>'
+            updates[self.latest] = piece.empty(NOTHING)
         return updates
 
     def opened(self, session: Session) -> Updates:
@@ -215,7 +216,7 @@ class GenerateTab(Part):
             yield {self.clip.name: session.generator}
             raise WorldStereoError(why)
         if choice.modes is not None and not session.mode:
-            yield {self.about: f'<p class="muted" style="margin:0">{READING}</p>'}
+            yield {self.about: piece.muted(READING)}
         before, session.generator = session.generator, name
         try:
             modes = self._modes(session)
@@ -307,23 +308,16 @@ class GenerateTab(Part):
         return mode
 
     def _pictures(self, pictures: Sequence[np.ndarray], numbers: Sequence[int]) -> str:
-        if not pictures:
-            return '<div class="empty-state">Generating the first view …</div>'
-        tiles = "".join(
-            f'<div class="tile"><img src="{piece.picture(p, 240, 80)}" alt="New view {n}">'
-            f'<span class="num">view {n}</span></div>'
-            for p, n in zip(pictures, numbers, strict=True)
-        )
-        return f'<div class="tiles">{tiles}</div>'
+        small = [piece.picture(one, 240, 80) for one in pictures]
+        tiles = list(zip(small, numbers, strict=True))
+        return piece.render("generate.html", "pictures", tiles=tiles)
 
     def _about(self, name: str) -> str:
         choices = self.core.sessions.generators
-        lines = [f'<p class="muted" style="margin:0">{piece.esc(choices[name].description)}</p>']
-        for choice in choices.values():
-            if choice.why_not:
-                text = f"{choice.label} is off: {choice.why_not}"
-                lines.append(f'<p class="muted" style="margin:6px 0 0">{piece.esc(text)}</p>')
-        return "".join(lines)
+        off = [choice for choice in choices.values() if choice.why_not]
+        return piece.render(
+            "generate.html", "about", description=choices[name].description, off=off
+        )
 
 
 def fits_of(session: Session) -> Sequence[Fit]:

@@ -28,13 +28,9 @@ if TYPE_CHECKING:
 
 MODES = ("Pixel", "References", "Sources")
 ATTENTION = "Attention"
-EMPTY = (
-    '<div class="empty-state">Click a pixel in this picture, or a point in the stage, to see '
-    "where it comes from.</div>"
-)
+EMPTY = "Click a pixel in this picture, or a point in the stage, to see where it comes from."
 COMING = (
-    '<div class="empty-state">A new world is being prepared: its views can be looked into when '
-    "their memory is finished.</div>"
+    "A new world is being prepared: its views can be looked into when their memory is finished."
 )
 
 
@@ -53,7 +49,7 @@ class MemoryTab(Part):
             self.step = shown(
                 gr.Slider(1, 2, 1, step=1, label="Step", visible=False, elem_id="at-step")
             )
-        self.card = shown(html(EMPTY, elem_id="card"))
+        self.card = shown(html(piece.empty(EMPTY), elem_id="card"))
         with gr.Row():
             self.u = shown(
                 gr.Number(
@@ -96,12 +92,10 @@ class MemoryTab(Part):
     def refresh(self, session: Session) -> Updates:
         count = len(session.world.scene.views)
         if session.sketch is not None:
-            return {self.card: COMING}
+            return {self.card: piece.empty(COMING)}
         updates: Updates = {self.view: gr.update(maximum=max(2, count))}
         if not count:
-            updates[self.card] = (
-                '<div class="empty-state">No views yet. Open an example first.</div>'
-            )
+            updates[self.card] = piece.empty("No views yet. Open an example first.")
         return updates
 
     def why_not(self, session: Session) -> dict[str, str]:
@@ -224,7 +218,7 @@ class MemoryTab(Part):
         elif mode == "Sources":
             updates[self.card] = self._sources(target, scene)
         else:
-            updates[self.card] = self._clickable(target, scene) + EMPTY
+            updates[self.card] = self._clickable(target, scene) + piece.empty(EMPTY)
         return updates
 
     # ---- the published model's attention -----------------------------------------------------
@@ -250,9 +244,9 @@ class MemoryTab(Part):
         try:
             session.attention.of(session.world.scene, view)
         except WorldStereoError as error:
-            return f'<div class="empty-state">{piece.esc(error)}</div>'
+            return piece.empty(str(error))
         text = "Click a pixel to see which pixels of the references the model attended to for it."
-        return f'<div class="empty-state">{text} The model runs again up to the chosen step.</div>'
+        return piece.empty(f"{text} The model runs again up to the chosen step.")
 
     def _attend(
         self, session: Session, view: int, pixel: tuple[float, float], *at: Any
@@ -271,8 +265,8 @@ class MemoryTab(Part):
         try:
             row = job.result()
         except Cancelled:
-            text = '<div class="empty-state">Cancelled. Click a pixel to look again.</div>'
-            yield {self.card: picture + text} | done
+            text = "Cancelled. Click a pixel to look again."
+            yield {self.card: picture + piece.empty(text)} | done
         except WorldStereoError:
             yield {self.card: picture} | done
             raise
@@ -293,24 +287,23 @@ class MemoryTab(Part):
         else:
             meaning, figure = "No reference shows this place: there is no window to look into.", ""
         peak, side = float(row.weights.max()), 680 // min(3, len(row.views))
-        columns = f"grid-template-columns:repeat({min(3, len(row.views))},minmax(0,1fr))"
         tiles = []
         for k, index in enumerate(row.views):
             known = 0 <= index < len(scene.views)
             name = f"view {index + 1}" if known else "the start picture"
             color8 = scene.views[index].color8 if known else self._start(scene, view)
             image = inspector.attention_picture(color8, row.weights[k], row.window[k], peak)
-            part = 100 * float(row.weights[k].sum())
-            tiles.append(
-                f'<div class="tile"><img src="{piece.picture(image, side, 84)}" '
-                f'alt="Attention on {name}"><span class="num">{name}, {part:.1f} %</span></div>'
-            )
-        return (
-            f'<div class="cap2"><span>{where}</span>'
-            f'<span class="num">{mass:.0f} % on references</span></div>'
-            f'<p id="attention-share" style="margin:10px 0 4px;font-size:12px">'
-            f'<b class="num">{figure}</b> {meaning}</p>'
-            f'<div class="tiles" id="attention-maps" style="{columns}">{"".join(tiles)}</div>'
+            percent = 100 * float(row.weights[k].sum())
+            tiles.append((piece.picture(image, side, 84), name, percent))
+        return piece.render(
+            "memory.html",
+            "attention",
+            where=where,
+            mass=f"{mass:.0f}",
+            figure=figure,
+            meaning=meaning,
+            columns=min(3, len(row.views)),
+            tiles=tiles,
         )
 
     def _start(self, scene: Scene, view: int) -> Any:
@@ -335,32 +328,30 @@ class MemoryTab(Part):
         drawing = matches_svg(found, views, self.thumbnails)
         away = piece.length(found.distance * scale_of(scene), unit_of(scene))
         place = f"{caption(target, scene)}, pixel {int(found.pixel[0])}, {int(found.pixel[1])}"
-        right = f"{away} away" if found.point else "no depth here"
-        head = f'<div class="cap2"><span>{place}</span><span class="num">{right}</span></div>'
-        parts = [drawing, head, self._origin(found)]
-        if found.matches:
-            rows = [
-                (f"view {m.view + 1}", m.weight, "var(--stereo)", f"{100 * m.weight:.0f} %")
-                for m in found.accepted
-            ]
-            parts.append('<h4 style="margin:14px 0 8px !important">Attention per view</h4>')
-            none = '<p class="muted" style="margin:0">No stored view confirms this pixel.</p>'
-            parts.append(f'<div id="attention">{piece.bars(rows) if rows else none}</div>')
-        for match in found.refused:
-            text = f"view {match.view + 1} refused: {match.reason}"
-            dot = piece.dot("refused")
-            parts.append(f'<p class="muted" style="margin:6px 0 0">{dot}{piece.esc(text)}</p>')
+        point = ""
         if found.point:
             x, y, z = (value * scale_of(scene) for value in found.point)
-            parts.append(
-                f'<p class="muted num" style="margin:10px 0 0">3D point {x:.3f}, {y:.3f}, {z:.3f} '
-                f"{unit_of(scene)}</p>"
-            )
-        return "".join(parts)
+            point = f"3D point {x:.3f}, {y:.3f}, {z:.3f} {unit_of(scene)}"
+        rows = [
+            (f"view {m.view + 1}", m.weight, "var(--stereo)", f"{100 * m.weight:.0f} %")
+            for m in found.accepted
+        ]
+        return piece.render(
+            "memory.html",
+            "pixel",
+            drawing=drawing,
+            place=place,
+            away=f"{away} away" if found.point else "no depth here",
+            origin=self._origin(found),
+            matched=bool(found.matches),
+            rows=rows,
+            refused=found.refused,
+            point=point,
+        )
 
     def _origin(self, found: Inspection) -> str:
         if found.origin is None:
-            return '<p class="muted" style="margin:10px 0 0">An input view: observed.</p>'
+            return piece.muted("An input view: observed.", "10px 0 0")
         names = {
             Origin.GLOBAL: ("global", "global memory: known from the point cloud only"),
             Origin.STEREO: ("stereo", "stereo memory: confirmed by stored views"),
@@ -369,9 +360,8 @@ class MemoryTab(Part):
         }
         kind, text = names[found.origin]
         sure = found.confidence or 0.0
-        bar = piece.bars([("confidence", sure, f"var(--{kind})", f"{100 * sure:.0f} %")])
-        style = "margin:10px 0 6px;font-size:12px"
-        return f'<p style="{style}" id="origin">{piece.dot(kind)}{text}</p>{bar}'
+        bar = [("confidence", sure, f"var(--{kind})", f"{100 * sure:.0f} %")]
+        return piece.render("memory.html", "origin", kind=kind, text=text, bar=bar)
 
     def _references(self, target: Target, scene: Scene) -> str:
         """Who served the frame, how much of it, and where in it."""
@@ -382,7 +372,7 @@ class MemoryTab(Part):
                 if not target.generated
                 else "Made from the cloud alone."
             )
-            return self._clickable(target, scene) + f'<div class="empty-state">{text}</div>'
+            return self._clickable(target, scene) + piece.empty(text)
         maps = inspector.weight_maps(scene, target)
         rows, tiles = [], []
         for reference in scored:
@@ -391,58 +381,40 @@ class MemoryTab(Part):
             weights = maps[target.references.index(reference.view)]
             image = piece.picture(inspector.heat_picture(target, weights), 240, 82)
             covered = f"{100 * reference.covered:.0f} % of the frame"
-            marks = piece.attributes(
-                type="button",
-                class_="tile",
-                data_send="fly",
-                data_view=reference.view,
-                title=f"Where {name} contributes, {covered}. Click to fly there",
-            )
-            tiles.append(
-                f'<button{marks}><img src="{image}" alt="">'
-                f'<span class="num">{name}, {share}</span></button>'
-            )
-        return (
-            self._clickable(target, scene)
-            + '<h4 style="margin:14px 0 8px !important">Retrieved references</h4>'
-            + piece.bars(rows)
-            + '<h4 style="margin:14px 0 8px !important">Weight of each reference</h4>'
-            + f'<div class="tiles">{"".join(tiles)}</div>'
-        )
+            tiles.append((reference.view, image, share, covered))
+        picture = self._clickable(target, scene)
+        return piece.render("memory.html", "references", picture=picture, rows=rows, tiles=tiles)
 
     def _sources(self, target: Target, scene: Scene) -> str:
         """The frame by origin, and how sure it is."""
         if not target.generated:
             text = "An input view: every pixel was observed. Choose a generated one."
-            return self._clickable(target, scene) + f'<div class="empty-state">{text}</div>'
+            return self._clickable(target, scene) + piece.empty(text)
         part = inspector.shares(target)
         rows = [
             (name, part[name], f"var(--{name})", f"{100 * part[name]:.0f} %")
             for name in ("stereo", "global", "invented")
         ]
-        marks = self._marks(target)
         origin = piece.picture(inspector.origin_picture(target), 680)
         sure = piece.picture(inspector.confidence_picture(target), 680)
         mean = float(target.confidence.mean()) if target.confidence is not None else 1.0
-        return (
-            piece.captioned(origin, f"{caption(target, scene)}, by source", **marks)
-            + f'<div style="margin:10px 0 12px">{piece.bars(rows)}</div>'
-            + piece.captioned(sure, "Confidence: black 0, white 1", f"mean {100 * mean:.0f} %")
+        return piece.render(
+            "memory.html",
+            "sources",
+            picture=_clickable(origin, target, f"{caption(target, scene)}, by source"),
+            rows=rows,
+            confidence=sure,
+            mean=f"mean {100 * mean:.0f} %",
         )
 
     def _clickable(self, target: Target, scene: Scene) -> str:
         image = piece.picture(inspector.pixels_of(target.color8), 960)
-        return piece.captioned(image, caption(target, scene), **self._marks(target))
+        return _clickable(image, target, caption(target, scene))
 
-    def _marks(self, target: Target) -> dict[str, Any]:
-        return {
-            "id": "pixels",
-            "class_": "pixels",
-            "alt": f"View {target.view + 1}: click a pixel",
-            "tabindex": "0",
-            "data_send": "pixel",
-            "data_view": target.view,
-        }
+
+def _clickable(image: str, target: Target, text: str) -> str:
+    """A picture in which a click chooses a pixel."""
+    return piece.render("memory.html", "clickable", image=image, view=target.view, caption=text)
 
 
 def caption(target: Target, scene: Scene) -> str:

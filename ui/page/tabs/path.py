@@ -106,10 +106,7 @@ class PathTab(Part):
         self.keys = shown(line())
         gr.Markdown("#### Preview")
         self.preview = shown(
-            html(
-                '<div class="empty-state">The preview appears with the path.</div>',
-                elem_id="preview",
-            )
+            html(piece.empty("The preview appears with the path."), elem_id="preview")
         )
         self.frame = shown(gr.Slider(1, 25, 1, step=1, label="Frame", elem_id="frame"))
         self.problem = shown(line())
@@ -172,7 +169,7 @@ class PathTab(Part):
         if not session.preparing:
             return {}
         text = "The preview appears when the world is ready: it shows what the generator will see."
-        return {self.preview: f'<div class="empty-state">{text}</div>'}
+        return {self.preview: piece.empty(text)}
 
     # ---- planning ----------------------------------------------------------------------------
 
@@ -239,7 +236,7 @@ class PathTab(Part):
         session.set_plan(None, settings=session.settings, guide=session.planned.guide)
         return (
             {
-                self.preview: f'<div class="empty-state">{WAITING[preset]}</div>',
+                self.preview: piece.empty(WAITING[preset]),
                 self.frame: gr.update(maximum=2, value=1),
                 self.keys: self._keyframes(session),
             }
@@ -269,15 +266,19 @@ class PathTab(Part):
         shown = session.preview(frame, final=final)
         kind = "as the generator will see it" if final else "draft of the cloud"
         what = "unknown" if final else "holes"  # two measures: the final one counts both memories
-        unknown = f"{piece.dot('invented')}{100 * shown.unknown:.0f} % {what}"
-        card = piece.captioned(
-            piece.picture(tinted(shown.color, shown.known), 680),
-            f"Frame {frame + 1} of {len(session.plan)}, {kind}",
-            unknown,
-            alt=f"Preview of frame {frame + 1}",
-            data_final=str(final).lower(),
+        card = piece.render(
+            "path.html",
+            "preview",
+            image=piece.picture(tinted(shown.color, shown.known), 680),
+            frame=frame + 1,
+            total=len(session.plan),
+            kind=kind,
+            percent=f"{100 * shown.unknown:.0f}",
+            what=what,
+            final=final,
+            warnings=shown.warnings,
         )
-        return {self.preview: card + piece.warnings(shown.warnings)}
+        return {self.preview: card}
 
     def _frame(self, session: Session, value: Any) -> int:
         if session.plan is None:
@@ -364,15 +365,13 @@ class PathTab(Part):
             FLIGHT: "Press R, fly through the stage, press R again.",
         }
         text = texts[preset] if preset in texts else PRESETS[preset].description
-        return f'<p class="muted" style="margin:0">{piece.esc(text)}</p>'
+        return piece.muted(text)
 
     def _keyframes(self, session: Session) -> str:
         count = len(session.viewport.keyframes)
         if not count:
             return ""
-        return (
-            f'<p class="muted num" style="margin:0">{count} {piece.plural("keyframe", count)}</p>'
-        )
+        return piece.muted(f"{count} {piece.plural('keyframe', count)}", figures=True)
 
 
 def frame_at(path: Trajectory, keys: Sequence[Cameras], active: Any) -> int:

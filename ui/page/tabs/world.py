@@ -52,7 +52,7 @@ class WorldTab(Part):
             elem_classes="tint",
             elem_id="upload",
         )
-        html(f'<p class="muted" style="margin:0">{ACCEPTED}</p>')
+        html(piece.muted(ACCEPTED))
         self.problem = shown(line())
         gr.Markdown("#### Show", elem_classes="gap-top")
         drawings = [("Surface", "surface"), ("Points", "points")]
@@ -230,8 +230,7 @@ class WorldTab(Part):
         lines = placed_lines(report)
         if len(lines) > ROWS:
             lines = [*lines[:ROWS], f"and {len(lines) - ROWS} more."]
-        told = "".join(f'<p class="notice">{piece.esc(line)}</p>' for line in lines)
-        return f'<div role="status">{told}</div>'
+        return piece.render("world.html", "placed", lines=lines)
 
     # ---- showing -----------------------------------------------------------------------------
 
@@ -351,37 +350,18 @@ class WorldTab(Part):
 
                 with Image.open(example.thumbnail) as opened:
                     image = piece.picture(np.asarray(opened.convert("RGB")), 240, 82)
-            marks = piece.attributes(
-                type="button",
-                class_="tile",
-                title=f"Open {example.label}. {example.credit}",
-                data_send="example",
-                data_key=example.key,
-            )
-            picture = f'<img src="{image}" alt="">' if image else ""
-            tiles.append(
-                f"<button{marks}>{picture}<span>{piece.esc(example.label)}</span></button>"
-            )
-        if not tiles:
-            return (
-                '<p class="muted" style="margin:0">No examples here; open a file of your own.</p>'
-            )
-        return f'<div class="tiles">{"".join(tiles)}</div>'
+            tiles.append((example, image))
+        return piece.render("world.html", "examples", tiles=tiles)
 
     def _facts(self, session: Session) -> str:
         scene = session.world.scene
         some = _some(scene)
         if session.preparing:
-            coming = piece.esc(session.sketch.name) if session.sketch else "A new world"
-            stays = f" Until then {piece.esc(scene.name)} is kept." if some else ""
-            return (
-                f'<div class="empty-state" id="coming"><b>{coming} is being prepared.</b> Its '
-                f"numbers appear here when it is ready.{stays}</div>"
-            )
+            name = session.sketch.name if session.sketch else "A new world"
+            kept = scene.name if some else ""
+            return piece.render("world.html", "coming", name=name, kept=kept)
         if not some:
-            return (
-                '<div class="empty-state">Open an example or a file: its numbers appear here.</div>'
-            )
+            return piece.empty("Open an example or a file: its numbers appear here.")
         rows = [
             ("Points", f"{len(scene.cloud):,} of {session.world.max_points:,}"),
             ("Views", f"{len(scene.views)}"),
@@ -396,33 +376,27 @@ class WorldTab(Part):
         if session.project is not None:
             kept = self.core.sessions.config.keep
             notes.append(f"Saved after each step. Kept here: {kept}; oldest deleted first.")
-        lines = "".join(f'<p class="notice">{piece.esc(line)}</p>' for line in dict.fromkeys(notes))
-        return piece.facts(rows) + (f'<div style="margin-top:8px">{lines}</div>' if lines else "")
+        return piece.render("world.html", "facts", pairs=rows, notes=list(dict.fromkeys(notes)))
 
     def _table(self, session: Session) -> str:
         scene, registration = session.world.scene, session.registration
         given = [view for view in scene.views if view.step == 0]
         if session.preparing:
-            return '<p class="muted" style="margin:0">Shown when the new world is ready.</p>'
+            return piece.muted("Shown when the new world is ready.")
         if len(given) < 2:
             text = "Registration needs at least two views." if given else "No views yet."
-            return f'<p class="muted" style="margin:0">{text}</p>'
+            return piece.muted(text)
         if registration is None:
             text = _why_not_registered(scene) or "Off: original poses."
-            return f'<p class="muted" style="margin:0">{text}</p>'
-        moved = registration.moved_px.tolist()
-        rows = []
-        for i, (pixels, agrees) in enumerate(zip(moved, registration.agrees, strict=True)):
-            if i == ROWS:
-                rows.append(f"<tr><td colspan=3>and {len(moved) - ROWS} more</td></tr>")
-                break
-            word = "registered" if agrees else f"{piece.dot('refused')}not registered"
-            rows.append(
-                f"<tr><td>view {i + 1}</td><td class=r>{pixels:.1f} px</td><td>{word}</td></tr>"
-            )
-        head = "<tr><th>View</th><th class=r>Moved</th><th>State</th></tr>"
-        notes = "".join(f'<p class="notice">{piece.esc(n)}</p>' for n in registration.notices)
-        return f'<table class="small">{head}{"".join(rows)}</table>{notes}'
+            return piece.muted(text)
+        moved = list(zip(registration.moved_px.tolist(), registration.agrees, strict=True))
+        return piece.render(
+            "world.html",
+            "registration",
+            rows=moved[:ROWS],
+            more=max(0, len(moved) - ROWS),
+            notes=registration.notices,
+        )
 
 
 def placed_lines(report: AddReport) -> list[str]:
