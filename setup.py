@@ -15,6 +15,7 @@ setup(
         "worldstereo": ["py.typed"],
         "worldstereo.exports": ["viewer.html"],
         "worldstereo.ui.page": ["*.css", "*.js", "templates/*"],
+        "worldstereo.ui.tour": ["*.js", "scripts/*.json"],
         "worldstereo.assets": ["icons/*", "examples/**/*"],
     },
 )

@@ -35,6 +35,7 @@ RANKS = [
     "ui.page",
     "ui.api",
     "ui.__main__",
+    "ui.tour",
     "app",
 ]
 UNRANKED = {"worldstereo", "worldstereo.__main__", "worldstereo.memory", "worldstereo.views", "ui"}
@@ -52,6 +53,7 @@ DOORS = {
     "pycolmap": {"inputs"},
     "pykeops": {"neighbors"},
     "diffusers": {"generators"},
+    "playwright": {"ui.tour"},
     "transformers": {"generators", "depth"},
 }
 

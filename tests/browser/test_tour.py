@@ -1,0 +1,37 @@
+"""The README's picture is made by a tour, and shows today's page."""
+
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.browser.conftest import CHROMIUM
+from ui.tour.record import record
+from ui.tour.script import Tour
+
+ROOT = Path(__file__).resolve().parents[2]
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.timeout(900),
+    pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine"),
+]
+STALE = 0.06  # of the range, mean of pictures an eighth as large: another layout or another place
+
+
+def small(path: Path) -> np.ndarray:
+    picture = Image.open(path).convert("RGB")
+    return np.asarray(picture.resize((180, 112), Image.Resampling.BOX), np.float64) / 255
+
+
+@pytest.mark.filterwarnings("ignore")  # of uvicorn and playwright, not ours
+def test_the_picture_in_the_readme_is_what_a_visitor_sees(tmp_path):
+    tour = Tour.read(ROOT / "ui" / "tour" / "scripts" / "picture.json")
+    film = record("living-room", tour, tmp_path / "tour.mp4", pictures=tmp_path)
+    assert film.seconds >= 2
+    with av.open(str(tmp_path / "tour.mp4")) as container:
+        frames = [frame.to_image() for frame in container.decode(video=0)]
+    assert len(frames) == round(film.seconds * tour.fps) and frames[0].size == (1440, 900)
+    difference = np.abs(small(tmp_path / "readme.jpg") - small(ROOT / "assets" / "readme.jpg"))
+    assert difference.mean() < STALE, "make it again: see docs/tours.md"
