@@ -18,6 +18,7 @@ from worldstereo import Capture, Trajectory, View, WarpGenerator, World, read
 from worldstereo.guide import Guide
 from worldstereo.memory.localize import Localizer
 from worldstereo.memory.stereo.agreement import agreement
+from worldstereo.scene import Origin
 from worldstereo.world import add, explore, start, unknown
 
 KEPT = {
@@ -111,7 +112,8 @@ def agreements(m: Measured, other: Measured | None, frames: int = 9) -> dict[str
             view = other.views[(3 * t) % len(other.views)]
             color = torch.nn.functional.interpolate(view.color[None], color.shape[-2:])[0]
         shell = View.of(color, torch.zeros_like(clip.depth[t]), path.cameras[t], step=1)
-        said = agreement(memory, color, clip.depth[t], shell, views)
+        hidden = clip.origin[t] == int(Origin.RIG)
+        said = agreement(memory, color, clip.depth[t], shell, views, hidden=hidden)
         expected, answered = expected + said.expected, answered + said.answered
     checked = time.process_time() - began
     if other is not None:

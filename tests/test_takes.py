@@ -47,6 +47,11 @@ def test_agreement_tells_this_world_from_another():
     said = agreement(memory, half, same.depth, shell, views)
     wrong = said.contradicted(240, 320)[0]
     assert bool(wrong[:, :140].any()) and not bool(wrong[:, 180:].any())
+    # what is hidden by the camera's rig is not asked for
+    hidden = torch.zeros(1, 240, 320, dtype=torch.bool)
+    hidden[..., :160] = True
+    said = agreement(memory, half, same.depth, shell, views, hidden=hidden)
+    assert said.share > 0.95 and int(said.map[:, :8].max()) == 0
 
 
 def test_frames_are_remembered_when_the_frequency_says(world):

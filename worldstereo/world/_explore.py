@@ -27,7 +27,7 @@ from worldstereo.guide import Guide, splat_cloud
 from worldstereo.memory.geometric import UPDATE_FREQUENCIES
 from worldstereo.memory.stereo.agreement import FrameAgreement, agreement
 from worldstereo.progress import OnStep, ignore
-from worldstereo.scene import Capture, Clip, Scene, View
+from worldstereo.scene import Capture, Clip, Origin, Scene, View
 from worldstereo.trajectory import Trajectory
 from worldstereo.views.intake import keyframes
 from worldstereo.world._remember import forget, remember_cloud, remember_generated, remember_given
@@ -211,7 +211,10 @@ class _Check:
         if t % self.every or self.memory.size == 0:
             return None
         view = View.of(frame.color, torch.zeros_like(frame.depth), self.cameras[t], step=self.step)
-        self.said[t] = agreement(self.memory, frame.color, frame.depth, view, self.views)
+        hidden = frame.origin == int(Origin.RIG)
+        self.said[t] = agreement(
+            self.memory, frame.color, frame.depth, view, self.views, hidden=hidden
+        )
         return self.said[t]
 
     def fields(self) -> dict[str, Any]:
