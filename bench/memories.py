@@ -138,7 +138,7 @@ def known_areas(m: Measured) -> dict[str, float]:
         sure = view.depth[0] > 0
         pixels = camera.pixel_grid().reshape(view.height, view.width, 2)[sure]
         points = camera.unproject(pixels, view.depth[0][sure])
-        seen, open_ = torch.zeros(len(points), dtype=bool), torch.zeros(len(points), dtype=bool)
+        seen, open_ = torch.zeros(len(points)).bool(), torch.zeros(len(points)).bool()
         for k, kept in enumerate(scene.views):
             raw = m.views[m.kept[k]].depth[0]
             uv, z = kept.cameras.project(points)
