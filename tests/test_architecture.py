@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,7 @@ def place(module: str) -> str:
     return name
 
 
+@cache
 def imports(path: Path) -> list[tuple[str, int]]:
     """(module, line) of each import as Python resolves it: modules of ours by their full names."""
     here = module_of(path)
