@@ -51,6 +51,10 @@ class AppConfig:
     base: Path | None = None
     """Folder of the Wan base model, where the checkpoint does not name one that is at hand."""
 
+    painter: str = "auto"
+    """Who paints for the inpaint generator: telea, navier-stokes, or a folder or hub id (in the
+    local cache) of an inpainting model; or WORLDSTEREO_PAINTER in the environment."""
+
     depth: str | None = None
     """Depth of single photos: auto (a model in the local hub cache, else a rough layout), none, a
     model's folder or hub id; or WORLDSTEREO_DEPTH_MODEL in the environment."""
@@ -117,7 +121,11 @@ def sessions_config(config: AppConfig) -> "SessionsConfig":
     from .session.retention import Keeping
 
     settings = GeneratorSettings(
-        model=config.model, variant=config.variant, base=config.base, device=config.device
+        model=config.model,
+        variant=config.variant,
+        base=config.base,
+        device=config.device,
+        painter=config.painter,
     )
     return SessionsConfig(
         max_sessions=config.max_sessions,

@@ -9,6 +9,7 @@ published scene, so the frame that a person sees in the preview is the frame a m
 from collections.abc import Iterator
 from threading import Lock
 from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from worldstereo._core.cache import ByteCache
 from worldstereo.cameras import Cameras
 from worldstereo.memory.stereo.dense import ViewIndex, synthesize
 from worldstereo.render import RenderResult, render_points
-from worldstereo.scene import Origin, Scene
+from worldstereo.scene import Origin, PointCloud, Scene
 from worldstereo.trajectory import Trajectory
 
 
@@ -39,6 +40,8 @@ class GuideFrame(NamedTuple):
     stereo_weight: Float[Tensor, "1 H W"]
     """Share of the spatial-stereo memory in the blend; the rest is the global memory's."""
     references: tuple[int, ...]
+    made: Bool[Tensor, "1 H W"] | None = None
+    """True where what is known was invented by an earlier step; None where that is not known."""
 
     @property
     def nbytes(self) -> int:
@@ -136,13 +139,15 @@ class Guide:
     def _compute(self, camera: Cameras) -> GuideFrame:
         scene = self.scene
         splat = splat_cloud(scene, camera)
+        given, made = _splats(scene, camera, splat)
         chosen: tuple[int, ...] = ()
         if self.kind == "fused" and self.stereo and scene.views:
-            chosen = self._index.choose(camera, splat)
+            chosen = self._index.choose(camera, given)
         result = synthesize(
             camera,
             [scene.views[i] for i in chosen],
-            splat=splat if self.geometry else None,
+            splat=given if self.geometry else None,
+            splat_made=made if self.geometry else None,
             rig=scene.rig,
             unit=scene.unit,
         )
@@ -152,10 +157,11 @@ class Guide:
             depth=result.depth,
             mask=result.known,
             index=splat.index,
-            origin=_still_invented(result.origin, splat.index, scene),
+            origin=_still_invented(result.origin, result.made),
             confidence=result.confidence,
             stereo_weight=result.stereo_weight,
             references=chosen,
+            made=result.made & (result.origin != int(Origin.RIG)),
         )
 
 
@@ -168,16 +174,36 @@ def splat_cloud(scene: Scene, camera: Cameras, radius: int = 1) -> RenderResult:
     return render_points(scene.cloud.points, scene.cloud.colors, camera, radius=radius)
 
 
+def _splats(
+    scene: Scene, camera: Cameras, splat: RenderResult
+) -> tuple[RenderResult, RenderResult | None]:
+    """The given and the generated part of the cloud at one camera, each drawn by itself.
+
+    What was generated must not cover what was given, however close it lies.
+    """
+    seen = splat.index[splat.index >= 0]
+    if len(seen) == 0 or not bool((scene.cloud.step[seen] > 0).any()):
+        return splat, None
+    parts = _parts(scene.cloud)
+    given, made = (render_points(p.points, p.colors, camera, radius=1) for p in parts)
+    return given, made
+
+
+def _parts(cloud: PointCloud) -> tuple[PointCloud, PointCloud]:
+    """The given and the generated points of a cloud, split once."""
+    parts = _PARTS.get(cloud)
+    if parts is None:
+        made = cloud.step > 0
+        parts = _PARTS[cloud] = cloud.rows(~made), cloud.rows(made)
+    return parts
+
+
+_PARTS: WeakKeyDictionary[PointCloud, tuple[PointCloud, PointCloud]] = WeakKeyDictionary()
+
+
 def _still_invented(
-    origin: UInt8[Tensor, "1 H W"], index: Int[Tensor, "1 H W"], scene: Scene
+    origin: UInt8[Tensor, "1 H W"], made: Bool[Tensor, "1 H W"]
 ) -> UInt8[Tensor, "1 H W"]:
     """A point that an earlier step invented stays invented, however often it is seen again."""
-    if len(scene.cloud) == 0:
-        return origin
-    from_cloud = (origin == int(Origin.GLOBAL)) & (index >= 0)
-    made = scene.cloud.step[index[from_cloud]] > 0
-    marked = origin.clone()
-    marked[from_cloud] = torch.where(made, int(Origin.INVENTED), int(Origin.GLOBAL)).to(
-        origin.dtype
-    )
-    return marked
+    again = made & (origin == int(Origin.GLOBAL))
+    return torch.where(again, int(Origin.INVENTED), origin).to(origin.dtype)

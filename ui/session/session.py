@@ -19,7 +19,7 @@ from worldstereo import exports as export
 from worldstereo import world as edits
 from worldstereo.cameras import Cameras
 from worldstereo.errors import OutOfMemory, WorldBusy, WorldStereoError
-from worldstereo.generators import Frame, SamplerConfig
+from worldstereo.generators import Frame, Inspectable, SamplerConfig
 from worldstereo.scene import Capture, Clip, Scene
 from worldstereo.trajectory import Trajectory
 from worldstereo.views.registration import Registration
@@ -334,7 +334,8 @@ class Session:
         self, job: Job, choice: GeneratorChoice, trajectory: Trajectory, *, guide: str, **rest: Any
     ) -> Clip:
         mode = self.mode if choice.modes is not None else ""
-        generator = Listener(self._shared.generator(choice.name, mode, job.on_step))
+        made = self._shared.generator(choice.name, mode, job.on_step)
+        heard = Listener(made)
         began = time.monotonic()
 
         def on_frame(index: int, frame: Frame) -> None:
@@ -352,7 +353,7 @@ class Session:
                     self.world,
                     trajectory,
                     guide=kind,
-                    generator=generator,
+                    generator=heard if isinstance(made, Inspectable) else made,
                     on_step=job.on_step,
                     on_frame=on_frame,
                     **rest,
@@ -364,7 +365,7 @@ class Session:
         size = trajectory.cameras.width * trajectory.cameras.height
         seconds = time.monotonic() - began
         self._shared.measured(self.pace_of(choice.name), seconds / len(clip) / size)
-        self.attention.keep(clip, generator, choice.name, mode)
+        self.attention.keep(clip, heard, choice.name, mode)
         self._saving.save(job)
         return clip
 

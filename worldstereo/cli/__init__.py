@@ -68,7 +68,12 @@ class Explore:
     beside an official example's camera.json."""
 
     generator: str = "warp"
-    """warp (neither weights nor GPU), diffusion, or another registered generator's name."""
+    """warp (neither weights nor GPU), inpaint, diffusion, or another registered generator's
+    name."""
+
+    painter: str = "auto"
+    """Who paints for the inpaint generator: telea, navier-stokes, another registered painter, or a
+    folder or hub id of an inpainting model; auto takes --model where it holds one, else telea."""
 
     model: str | None = None
     """Folder, or hub id, with the weights of the diffusion generator."""
@@ -183,6 +188,17 @@ class Depth:
 
 
 @dataclass(frozen=True)
+class Painter:
+    """Show licence and size of an inpainting model; with --get, download it to the hub cache."""
+
+    model: Annotated[str, tyro.conf.Positional]
+    """A hub id like owner/name."""
+
+    get: bool = False
+    """You agree to the licence: download it now. Only safetensors are fetched."""
+
+
+@dataclass(frozen=True)
 class Batch:
     """Run many captures through open, path, generate and export, on Ray; done ones are kept."""
 
@@ -220,6 +236,7 @@ class Options:
         | Annotated[Reconstruct, tyro.conf.subcommand("reconstruct")]
         | Annotated[Info, tyro.conf.subcommand("info")]
         | Annotated[Depth, tyro.conf.subcommand("depth")]
+        | Annotated[Painter, tyro.conf.subcommand("painter")]
         | Annotated[Batch, tyro.conf.subcommand("batch")],
         tyro.conf.arg(name=""),
     ]
@@ -243,6 +260,7 @@ def main(arguments: list[str] | None = None) -> int:
         Add: _add,
         Info: _info,
         Depth: _depth,
+        Painter: _painter,
         Batch: _batch,
     }
     run = commands[type(options.command)]
@@ -407,6 +425,17 @@ def _depth(command: Depth) -> None:
         print("No depth model is here: add --get." if folder == "none" else folder)
 
 
+def _painter(command: Painter) -> None:
+    from worldstereo.generators.inpaint import download, offer
+
+    found = offer(command.model)
+    print(found)
+    if command.get:
+        print(download(found, on_step=_progress))
+    else:
+        print("Nothing was fetched; --get downloads it under this licence.")
+
+
 def _batch(command: Batch) -> None:
     from worldstereo.cli.batch import RayPool, run_batch
     from worldstereo.errors import WorldStereoError
@@ -480,6 +509,7 @@ def _generator(command: Explore) -> "Generator":
         variant=command.variant,
         base=command.base,
         constraint=command.constraint,
+        painter=command.painter,
         offline=False,
     )
     chosen = choice(command.generator, settings)

@@ -12,7 +12,7 @@ from worldstereo.depth._base import (
     default_camera,
 )
 from worldstereo.depth._edges import clean_edges
-from worldstereo.depth._layout import LayoutDepth, SphereLayout
+from worldstereo.depth._layout import LayoutDepth, SphereLayout, sky_mask
 from worldstereo.depth._learned import (
     MODEL_FOLDER,
     SUGGESTED,
@@ -48,5 +48,6 @@ __all__ = [
     "find",
     "forget",
     "model_folder",
+    "sky_mask",
     "use",
 ]

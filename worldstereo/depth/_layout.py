@@ -166,6 +166,14 @@ def _median_around(values: Float[Tensor, "w"], size: int) -> Float[Tensor, "w"]:
     return round_.unfold(0, size, 1).median(dim=1).values
 
 
+def sky_mask(color: Float[Tensor, "3 H W"]) -> Bool[Tensor, "1 H W"]:
+    """Where a picture seems to show sky: smooth, bright or bluish, and from the upper border on."""
+    _, H, W = color.shape
+    cells = max(1, round(max(H, W) / 96))
+    small = functional.interpolate(color[None], (-(-H // cells), -(-W // cells)), mode="area")[0]
+    return functional.interpolate(_sky(small)[None, None].float(), (H, W))[0] > 0.5
+
+
 def _sky(small: Float[Tensor, "3 h w"]) -> Bool[Tensor, "h w"]:
     """Smooth, bright or bluish cells that hang together with the upper border."""
     _, h, w = small.shape

@@ -5,12 +5,16 @@ The published model is in `worldstereo.generators.diffusion`, which needs packag
 
 from worldstereo.generators.base import (
     Closable,
+    EmptyRegion,
     Fit,
     Frame,
     GenerationRequest,
     Generator,
     GeneratorLimits,
     Inspectable,
+    Invention,
+    Inventor,
+    Look,
     OnState,
     SamplerConfig,
     as_view,
@@ -20,12 +24,16 @@ from worldstereo.generators.warp import WarpGenerator
 
 __all__ = [
     "Closable",
+    "EmptyRegion",
     "Fit",
     "Frame",
     "GenerationRequest",
     "Generator",
     "GeneratorLimits",
     "Inspectable",
+    "Invention",
+    "Inventor",
+    "Look",
     "OnState",
     "SamplerConfig",
     "WarpGenerator",

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 from worldstereo.cameras import Cameras
@@ -112,6 +112,25 @@ class Frame(NamedTuple):
     """The remembered views that served it, as indices into the request's views."""
 
 
+@dataclass(frozen=True, eq=False)
+class EmptyRegion:
+    """A part of the world that a person wants to stay empty: what a camera sees under a mask."""
+
+    camera: Cameras
+    mask: Bool[Tensor, "H W"]
+
+    def covers(self, camera: Cameras, depth: Float[Tensor, "1 H W"]) -> Bool[Tensor, "1 H W"]:
+        """Pixels of a camera whose surface, at `depth`, would be seen under the mask."""
+        z = depth.reshape(-1)
+        points = camera.unproject(camera.pixel_grid(), z)
+        pixels, q = self.camera.project(points)
+        inside = (z > 0) & (q > 0) & (pixels >= 0).all(1)
+        inside &= (pixels[:, 0] < self.camera.width) & (pixels[:, 1] < self.camera.height)
+        u = torch.where(inside, pixels[:, 0], 0.0).long()
+        v = torch.where(inside, pixels[:, 1], 0.0).long()
+        return (inside & self.mask[v, u]).reshape(depth.shape)
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class GenerationRequest:
     """Everything a generator is given; `guide` is what the person previewed."""
@@ -131,6 +150,8 @@ class GenerationRequest:
     sampler: SamplerConfig = SamplerConfig()
     on_state: OnState | None = None
     """Asked by generators that denoise; the others never call it."""
+    empty: tuple[EmptyRegion, ...] = ()
+    """What an `Inventor` leaves unknown."""
 
 
 @dataclass(frozen=True)
@@ -168,6 +189,37 @@ class Generator(Protocol):
 
     def __call__(self, request: GenerationRequest, on_step: OnStep = ignore) -> Iterator[Frame]:
         """Yields one frame per camera of the path; `on_step` is asked at least once per frame."""
+        ...
+
+
+class Invention(NamedTuple):
+    """One painted camera of a path."""
+
+    index: int
+    """Its frame of the path."""
+    frame: Frame
+
+
+Look = Callable[[Trajectory], Guide]
+"""What both memories show along a path, with all that was remembered until now."""
+
+
+@runtime_checkable
+class Inventor(Protocol):
+    """A generator that invents at a few cameras of a path and shows the rest from the memories.
+
+    The caller folds each invention into both memories before it asks for the next; the frames are
+    then the guide of the world that knows them all.
+    """
+
+    def invent(
+        self, request: GenerationRequest, look: Look, on_step: OnStep = ignore
+    ) -> Iterator[Invention]:
+        """Paints what no memory knows."""
+        ...
+
+    def frames(self, request: GenerationRequest, on_step: OnStep = ignore) -> Iterator[Frame]:
+        """One frame per camera, from the request's guide alone."""
         ...
 
 

@@ -41,6 +41,10 @@ class GeneratorSettings:
     offline: bool = True
     """Never ask a model hub."""
 
+    painter: str = "auto"
+    """Who fills the holes of the inpainting generator: a registered painter's name, or a folder or
+    hub id of an inpainting model; "auto" takes what the environment or `model` says, else Telea."""
+
 
 @dataclass(frozen=True)
 class GeneratorChoice:
@@ -123,4 +127,5 @@ def _all() -> dict[str, Choose | str]:
 
 
 register("warp", "worldstereo.generators.warp:choose")
+register("inpaint", "worldstereo.generators.inpaint.choice:choose")
 register("diffusion", "worldstereo.generators.diffusion.choice:choose")

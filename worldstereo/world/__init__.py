@@ -13,6 +13,7 @@ from worldstereo.world._coverage import (
 )
 from worldstereo.world._edits import delete_points, moved, set_registration, set_scale, set_up
 from worldstereo.world._explore import default_view, explore, pivot_distance, sky_of, start
+from worldstereo.world._invent import leave_empty, region_of
 from worldstereo.world._original import Original, PackedDepth
 from worldstereo.world._remember import remember_entries, remember_view
 from worldstereo.world._takes import compare, discard, keep, takes
@@ -37,11 +38,13 @@ __all__ = [
     "discard",
     "explore",
     "keep",
+    "leave_empty",
     "locate",
     "moved",
     "next_best_views",
     "pivot_distance",
     "propose_path",
+    "region_of",
     "remember_entries",
     "remember_view",
     "resident_bytes",

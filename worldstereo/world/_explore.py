@@ -17,9 +17,11 @@ from torch import Tensor
 from worldstereo.cameras import Cameras, look_at
 from worldstereo.errors import InputRefused, WorldStereoError
 from worldstereo.generators import (
+    EmptyRegion,
     Frame,
     GenerationRequest,
     Generator,
+    Inventor,
     OnState,
     SamplerConfig,
 )
@@ -30,6 +32,12 @@ from worldstereo.progress import OnStep, ignore
 from worldstereo.scene import Capture, Clip, Origin, Scene, View
 from worldstereo.trajectory import Trajectory
 from worldstereo.views.intake import keyframes
+from worldstereo.world._invent import (
+    empty_regions,
+    fold_inventions,
+    forget_inventions,
+    scene_of,
+)
 from worldstereo.world._remember import forget, remember_cloud, remember_generated, remember_given
 from worldstereo.world._takes import make_room
 from worldstereo.world._world import Draft, World
@@ -118,6 +126,7 @@ def explore(
     on_state: OnState | None = None,
     write_geometry: bool = True,
     write_stereo: bool = True,
+    again: EmptyRegion | None = None,
 ) -> Clip:
     """Generate the views of a path and fold what nobody had seen into both memories.
 
@@ -133,6 +142,7 @@ def explore(
         on_state: called after each denoising step by generators that have such steps.
         write_geometry, write_stereo: False leaves that memory as it is.
         update: another frequency than the world's own for this clip.
+        again: a region (`region_of`) whose inventions are forgotten first, to be painted again.
 
     Raises:
         WorldStereoError: the world is empty.
@@ -149,8 +159,12 @@ def explore(
         raise WorldStereoError("The world is empty. Open an example or a capture first.")
     with world.step(f"explore {trajectory.name}") as draft:
         draft.write_geometry, draft.write_stereo = write_geometry, write_stereo
+        scene = draft.scene
+        if again is not None:
+            forget_inventions(draft, again)
+            scene, guide = scene_of(draft), guide.kind if isinstance(guide, Guide) else guide
         if not isinstance(guide, Guide):
-            guide = Guide(draft.scene, trajectory, guide)
+            guide = Guide(scene, trajectory, guide)
         request = GenerationRequest(
             start=trajectory.cameras[0],
             trajectory=trajectory,
@@ -165,17 +179,24 @@ def explore(
             seed=seed,
             sampler=sampler or SamplerConfig(),
             on_state=on_state,
+            empty=empty_regions(world.history),
         )
-        judge = _judge(guide, draft.scene, trajectory)
+        judge = _judge(guide, scene, trajectory)
         check = _Check(draft, generator, trajectory)
         frames: list[Frame] = []
-        for frame in generator(request, on_step):
+        known = _Held(draft) if update == "manual" else None
+        if isinstance(generator, Inventor):
+            request = fold_inventions(draft, scene, generator, request, on_step)
+            made, update_frames = generator.frames(request, on_step), ""
+        else:
+            made, update_frames = generator(request, on_step), update
+        for frame in made:
             said = check(frame, len(frames))
-            if update == "per_frame":
+            if update_frames == "per_frame":
                 remember_generated(draft, frame, judge, len(frames), generator, said)
             on_frame(len(frames), frame)
             frames.append(frame)
-        if update == "per_step":
+        if update_frames == "per_step":
             for t, frame in enumerate(frames):
                 on_step(t, len(frames), f"Remembering view {t + 1} of {len(frames)}")
                 remember_generated(draft, frame, judge, t, generator, check.said.get(t))
@@ -192,8 +213,26 @@ def explore(
             **({"take": True} if update == "manual" else {}),
         }
         if update == "manual":
+            assert known is not None
+            known.restore()  # what was painted for a take is not remembered either
             make_room(draft)
     return clip
+
+
+class _Held:
+    """The memories as a step found them, for a take: its inventions stay in its pictures."""
+
+    def __init__(self, draft: Draft) -> None:
+        self.draft, self.views = draft, list(draft.views)
+        self.geometry, self.stereo = draft.geometry.snapshot(), draft.stereo.snapshot()
+        self.keypoints = draft.keypoints.snapshot()
+
+    def restore(self) -> None:
+        self.draft.geometry.restore(self.geometry)
+        self.draft.stereo.restore(self.stereo)
+        self.draft.keypoints.restore(self.keypoints)
+        self.draft.views[:] = self.views
+        self.draft.points_added = self.draft.points_merged = 0
 
 
 class _Check:
@@ -203,7 +242,7 @@ class _Check:
     def __init__(self, draft: Draft, generator: Generator, trajectory: Trajectory) -> None:
         self.memory, self.views = draft.keypoints, tuple(draft.views)
         self.cameras, self.step = trajectory.cameras, draft.step
-        learned = generator.limits.steps is not None
+        learned = generator.limits.steps is not None and not isinstance(generator, Inventor)
         self.every = 1 if learned else max(1, -(-len(trajectory) // CHECKED))
         self.said: dict[int, FrameAgreement] = {}
 

@@ -117,8 +117,12 @@ def remember_generated(
     )
 
 
-def remember_view(draft: Draft, view: View, generator: Generator) -> None:
-    """One view into both memories: its points into the cloud, its patches into the feature bank."""
+def remember_view(draft: Draft, view: View, generator: Generator, *, merge: bool = True) -> None:
+    """One view into both memories: its points into the cloud, its patches into the feature bank.
+
+    Args:
+        merge: False leaves the points that are there untouched, however near the new ones are.
+    """
     view = view.spilled()
     draft.views.append(view if draft.write_stereo else unseen(view))
     number = len(draft.views) - 1
@@ -133,7 +137,7 @@ def remember_view(draft: Draft, view: View, generator: Generator) -> None:
             normals=cloud.normals.to(at),
             radii=cloud.radii.to(at),
             source=number,
-            merge_threshold=cloud_spacing(view),
+            merge_threshold=cloud_spacing(view) if merge else 0.0,
         )
         draft.points_added += result.num_added
         draft.points_merged += result.num_merged

@@ -95,6 +95,8 @@ class Synthesis(NamedTuple):
     """True where a memory knows the surface, that is before holes were filled."""
     stereo_weight: Float[Tensor, "1 H W"]
     """Share of the remembered pixels in the colour; the rest is the cloud's or the fill's."""
+    made: Bool[Tensor, "1 H W"]
+    """True where only generated views or points show the surface."""
 
 
 class Contribution(NamedTuple):
@@ -117,6 +119,7 @@ def synthesize(
     views: Sequence[View],
     *,
     splat: RenderResult | None = None,
+    splat_made: RenderResult | None = None,
     rig: tuple[Tensor, Tensor] | None = None,
     unit: float = 1.0,
     stereo: bool = True,
@@ -130,6 +133,7 @@ def synthesize(
         target: a single camera in the registered world.
         views: those that serve it (`choose_views`); more than 8 given ones are narrowed down.
         splat: the cloud of the global memory drawn at the target.
+        splat_made: the generated part of that cloud, where `splat` is the given part alone.
         rig: mask and colour of what is fixed to the camera, pasted over the result.
         unit: u in scene units.
         stereo, geometry: False leaves one memory out.
@@ -152,25 +156,51 @@ def synthesize(
     depth = _complete(measured, measured > 0, options.background and fill)
     blend = _Blend(pose.shape)
     blend.add_all(given, pose, depth, options)
-    # What was generated before, and the cloud, never move what given views show: they continue it.
-    made_depth = fusion.fused_depth(
-        made, pose, agree=options.agree, free=free, nearest=options.nearest
-    )
-    for more, part in ((cloud_depth, given), (made_depth, made)):
+
+    def opened(more: np.ndarray, part: list[Working]) -> None:
+        """Surfaces that no view has shown until here."""
+        nonlocal depth, measured
         open_ = (blend.weights <= SEEN) & (measured <= 0) & (more > 0)
         if open_.any():
             depth, measured = np.where(open_, more, depth), np.where(open_, more, measured)
             blend.add_all(part, pose, np.where(open_, depth, 0), options)
+
+    def drawn(
+        cloud: np.ndarray, colors: np.ndarray, known: np.ndarray, base: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Colour, `base` where known; which other pixels views confirm, and the cloud alone."""
+        seen = blend.weights > SEEN
+        from_cloud = ~seen & ~known & (cloud > 0)
+        color = np.where(from_cloud[..., None], colors, blend.color())
+        color = np.where(known[..., None], base, color)
+        if options.antialias:
+            color = _antialias(color, depth, known | seen | from_cloud)
+        return color, seen & ~known, from_cloud
+
+    opened(cloud_depth, given)
     # Without a given view only the cloud says how far the surroundings of its holes are.
     depth = _complete(depth, depth > 0, options.background and fill)
-    blend.add_all(made, pose, np.where(blend.weights <= SEEN, depth, 0), options)
-    seen = blend.weights > SEEN
-    color = blend.color()
-    from_cloud = ~seen & (cloud_depth > 0)
-    color[from_cloud] = cloud_color[from_cloud]
+    nothing = np.zeros(pose.shape, bool)
+    color, seen, from_cloud = drawn(cloud_depth, cloud_color, nothing, cloud_color)
     known = seen | from_cloud
-    if options.antialias:
-        color = _antialias(color, depth, known)
+    by_made = nothing
+    # What was generated never moves what given views and points show: it continues it.
+    if made or splat_made is not None:
+        before, base, base_depth = known, color, depth
+        more_depth, more_color = _cloud(splat_made if geometry else None, pose, unit)
+        depth = measured = np.where(known, depth, 0)
+        opened(np.where(known, 0, more_depth), [])
+        made_depth = fusion.fused_depth(
+            made, pose, agree=options.agree, free=free, nearest=options.nearest
+        )
+        opened(np.where(known, 0, made_depth), [])
+        depth = _complete(depth, depth > 0, options.background and fill)
+        blend.add_all(made, pose, np.where(known, 0, depth), options)
+        color, more_seen, more_cloud = drawn(more_depth, more_color, known, base)
+        by_made = more_seen | more_cloud
+        color = np.where(before[..., None], base, color)
+        depth = np.where(before, base_depth, depth)
+        seen, from_cloud, known = seen | more_seen, from_cloud | more_cloud, known | by_made
     if fill:
         firm = firm_pixels(depth, known, pose, served if options.rims else [], options.agree)
         color = _fill(color, depth, known, firm, options)
@@ -197,6 +227,7 @@ def synthesize(
         confidence=torch.from_numpy(confidence)[None].to(device),
         known=torch.from_numpy(known)[None].to(device),
         stereo_weight=torch.from_numpy(seen.astype(np.float32))[None].to(device),
+        made=torch.from_numpy(by_made)[None].to(device),
     )
 
 

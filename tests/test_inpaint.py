@@ -1,0 +1,379 @@
+"""The inpainting generator: an oracle painter on a room in closed form, and bad painters.
+
+The oracle answers from the true picture of the camera that it recognises by its known pixels.
+"""
+
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from tests.conftest import room, room_capture
+from worldstereo import Cameras, Capture, Guide, Origin, Trajectory, WarpGenerator, World
+from worldstereo.errors import Cancelled, InvalidRequest
+from worldstereo.generators.inpaint import (
+    InpaintGenerator,
+    InpaintOptions,
+    OpenCVPainter,
+    PainterFailed,
+    painter_named,
+    painter_names,
+    register_painter,
+    unregister_painter,
+)
+from worldstereo.generators.inpaint.compose import harmonised, painted, worth_painting
+from worldstereo.generators.inpaint.depth import out_of_free_space
+from worldstereo.generators.inpaint.painters import Wish, checked
+from worldstereo.progress import ignore
+from worldstereo.scene import PointCloud
+from worldstereo.world import explore, keep, leave_empty, region_of, start, takes
+
+SIZE = (96, 72)
+
+
+def made_world(n: int = 3) -> World:
+    world = World(WarpGenerator(), max_points=100_000)
+    start(world, room_capture(n, *SIZE), register=False)
+    return world
+
+
+def path(world: World, frames: int = 4, amount: float = 1.5) -> Trajectory:
+    camera = world.scene.views[1].cameras
+    return Trajectory.preset(
+        "truck", camera, distance=4.0, frames=frames, amount=amount, up=world.scene.up
+    )
+
+
+class Oracle:
+    """Knows the true pictures; recognises which is asked for by what is known of it."""
+
+    def __init__(self, way: Trajectory) -> None:
+        self.pictures = (room(way.cameras)[0].permute(0, 2, 3, 1).numpy() * 255).round()
+        self.asked: list[int] = []
+
+    def __call__(self, image, mask, prompt, seed):
+        off = [np.abs(p - image)[~mask].mean() for p in self.pictures]
+        self.asked.append(int(np.argmin(off)))
+        out = image.copy()
+        out[mask] = self.pictures[self.asked[-1]][mask]
+        return out
+
+
+def error_of(color, truth, where) -> float:
+    return float(-10 * torch.log10(((color - truth) ** 2).mean(1)[where].mean()))
+
+
+def test_one_call_paints_the_clip_and_no_known_pixel_changes():
+    world = made_world()
+    way = path(world)
+    truth, depth = room(way.cameras)
+    before = list(Guide(world.scene, way))
+    smooth = torch.stack([frame.color for frame in before])
+    hole = torch.stack([~frame.mask[0] for frame in before])
+    assert float(hole[-1].float().mean()) > 0.03
+    oracle = Oracle(way)
+    clip = explore(world, way, generator=InpaintGenerator(oracle))
+    assert oracle.asked == [len(way) - 1]
+    assert world.history[-1].details["keyframes"] == oracle.asked
+    assert error_of(clip.color, truth, hole) > error_of(smooth, truth, hole) + 8
+    assert float(((clip.depth - depth).abs() / depth)[:, 0][hole].median()) < 0.02
+    for t, frame in enumerate(before):
+        known = frame.mask.expand(3, -1, -1)
+        shown = (frame.color.clamp(0, 1) * 255 + 0.5).to(torch.uint8)
+        assert torch.equal(clip.color8[t][known], shown[known])
+        assert torch.equal(clip.depth[t][frame.mask], frame.depth[frame.mask])
+    assert bool((clip.origin[:, 0][hole] == int(Origin.INVENTED)).all())
+    assert bool((clip.origin[:, 0][~hole] != int(Origin.INVENTED)).all())
+
+
+def test_a_second_visit_after_undo_and_redo_is_the_same_bits_and_calls_nobody():
+    world = made_world()
+    way = path(world)
+    oracle = Oracle(way)
+    first = explore(world, way, generator=InpaintGenerator(oracle))
+    calls, points = len(oracle.asked), len(world.scene.cloud)
+    world.undo()
+    world.redo()
+    again = explore(world, way, generator=InpaintGenerator(oracle))
+    for name in ("color8", "depth", "origin", "confidence8"):
+        assert torch.equal(getattr(first, name), getattr(again, name)), name
+    assert len(oracle.asked) == calls and len(world.scene.cloud) == points
+    # From another side, in the other direction and at the same cameras, too.
+    back = explore(world, way.reversed(), generator=InpaintGenerator(oracle))
+    assert torch.equal(back.color8.flip(0), first.color8) and len(oracle.asked) == calls
+
+
+def test_the_same_invented_point_has_one_colour_in_all_frames():
+    world = made_world()
+    way = path(world)
+    clip = explore(world, way, generator=InpaintGenerator(Oracle(way)))
+    hole = clip.origin[-1, 0] == int(Origin.INVENTED)
+    a, b = way.cameras[-1], way.cameras[-2]
+    pixels = a.pixel_grid().reshape(a.height, a.width, 2)[hole]
+    points = a.unproject(pixels, clip.depth[-1, 0][hole])
+    uv, z = b.project(points)
+    inside = (z > 0) & (uv >= 0).all(1) & (uv[:, 0] < b.width) & (uv[:, 1] < b.height)
+    u, v = uv[inside].long().unbind(1)
+    there = clip.color[-2][:, v, u]
+    here = clip.color[-1][:, hole][:, inside]
+    same = (clip.depth[-2, 0][v, u] / z[inside] - 1).abs() < 0.01
+    assert int(same.sum()) > 50
+    assert float((here - there).abs().mean(0)[same].median()) < 2.5 / 255
+
+
+def test_frames_without_a_world_are_those_of_the_memories():
+    """Called as any generator, it keeps its keyframes to itself and yields one frame a camera."""
+    from worldstereo.generators import GenerationRequest
+
+    world = made_world()
+    way = path(world, frames=3)
+    geometry, stereo = WarpGenerator().new_memories(1000)
+    request = GenerationRequest(
+        trajectory=way, guide=Guide(world.scene, way), geometry=geometry, stereo=stereo,
+        views=world.scene.views, unit=world.scene.unit,
+    )  # fmt: skip
+    oracle = Oracle(way)
+    frames = list(InpaintGenerator(oracle)(request))
+    assert len(frames) == 3 and oracle.asked
+    truth, _ = room(way.cameras)
+    hole = ~Guide(world.scene, way)[2].mask[0]
+    assert error_of(frames[2].color[None], truth[2:], hole[None]) > 30
+
+
+def test_a_take_is_not_remembered_until_it_is_kept():
+    world = made_world()
+    way = path(world, frames=3)
+    views, points = len(world.scene.views), len(world.scene.cloud)
+    take = explore(world, way, generator=InpaintGenerator(Oracle(way)), update="manual")
+    assert (len(world.scene.views), len(world.scene.cloud)) == (views, points)
+    assert bool((take.origin[-1] == int(Origin.INVENTED)).any())
+    keep(world, takes(world)[0])
+    assert len(world.scene.cloud) > points
+    assert Guide(world.scene, way)[2].unknown < 0.002
+
+
+def test_no_painted_surface_stands_in_seen_space():
+    """Oracle: the given views' own depth, at every point that was added."""
+    world = made_world()
+    way = path(world)
+    explore(world, way, generator=InpaintGenerator(Oracle(way)))
+    added = world.scene.cloud.points[world.scene.cloud.step > 0]
+    assert len(added) > 100
+    for view in world.scene.views[:3]:
+        uv, z = view.cameras.project(added)
+        inside = (z > 0) & (uv >= 1).all(1)
+        inside &= (uv[:, 0] < view.width - 1) & (uv[:, 1] < view.height - 1)
+        u, v = uv[inside].long().unbind(1)
+        assert int((z[inside] < 0.94 * view.depth[0][v, u]).sum()) <= len(added) // 100
+
+
+def test_a_surface_in_seen_space_is_pushed_behind_it():
+    views = room_capture(3, *SIZE).views
+    camera = Cameras(views[1].cameras.K, views[2].cameras.c2w, *SIZE)
+    floating = torch.full((1, SIZE[1], SIZE[0]), 1.0)
+    hole = torch.zeros_like(floating, dtype=torch.bool)
+    hole[0, 30:60, 40:80] = True
+    pushed = out_of_free_space(floating, hole, camera, views)
+    truth = room(Cameras.stack([camera]))[1][0]
+    assert torch.equal(pushed[~hole], floating[~hole])
+    assert float((pushed[hole] / truth[hole]).min()) > 0.94
+
+
+def test_what_is_left_empty_stays_empty():
+    world = made_world()
+    way = path(world)
+    generator = InpaintGenerator(Oracle(way))
+    explore(world, way, generator=generator)
+    frame = Guide(world.scene, way)[len(way) - 1]
+    assert frame.made is not None
+    removed = leave_empty(world, way.cameras[-1], frame.made[0])
+    assert removed > 0
+    calls = len(generator.painter.asked)
+    clip = explore(world, way, generator=generator)
+    assert len(generator.painter.asked) == calls
+    assert len(world.scene.cloud.step[world.scene.cloud.step > 0]) < 20
+    assert len(clip) == len(way)
+    world.undo()
+    world.undo()
+    assert int((world.scene.cloud.step > 0).sum()) >= removed
+
+
+def test_a_region_is_painted_again_with_another_seed():
+    def colored(image, mask, prompt, seed):
+        out = image.copy()
+        out[mask] = np.random.default_rng(seed).integers(0, 255, 3)
+        return out
+
+    world = made_world()
+    way = path(world)
+    generator = InpaintGenerator(colored)
+    first = explore(world, way, generator=generator, seed=1)
+    made = first.origin[-1, 0] == int(Origin.INVENTED)
+    region = region_of(way.cameras[-1], made)
+    second = explore(world, way, generator=generator, seed=2, again=region)
+    apart = (first.color[-1] - second.color[-1]).abs().mean(0)
+    assert float(apart[made].median()) > 0.02
+    assert float(apart[~made].max()) == 0.0
+
+
+# ---- painters that misbehave -------------------------------------------------------------------
+
+
+def shifted(image, mask, prompt, seed):
+    return np.roll(image, (2, -2), (0, 1))
+
+
+def never(image, mask, prompt, seed):
+    threading.Event().wait(60)
+
+
+BAD = {
+    "another shape": lambda i, m, p, s: np.zeros((40, 200, 3), np.uint8),
+    "NaN": lambda i, m, p, s: np.full(i.shape, np.nan, np.float32),
+    "grey": lambda i, m, p, s: np.full_like(i, 128),
+    "text": lambda i, m, p, s: "a nice room",
+    "another picture": lambda i, m, p, s: i[::-1, ::-1].copy(),
+    "an error": lambda i, m, p, s: 1 / 0,
+    "nothing": lambda i, m, p, s: None,
+    "infinite floats": lambda i, m, p, s: i.astype(np.float32) * 1e30,
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_painter_is_named_and_the_world_is_unchanged(name):
+    world = made_world()
+    scene = world.scene
+    with pytest.raises(PainterFailed, match="painter") as caught:
+        explore(world, path(world, 3), generator=InpaintGenerator(BAD[name]))
+    assert "\n" not in str(caught.value)
+    assert world.scene is scene and not world.busy
+    assert explore(world, path(world, 2)).generator == "warp"
+
+
+def test_a_painter_that_never_answers_is_left_in_time_or_when_cancelled():
+    world = made_world()
+    scene = world.scene
+    slow = InpaintGenerator(never, options=InpaintOptions(seconds=0.3))
+    with pytest.raises(PainterFailed, match="no picture in 0 s"):
+        explore(world, path(world, 3), generator=slow)
+
+    def stop(step: int, total: int, message: str) -> None:
+        if "Painting, " in message:
+            raise Cancelled("Cancelled.")
+
+    began = time.monotonic()
+    with pytest.raises(Cancelled):
+        explore(world, path(world, 3), generator=InpaintGenerator(never), on_step=stop)
+    assert time.monotonic() - began < 30
+    assert world.scene is scene
+
+
+def test_an_answer_of_another_size_or_moved_by_two_pixels_is_put_right():
+    rng = np.random.default_rng(0)
+    image = np.kron(rng.integers(0, 255, (12, 16, 3)), np.ones((6, 6, 1))).astype(np.uint8)
+    mask = np.zeros(image.shape[:2], bool)
+    mask[20:40, 30:50] = True
+    inner = np.s_[8:-8, 8:-8]
+    moved = checked(shifted(image, mask, "", 0), image, mask)
+    np.testing.assert_array_equal(moved[inner], image[inner])
+    doubled = checked(image.repeat(2, 0).repeat(2, 1), image, mask)
+    np.testing.assert_array_equal(doubled, image)
+    floats = checked(image.astype(np.float32) / 255, image, mask)
+    np.testing.assert_array_equal(floats, image)
+
+
+def test_known_pixels_are_never_the_painters():
+    """Whatever it does to them: the hole alone is taken from its answer."""
+    rng = np.random.default_rng(1)
+    color = rng.random((60, 80, 3), np.float32)
+    hole = np.zeros((60, 80), bool)
+    hole[10:30, 20:60] = True
+
+    def brighter(image, mask, prompt, seed):
+        return np.clip(image.astype(int) + 20, 0, 255).astype(np.uint8)
+
+    out = painted(brighter, color, hole, prompt="", seed=0, wish=Wish(), on_step=ignore, seconds=9)
+    np.testing.assert_array_equal(out[~hole], color[~hole])
+
+
+def test_the_rim_takes_out_a_wrong_exposure_and_gives_its_noise():
+    rng = np.random.default_rng(2)
+    ramp = np.linspace(0.3, 0.6, 120, dtype=np.float32)[None, :, None].repeat(90, 0).repeat(3, 2)
+    noise = rng.normal(0, 0.02, (90, 120, 1)).astype(np.float32)
+    hole = np.zeros((90, 120), bool)
+    hole[20:70, 30:90] = True
+    out = harmonised(ramp + 0.06, ramp + noise, hole, seed=0)
+    inside = (out - ramp)[30:60, 40:80]
+    assert abs(float(inside.mean())) < 0.01
+    assert 0.012 < float(inside.std()) < 0.03
+
+
+def test_a_mask_of_one_pixel_is_left_to_the_fill():
+    hole = np.zeros((30, 40), bool)
+    hole[10, 12] = True
+    assert not worth_painting(hole).any()
+    hole[15:25, 15:25] = True
+    assert worth_painting(hole).sum() == 100
+
+
+def test_a_path_that_sees_nothing_known_is_refused():
+    world = made_world()
+    scene = world.scene
+    camera = scene.views[1].cameras
+    c2w = camera.c2w.clone()
+    c2w[:3, :2] *= -1
+    c2w[:3, 0] *= -1
+    c2w[:3, 2] *= -1
+    away = Cameras(camera.K, c2w, camera.width, camera.height)
+    way = Trajectory(Cameras.stack([away, away]))
+    with pytest.raises(InvalidRequest, match="sees nothing that is known"):
+        explore(world, way, generator=InpaintGenerator(OpenCVPainter()))
+    assert world.scene is scene
+
+
+def test_a_world_of_points_only_and_a_very_long_prompt():
+    views = room_capture(1, *SIZE).views
+    view = views[0]
+    points = view.cameras.unproject(view.cameras.pixel_grid(), view.depth.reshape(-1))
+    cloud = PointCloud.of(points, view.color.reshape(3, -1).T.contiguous())
+    world = World(WarpGenerator(), max_points=50_000)
+    start(world, Capture("points", "cloud", (), cloud))
+    heard = []
+
+    def listening(image, mask, prompt, seed):
+        heard.append(prompt)
+        return OpenCVPainter()(image, mask, prompt, seed)
+
+    way = Trajectory.preset("truck", view.cameras, distance=4.0, frames=3, amount=1.5)
+    clip = explore(world, way, generator=InpaintGenerator(listening), prompt="a room " * 1429)
+    assert len(clip) == 3 and len(world.scene.cloud) > len(cloud)
+    assert heard and all(len(text) <= 2000 for text in heard)
+
+
+def test_no_keyframe_is_painted_where_everything_is_known():
+    world = made_world()
+    camera = world.scene.views[1].cameras
+    way = Trajectory(Cameras.stack([camera]))
+    clip = explore(world, way, generator=InpaintGenerator(never))
+    assert world.history[-1].details["keyframes"] == [] and len(clip) == 1
+
+
+def test_painters_are_registered_by_name():
+    assert painter_names()[:2] == ("telea", "navier-stokes")
+    image = np.zeros((20, 24, 3), np.uint8)
+    image[:] = (10, 200, 30)
+    mask = np.zeros((20, 24), bool)
+    mask[5:9, 5:9] = True
+    for name in painter_names()[:2]:
+        np.testing.assert_allclose(painter_named(name)(image, mask, "", 0), image, atol=2)
+    register_painter("mine", lambda settings: shifted)
+    try:
+        assert painter_named("mine") is shifted
+        with pytest.raises(ValueError, match="registered already"):
+            register_painter("mine", lambda settings: shifted)
+    finally:
+        unregister_painter("mine")
+    with pytest.raises(ValueError, match="painter must be one of telea"):
+        painter_named("absent")
