@@ -127,5 +127,5 @@ def _all() -> dict[str, Choose | str]:
 
 
 register("warp", "worldstereo.generators.warp:choose")
-register("inpaint", "worldstereo.generators.inpaint.choice:choose")
 register("diffusion", "worldstereo.generators.diffusion.choice:choose")
+register("inpaint", "worldstereo.generators.inpaint.choice:choose")
