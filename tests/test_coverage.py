@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests import textured
-from worldstereo import Capture, PointCloud, Scene, WarpGenerator, World, WorldStereoError
+from worldstereo import Cameras, Capture, PointCloud, Scene, WarpGenerator, World, WorldStereoError
 from worldstereo.world import (
     Known,
     coverage,
@@ -52,6 +52,23 @@ def test_unknown_is_what_no_view_saw(scene):
     assert float(known.float().mean()) < 0.03
     behind = textured.camera_at((0.0, 0.0, 0.0), (3.0, 0.0, -4.0))
     assert float(unknown(scene, behind).float().mean()) > 0.97
+
+
+def test_slivers_behind_edges_are_unknown_and_gaps_between_points_are_not():
+    """A wall with a gap four pixels wide: named at full resolution, whatever the cloud's density
+    where its radii say how far apart its points lie."""
+    for spacing in (0.01, 0.05):  # a pixel and five pixels at two units
+        x, y = torch.meshgrid(
+            torch.arange(-2, 2, spacing), torch.arange(-1.5, 1.5, spacing), indexing="ij"
+        )
+        wall = torch.stack([x, y, torch.full_like(x, 2.0)], -1).reshape(-1, 3)
+        wall = wall[(wall[:, 0] - 0.3).abs() > max(0.035, 2 * spacing)]
+        cloud = PointCloud.of(wall, radii=torch.full((len(wall),), spacing / 2))
+        K = torch.tensor([[200.0, 0.0, 160.0], [0.0, 200.0, 120.0], [0.0, 0.0, 1.0]])
+        mask = unknown(Scene(cloud=cloud), Cameras(K, torch.eye(4), 320, 240))[0]
+        columns = mask[20:-20].float().mean(0)
+        assert float(columns[190]) > 0.9
+        assert float(columns[:170].max()) < 0.02 and float(columns[215:300].max()) < 0.02
 
 
 def test_the_next_best_views_border_on_known(scene):

@@ -40,6 +40,12 @@ CLEAR = 0.2
 """Nearest surface allowed in front of a candidate, as a share of the unit."""
 
 
+SAMPLE = 10_000
+"""Points from which the cloud's spacing in a picture is read."""
+UNSPACED, COARSEST = 4.0, 8.0
+"""How much smaller a camera is drawn where points carry no radius, and at most."""
+
+
 class Known(IntEnum):
     """How well a point of the cloud is known."""
 
@@ -109,18 +115,35 @@ def coverage(scene: Scene) -> Coverage:
 
 
 def unknown(scene: Scene, camera: Cameras) -> Bool[Tensor, "1 H W"]:
-    """Pixels of a camera in which the memories know no surface, at a quarter of its resolution.
+    """Pixels of a camera in which the memories know no surface.
 
-    The cloud is drawn at a quarter of the size, so that its points close up, and small gaps between
-    them are closed.
+    The cloud is drawn as finely as its points lie: at full resolution where they lie closer than a
+    3x3 footprint, else so much smaller that they close up; slivers behind edges stay visible.
     """
-    w, h = max(16, camera.width // 4), max(12, camera.height // 4)
+    factor = _coarseness(scene, camera)
+    w, h = (max(16, round(camera.width / factor)), max(12, round(camera.height / factor)))
     seen = _seen(scene.cloud.points, camera.scaled(w, h))[0]
     out = ~torch.from_numpy(seen)[None]
+    if (w, h) == (camera.width, camera.height):
+        return out
     large = torch.nn.functional.interpolate(
         out[None].float(), (camera.height, camera.width), mode="nearest"
     )
     return large[0] > 0.5
+
+
+def _coarseness(scene: Scene, camera: Cameras) -> float:
+    """How much smaller a camera must be for 3x3 footprints to close the cloud's surface."""
+    cloud = scene.cloud
+    step = max(1, len(cloud) // SAMPLE)
+    pixels, depth = camera.project(cloud.points[::step])
+    radii = cloud.radii[::step]
+    inside = (depth > 0) & (pixels >= 0).all(1) & (radii > 0)
+    inside &= (pixels[:, 0] < camera.width) & (pixels[:, 1] < camera.height)
+    if not bool(inside.any()):
+        return UNSPACED
+    spacing = 2 * radii[inside] * float(camera.K[0, 0]) / depth[inside]
+    return min(max(1.0, float(spacing.median()) / 3), COARSEST)
 
 
 def next_best_views(
