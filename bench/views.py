@@ -119,7 +119,7 @@ class Remembered:
 
     def splat(self, target: View) -> RenderResult:
         if self.cloud is None:
-            parts = [intake.cloud_from(view) for view in self.views]
+            parts = [intake.cloud_from(view, unit=self.intake.unit) for view in self.views]
             self.cloud = PointCloud.of(
                 torch.cat([p.points for p in parts]), torch.cat([p.colors for p in parts])
             )

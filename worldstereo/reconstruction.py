@@ -245,7 +245,7 @@ def reconstruct_scene(
     if used == "hybrid":
         surface = refined(surface, scene.views, on_step)
     stride = DENSITY[point_cloud_density]
-    cloud = _together([cloud_from(v, stride=stride) for v in scene.views])
+    cloud = _together([cloud_from(v, stride=stride, unit=scene.unit) for v in scene.views])
     quality = _quality(surface, scene.views)
     mesh = surface.mesh
     marked = float(mesh.invented.float().mean()) if mesh.invented is not None else 0.0

@@ -126,7 +126,7 @@ def remember_view(draft: Draft, view: View, generator: Generator, *, merge: bool
     view = view.spilled()
     draft.views.append(view if draft.write_stereo else unseen(view))
     number = len(draft.views) - 1
-    cloud = cloud_from(view)
+    cloud = cloud_from(view, unit=draft.changes.get("unit", draft.scene.unit))
     if len(cloud.points) > 0 and draft.write_geometry:
         at = draft.geometry.device
         result = draft.geometry.update(

@@ -41,6 +41,7 @@ __all__ = [
     "nearest_fill",
     "nearest_known",
     "pose_distance",
+    "pose_distances",
     "pose_of",
     "relative",
     "unproject",
@@ -93,6 +94,14 @@ def pose_distance(a: Pose, b: Pose) -> float:
     return float(np.linalg.norm(a.position - b.position)) + RADIAN * rotation_angle(a, b)
 
 
+def pose_distances(poses: Sequence[Pose], target: Pose) -> np.ndarray:
+    """(n,) `pose_distance` of each of some poses from one."""
+    c2w = np.stack([p.c2w for p in poses])
+    trace = np.einsum("nij,ij->n", c2w[:, :3, :3], target.c2w[:3, :3])
+    angle = np.arccos(np.clip((trace - 1) / 2, -1, 1))
+    return np.linalg.norm(c2w[:, :3, 3] - target.position, axis=1) + RADIAN * angle
+
+
 def standing(views: Sequence[Working], target: Pose, power: float = HANDOVER) -> np.ndarray:
     """(n,) in (0, 1]: how much each view counts beside the `PAINTERS` nearest ones, which count 1.
 
@@ -132,6 +141,7 @@ def fused_depth(
     agree: float = AGREE,
     free: float = FREE,
     nearest: bool = False,
+    where: np.ndarray | None = None,
 ) -> np.ndarray:
     """Depth of the target from all given views, in u; 0 where none of them knows.
 
@@ -142,6 +152,7 @@ def fused_depth(
         agree: relative depth within which views support one surface.
         free: how much farther a view must see to look through a surface; 0 leaves the test out.
         nearest: far views neither move surfaces that near ones have nor put their noise in front.
+        where: (H, W) bool: pixels that are asked; 0 elsewhere. All without it.
     """
     from worldstereo.views.fusion import kernels
 
@@ -167,13 +178,14 @@ def fused_depth(
     back = np.stack([relative(target, v.pose) for v in views])
     centre = np.stack([-T[:, :3].T @ T[:, 3] for T in back])
     steep = np.array([STEEP if v.guessed else 0.0 for v in views])
+    asked = np.ones(target.shape, bool) if where is None else where
     rows = bands(target.height)
 
     def band(i: int) -> None:
         kernels.fuse_depth(
             warped, weight, vote, steep, lowest, offset, sizes, K, back, centre, target.K, agree,
             free, LEAST_SAID,
-            NOISE * agree if nearest else 0.0, NEAR, *rows[i], out,
+            NOISE * agree if nearest else 0.0, NEAR, asked, *rows[i], out,
         )  # fmt: skip
 
     parallel_for(len(rows), band)

@@ -158,6 +158,19 @@ class Working:
             self._levels.append(smaller)
         return self._levels[min(k, len(self._levels) - 1)]
 
+    def reduced(self, k: int) -> "Working":
+        """A view of its own, `k` times halved, as the blend would sample it there."""
+        level = self.level(k)
+        h, w = level.depth.shape
+        return Working(
+            pose=Pose(level.intrinsics(self.pose.K), self.pose.c2w, w, h),
+            color=level.color,
+            depth=level.depth,
+            disparity=invert(level.depth),
+            confidence=level.confidence,
+            vote=self.vote,
+        )
+
     @property
     def nbytes(self) -> int:
         arrays = [v for v in self.__dict__.values() if isinstance(v, np.ndarray)]

@@ -136,7 +136,7 @@ def said_by(X, Y, Z, centre, steep):
 @kernel(**FLAGS)
 def fuse_depth(
     Z, weight, vote, steep, lowest, offset, size, Kr, back, centre, Kt, tau, free, least, spread,
-    near, y0, y1, out,
+    near, where, y0, y1, out,
 ):  # fmt: skip
     """Front-most hypothesis that is supported and not seen through: mean of its supporters.
 
@@ -154,6 +154,7 @@ def fuse_depth(
         free: how much farther than the hypothesis a view must see to contradict it; 0: no test.
         least: share of what is said that a surface of photos needs.
         spread: relative depth behind a hypothesis within which a heavier one makes it noise.
+        where: (H, W) bool: pixels that are asked; 0 elsewhere.
     """
     n_views = Z.shape[0]
     W = Z.shape[2]
@@ -163,6 +164,9 @@ def fuse_depth(
     guesses = steep.max() > 0
     for y in range(y0, y1):
         for x in range(W):
+            out[y, x] = 0
+            if not where[y, x]:
+                continue
             n = 0
             for i in range(n_views):
                 z = Z[i, y, x]
@@ -175,7 +179,6 @@ def fuse_depth(
                     depth[k] = z
                     index[k] = i
                     n += 1
-            out[y, x] = 0
             best_score, best = -1e30, 0.0
             needed = 0.0
             if guesses and n > 1 and depth[n - 1] > depth[0] * (1 + tau):
@@ -250,6 +253,39 @@ def fuse_depth(
                     break
                 k = j
             out[y, x] = best
+
+
+@kernel(**FLAGS)
+def count_votes(depth, Kr, T, Ko, theirs, lowest, free, balance):
+    """Add 1 to `balance` where another view supports a depth, take 1 where it looks through.
+
+    Args:
+        depth: (H, W) of the judged view; `T` takes its axes to the other's.
+        theirs, lowest: the other's depth and the 3x3 minimum of it.
+        free: relative depth within which it supports and beyond which it looks through.
+    """
+    H, W = depth.shape
+    h, w = theirs.shape
+    for y in range(H):
+        ry = (y - Kr[3]) / Kr[1]
+        for x in range(W):
+            c = depth[y, x]
+            if c <= 0:
+                continue
+            X, Y = (x - Kr[2]) / Kr[0] * c, ry * c
+            z = T[2, 0] * X + T[2, 1] * Y + T[2, 2] * c + T[2, 3]
+            if z <= 1e-4:
+                continue
+            u = Ko[0] * (T[0, 0] * X + T[0, 1] * Y + T[0, 2] * c + T[0, 3]) / z + Ko[2]
+            v = Ko[1] * (T[1, 0] * X + T[1, 1] * Y + T[1, 2] * c + T[1, 3]) / z + Ko[3]
+            if not (u >= -0.5 and v >= -0.5 and u < w - 0.5 and v < h - 0.5):
+                continue
+            iu, iv = int(u + 0.5), int(v + 0.5)
+            seen = theirs[iv, iu]
+            if lowest[iv, iu] > z * (1 + free):
+                balance[y, x] -= 1
+            if seen > 0 and abs(seen - z) < free * z:
+                balance[y, x] += 1
 
 
 @kernel(**FLAGS)

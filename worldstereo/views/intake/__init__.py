@@ -202,6 +202,7 @@ class _Run:
     seed: int
     on_step: OnStep
     points: Float[Tensor, "N 3"] | None
+    completion: stages.Completion = stages.Completion()
 
 
 def _whole(
@@ -350,8 +351,7 @@ def _compared_and_completed(
             gains = solved
     if options.complete:
         on_step(5, STAGES, "Completing depth")
-        # Not judged: what it adds serves holes, and those a plain prediction cannot judge.
-        work = _compared(stages.completed, work, near, redo)
+        work = _completed(judge, run, work, near, redo, gains, decisions)
         if options.stereo:
             after = fill_by_stereo(work, gains, redo, seed=run.seed, on_step=on_step)
             changed = any(a is not w for a, w in zip(after, work, strict=True))
@@ -360,6 +360,40 @@ def _compared_and_completed(
             ):
                 work = after
     return work, gains, decisions
+
+
+def _completed(
+    judge: Judge,
+    run: _Run,
+    work: list[Working],
+    near: list[list[int]],
+    redo: Sequence[int],
+    gains: np.ndarray,
+    decisions: list[Decision],
+) -> list[Working]:
+    """Depth where no sensor measured it, completed in the way that predicts left-out views best."""
+    how = run.completion
+    asked = [i for i in judge.used() if i in set(redo)] if run.options.judged else []
+    if asked and not all(work[i].guessed for i in asked):
+        holes: dict[int, stages.Unmeasured] = {}
+
+        def look(k: int) -> None:
+            holes[asked[k]] = stages.Unmeasured(work[asked[k]], [work[j] for j in near[asked[k]]])
+
+        parallel_for(len(asked), look)
+        tried = {}
+        for way in stages.COMPLETIONS:
+            after = list(work)
+            for i in asked:
+                after[i] = work[i].with_depth(*holes[i].completed(way))
+            tried[way] = (after, gains)
+        decision, how = judge.best("completion", tried)
+        decisions += [] if decision is None else [decision]
+
+    def stage(view: Working, others: Sequence[Working]) -> tuple[np.ndarray, np.ndarray]:
+        return stages.Unmeasured(view, others).completed(how)
+
+    return _compared(stage, work, near, redo)
 
 
 def _keeps(
@@ -435,16 +469,20 @@ def generated(
     )
 
 
-def cloud_from(view: View, *, stride: int = 2) -> PointCloud:
-    """Points of one view for the global memory, every `stride` pixels.
+def cloud_from(view: View, *, stride: int = 2, unit: float = 1.0) -> PointCloud:
+    """Points of one view for the global memory, every `stride` pixels; u is `unit` scene units.
 
     Normals come from the gradients of disparity, radii from the spacing of the samples on the
     surface, so that a viewer can draw the points as a closed surface.
     """
     work = make_working(view)
     h, w = work.depth.shape
+    far = 2 * stages.INFINITY / unit
     rows, columns = np.mgrid[stride // 2 : h : stride, stride // 2 : w : stride].reshape(2, -1)
+    # What lies beyond all parallax serves views as a backdrop; it has no place in the cloud.
+    completed = view.kind[0].cpu().numpy()[rows, columns] == int(DepthKind.COMPLETED)
     known = work.depth[rows, columns] > 0
+    known &= ~(completed & (work.disparity[rows, columns] <= far))
     rows, columns = rows[known], columns[known]
     z = work.depth[rows, columns].astype(np.float64)
     d, a, b = 1 / z, work.slope_x[rows, columns], work.slope_y[rows, columns]

@@ -5,6 +5,7 @@ team's own measurements.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -69,19 +70,15 @@ def clean(view: Working) -> tuple[np.ndarray, np.ndarray]:
 
 def uncontradicted(view: Working, others: Sequence[Working]) -> tuple[np.ndarray, np.ndarray]:
     """Measured pixels that no majority of the other views looks through."""
-    import cv2
+    from worldstereo.views.fusion import kernels
 
-    points = unproject(view.pose, view.depth)
-    through = np.zeros(view.depth.shape, np.int16)
-    support = np.zeros(view.depth.shape, np.int16)
+    balance = np.zeros(view.depth.shape, np.int16)
     for other in others:
-        u, v, z = at(points, view, other)
-        seen = cv2.remap(other.depth, u, v, cv2.INTER_NEAREST, borderValue=0)
-        lowest = cv2.remap(other.lowest, u, v, cv2.INTER_NEAREST, borderValue=0)
-        valid = (view.depth > 0) & (z > 0)
-        through += valid & (lowest > z * (1 + CONTRADICT))
-        support += valid & (seen > 0) & (np.abs(seen - z) < CONTRADICT * z)
-    gone = through > support
+        kernels.count_votes(
+            view.depth, view.pose.K, relative(view.pose, other.pose), other.pose.K, other.depth,
+            other.lowest, CONTRADICT, balance,
+        )  # fmt: skip
+    gone = balance < 0
     return np.where(gone, 0, view.disparity), np.where(gone, 0, view.confidence)
 
 
@@ -91,10 +88,13 @@ def measured_by(view: Working, others: Sequence[Working]) -> tuple[np.ndarray, n
     Beside a depth edge, or under a pose that is a little wrong, what others measured lies in front
     of or behind what this view shows there; its colour tells.
     """
-    depth = fused_depth(others, view.pose, agree=0.02)
-    add = (view.disparity == 0) & (depth > 0)
+    add = view.disparity == 0
     if view.rig is not None:
         add &= ~view.rig
+    if not add.any():
+        return view.disparity, view.confidence
+    depth = fused_depth(others, view.pose, agree=0.02, where=add)
+    add &= depth > 0
     add &= _looks_alike(view, others, np.where(add, depth, 0))
     return (
         np.where(add, invert(depth), view.disparity),
@@ -105,43 +105,103 @@ def measured_by(view: Working, others: Sequence[Working]) -> tuple[np.ndarray, n
 def _looks_alike(view: Working, others: Sequence[Working], depth: np.ndarray) -> np.ndarray:
     """Where some other view that confirms the depth shows the view's own colour there."""
     alike = np.zeros(depth.shape, bool)
+    asked = depth
     for other in others:
-        color, agreement, _ = fetch(depth, view.pose, other)
-        alike |= (agreement > 0) & (np.abs(color - view.color / np.float32(255)).mean(2) < ALIKE)
+        if not (asked > 0).any():
+            break
+        color, agreement, _ = fetch(asked, view.pose, other)
+        at = agreement > 0
+        alike[at] |= np.abs(color[at] - view.color[at] / np.float32(255)).mean(1) < ALIKE
+        asked = np.where(alike, 0, asked)
     return alike
 
 
-def completed(view: Working, others: Sequence[Working]) -> tuple[np.ndarray, np.ndarray]:
-    """Regions nobody measured: a membrane, or infinity or nothing where other pictures say so.
+@dataclass(frozen=True)
+class Completion:
+    """How regions that no sensor measured are completed where pictures do not decide."""
 
-    Never infinity in a photo: a sensor gives up on what is far, matching on what is plain.
-    """
-    import cv2
+    denied: str = "unknown"
+    """Regions whose interpolated depth other pictures deny: "unknown", "near" (interpolated all
+    the same) or "far" (at infinity)."""
 
-    unknown = view.disparity == 0
-    if view.rig is not None:
-        unknown &= ~view.rig
-    if not unknown.any() or not (view.disparity > 0).any():
-        return view.disparity, view.confidence
-    d = interpolated(view, view.disparity, view.disparity > 0)
-    count, label, stats, _ = cv2.connectedComponentsWithStats(unknown.astype(np.uint8))
-    far = np.full_like(d, INFINITY)
-    confidence = np.where(unknown, COMPLETED, view.confidence)
-    for i in range(1, count):
-        if stats[i, 4] >= REGION * unknown.size and not view.guessed:
-            region = label == i
-            said = _judged(view, others, region, far, d)
-            if said == "far":
+    untested: str = "near"
+    """Regions that no other picture shows: "near" or "far"."""
+
+    carried: bool = True
+    """Carry planes on into regions at the border; else interpolate there too."""
+
+    def __str__(self) -> str:
+        planes = "planes carried on" if self.carried else "interpolated at the border"
+        return f"contradicted regions {self.denied}, unseen ones {self.untested}, {planes}"
+
+
+COMPLETIONS = (
+    Completion(denied="far"),
+    Completion(),
+    Completion(carried=False),
+    Completion(denied="near"),
+    Completion(denied="near", carried=False),
+    Completion(denied="far", untested="far"),
+    Completion(denied="far", untested="far", carried=False),
+)
+"""What the self-check chooses from; of equally good ones the first. At infinity, what is denied
+serves holes: it stands in front of nothing, and is no point of the cloud."""
+
+
+class Unmeasured:
+    """One view's regions that no sensor measured, and what other pictures say of each."""
+
+    def __init__(self, view: Working, others: Sequence[Working]) -> None:
+        import cv2
+
+        self.view = view
+        unknown = view.disparity == 0
+        if view.rig is not None:
+            unknown &= ~view.rig
+        self.unknown = unknown
+        self.films: dict[bool, np.ndarray] = {}
+        self.regions: list[tuple[np.ndarray, str]] = []
+        self.nothing = not unknown.any() or not (view.disparity > 0).any()
+        # Never infinity in a photo: a sensor gives up on what is far, matching on what is plain.
+        if self.nothing or view.guessed:
+            return
+        count, label, stats, _ = cv2.connectedComponentsWithStats(unknown.astype(np.uint8))
+        far = np.full_like(view.disparity, INFINITY)
+        for i in range(1, count):
+            if stats[i, 4] >= REGION * unknown.size:
+                region = label == i
+                self.regions.append((region, _judged(view, others, region, far, self.film(True))))
+
+    def film(self, carried: bool) -> np.ndarray:
+        """Disparity interpolated over everything unknown."""
+        if carried not in self.films:
+            known = self.view.disparity > 0
+            self.films[carried] = interpolated(self.view, self.view.disparity, known, carried)
+        return self.films[carried]
+
+    def completed(self, how: Completion) -> tuple[np.ndarray, np.ndarray]:
+        """Disparity and confidence: interpolated, at infinity, or left unknown, by region."""
+        view = self.view
+        if self.nothing:
+            return view.disparity, view.confidence
+        d = self.film(how.carried).copy()
+        confidence = np.where(self.unknown, COMPLETED, view.confidence).astype(np.float32)
+        for region, said in self.regions:
+            do = {"denied": how.denied, "untested": how.untested}.get(said, said)
+            if do == "far":
                 d[region] = INFINITY
-            elif said == "denied":  # something that others do not see there: it stays unknown
+            elif do == "unknown":
                 d[region], confidence[region] = 0, 0
-    return np.where(unknown, d, view.disparity), confidence.astype(np.float32)
+        return np.where(self.unknown, d, view.disparity), confidence
 
 
-def interpolated(view: Working, d: np.ndarray, known: np.ndarray) -> np.ndarray:
+def interpolated(
+    view: Working, d: np.ndarray, known: np.ndarray, carried: bool = True
+) -> np.ndarray:
     """Disparity everywhere: a membrane between what is known, planes beyond it at the border."""
     d = np.where(known, d, 0).astype(np.float32)
-    d = _carried_on(view, d, known)
+    if carried:
+        d = _carried_on(view, d, known)
     return membrane(d, d > 0)
 
 
@@ -187,18 +247,19 @@ def _carried_on(view: Working, d: np.ndarray, known: np.ndarray) -> np.ndarray:
 def _judged(
     view: Working, others: Sequence[Working], region: np.ndarray, far: np.ndarray, near: np.ndarray
 ) -> str:
-    """What other pictures say of a region: that it is "far", that the membrane is "denied", or "".
-
-    What they do not show is no evidence, least of all for infinity.
+    """What other pictures say of a region: it is "far", "near" (the membrane fits) or the membrane
+    is "denied"; "untested" where they do not show it.
     """
     at_infinity, tested_far = photometric_error(view, others, region, far)
     at_membrane, tested_near = photometric_error(view, others, region, near)
     if tested_near <= TESTED:  # others know what is there: do they see this view's picture?
         at_membrane, tested_near = photometric_error(view, others, region, near, known=True)
-        return "denied" if tested_near > TESTED and at_membrane > DENIED else ""
+        if tested_near <= TESTED:
+            return "untested"
+        return "denied" if at_membrane > DENIED else "near"
     if tested_far > TESTED and at_infinity < 0.9 * at_membrane:
         return "far"
-    return "denied" if at_membrane > DENIED else ""
+    return "denied" if at_membrane > DENIED else "near"
 
 
 def photometric_error(
@@ -259,7 +320,9 @@ __all__ = [
     "apply",
     "background_trust",
     "clean",
-    "completed",
+    "COMPLETIONS",
+    "Completion",
+    "Unmeasured",
     "mask_rig",
     "measured_by",
     "photometric_error",

@@ -9,6 +9,7 @@ from worldstereo.views.fusion import AGREE, Working, fetch, parallel_for
 UNSATURATED = (0.06, 0.93)
 WIDEST = 0.6  # radians
 LEAST = 1000  # matches at 640x480
+QUARTER = 2  # halvings: exposure is the same all over a picture, details say nothing about it
 
 
 def exposure_gains(
@@ -25,12 +26,19 @@ def exposure_gains(
         fixed: (n, 3) gains that are known already, NaN for views to be solved for.
     """
     n = len(views)
+    used = sorted({i for pair in pairs for i in pair})
+    small: dict[int, Working] = {}
+
+    def halved(k: int) -> None:
+        small[used[k]] = views[used[k]].reduced(QUARTER)
+
+    parallel_for(len(used), halved)
     rows: list[np.ndarray] = [0.05 * np.eye(n)]
     values: list[np.ndarray] = [np.zeros((n, 3))]
     results: list[tuple[float, np.ndarray] | None] = [None] * len(pairs)
 
     def one(k: int) -> None:
-        results[k] = _ratio(views[pairs[k][0]], views[pairs[k][1]])
+        results[k] = _ratio(small[pairs[k][0]], small[pairs[k][1]])
 
     parallel_for(len(pairs), one)
     left_out = []
@@ -59,10 +67,10 @@ def _ratio(p: Working, q: Working) -> tuple[float, np.ndarray] | None:
     import cv2
 
     color, agreement, angle = fetch(p.depth, p.pose, q, AGREE)
-    mine = cv2.GaussianBlur(p.color.astype(np.float32) / 255, (0, 0), 2)
-    theirs = cv2.GaussianBlur(color, (0, 0), 2)
+    mine = cv2.GaussianBlur(p.color.astype(np.float32) / 255, (3, 3), 0.5)
+    theirs = cv2.GaussianBlur(color, (3, 3), 0.5)
     low, high = np.minimum(mine, theirs).min(2), np.maximum(mine, theirs).max(2)
-    use = (cv2.erode(agreement, np.ones((9, 9), np.uint8)) > 0.2) & (angle < WIDEST)
+    use = (cv2.erode(agreement, np.ones((3, 3), np.uint8)) > 0.2) & (angle < WIDEST)
     use &= (low > UNSATURATED[0]) & (high < UNSATURATED[1])
     if use.sum() < LEAST * p.depth.size / (640 * 480):
         return None

@@ -8,6 +8,7 @@ it judges depth, poses and gains, and not how holes are filled.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +18,6 @@ from worldstereo.views.fusion import (
     Working,
     fetch,
     fused_depth,
-    invert,
     nearest_fill,
     parallel_for,
     pose_distance,
@@ -42,11 +42,13 @@ class Decision:
     """PSNR of views left out, with the stage over without it; mean over `views`."""
     views: int
     """How many views were left out in turn."""
+    way: str = ""
+    """Which of several ways was chosen, its gain counted from the worst; "" where there is one."""
 
     @property
     def words(self) -> str:
         """One line for a person."""
-        what = "kept" if self.kept else "not applied"
+        what = self.way or ("kept" if self.kept else "not applied")
         return f"{self.stage}: {what}, {self.gain_db:+.2f} dB on {self.views} views left out"
 
 
@@ -88,6 +90,27 @@ class Judge:
         gain = float(np.mean(after - before))
         return Decision(stage, gain > least, round(gain, 3), len(before))
 
+    def used(self) -> list[int]:
+        """The views that serve its predictions, ascending."""
+        return sorted({j for i in self.left_out for j in self.others[i]})
+
+    def best(
+        self, stage: str, tried: dict[Any, tuple[Sequence[Working], np.ndarray]]
+    ) -> tuple[Decision | None, Any]:
+        """Which of several ways of doing a stage predicts best; of equally good ones the first.
+
+        Args:
+            tried: by way, the views and their log gains after it.
+        """
+        ways = list(tried)
+        if not self.possible:
+            return None, ways[0]
+        scores = [self._scores(*tried[way], None) for way in ways]
+        gains = np.array([float(np.mean(s - scores[0])) for s in scores])
+        k = int(np.argmax(gains > gains.max() - TIE))
+        gain = round(float(gains[k] - gains.min()), 3)
+        return Decision(stage, True, gain, len(scores[0]), str(ways[k])), ways[k]
+
     def _scores(
         self,
         work: Sequence[Working],
@@ -96,7 +119,7 @@ class Judge:
     ) -> np.ndarray:
         """PSNR of every view left out."""
         used = sorted({j for i in self.left_out for j in (i, *self.others[i])})
-        small = {j: _quarter(work[j]) for j in used}
+        small = {j: work[j].reduced(QUARTER) for j in used}
         out = np.zeros(len(self.left_out))
 
         def one(k: int) -> None:
@@ -137,18 +160,3 @@ def _pasted(image: np.ndarray, layer: tuple[np.ndarray, np.ndarray]) -> np.ndarr
     mask = cv2.resize(layer[0].astype(np.float32), (w, h), interpolation=cv2.INTER_AREA)
     color = cv2.resize(layer[1], (w, h), interpolation=cv2.INTER_AREA)
     return image + mask[..., None] * (color - image)
-
-
-def _quarter(view: Working) -> Working:
-    """The view at a quarter of its size, as the blend would sample it there."""
-    level = view.level(QUARTER)
-    h, w = level.depth.shape
-    K = level.intrinsics(view.pose.K)
-    return Working(
-        pose=Pose(K, view.pose.c2w, w, h),
-        color=level.color,
-        depth=level.depth,
-        disparity=invert(level.depth),
-        confidence=level.confidence,
-        vote=view.vote,
-    )

@@ -9,11 +9,20 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from worldstereo.views.fusion import Pose, Working, fetch, pose_distance, relative, unproject
+from worldstereo.views.fusion import (
+    Pose,
+    Working,
+    fetch,
+    pose_distance,
+    pose_distances,
+    relative,
+    unproject,
+)
 
 CELL = 12  # pixels; one match a cell
 TOLERANCE = 0.06  # relative depth agreement while poses are still off
 LEAST = 30  # fewer matches than this do not carry a pair
+NEAREST = 32  # other views, nearest in pose, that may overlap one
 OVERLAP = 0.08  # smallest share of a view that the other must see
 
 
@@ -33,6 +42,8 @@ class Match:
     """(n,) bool: every fourth match, kept out of the solution to judge it."""
     likeness: float
     """Correlation of the two pictures where they show the same surface, small details aside."""
+    reach: float
+    """Median length of the flow, in pixels: long flow is worth another look from better poses."""
 
 
 def overlaps(views: Sequence[Working], samples: int = 300, tolerance: float = 0.1) -> np.ndarray:
@@ -40,9 +51,11 @@ def overlaps(views: Sequence[Working], samples: int = 300, tolerance: float = 0.
     n = len(views)
     grids = [_samples(v, samples) for v in views]
     out = np.zeros((n, n))
+    poses = [v.pose for v in views]
     for i in range(n):
-        order = sorted(range(n), key=lambda j: pose_distance(views[i].pose, views[j].pose))
-        for j in order[1:33] if order[0] == i else [k for k in order if k != i][:32]:
+        apart = pose_distances(poses, poses[i])
+        apart[i] = np.inf
+        for j in np.argsort(apart, kind="stable")[: min(NEAREST, n - 1)].tolist():
             out[i, j] = _share(grids[i], views[i].pose, views[j], tolerance)
     return out
 
@@ -51,8 +64,11 @@ def _samples(view: Working, count: int) -> np.ndarray:
     """About `count` points of a view spread over the image, in its own axes."""
     h, w = view.depth.shape
     step = max(1, int((h * w / count) ** 0.5))
-    points = unproject(view.pose, view.depth)[step // 2 :: step, step // 2 :: step].reshape(-1, 3)
-    return points[points[:, 2] > 0]
+    y, x = (a.ravel() for a in np.mgrid[step // 2 : h : step, step // 2 : w : step])
+    z = view.depth[y, x]
+    fx, fy, cx, cy = view.pose.K
+    points = np.stack([(x - cx) / fx * z, (y - cy) / fy * z, z], 1).astype(np.float32)
+    return points[z > 0]
 
 
 def _share(points: np.ndarray, pose: Pose, other: Working, tolerance: float) -> float:
@@ -151,23 +167,33 @@ def match(views: Sequence[Working], i: int, j: int) -> Match | None:
     u, v, _ = project(_ray(p.pose, x + fx, y + fy, moved), relative(p.pose, q.pose), q.pose.K)
     held = (np.arange(len(x)) % 4) == 1
     likeness = _likeness(here, there, known)
-    return Match(i, j, _ray(p.pose, x, y, d), np.stack([u, v], 1), held, likeness)
+    reach = float(np.median(np.hypot(fx, fy)))
+    return Match(i, j, _ray(p.pose, x, y, d), np.stack([u, v], 1), held, likeness, reach)
 
 
 def _likeness(a: np.ndarray, b: np.ndarray, where: np.ndarray) -> float:
-    """Mean correlation in windows of sigma 12 px, of pictures without details below sigma 2 px."""
+    """Mean correlation in windows of sigma 12 px, of pictures without details below sigma 2 px.
+
+    Asked at a quarter of the size, where such details are gone.
+    """
     import cv2
 
-    def blur(x: np.ndarray, sigma: float) -> np.ndarray:
-        return cv2.GaussianBlur(x, (0, 0), sigma)
+    h, w = max(1, a.shape[0] // 4), max(1, a.shape[1] // 4)
 
-    share = np.maximum(blur(where.astype(np.float32), 12), 1e-3)
-    x, y = (blur(image.astype(np.float32), 2) * where for image in (a, b))
-    mx, my = blur(x, 12) / share, blur(y, 12) / share
-    vx = blur(x * x, 12) / share - mx * mx
-    vy = blur(y * y, 12) / share - my * my
-    c = blur(x * y, 12) / share - mx * my
-    textured = where & (vx > 4) & (vy > 4)
+    def small(image: np.ndarray) -> np.ndarray:
+        return cv2.resize(image.astype(np.float32), (w, h), interpolation=cv2.INTER_AREA)
+
+    def blur(x: np.ndarray) -> np.ndarray:
+        return cv2.GaussianBlur(x, (0, 0), 3)
+
+    inside = small(where) > 0.5
+    share = np.maximum(blur(inside.astype(np.float32)), 1e-3)
+    x, y = (cv2.GaussianBlur(small(image), (3, 3), 0.5) * inside for image in (a, b))
+    mx, my = blur(x) / share, blur(y) / share
+    vx = blur(x * x) / share - mx * mx
+    vy = blur(y * y) / share - my * my
+    c = blur(x * y) / share - mx * my
+    textured = inside & (vx > 4) & (vy > 4)
     if not textured.any():
         return 0.0
     return float(np.mean(c[textured] / np.sqrt(vx[textured] * vy[textured])))

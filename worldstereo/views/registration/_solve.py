@@ -20,6 +20,7 @@ FALL = 0.8  # the held-out residual must fall to this share of what it was
 WORST = 3.0  # pixels; a pair that fits worse in the end rests on chance matches
 LIKE = 0.5  # correlation; matched pictures of the same place had .71 and more, of others .42
 AGREED = 0.5  # pixels; below this a pair agrees already and has nothing to fall
+SHORT = 2.0  # pixels; optical flow over less is as good as it gets
 NEIGHBOURS = 8
 ROUNDS = 2  # of matching; each starts from the poses of the one before
 
@@ -48,11 +49,14 @@ def solve(
     rounds = ROUNDS
     for turn in range(rounds):
         placed = [v.moved(with_c2w(v, poses[i])) for i, v in enumerate(views)]
+        near: list[Match] = []
         if turn == 0:
             pairs = chosen_pairs(placed, new, NEIGHBOURS)
-        else:
-            pairs = [(m.i, m.j) for m in accepted]
-        found = _all_matches(placed, pairs, on_step, turn, rounds)
+        else:  # flow that had a short way to go is right already
+            near = [m for m in accepted if m.reach < SHORT]
+            pairs = [(m.i, m.j) for m in accepted if m.reach >= SHORT]
+        found = near + _all_matches(placed, pairs, on_step, turn, rounds)
+        found.sort(key=lambda m: (m.i, m.j))
         accepted = [m for m in found if _explained(m, views, judged)]
         last = turn == ROUNDS - 1
         accepted = _solve_poses(views, start, judged, poses, accepted, free, last)
