@@ -17,6 +17,7 @@ from worldstereo.memory.stereo.dense import SynthesisOptions, synthesize
 from worldstereo.scene import View
 from worldstereo.views.fusion import Working, make_working, pose_distance, pose_of
 
+BESIDE = 0.05  # u; a radian counts like 0.3 m
 PLAIN = SynthesisOptions(
     weighted=False, free_space=False, exposure=False, antialias=False, background=False,
     rims=False, mean=False, planes=False, nearest=False, slip=0.0,
@@ -27,12 +28,18 @@ class FoundPoses:
     """Cameras of held-out pictures in the world of some remembered views."""
 
     def __init__(self, views: Sequence[View], unit: float) -> None:
-        self._localizer = Localizer.of(views, unit)
+        self._localizer, self._unit = Localizer.of(views, unit), unit
 
     def __call__(self, target: View, given: Cameras) -> tuple[Cameras, bool]:
-        """The camera with the intrinsics of `given`, and whether the picture was found."""
+        """The camera with the intrinsics of `given`, and whether the picture was found.
+
+        A doubtful place counts where it lies beside the given pose: the two confirm each other.
+        """
         place = self._localizer.find(target.color8, given.K)
-        if place.camera is None or place.doubtful:
+        if place.camera is None:
+            return given, False
+        apart = pose_distance(pose_of(place.camera, self._unit), pose_of(given, self._unit))
+        if place.doubtful and apart > BESIDE:
             return given, False
         c2w = place.camera.c2w.to(given.c2w)
         return Cameras(given.K, c2w, given.width, given.height), True

@@ -4,8 +4,10 @@ import numpy as np
 import torch
 
 from tests.conftest import room, turned_cameras
-from worldstereo.scene import View
+from worldstereo.scene import DepthKind, View
 from worldstereo.views.fusion import make_working
+from worldstereo.views.intake import cloud_from
+from worldstereo.views.intake._depth import INFINITY, Completion, Unmeasured
 from worldstereo.views.intake._judge import Judge
 
 W, H = 166, 122
@@ -39,3 +41,56 @@ def test_two_views_cannot_judge():
     work = [make_working(View.of(color[i], depth[i], cameras[i])) for i in range(2)]
     none = np.zeros((2, 3))
     assert Judge(work).decide("exposure", (work, none), (work, none)) is None
+
+
+def test_of_several_ways_the_one_that_predicts_best_is_chosen_and_of_equal_ones_the_first():
+    cameras = turned_cameras(4).scaled(W, H)
+    color, depth = room(cameras)
+    work = [make_working(View.of(color[i], depth[i], cameras[i])) for i in range(4)]
+    generator = np.random.default_rng(2)
+    bad = [
+        w.with_depth(
+            w.disparity * generator.uniform(0.7, 1.4, (H, W)).astype(np.float32), w.confidence
+        )
+        for w in work
+    ]
+    none = np.zeros((4, 3))
+    judge = Judge(work)
+    assert set(judge.used()) <= set(range(4)) and len(judge.used()) == 4
+    decision, way = judge.best(
+        "completion", {"noise": (bad, none), "true": (work, none), "same": (work, none)}
+    )
+    assert way == "true" and decision is not None and decision.gain_db > 0.05
+    assert decision.words.startswith("completion: true, +")
+
+
+def test_each_way_of_completion_treats_a_region_as_it_says():
+    cameras = turned_cameras(1).scaled(W, H)
+    color, depth = room(cameras)
+    hole = torch.zeros(1, H, W, dtype=torch.bool)
+    hole[:, 30:80, 40:110] = True
+    view = make_working(View.of(color[0], depth[0].masked_fill(hole, 0.0), cameras[0]))
+    found = Unmeasured(view, [])
+    ((region, said),) = found.regions
+    assert said == "untested" and bool((region == hole[0].numpy()).all())
+    near, _ = found.completed(Completion())
+    assert (np.abs(near[region] / (1 / depth[0, hole[0]].numpy()) - 1) < 0.5).all()
+    far, confidence = found.completed(Completion(untested="far"))
+    assert (far[region] == np.float32(INFINITY)).all() and (confidence[region] > 0).all()
+    found.regions = [(region, "denied")]
+    unknown, confidence = found.completed(Completion())
+    assert (unknown[region] == 0).all() and (confidence[region] == 0).all()
+    assert (unknown[~region] == view.disparity[~region]).all()
+
+
+def test_what_lies_at_infinity_is_no_point_of_the_cloud():
+    cameras = turned_cameras(1).scaled(W, H)
+    color, depth = room(cameras)
+    far = depth[0].clone()
+    far[:, :20] = 1000.0
+    kind = torch.full((1, H, W), int(DepthKind.MEASURED), dtype=torch.uint8)
+    measured = View.of(color[0], far, cameras[0], kind=kind)
+    completed = kind.masked_fill(far == 1000.0, int(DepthKind.COMPLETED))
+    guessed = View.of(color[0], far, cameras[0], kind=completed)
+    count = len(cloud_from(measured).points)
+    assert len(cloud_from(guessed).points) == count - 10 * (W // 2)

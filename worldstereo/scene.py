@@ -348,6 +348,8 @@ class Scene:
     """Added to the coordinates of exports that keep their precision: see `Capture.origin`."""
     rough_depth: bool = False
     notices: tuple[str, ...] = ()
+    checks: tuple[str, ...] = ()
+    """What the self-check of the given views decided, one line a stage."""
 
 
 def _spilled(value: Any, *names: str) -> Any:

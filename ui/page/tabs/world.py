@@ -370,7 +370,7 @@ class WorldTab(Part):
             ("Size", extent(scene)),
             ("Median depth", piece.length(scene.unit * scale_of(scene), unit_of(scene))),
         ]
-        notes = [*scene.notices, *session.notices, *session.viewport.notices]
+        notes = [*scene.notices, *session.notices, *session.viewport.notices, *scene.checks]
         if scene.rough_depth:
             notes.insert(0, "Depth is a rough estimate from one photo.")
         if session.project is not None:
