@@ -4,12 +4,15 @@ import importlib.util
 import json
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
+from PIL import Image
 
+from tests import textured_room
 from tests.conftest import room_capture
 from worldstereo.exports import estimate, export, exporters
 from worldstereo.exports.registry import unregister as unregister_exporter
@@ -36,6 +39,27 @@ def test_a_capture_becomes_a_ply(tmp_path, capsys):
     load("01").main(LIVING_ROOM, out, frames=2)
     assert out.read_bytes().startswith(b"ply\n")
     assert "2 views" in capsys.readouterr().out
+
+
+def test_photos_without_poses_become_a_model(tmp_path, capsys):
+    """Each photo is placed and named, and the model has the photos and the generated views."""
+    pytest.importorskip("pycolmap")
+    photos, out = tmp_path / "photos", tmp_path / "model.zip"
+    photos.mkdir()
+    for i, c2w in enumerate(textured_room.walk(4, 0.3)):
+        pixels = textured_room.photo(c2w, 320, 240, 280.0)
+        Image.fromarray(pixels).save(photos / f"{i}.jpg", quality=95)
+    load("02").main(photos, out, frames=2)
+    told = capsys.readouterr().out
+    assert [f"{i}.jpg: at" in told for i in range(4)] == [True] * 4
+    assert "4 photos, 2 generated views" in told
+    names = zipfile.ZipFile(out).namelist()
+    assert sum(name.endswith((".png", ".jpg")) for name in names) >= 4
+
+
+def test_examples_are_short():
+    for path in EXAMPLES.glob("*.py"):
+        assert len(path.read_text().splitlines()) < 40, path.name
 
 
 def test_an_own_generator_is_offered_and_paints_only_what_is_unknown():

@@ -14,6 +14,7 @@ from worldstereo import neighbors as spatial_index
 from worldstereo.cameras import Cameras
 from worldstereo.memory.geometric import GlobalGeometricMemory
 from worldstereo.memory.geometric import _store as store_module
+from worldstereo.scene import PointCloud
 
 POSE = torch.eye(4)
 COLUMNS = ("points", "colors", "confidence", "observations", "last_seen", "sources")
@@ -154,6 +155,32 @@ def test_what_no_chain_can_hold_is_still_matched_exactly(compiled, monkeypatch):
     points, counts = slow_update(old, torch.ones(6007), new, 0.01)
     torch.testing.assert_close(geometry.points, points)
     assert torch.equal(geometry.observations.double(), counts)
+
+
+def test_a_cloud_updates_as_its_columns_do():
+    """The contract's call with tensors and the call with a cloud are the same call."""
+    n = 31
+    new = noise(n, 3)
+    columns = {
+        "colors": torch.rand(n, 3),
+        "confidence": torch.rand(n),
+        "normals": torch.nn.functional.normalize(noise(n, 4), dim=-1),
+        "radii": torch.rand(n),
+    }
+    source = torch.arange(n)
+    by_columns, by_cloud = GlobalGeometricMemory(), GlobalGeometricMemory()
+    for memory in (by_columns, by_cloud):
+        memory.initialize(noise(17, 2))
+    first = by_columns.update(new, POSE, merge_threshold=0.3, source=source, **columns)
+    cloud = PointCloud.of(new, **columns, source=source)
+    assert by_cloud.update(cloud, POSE, merge_threshold=0.3) == first
+    assert first.num_merged > 0 and first.num_added > 0
+    for name in ("points", "colors", "confidence", "normals", "radii", "sources"):
+        assert torch.equal(getattr(by_cloud, name), getattr(by_columns, name)), name
+    before = by_cloud.points.clone()
+    with pytest.raises(TypeError, match="colors is given twice"):
+        by_cloud.update(cloud, POSE, colors=columns["colors"])
+    assert torch.equal(by_cloud.points, before)
 
 
 def test_with_and_without_a_compiler_and_with_any_threads_the_memory_is_the_same(monkeypatch):

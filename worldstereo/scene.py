@@ -201,6 +201,11 @@ class PointCloud:
         for name, column in zip(names, columns, strict=True):
             object.__setattr__(self, name, column)
 
+    def to(self, device: torch.device | str) -> "PointCloud":
+        """The cloud with its columns on a device."""
+        columns = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{k: c.to(device) for k, c in columns.items() if c is not None})
+
     def rows(self, kept: Bool[Tensor, "N"]) -> "PointCloud":
         """The points where `kept` is True."""
         columns = {f.name: getattr(self, f.name) for f in fields(self)}

@@ -99,7 +99,7 @@ class Explore:
     """Register the given views to each other first."""
 
     export: tuple[str, ...] = ("ply", "mp4")
-    """Formats to write: ply, glb, colmap, transforms, mp4 and others that `export --help` lists."""
+    """Formats to write; `worldstereo formats` lists them."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class Export:
     """A saved project, or anything that `explore` accepts."""
 
     format: tuple[str, ...] = ("ply",)
-    """Any of the exporters, several at once; `--list` names them."""
+    """Any of the exporters, several at once; `--list` and `worldstereo formats` name them."""
 
     generated: bool = True
     """Include generated views, points and surfaces."""
@@ -199,6 +199,11 @@ class Painter:
 
 
 @dataclass(frozen=True)
+class Formats:
+    """List what can be opened, exported and generated with, and the depth estimators."""
+
+
+@dataclass(frozen=True)
 class Batch:
     """Run many captures through open, path, generate and export, on Ray; done ones are kept."""
 
@@ -237,12 +242,14 @@ class Options:
         | Annotated[Info, tyro.conf.subcommand("info")]
         | Annotated[Depth, tyro.conf.subcommand("depth")]
         | Annotated[Painter, tyro.conf.subcommand("painter")]
+        | Annotated[Formats, tyro.conf.subcommand("formats")]
         | Annotated[Batch, tyro.conf.subcommand("batch")],
         tyro.conf.arg(name=""),
     ]
     depth: str | None = None
     """Depth of single photos: auto (a model in the local hub cache, else a rough layout), none, a
-    model's folder or hub id, or a recorded depth map (16-bit PNG in millimetres, TIFF)."""
+    model's folder or hub id, a recorded depth map (16-bit PNG in millimetres, TIFF), or one that
+    `worldstereo formats` lists, as NAME or NAME:ARGUMENT."""
     verbose: bool = field(default=False)
     """Log what happens."""
 
@@ -261,6 +268,7 @@ def main(arguments: list[str] | None = None) -> int:
         Info: _info,
         Depth: _depth,
         Painter: _painter,
+        Formats: _formats,
         Batch: _batch,
     }
     run = commands[type(options.command)]
@@ -434,6 +442,12 @@ def _painter(command: Painter) -> None:
         print(download(found, on_step=_progress))
     else:
         print("Nothing was fetched; --get downloads it under this licence.")
+
+
+def _formats(command: Formats) -> None:
+    from worldstereo.cli.formats import tables
+
+    print("\n\n".join(table.text() for table in tables().values()))
 
 
 def _batch(command: Batch) -> None:

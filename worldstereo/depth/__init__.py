@@ -27,6 +27,7 @@ from worldstereo.depth._learned import (
     use,
 )
 from worldstereo.depth._measured import confirmed
+from worldstereo.depth.registry import Estimator, estimators, register, unregister
 
 __all__ = [
     "DEFAULT_FOV",
@@ -35,6 +36,7 @@ __all__ = [
     "SUGGESTED_LABEL",
     "DepthEstimate",
     "DepthEstimator",
+    "Estimator",
     "LayoutDepth",
     "RecordedDepth",
     "SphereLayout",
@@ -45,9 +47,12 @@ __all__ = [
     "confirmed",
     "default_camera",
     "download",
+    "estimators",
     "find",
     "forget",
     "model_folder",
+    "register",
     "sky_mask",
+    "unregister",
     "use",
 ]

@@ -1,5 +1,8 @@
 """Learned depth: a transformers model from a folder or the local hub cache, or a recorded map.
 
+Which estimator is used follows one text, `--depth`: `auto`, `none`, one of `registry.estimators()`
+as `name` or `name:argument`, or plainly a folder, a hub id or a map.
+
 Nothing is downloaded but by `download`, which a person asks for. Only `.safetensors` are read.
 """
 
@@ -21,6 +24,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from worldstereo.cameras import Cameras
+from worldstereo.depth import registry
 from worldstereo.depth._base import DepthEstimate, DepthEstimator, default_camera
 from worldstereo.depth._edges import clean_edges
 from worldstereo.depth._layout import LayoutDepth
@@ -296,12 +300,40 @@ def best_estimator() -> DepthEstimator:
     return _estimator_of(os.environ.get(MODEL_FOLDER, "") or "auto", str(_cache() or ""))
 
 
+def layout(argument: str) -> DepthEstimator:
+    """The estimator `layout`."""
+    return LayoutDepth()
+
+
+def learned(argument: str) -> DepthEstimator:
+    """The estimator `transformers`: of a folder or hub id, or of the best in the cache."""
+    folder = find(argument or "auto")
+    if folder is None:
+        raise WeightsMissing(
+            f"No depth model is here. Get one with worldstereo depth {SUGGESTED} --get."
+        )
+    return TransformersDepth(folder)
+
+
+def recorded(argument: str) -> DepthEstimator:
+    """The estimator `map`: of a picture of depths."""
+    return RecordedDepth.read(Path(argument).expanduser())
+
+
 def use(spec: str) -> None:
     """Take this model from now on, in this process and in those that it starts; see `find`.
 
     Raises:
         WeightsMissing: it is not here, or cannot be read.
     """
+    if (known := registry.named(spec)) is not None:
+        estimator, argument = known
+        path = Path(argument).expanduser()  # another process may have another working folder
+        argument = str(path.resolve()) if argument and path.exists() else argument
+        estimator(argument)  # says now what is missing
+        os.environ[MODEL_FOLDER] = f"{estimator.name}:{argument}" if argument else estimator.name
+        forget()
+        return
     found = find(spec)
     if found is not None and found.is_dir():
         _check_folder(found)
@@ -310,9 +342,12 @@ def use(spec: str) -> None:
 
 
 def model_folder() -> str:
-    """What `best_estimator` would load: a folder, or "none"."""
+    """What `best_estimator` would load: a folder, a registered estimator's name, or "none"."""
+    spec = os.environ.get(MODEL_FOLDER, "") or "auto"
+    if registry.named(spec) is not None:
+        return spec
     try:
-        folder = find(os.environ.get(MODEL_FOLDER, "") or "auto")
+        folder = find(spec)
     except WeightsMissing as error:
         log.warning("%s The rough layout is used instead.", error)
         folder = None
@@ -322,6 +357,9 @@ def model_folder() -> str:
 @lru_cache(maxsize=1)  # a model is loaded once; both estimators keep no state between calls
 def _estimator_of(spec: str, cache: str) -> DepthEstimator:
     try:
+        if (known := registry.named(spec)) is not None:
+            estimator, argument = known
+            return estimator(argument)
         folder = find(spec)
         if folder is None:
             return LayoutDepth()

@@ -15,8 +15,8 @@ from worldstereo.inputs.task import PLAIN, Apart, Task, running
 from worldstereo.progress import OnStep, ignore
 from worldstereo.scene import Capture
 
-__all__ = ["LOCAL", "SPACE", "Limits", "Reader", "read", "read_here", "readers", "register",
-           "unknown_failure"]  # fmt: skip
+__all__ = ["LOCAL", "SPACE", "Limits", "Reader", "accepted", "read", "read_here", "readers",
+           "register", "unknown_failure"]  # fmt: skip
 
 
 def read(
@@ -91,3 +91,11 @@ def readers() -> tuple[Reader, ...]:
 
     builtin.load()
     return registry.readers()
+
+
+def accepted() -> str:
+    """One sentence of what can be opened."""
+    readers()
+    from worldstereo.inputs import registry
+
+    return registry.accepted()

@@ -5,11 +5,9 @@ from functools import cache
 from importlib.metadata import entry_points
 
 from worldstereo.inputs import cloud, images, panorama, posed, rgbd, scanner, unposed, video
-from worldstereo.inputs.registry import GROUP, Reader, readers, register
+from worldstereo.inputs.registry import CLOUDS, GROUP, PHOTOS, POSES, Reader, readers, register
 
 log = logging.getLogger(__name__)
-
-_GLB, _PLY = (".glb", ".gltf"), (".ply",)
 
 
 @cache
@@ -49,18 +47,18 @@ def _register_own() -> None:
         ("rgbd-text", "RGB-D: ScanNet, 7-Scenes, TUM, Replica, Open3D logs",
          rgbd.find_text, rgbd.read_text, 32),
     ):  # fmt: skip
-        register(Reader(name, title, find=find, read_bundle=read, rank=rank, group="poses"))
+        register(Reader(name, title, find=find, read_bundle=read, rank=rank, group=POSES))
     # ---- meshes and clouds ---------------------------------------------------------------------
     for name, title, suffixes, sniff in cloud.KINDS:
         register(Reader(name, title, suffixes, sniff, cloud.read, rank=60, poses=False,
-                        group="clouds and meshes"))  # fmt: skip
+                        group=CLOUDS))  # fmt: skip
     # ---- photos --------------------------------------------------------------------------------
     register(Reader("photo", "One photo, or a panorama (equirectangular)", images.SUFFIXES,
                     images.is_picture, panorama.read_picture, rank=70, poses=False,
-                    group="photos"))  # fmt: skip
+                    group=PHOTOS))  # fmt: skip
     register(Reader("unposed", "Photos or panoramas without poses", find=unposed.find_photos,
                     read_bundle=unposed.read_bundle, rank=72, poses=False,
-                    group="photos"))  # fmt: skip
+                    group=PHOTOS))  # fmt: skip
     register(Reader("video", "A video", video.SUFFIXES, unposed.is_film, unposed.read_video,
                     unposed.find_video, unposed.read_film, rank=74, poses=False,
-                    group="photos"))  # fmt: skip
+                    group=PHOTOS))  # fmt: skip

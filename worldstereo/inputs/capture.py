@@ -4,31 +4,13 @@ import posixpath
 
 import torch
 
-from worldstereo.inputs import upright
+from worldstereo.inputs import registry, upright
 from worldstereo.inputs.archive import Bundle
 from worldstereo.inputs.assemble import Assembled, evenly
 from worldstereo.inputs.limits import shown
 from worldstereo.scene import Capture, PointCloud
 
 GUESSED_UP = "Up was guessed from how the cameras were held: few straight lines point up."
-_SUFFIXES = (
-    ".zip",
-    ".ply",
-    ".glb",
-    ".gltf",
-    ".obj",
-    ".stl",
-    ".off",
-    ".jpg",
-    ".jpeg",
-    ".png",
-    ".webp",
-    ".mp4",
-    ".mov",
-    ".m4v",
-    ".webm",
-    ".mkv",
-)
 
 
 def captured(
@@ -66,4 +48,5 @@ def title(name: str) -> str:
     """The name of a capture after the file or folder it came from."""
     base = posixpath.basename(name)
     stem, suffix = posixpath.splitext(base)
-    return shown(stem if stem and suffix.lower() in _SUFFIXES else base or name, 60)
+    known = suffix.lower() in (".zip", *registry.suffixes())
+    return shown(stem if stem and known else base or name, 60)

@@ -119,7 +119,9 @@ def read_bundle(bundle: Bundle) -> Capture:
             continue
         if capture is not None:
             return _said(capture, first)
-    suffixes = tuple(s for r in registry.readers() if r.group != "photos" for s in r.suffixes)
+    suffixes = tuple(
+        s for r in registry.readers() if r.group != registry.PHOTOS for s in r.suffixes
+    )
     solids = together.solids(bundle, suffixes, lists=first is None)
     if first is None and not solids:
         for reader in (r for r in able if not r.poses):

@@ -18,6 +18,8 @@ from worldstereo.inputs.limits import Limits
 from worldstereo.scene import Capture
 
 GROUP = "worldstereo.readers"
+POSES, CLOUDS, PHOTOS = "poses", "clouds and meshes", "photos"
+"""Headings of `Reader.group`."""
 
 ReadFile = Callable[[str, bytes, Limits], Capture]
 ReadBundle = Callable[[Bundle, str], Capture]
@@ -98,7 +100,9 @@ def suffixes() -> tuple[str, ...]:
 
 def accepted() -> str:
     """One sentence of what is accepted, for refusals."""
+    kinds = [r.suffixes[0] for r in readers() if r.group == CLOUDS and r.suffixes]
+    named = ", ".join(suffix[1:].upper() for suffix in kinds)
     return (
-        "Photos, a video, a mesh or point cloud (PLY, GLB, OBJ, STL, LAS, PCD, XYZ and more), or a "
-        "folder or zip of pictures is accepted"
+        f"Photos, a video, a mesh or point cloud ({named}), or a folder or zip of pictures is "
+        f"accepted"
     )

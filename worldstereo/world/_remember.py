@@ -131,12 +131,8 @@ def remember_view(draft: Draft, view: View, generator: Generator, *, merge: bool
     if len(cloud.points) > 0 and draft.write_geometry:
         at = draft.geometry.device
         result = draft.geometry.update(
-            cloud.points.to(at),
+            cloud.to(at),
             view.cameras.c2w.to(at),
-            colors=cloud.colors.to(at),
-            confidence=cloud.confidence.to(at),
-            normals=cloud.normals.to(at),
-            radii=cloud.radii.to(at),
             source=number,
             merge_threshold=cloud_spacing(view) if merge else 0.0,
         )

@@ -6,6 +6,7 @@ from typing import Any
 import gradio as gr
 
 from worldstereo.errors import WorldStereoError
+from worldstereo.inputs import accepted
 from worldstereo.scene import DepthKind, Scene
 from worldstereo.world import AddedPhoto, AddReport
 
@@ -19,10 +20,6 @@ from ..follow import Follow
 from ..hud import Hud
 from ..settings import number, scale_of, unit_of
 
-ACCEPTED = (
-    "Zip of RGB-D frames, of posed photos (COLMAP, transforms.json) or of a saved project; one "
-    "photo; PLY, GLB, OBJ, STL, OFF."
-)
 ROWS = 60  # of the registration table
 ANOTHER_WORLD: tuple[str, ...] = ("#upload", "#add-photos", "[data-send=example]")
 ON_THIS_WORLD: tuple[str, ...] = (
@@ -52,7 +49,7 @@ class WorldTab(Part):
             elem_classes="tint",
             elem_id="upload",
         )
-        html(piece.muted(ACCEPTED))
+        html(piece.muted(f"{accepted()}, and so is a saved project."))
         self.problem = shown(line())
         gr.Markdown("#### Show", elem_classes="gap-top")
         drawings = [("Surface", "surface"), ("Points", "points")]

@@ -40,6 +40,7 @@ from worldstereo.memory.geometric._index import GrowingIndex
 from worldstereo.memory.geometric._store import Columns, PointStore, Version
 from worldstereo.neighbors import KINDS
 from worldstereo.render import RenderResult, check_render, render_points
+from worldstereo.scene import PointCloud
 
 log = logging.getLogger(__name__)
 
@@ -136,7 +137,7 @@ class GlobalGeometricMemory(MemoryFiles):
 
     def update(
         self,
-        new_points: Tensor,
+        new_points: Tensor | PointCloud,
         camera_pose: Tensor,
         features: Tensor | None = None,
         colors: Tensor | None = None,
@@ -155,12 +156,28 @@ class GlobalGeometricMemory(MemoryFiles):
         ago go where the capacity is exceeded. The result depends on neither threads nor blocks.
 
         Args:
-            new_points: (M, 3); the other columns as in `initialize`, one row for each.
+            new_points: (M, 3), the other columns as in `initialize`, one row for each; or a
+                `PointCloud`, whose own columns they then are.
             camera_pose: (4, 4) `c2w` of the camera that saw them.
 
         Raises:
             ValueError: as `initialize`; also a negative threshold or a pose that `Cameras` refuses.
+            TypeError: a `PointCloud` and one of its columns beside it.
         """
+        if isinstance(new_points, PointCloud):
+            columns = {
+                "colors": colors,
+                "confidence": confidence,
+                "normals": normals,
+                "radii": radii,
+            }
+            for name, column in columns.items():
+                if column is not None:
+                    raise WrongType(f"{name} is given twice: new_points is a cloud with its own.")
+            cloud = new_points
+            new_points, colors, confidence = cloud.points, cloud.colors, cloud.confidence
+            normals, radii = cloud.normals, cloud.radii
+            source = cloud.source if source is None else source
         batch = self._batch(
             "new_points", new_points, features, colors, normals, radii, confidence, source
         )
