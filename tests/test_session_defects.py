@@ -4,6 +4,7 @@ import gc
 import threading
 import time
 import weakref
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import rich
+import torch
 
 from tests.conftest import InstantGenerator, room_capture
 from tests.fake_session import quietly
@@ -20,7 +22,9 @@ from tests.model_page import merged, text
 from worldstereo.errors import InputRefused, WorldBusy, WorldStereoError
 from worldstereo.generators import GenerationRequest, GeneratorLimits
 from worldstereo.inputs import LOCAL
+from worldstereo.project import is_project, packed, state_of
 from worldstereo.scene import Capture
+from worldstereo.world import World, start
 
 with quietly():
     from ui.page.core import BUG
@@ -314,6 +318,40 @@ def test_the_time_of_an_import_is_the_one_of_its_limits(tmp_path):
         job = sessions.create().open(tmp_path / "large.ply", "large.ply")
         with pytest.raises(InputRefused, match=r"0\.05 s"):
             job.result(SECONDS)
+    finally:
+        sessions.close_all()
+
+
+def test_an_uploaded_project_is_opened_by_the_import_process(tmp_path, monkeypatch):
+    """The app sees only what that process wrote anew; a hostile file is refused over there."""
+    upload, hostile = tmp_path / "saved.zip", tmp_path / "hostile.zip"
+    world = World(InstantGenerator())
+    scene = start(world, replace(room_capture(2), name="kept"))
+    upload.write_bytes(packed(state_of(world)))
+    with zipfile.ZipFile(hostile, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(
+            "project.json", b'{"format": "worldstereo-project", "state": ' + b"[" * 9_000
+        )
+    parsed, uploads = [], (str(upload), str(hostile))
+    real = zipfile.ZipFile.__init__
+
+    def watched(self, file, *rest, **named):
+        parsed.extend([str(file)] if str(file) in uploads else [])
+        real(self, file, *rest, **named)
+
+    monkeypatch.setattr(zipfile.ZipFile, "__init__", watched)
+    assert is_project(upload) and parsed == [str(upload)]  # this is how it would show
+    parsed.clear()
+    sessions = Sessions(config(read=None))
+    try:
+        session = sessions.create()
+        session.open(upload, "saved.zip").result(SECONDS)
+        assert torch.equal(session.scene.cloud.points, scene.cloud.points)
+        assert session.scene.name == "kept"
+        with pytest.raises(InputRefused, match="hostile.zip"):
+            session.open(hostile, "hostile.zip").result(SECONDS)
+        assert session.scene.name == "kept"
+        assert parsed == []
     finally:
         sessions.close_all()
 

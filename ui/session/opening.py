@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from worldstereo.errors import WorldStereoError
-from worldstereo.project import ProjectState, is_project, load, load_world, reopen
+from worldstereo.project import ProjectState, is_project, load_world, reopen
 from worldstereo.scene import Capture, PointCloud, Scene, View
 from worldstereo.trajectory import Trajectory
 from worldstereo.views.registration import median_depth
@@ -61,9 +61,6 @@ class Opening:
     def read(self, job: Job, path: Path, name: str) -> Capture | ProjectState:
         """What a person's file holds; on an import thread, so that no generation waits for it."""
         job.on_step(0, 0, f"Reading {name[:60]}")
-        if is_project(path):
-            limits = self._shared.config.limits  # it may be a stranger's, like any upload
-            return load(path, name=name, limits=limits, most_bytes=limits.unpacked_bytes)
         return self._shared.read(path, name, lambda: job.cancelled, job.on_step)
 
     def file(self, job: Job, name: str) -> Scene:

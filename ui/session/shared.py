@@ -14,13 +14,14 @@ from worldstereo.inputs import read
 from worldstereo.inputs.pictures import read_pictures
 from worldstereo.inputs.sandbox.worker import ImportWorker
 from worldstereo.progress import OnStep, ignore
-from worldstereo.project import is_project, save_world
+from worldstereo.project import ProjectState, is_project, load, save_world
 from worldstereo.scene import Capture
 from worldstereo.world import World
 
 from .config import Example, GeneratorChoice, SessionsConfig
 from .jobs import Worker
 
+PROJECTS = "worldstereo.project.sandboxed"  # saved worlds, beside captures
 IMPORTS = 2  # files read at once, each by a process of its own
 LIBRARY = Path(worldstereo.__file__).resolve().parent
 
@@ -89,10 +90,10 @@ class Shared:
         name: str,
         cancelled: Callable[[], bool],
         on_step: OnStep = ignore,
-    ) -> Capture:
+    ) -> Capture | ProjectState:
         """A stranger's file, read in a process of its own. Raises `InputRefused`, `Cancelled`."""
         if self.config.read is not None:
-            return self.config.read(path, name)
+            return load(path, name=name) if is_project(path) else self.config.read(path, name)
         importer = self.warm_importer()
         assert importer is not None
         return importer.read(path, name, cancelled=cancelled, on_step=on_step)
@@ -110,7 +111,8 @@ class Shared:
             return None
         with self._lock:
             if self._importer is None:
-                self._importer = ImportWorker(self.config.limits, processes=IMPORTS)
+                limits = self.config.limits
+                self._importer = ImportWorker(limits, processes=IMPORTS, also=PROJECTS)
             return self._importer
 
     def read_example(self, example: Example) -> Capture:

@@ -225,6 +225,16 @@ def packed(state: ProjectState) -> bytes:
     return stream.getvalue()
 
 
+def unpacked(state: ProjectState, folder: Path) -> None:
+    """Into a new folder that nobody else has: no lock, no earlier save, nothing made durable."""
+    (folder / MEMBERS).mkdir(parents=True)
+
+    def store(name: str, content: bytes) -> None:
+        (folder / MEMBERS / member_file(name)).write_bytes(content)
+
+    (folder / MANIFEST).write_bytes(manifest_of(state, store, lambda name: None))
+
+
 # ---- reading -------------------------------------------------------------------------------------
 
 

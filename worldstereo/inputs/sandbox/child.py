@@ -1,5 +1,8 @@
 """What the import worker's process runs: one job, inside limits of time, memory and files.
 
+A job may be of another kind than a capture: the app names a module, as the argument, whose
+`takes(path)` says so and whose `write(path, name, folder, limits)` then does the job.
+
 After the imports an audit hook refuses every file outside the job, every socket, every other
 program and every library to load; memory, processor time and file sizes are limited by the system.
 
@@ -85,6 +88,10 @@ def _answer(job: dict[str, Any], channel: Any) -> dict[str, Any]:
         solving=lambda: _say(channel, {"needs": "solve"}),
     )
     try:
+        also = _also()
+        if also is not None and not job.get("pictures") and also.takes(source):
+            also.write(source, job["name"], folder, limits)
+            return {"done": True, "also": True}
         if job.get("pictures"):
             given = sorted(source.iterdir()) if source.is_dir() else source
             capture = read_pictures(given, job["name"], limits)
@@ -99,6 +106,11 @@ def _answer(job: dict[str, Any], channel: Any) -> dict[str, Any]:
     except Exception:
         return {"refused": str(inputs.unknown_failure(job["name"]))}
     return {"done": True}
+
+
+def _also() -> Any:
+    """The module for another kind of file, imported while that is allowed; None without one."""
+    return importlib.import_module(sys.argv[1]) if len(sys.argv) > 1 and sys.argv[1] else None
 
 
 def forbid(source: Path, folder: Path, keep: Path | None = None) -> None:
@@ -169,6 +181,7 @@ def _warm_up() -> None:
     from worldstereo.inputs.sandbox import transfer
 
     assert all((ImageOps, cloud, dispatch, posed, rgbd, transfer, safetensors.torch))
+    _also()
     builtin.load()  # readers of other packages too: code is loaded now or never
     for optional in ("pillow_heif", "laspy", "lazrs", "pye57", "pycolmap", "av.logging"):
         with contextlib.suppress(ImportError):

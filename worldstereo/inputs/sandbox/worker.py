@@ -6,6 +6,7 @@ run out of memory, die), the answer here is one `InputRefused`, and nothing of i
 """
 
 import contextlib
+import importlib
 import json
 import logging
 import os
@@ -33,7 +34,6 @@ from worldstereo.inputs.limits import (
 )
 from worldstereo.inputs.sandbox import kept
 from worldstereo.progress import OnStep, ignore
-from worldstereo.scene import Capture
 
 log = logging.getLogger(__name__)
 
@@ -47,11 +47,24 @@ Stop = Callable[[], bool] | threading.Event | None
 class ImportWorker:
     """Reads files in separate processes; usable from several threads."""
 
-    def __init__(self, limits: Limits = LOCAL, *, processes: int = 2, warm: bool = True) -> None:
-        """`processes` jobs at most run at once; `warm` keeps one spare process ready."""
+    def __init__(
+        self,
+        limits: Limits = LOCAL,
+        *,
+        processes: int = 2,
+        warm: bool = True,
+        also: str = "",
+    ) -> None:
+        """
+        Args:
+            processes: jobs that run at once, at most.
+            warm: keep one spare process ready.
+            also: a module that reads another kind of file, beside captures: `takes(path)` and
+                `write(path, name, folder, limits)` there, `read(folder, name, limits)` here.
+        """
         if processes < 1:
             raise ValueError(f"processes must be at least 1, got {processes}.")
-        self.limits, self.warm = limits, warm
+        self.limits, self.warm, self.also = limits, warm, also
         self._slots = threading.Semaphore(processes)
         self._lock = threading.Lock()
         self._spare: _Process | None = None
@@ -69,8 +82,8 @@ class ImportWorker:
         on_step: OnStep = ignore,
         *,
         pictures: bool = False,
-    ) -> Capture:
-        """The capture in a file, a folder, or several files.
+    ) -> Any:
+        """The capture in a file, a folder, or several files; or what `also` reads of them.
 
         What a placing of photos that was stopped had found is kept for an hour: the same files go
         on from there.
@@ -146,14 +159,14 @@ class ImportWorker:
             if process is not None and process.model != model_folder():
                 process.kill()  # a depth model was downloaded since
             if process is None or not process.alive:
-                process = _Process()
+                process = _Process(self.also)
             self._running.add(process)
             return process
 
     def _restock(self) -> None:
         with self._lock:
             if not self._closed and (self._spare is None or not self._spare.alive):
-                self._spare = _Process()
+                self._spare = _Process(self.also)
 
     def _run(
         self,
@@ -161,7 +174,7 @@ class ImportWorker:
         job: dict[str, Any],
         stop: Callable[[], bool],
         on_step: OnStep,
-    ) -> Capture:
+    ) -> Any:
         name, seconds = job["name"], job["seconds"]
         answer = process.receive(_START_SECONDS, stop)
         if answer is None or answer.get("ready") is not True:
@@ -189,7 +202,10 @@ class ImportWorker:
         try:
             from worldstereo.inputs.sandbox import transfer
 
-            return transfer.read(Path(job["folder"]))
+            folder = Path(job["folder"])
+            if self.also and answer.get("also") is True:
+                return importlib.import_module(self.also).read(folder, name, self.limits)
+            return transfer.read(folder)
         except Exception:
             raise unknown_failure(name) from None
 
@@ -212,7 +228,7 @@ class ImportWorker:
 class _Process:
     """One child: JSON lines in, JSON lines out, killed for certain."""
 
-    def __init__(self) -> None:
+    def __init__(self, also: str = "") -> None:
         source = str(Path(__file__).resolve().parents[3])
         environment = {k: v for k, v in os.environ.items() if k in _KEPT_ENVIRONMENT}
         environment |= {
@@ -225,7 +241,7 @@ class _Process:
         }
         self.model = environment[MODEL_FOLDER]
         self._process = subprocess.Popen(
-            [sys.executable, "-s", "-P", "-m", "worldstereo.inputs.sandbox.child"],
+            [sys.executable, "-s", "-P", "-m", "worldstereo.inputs.sandbox.child", also],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
