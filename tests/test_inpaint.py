@@ -10,14 +10,20 @@ import numpy as np
 import pytest
 import torch
 
+from tests import textured_room
 from tests.conftest import room, room_capture
 from worldstereo import Cameras, Capture, Guide, Origin, Trajectory, WarpGenerator, World
-from worldstereo.errors import Cancelled, InvalidRequest
+from worldstereo.errors import Cancelled, InvalidRequest, WeightsMissing
+from worldstereo.generators import SamplerConfig
 from worldstereo.generators.inpaint import (
+    DiffusersPainter,
     InpaintGenerator,
     InpaintOptions,
     OpenCVPainter,
     PainterFailed,
+    download,
+    find_model,
+    offer,
     painter_named,
     painter_names,
     register_painter,
@@ -27,8 +33,17 @@ from worldstereo.generators.inpaint.compose import harmonised, painted, worth_pa
 from worldstereo.generators.inpaint.depth import out_of_free_space
 from worldstereo.generators.inpaint.painters import Wish, checked
 from worldstereo.progress import ignore
-from worldstereo.scene import PointCloud
-from worldstereo.world import explore, keep, leave_empty, region_of, start, takes
+from worldstereo.scene import PointCloud, View
+from worldstereo.world import (
+    complete,
+    completion_budget,
+    explore,
+    keep,
+    leave_empty,
+    region_of,
+    start,
+    takes,
+)
 
 SIZE = (96, 72)
 
@@ -377,3 +392,144 @@ def test_painters_are_registered_by_name():
         unregister_painter("mine")
     with pytest.raises(ValueError, match="painter must be one of telea"):
         painter_named("absent")
+
+
+# ---- models of diffusers -------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    pytest.importorskip("diffusers")
+    from tests.tiny_inpaint import KINDS, save
+
+    folder = tmp_path_factory.mktemp("models")
+    return {kind: save(kind, folder / kind) for kind in KINDS}
+
+
+@pytest.mark.parametrize("kind", ["sd", "sdxl", "sd3"])
+def test_a_tiny_model_of_a_real_class_paints_a_world(models, kind):
+    """The whole way: preflight, a generator, keyframes, memories, the same bits again."""
+    from worldstereo.generators.registry import GeneratorSettings, choice
+
+    offered = choice("inpaint", GeneratorSettings(painter=str(models[kind]), device="cpu"))
+    assert not offered.why_not and offered.modes is not None and offered.limits is not None
+    assert offered.limits.prompt and offered.limits.steps is not None
+    (fit,) = offered.modes(25, *SIZE, SamplerConfig(steps=2))
+    assert fit.fits and 0 < fit.seconds < 60 and 0 < fit.gib < 1
+    runs = []
+    for _ in range(2):
+        world = made_world(2)
+        generator = offered.make(mode="full", on_step=ignore)
+        clip = explore(
+            world, path(world, 2), generator=generator, prompt="a room", seed=4,
+            sampler=SamplerConfig(steps=2),
+        )  # fmt: skip
+        runs.append(clip.color8)
+        assert world.history[-1].details["keyframes"]
+        assert Guide(world.scene, path(world, 2))[1].unknown < 0.01
+    assert torch.equal(*runs)
+
+
+def test_a_model_is_left_within_one_denoising_step(models):
+    painter = DiffusersPainter(models["sd"], "cpu")
+    seen = []
+
+    def stop(step: int, total: int, message: str) -> None:
+        seen.append(message)
+        if message.startswith("step 2"):
+            raise Cancelled("Cancelled.")
+
+    image, mask = np.zeros((64, 64, 3), np.uint8), np.ones((64, 64), bool)
+    with pytest.raises(Cancelled):
+        painter.paint(image, mask, "a room", 0, Wish(steps=5), stop)
+    assert seen[-1] == "step 2 of 5"
+
+
+def test_folders_that_are_no_model_are_refused_by_name(models, tmp_path):
+    import shutil
+
+    from worldstereo.generators.registry import GeneratorSettings, choice
+
+    with pytest.raises(WeightsMissing, match="neither a folder"):
+        find_model("nobody/nothing")
+    pickled = shutil.copytree(models["sd"], tmp_path / "pickled")
+    weights = next((pickled / "unet").glob("*.safetensors"))
+    weights.rename(weights.with_suffix(".bin"))
+    with pytest.raises(WeightsMissing, match="unet holds no safetensors"):
+        DiffusersPainter(pickled, "cpu")
+    index = pickled / "model_index.json"
+    index.write_text(index.read_text().replace('"diffusers",\n    "UNet', '"my_code",\n    "UNet'))
+    offered = choice("inpaint", GeneratorSettings(painter=str(pickled)))
+    assert "needs code of my_code" in offered.why_not
+
+
+def test_nothing_is_fetched_before_licence_and_size_were_shown(models):
+    from types import SimpleNamespace
+
+    files = [("model_index.json", 10), ("unet/a.safetensors", 2_000_000_000), ("x.bin", 5),
+             ("unet/a.bin", 7), ("pipeline.py", 3)]  # fmt: skip
+    about = SimpleNamespace(
+        card_data={"license": "openrail++"},
+        siblings=[SimpleNamespace(rfilename=name, size=size) for name, size in files],
+    )
+    shown = offer("owner/model", info=lambda repo, files_metadata: about)
+    assert str(shown) == "owner/model: licence openrail++, 2.00 GB in 2 files"
+    fetched = []
+
+    def fetch(repo, allow_patterns):
+        fetched.extend(allow_patterns)
+        return str(models["sd"])
+
+    download(shown, fetch=fetch)
+    assert fetched == ["model_index.json", "unet/a.safetensors"]
+    with pytest.raises(ValueError, match="hub id"):
+        offer("../etc/passwd")
+
+
+# ---- around the corner ---------------------------------------------------------------------------
+
+
+class Turning(InpaintGenerator):
+    """Paints the truth of a closed box, traced at the camera that is painted."""
+
+    def keyframe(self, shown, request, index, on_step):
+        self.cameras = [*getattr(self, "cameras", []), shown.camera]
+        camera = shown.camera
+        truth = textured_room.photo(
+            camera.c2w.double().numpy(), camera.width, camera.height, float(camera.K[0, 0])
+        )
+
+        def paint(image, mask, prompt, seed):
+            out = image.copy()
+            out[mask] = truth[mask]
+            return out
+
+        self.painter = paint
+        return super().keyframe(shown, request, index, on_step)
+
+
+def test_a_place_is_completed_from_one_view_within_the_budget():
+    """A full turn inside a box: at most 12 keyframes, each a step, and depth near the walls."""
+    width, height, focal = 120, 90, 80.0
+    pose = textured_room.looking(np.array([0.0, -0.4, 1.3]), np.array([0.0, 2.0, 1.3]))
+    color = textured_room.photo(pose, width, height, focal)
+    depth = textured_room.depth(pose, width, height, focal)
+    K = torch.tensor([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1.0]])
+    camera = Cameras(K, torch.from_numpy(pose).float(), width, height)
+    view = View.of(
+        torch.from_numpy(color).permute(2, 0, 1).float() / 255,
+        torch.from_numpy(depth)[None].float(), camera,
+    )  # fmt: skip
+    world = World(WarpGenerator(), max_points=200_000)
+    start(world, Capture("box", "rgbd", (view,), up=torch.tensor([0.0, 0.0, 1.0])), register=False)
+    assert 4 <= completion_budget(world.scene) <= 12
+    generator = Turning(OpenCVPainter())
+    clips = complete(world, 12, generator=generator, size=(width, height))
+    painted = sum(len(record.details.get("keyframes", ())) for record in world.history)
+    assert 3 <= painted <= 12 and len(clips) == len(world.history) - 1
+    turn = Trajectory.preset("look_around", camera, distance=2.0, frames=8, up=world.scene.up)
+    left = [frame.unknown for frame in Guide(world.scene, turn)]
+    assert sum(left) / len(left) < 0.25
+    steps = len(world.history)
+    world.undo()
+    assert len(world.history) == steps - 1

@@ -21,7 +21,7 @@ def save(kind: str, folder: Path) -> Path:
     if kind == "sd":
         parts: dict[str, Any] = {
             "unet": _unet(9),
-            "scheduler": diffusers.DDIMScheduler(),
+            "scheduler": diffusers.DDIMScheduler(steps_offset=1, clip_sample=False),
             "vae": _vae(4),
             "text_encoder": _text(32),
             "tokenizer": _tokenizer(folder.parent / "words"),
@@ -48,12 +48,12 @@ def save(kind: str, folder: Path) -> Path:
         tokenizer = _tokenizer(folder.parent / "words")
         parts = {
             "transformer": diffusers.SD3Transformer2DModel(
-                sample_size=32, patch_size=1, in_channels=8, num_layers=1,
+                sample_size=32, patch_size=1, in_channels=16, num_layers=1,
                 attention_head_dim=8, num_attention_heads=4, caption_projection_dim=32,
-                joint_attention_dim=64, pooled_projection_dim=64, out_channels=8,
+                joint_attention_dim=64, pooled_projection_dim=64, out_channels=16,
             ),
             "scheduler": diffusers.FlowMatchEulerDiscreteScheduler(),
-            "vae": _vae(8, shift_factor=0.06, use_quant_conv=False, use_post_quant_conv=False),
+            "vae": _vae(16, shift_factor=0.06, use_quant_conv=False, use_post_quant_conv=False),
             "text_encoder": _text(32, projected=True),
             "text_encoder_2": _text(32, projected=True),
             "text_encoder_3": None,

@@ -135,7 +135,8 @@ def sessions_config(config: AppConfig) -> "SessionsConfig":
         limits=SPACE if "SPACE_ID" in os.environ else LOCAL,
         projects=config.projects,
         keep=Keeping(worlds=config.keep_worlds, gigabytes=config.keep_gb),
-        generators=choices(settings),
+        # What this machine can run comes first.
+        generators=tuple(sorted(choices(settings), key=lambda choice: bool(choice.why_not))),
         examples=bundled_examples(config.examples),
     )
 

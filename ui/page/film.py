@@ -49,7 +49,8 @@ class Film(Part):
         if not session.scene.clips:
             raise WorldStereoError("There is no clip yet. Generate one first.")
         clip = session.scene.clips[-1]
-        first = next((i for i, v in enumerate(session.scene.views) if v.step == clip.step), -1)
+        own = [i for i, v in enumerate(session.scene.views) if v.step == clip.step]
+        first = own[0] if len(own) == len(clip) else -1  # some generators keep keyframes only
         pictures = [piece.picture(frame, SIDE, 84) for frame in frames_of(clip)]
         return {
             self.screen: piece.player(

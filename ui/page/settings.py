@@ -200,7 +200,10 @@ def checked_value(settings: Settings) -> float:
 def start_camera(session: Session, start: str) -> Cameras:
     scene = session.world.scene
     if start == "newest" and scene.views:
-        return scene.views[-1].cameras
+        newest, clips = scene.views[-1], [clip for clip in scene.clips if not clip.take]
+        if newest.step > 0 and clips and clips[-1].step >= newest.step:
+            return clips[-1].trajectory.cameras[-1]  # its last frame need not be a view
+        return newest.cameras
     if start == "here":
         here = session.viewport.camera()
         if here is None:

@@ -286,6 +286,63 @@ class Session:
 
         return self._start("explore", work, accepted=chosen)
 
+    def complete(
+        self,
+        budget: int,
+        *,
+        generator: str = "",
+        width: int = 640,
+        height: int = 480,
+        seed: int = 0,
+        prompt: str = "",
+        negative_prompt: str = "",
+        steps: int | None = None,
+        guidance: float | None = None,
+        mode: str = "",
+    ) -> Job:
+        """Invent what surrounds the known, keyframe by keyframe; each is a step of its own.
+
+        Raises:
+            WorldStereoError: an unknown generator, one that cannot run here, or no view.
+            WorldBusy: another job of this session runs.
+        """
+        choice = self.generators.get(generator or self.generator)
+        if choice is None or choice.why_not:
+            why = choice.why_not if choice else f"There is no generator named {generator[:40]!r}."
+            raise WorldStereoError(why)
+        sampler = SamplerConfig(steps=steps)
+        if guidance is not None:
+            sampler = replace(sampler, guidance=guidance)
+
+        def chosen() -> None:
+            if choice.modes is not None:
+                self.mode, self.sampler = mode, sampler
+            self.prompt = prompt or self.prompt
+            self.generator = choice.name
+
+        def work(job: Job) -> tuple[Clip, ...]:
+            held = self.mode if choice.modes is not None else ""
+            made = self._shared.generator(choice.name, held, job.on_step)
+            before = self.scene.revision
+            try:
+                with job.stopping():
+                    return edits.complete(
+                        self.world,
+                        budget,
+                        generator=made,
+                        size=(width, height),
+                        seed=seed,
+                        prompt=prompt,
+                        negative_prompt=negative_prompt,
+                        sampler=sampler,
+                        on_step=job.on_step,
+                    )
+            finally:
+                if self.scene.revision != before:  # finished steps stay, whatever ended the rest
+                    self._saving.save(job)
+
+        return self._start("complete", work, accepted=chosen)
+
     def set_registration(self, on: bool) -> Job:
         """Register the given views to each other, or put them back where they were given."""
 

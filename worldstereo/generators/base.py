@@ -152,6 +152,8 @@ class GenerationRequest:
     """Asked by generators that denoise; the others never call it."""
     empty: tuple[EmptyRegion, ...] = ()
     """What an `Inventor` leaves unknown."""
+    keyframes: int | None = None
+    """Most cameras that an `Inventor` paints; None for as many as it was made for."""
 
 
 @dataclass(frozen=True)

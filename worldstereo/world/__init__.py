@@ -2,6 +2,7 @@
 
 from worldstereo._core.resident import resident_bytes, trim
 from worldstereo.world._add import AddedPhoto, AddReport, add, locate
+from worldstereo.world._complete import complete, completion_budget
 from worldstereo.world._coverage import (
     Coverage,
     Known,
@@ -32,6 +33,8 @@ __all__ = [
     "World",
     "add",
     "compare",
+    "complete",
+    "completion_budget",
     "coverage",
     "default_view",
     "delete_points",

@@ -192,10 +192,11 @@ def _moved(
     clip: Clip, views: Sequence[View], before: Registration | None, after: Registration | None
 ) -> Clip:
     """A clip whose path lies where its views now are."""
-    own = [view.cameras for view in views if view.step == clip.step and view.step > 0]
+    own = {v.frame: v.cameras for v in views if v.step == clip.step and v.step > 0}
     cameras = clip.trajectory.cameras
-    if len(own) == len(clip):
-        cameras = replace(cameras, c2w=torch.stack([c.c2w for c in own]).to(cameras.c2w))
+    if sorted(own) == list(range(len(clip))):  # else its views are some keyframes only, or gone
+        c2w = torch.stack([own[t].c2w for t in range(len(clip))])
+        cameras = replace(cameras, c2w=c2w.to(cameras.c2w))
     else:
         cameras = moved(cameras, clip.registration, before, after)
     revision = 0 if after is None else after.revision

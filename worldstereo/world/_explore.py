@@ -127,6 +127,7 @@ def explore(
     write_geometry: bool = True,
     write_stereo: bool = True,
     again: EmptyRegion | None = None,
+    keyframes: int | None = None,
 ) -> Clip:
     """Generate the views of a path and fold what nobody had seen into both memories.
 
@@ -142,6 +143,7 @@ def explore(
         on_state: called after each denoising step by generators that have such steps.
         write_geometry, write_stereo: False leaves that memory as it is.
         update: another frequency than the world's own for this clip.
+        keyframes: most cameras that a generator which invents may paint.
         again: a region (`region_of`) whose inventions are forgotten first, to be painted again.
 
     Raises:
@@ -180,6 +182,7 @@ def explore(
             sampler=sampler or SamplerConfig(),
             on_state=on_state,
             empty=empty_regions(world.history),
+            keyframes=keyframes,
         )
         judge = _judge(guide, scene, trajectory)
         check = _Check(draft, generator, trajectory)

@@ -1,5 +1,6 @@
 """Takes: clips that wait, outside both memories, until they are kept or discarded."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from jaxtyping import Float
@@ -31,7 +32,7 @@ def keep(world: World, take: Clip, *, on_step: OnStep = ignore) -> Scene:
     index = _place_of(world, take)
     with world.step(f"keep {take.trajectory.name}") as draft:
         judge = Guide(draft.scene, take.trajectory)
-        for t in range(len(take)):
+        for t in _painted(world, take):
             on_step(t, len(take), f"Remembering view {t + 1} of {len(take)}")
             frame = Frame(
                 take.color[t],
@@ -87,6 +88,15 @@ def make_room(draft: Draft) -> None:
     held = [i for i, clip in enumerate(draft.clips) if clip.take]
     for i in reversed(held[:-MAX_TAKES] if len(held) > MAX_TAKES else []):
         del draft.clips[i]
+
+
+def _painted(world: World, take: Clip) -> Sequence[int]:
+    """The frames that add something: a take's keyframes where it was invented at some, else all."""
+    made = (record for record in world.history if record.step == take.step)
+    found = next((record.details.get("keyframes") for record in made), None)
+    if not isinstance(found, list):
+        return range(len(take))
+    return [int(t) for t in found if 0 <= int(t) < len(take)]
 
 
 def _said_of(clip: Clip, t: int) -> FrameAgreement | None:

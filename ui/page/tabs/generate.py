@@ -13,6 +13,7 @@ import numpy as np
 
 from worldstereo.errors import WorldStereoError
 from worldstereo.generators import Fit, GeneratorLimits, SamplerConfig
+from worldstereo.world import completion_budget
 
 from ...session.session import PREPARING
 from ...session.sessions import GeneratorChoice, Session
@@ -94,6 +95,10 @@ class GenerateTab(Part):
                     placeholder="What guidance leads away from",
                 )
             )
+        with gr.Accordion("Complete this place", open=False):
+            self.whole = shown(html(""))
+            self.budget = gr.Slider(1, 24, 4, step=1, label="Keyframes", elem_id="budget")
+            self.complete = gr.Button("Complete this place", size="sm", elem_id="complete")
         gr.Markdown("#### New views", elem_classes="gap-top")
         self.latest = shown(html(piece.empty(NOTHING)))
 
@@ -106,6 +111,7 @@ class GenerateTab(Part):
     def wire(self) -> None:
         on, path, clip = self.core.on, self.path, self.clip
         on(self.action.go.click, self.on_generate, self.inputs)
+        on(self.complete.click, self.on_complete, lambda: [*self.inputs, self.budget])
         on(clip.name.input, self.on_generator, lambda: [*path.inputs, self.prompt])
         on(self.mode.input, self.on_mode, [self.mode])
         on(self.steps.release, self.on_sampler, [self.steps, self.guidance])
@@ -130,7 +136,8 @@ class GenerateTab(Part):
             few = sorted({round(i) for i in np.linspace(0, len(clip) - 1, 6)})
             pictures = [clip.color8[i].permute(1, 2, 0).cpu().numpy() for i in few]
             updates[self.latest] = self._pictures(pictures, [i + 1 for i in few])
-        elif not clips:
+        updates[self.whole] = self._missing(session)
+        if not clips:
             updates[self.latest] = piece.empty(NOTHING)
         return updates
 
@@ -203,6 +210,16 @@ class GenerateTab(Part):
         if choice.limits is not None and accepted_frames(len(path), choice.limits) != len(path):
             path = path.resampled(accepted_frames(len(path), choice.limits))
         session.explore(path, width=size[0], height=size[1], **wish.options)
+        yield {self.core.message: ""}
+        yield from self.follow.job(session)
+
+    def on_complete(self, session: Session, *values: Any) -> Iterator[Updates]:
+        """Keyframe by keyframe around what is known; each can be undone."""
+        wish = self.wish(session, values[:-1])
+        budget = whole(values[-1], "keyframes", 1, 24)
+        choice = session.generators[wish.generator]
+        width, height = chosen_size(wish.size, session.scene, choice.limits)
+        session.complete(budget, width=width, height=height, **wish.options)
         yield {self.core.message: ""}
         yield from self.follow.job(session)
 
@@ -313,11 +330,18 @@ class GenerateTab(Part):
         return piece.render("generate.html", "pictures", tiles=tiles)
 
     def _about(self, name: str) -> str:
+        """What the chosen generator does, then one line about each of the others."""
         choices = self.core.sessions.generators
-        off = [choice for choice in choices.values() if choice.why_not]
+        others = [choice for choice in choices.values() if choice.name != name]
         return piece.render(
-            "generate.html", "about", description=choices[name].description, off=off
+            "generate.html", "about", description=choices[name].description, others=others
         )
+
+    def _missing(self, session: Session) -> str:
+        """What a full turn would take, before it is begun."""
+        if not session.scene.views:
+            return piece.render("generate.html", "missing", keyframes=0)
+        return piece.render("generate.html", "missing", keyframes=completion_budget(session.scene))
 
 
 def fits_of(session: Session) -> Sequence[Fit]:

@@ -103,7 +103,11 @@ class InpaintGenerator:
         yield from self.frames(seen, on_step)
 
     def plan(
-        self, look: Look, path: Trajectory, empty: Sequence[EmptyRegion] = ()
+        self,
+        look: Look,
+        path: Trajectory,
+        empty: Sequence[EmptyRegion] = (),
+        limit: int | None = None,
     ) -> tuple[keyframes.Keyframe, ...]:
         """The keyframes that a path needs now, in the order in which they are painted.
 
@@ -118,7 +122,8 @@ class InpaintGenerator:
                 "the world is known."
             )
         left = [stays_empty(frame, empty) for frame in frames] if empty else []
-        return keyframes.choose(frames, limit=self.options.keyframes, empty=left)
+        most = self.options.keyframes if limit is None else min(limit, self.options.keyframes)
+        return keyframes.choose(frames, limit=most, empty=left)
 
     def invent(
         self, request: GenerationRequest, look: Look, on_step: OnStep = ignore
@@ -135,7 +140,7 @@ class InpaintGenerator:
         self.limits.check(request.trajectory)
         path = request.trajectory
         on_step(0, len(path), "Choosing what to paint")
-        chosen = self.plan(look, path, request.empty)
+        chosen = self.plan(look, path, request.empty, request.keyframes)
         for number, key in enumerate(chosen):
             label = f"Painting keyframe {number + 1} of {len(chosen)}"
 

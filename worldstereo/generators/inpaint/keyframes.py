@@ -15,11 +15,14 @@ import torch
 
 from worldstereo.guide import GuideFrame
 
-SIDE = 96
-"""Pixels along the longer side at which the cover is judged."""
+SIDE = 240
+"""Pixels along the longer side at which the cover is judged: points are drawn 3 pixels wide, so
+that holes of less than two hundredths of the width would close at half of it."""
+THIN = 2
+"""Of the unknown pixels there, every so many in both directions are points of the cover."""
 CONTEXT = 0.3
 """Share of a keyframe that should be known."""
-GAIN = 0.003
+GAIN = 0.002
 """Least that a further keyframe must add, as a share of all the path's pixels."""
 OCCLUDED = 0.1
 """Relative depth by which something known must lie before a point to hide it."""
@@ -53,7 +56,7 @@ def choose(
         empty: of each frame, pixels (H, W) that a person wants to stay unknown.
     """
     unknown = [_holes(frame, empty[i] if len(empty) else None) for i, frame in enumerate(frames)]
-    size = frames[0].mask[0].numel()
+    size = frames[0].mask[0].numel() / THIN**2
     points, owner = _points(frames, unknown)
     if len(points) == 0:
         return ()
@@ -99,7 +102,8 @@ def _points(
     found, owner = [np.zeros((0, 3))], [np.zeros(0, np.int64)]
     for t, (frame, hole) in enumerate(zip(frames, unknown, strict=True)):
         hole = hole & (frame.depth[0].cpu().numpy() > 0)
-        v, u = np.nonzero(hole)
+        v, u = np.nonzero(hole[::THIN, ::THIN])
+        v, u = v * THIN, u * THIN
         if len(v) == 0:
             continue
         pixels = torch.from_numpy(np.stack([u + 0.5, v + 0.5], 1)).float()

@@ -190,7 +190,16 @@ class DiffusersPainter:
             raise PainterFailed(
                 f"{self.survey.kind} failed: {type(error).__name__}: {str(error)[:160]}."
             ) from error
-        return np.asarray(result.images)[0]
+        if any(getattr(result, "nsfw_content_detected", None) or ()):
+            raise PainterFailed(
+                f"{self.survey.kind} withheld its picture (safety checker). Choose another seed or "
+                f"prompt."
+            )
+        out = np.asarray(result.images, np.float32)[0]
+        if out.shape != image.shape:
+            return out  # the caller says what is wrong with it, or scales it
+        # These models redraw what they were shown; only the masked part is their answer.
+        return np.where(mask[..., None], out, image.astype(np.float32) / 255)
 
     def close(self) -> None:
         """Gives the weights back."""
@@ -209,8 +218,13 @@ class DiffusersPainter:
             on_step(0, 1, f"loading {self.survey.kind}")
             half = torch.float16 if self.device.type == "cuda" else torch.float32
             try:
+                absent = {
+                    name: None
+                    for name, about in _json(self.folder / INDEX).items()
+                    if isinstance(about, list) and about[0] is None
+                }
                 pipeline = AutoPipelineForInpainting.from_pretrained(
-                    self.folder, use_safetensors=True, local_files_only=True, torch_dtype=half
+                    self.folder, use_safetensors=True, local_files_only=True, dtype=half, **absent
                 )
             except Exception as error:  # any of a dozen classes, for a damaged or foreign folder
                 log.warning("inpainting model refused: %s", error)
