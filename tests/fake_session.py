@@ -24,6 +24,7 @@ from worldstereo.trajectory import Trajectory
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", ResourceWarning)
+    from ui.session.depth_model import DepthModel
     from ui.session.preview import PlannedPath
 
 WIDTH, HEIGHT = 53, 41
@@ -153,6 +154,7 @@ class FakeSession:
     sketch: Scene | None = None
 
     def __post_init__(self) -> None:
+        self.depth_model = DepthModel(offered=False)
         self.viewport = FakeViewport()
         self.planned = PlannedPath()
         self.job: FakeJob | None = None

@@ -10,13 +10,19 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from tests import textured_room as room
 from tests import tiny_depth
+from tests.loopback_hub import hub
 from worldstereo import depth
+from worldstereo.cameras import Cameras
 from worldstereo.errors import Cancelled, WeightsMissing, WorldStereoError
 from worldstereo.inputs import photo
 from worldstereo.inputs.limits import LOCAL
+from worldstereo.scene import DepthKind, View
+from worldstereo.views import intake
+from worldstereo.views.intake import IntakeOptions
 
 pytest.importorskip("transformers")
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -109,35 +115,55 @@ def test_folders_that_hold_no_depth_model_are_told_apart(tmp_path: Path):
         depth.TransformersDepth(other)
 
 
-def test_a_download_reports_stops_and_says_why_not(tmp_path: Path):
-    """Bytes of bytes; a stop raises what stopped it; offline is one line."""
+def test_a_download_is_followed_stopped_and_resumed(tmp_path: Path):
+    """Bytes of bytes; a stop keeps what is there, and the next try asks for the rest alone."""
+    source = tmp_path / "source"
+    tiny_depth.save("relative", source)
+    weights = source / "model.safetensors"
+    padded = load_file(weights) | {"extra.padding": torch.rand(400_000)}
+    save_file(padded, weights, metadata={"format": "pt"})
+    size = sum(f.stat().st_size for f in source.iterdir())
+    (source / "pytorch_model.bin").write_bytes(b"never fetched")
     said: list[tuple[int, int, str]] = []
 
-    def fetch(repo: str, *, tqdm_class: Any, allow_patterns: list[str], max_workers: int) -> str:
-        assert not any("bin" in pattern or pattern == "*" for pattern in allow_patterns)
-        with tqdm_class(total=3 << 20, unit="B") as bar:
-            for _ in range(3):
-                bar.update(1 << 20)
-        tiny_depth.save("relative", tmp_path / "got")
-        return str(tmp_path / "got")
-
-    folder = depth.download(on_step=lambda *step: said.append(step), fetch=fetch)
-    assert folder == tmp_path / "got" and said[-1][:2] == (3 << 20, 3 << 20)
-
     def stop(step: int, total: int, message: str) -> None:
-        raise Cancelled("stopped")
+        said.append((step, total, message))
+        if step > size / 3:
+            raise Cancelled("stopped")
 
-    with pytest.raises(Cancelled):
-        depth.download(on_step=stop, fetch=fetch)
+    with hub(depth.SUGGESTED, source) as server:
+        with pytest.raises(Cancelled):
+            depth.download(on_step=stop, endpoint=server.url)
+        assert depth.find("auto") is None
+        last = said[-1][0]
+        assert size / 3 < last < size and said[-1][1] == size
+        server.asked.clear()
+        folder = depth.download(on_step=lambda *step: said.append(step), endpoint=server.url)
+        firsts = [first for how, name, first in server.asked if (how, name)[1] == weights.name]
+        assert max(firsts) > 0.9 * (last - 5000)
+        assert not any(name.endswith(".bin") for _, name, _ in server.asked)
+    assert said[-1][:2] == (size, size) and depth.find("auto") == folder
+    assert (folder / weights.name).read_bytes() == weights.read_bytes()
+    assert isinstance(depth.best_estimator(), depth.TransformersDepth)
 
-    def offline(*_: Any, **__: Any) -> str:
-        raise ConnectionError("name resolution")
 
+def test_a_download_that_cannot_be_is_one_line(tmp_path: Path):
+    """Nobody listens there; the hub has no such model; weights that could run code; a lie."""
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "config.json").write_text("{}")
+    (source / "model.bin").write_bytes(b"0")
+    with hub("a/pickled", source) as server:
+        url = server.url
+        with pytest.raises(WorldStereoError, match="a/pickled: holds no .safetensors weights"):
+            depth.download("a/pickled", endpoint=url)
+        with pytest.raises(WorldStereoError, match="a/other: the hub has no such open model"):
+            depth.download("a/other", endpoint=url)
     with pytest.raises(WorldStereoError, match="the hub cannot be reached from here") as refused:
-        depth.download(fetch=offline)
+        depth.download(endpoint="http://127.0.0.1:9")
     assert "\n" not in str(refused.value)
     with pytest.raises(ValueError, match="repo must be a hub id"):
-        depth.download("../../etc", fetch=offline)
+        depth.download("../../etc", endpoint=url)
 
 
 def curtain(camera: depth.DepthEstimate | None = None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -208,3 +234,60 @@ def test_a_recorded_map_is_the_depth_of_the_photo(tmp_path: Path):
     for name in ("grey.png", "text.png"):
         with pytest.raises(WeightsMissing, match=f"{name}: this is no depth map"):
             depth.RecordedDepth.read(tmp_path / name)
+
+
+def holed_views(count: int = 3) -> tuple[list[View], list[torch.Tensor]]:
+    """Views of the room whose sensor gave up on a patch of each, and their whole depth."""
+    views, truths = [], []
+    for c2w in room.walk(count, 0.3):
+        truth = torch.from_numpy(room.depth(c2w, 160, 120, 140.0).astype(np.float32))[None]
+        color = torch.from_numpy(room.photo(c2w, 160, 120, 140.0)).permute(2, 0, 1).float() / 255
+        K = torch.tensor([[140.0, 0, 80], [0, 140.0, 60], [0, 0, 1]])
+        camera = Cameras(K, torch.from_numpy(c2w).float(), 160, 120)
+        measured = truth.clone()
+        measured[:, 40:75, 55:105] = 0
+        views.append(View.of(color, measured, camera))
+        truths.append(truth)
+    return views, truths
+
+
+class Recorded:
+    """What a model said of each picture: relative inverse depth, `wrong` in some of them."""
+
+    def __init__(self, views: list[View], truths: list[torch.Tensor], wrong: bool) -> None:
+        self.maps = {v.color8.numpy().tobytes(): t for v, t in zip(views, truths, strict=True)}
+        self.wrong, self.calls = wrong, 0
+
+    def __call__(self, color: torch.Tensor, cameras: Any = None) -> depth.DepthEstimate:
+        self.calls += 1
+        truth = self.maps[(color * 255 + 0.5).to(torch.uint8).numpy().tobytes()]
+        guess = 1 / (0.3 * truth.reciprocal() + 0.04)
+        if self.wrong:  # a picture of something else
+            guess = guess.flip(-1) + 3 * torch.rand(
+                guess.shape, generator=torch.Generator().manual_seed(0)
+            )
+        return depth.DepthEstimate(guess, torch.ones_like(guess), True, cameras)
+
+
+def test_sensor_holes_are_completed_by_the_model_where_measured_depth_confirms_it():
+    """Marked as learned, closer than what is spanned across, and never a wrong model's."""
+    views, truths = holed_views()
+    names = ("rig", "by_others", "stereo", "contradict", "judged")
+    alone = dict.fromkeys(names, False)
+    plain = intake.enter(views, register=False, options=IntakeOptions(**alone, learned=False))
+    right = Recorded(views, truths, wrong=False)
+    done = intake.enter(views, register=False, estimator=right, options=IntakeOptions(**alone))
+    assert right.calls == len(views)
+    for before, after, view, truth in zip(plain.views, done.views, views, truths, strict=True):
+        learned = after.kind == int(DepthKind.LEARNED)
+        hole = view.depth == 0
+        assert float(learned[hole].float().mean()) > 0.9 and not bool(learned[~hole].any())
+        off = [(v.depth[learned] / truth[learned] - 1).abs().mean() for v in (before, after)]
+        assert float(off[1]) < 0.02 and float(off[1]) < 0.5 * float(off[0])
+        known = view.kind == int(DepthKind.MEASURED)
+        assert torch.equal(after.depth[known], before.depth[known])
+    assert "comes from the depth model" in " ".join(done.notices)
+    wrong = Recorded(views, truths, wrong=True)
+    same = intake.enter(views, register=False, estimator=wrong, options=IntakeOptions(**alone))
+    for a, b in zip(plain.views, same.views, strict=True):
+        assert torch.equal(a.depth, b.depth) and torch.equal(a.kind, b.kind)

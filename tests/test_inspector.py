@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from tests.fake_session import HEIGHT, WIDTH, small_scene
 from ui import inspector
+from worldstereo.cameras import Cameras
 from worldstereo.errors import WorldStereoError
-from worldstereo.scene import Origin
+from worldstereo.scene import DepthKind, Origin, View
 
 SCENE = small_scene(clips=2)
 GENERATED = 3  # the first view that a step made
@@ -126,3 +127,12 @@ def test_the_unknown_of_a_preview_is_tinted_and_the_known_is_not():
     shown = inspector.tinted(color, known)
     assert (shown[:, :3] == 40).all() and (shown[:, 3:] > 60).all()
     assert (color == 40).all()  # the input is left alone
+
+
+def test_a_view_says_where_its_depth_comes_from():
+    kind = torch.zeros(1, 5, 8, dtype=torch.uint8)
+    kind[0, :2] = int(DepthKind.MEASURED)
+    kind[0, 2] = int(DepthKind.LEARNED)
+    camera = Cameras(torch.eye(3), torch.eye(4), 8, 5)
+    view = View.of(torch.rand(3, 5, 8), torch.ones(1, 5, 8), camera, kind=kind)
+    assert inspector.depths(view) == {"measured": 0.4, "depth model": 0.2, "unknown": 0.4}

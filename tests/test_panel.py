@@ -6,6 +6,7 @@ import importlib
 import json
 import re
 import sys
+import threading
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -39,6 +40,7 @@ with quietly():
     from ui.page.core import BUG, BUSY, EXPIRED
     from ui.page.page import Panel
     from ui.page.settings import Settings, accepted_frames, plan_path, reframed, sizes
+    from ui.session.depth_model import DepthModel
 
 UI = Path(__file__).resolve().parent.parent / "ui"
 
@@ -595,6 +597,47 @@ def test_uploads_must_have_arrived(panel, session, tmp_path):
     list(panel.guarded(panel.world.on_upload)("token", str(file)))
     opened = [values for name, values, _ in session.asked if name == "open"]
     assert opened == [(file, "cloud.ply")]
+    other = tmp_path / "b.jpg"
+    other.write_bytes(b"jpg")
+    list(panel.guarded(panel.world.on_upload)("token", [str(file), str(other)]))
+    opened = [values for name, values, _ in session.asked if name == "open"]
+    assert opened[1:] == [([file, other], "2 photos")]
+
+
+def test_a_depth_model_is_had_by_one_press(panel, session, tmp_path):
+    """Offered while there is none; followed, stopped, refused in one line; then it is named."""
+    begun, go = threading.Event(), threading.Event()
+
+    def download(on_step):
+        on_step(1 << 20, 3 << 20, "Getting a/b: 1 of 3 MB")
+        begun.set()
+        while not go.wait(0.01):
+            on_step(1 << 20, 3 << 20, "Getting a/b: 1 of 3 MB")
+        raise WorldStereoError("a/b: the hub cannot be reached from here. Connect.")
+
+    session.depth_model = DepthModel(True, download)
+    world = panel.world
+    shown = world.refresh(session)
+    assert shown[world.get_model]["visible"] and "rough layout" in text_of(shown[world.model_line])
+    answers = []
+    thread = threading.Thread(
+        target=lambda: answers.extend(panel.guarded(world.on_get_model, world.model_line)("token"))
+    )
+    thread.start()
+    assert begun.wait(10)
+    assert session.depth_model.get() is session.depth_model.job  # once, whoever asks
+    assert not world.refresh(session)[world.get_model]["visible"]
+    world.on_stop_model(session)
+    thread.join(10)
+    assert any("1 of 3 MB" in text_of(a.get(world.model_line, "")) for a in answers)
+    assert "goes on from there" in text_of(answers[-1][world.model_line])
+    go.set()
+    last = list(panel.guarded(world.on_get_model, world.model_line)("token"))[-1]
+    assert (
+        "cannot be reached" in text_of(last[world.model_line]) and last[world.get_model]["visible"]
+    )
+    session.depth_model = DepthModel(False, download)
+    assert not world.refresh(session)[world.get_model]["visible"]
 
 
 def test_photos_are_added_and_told_of_one_by_one(panel, session, tmp_path):

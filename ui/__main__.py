@@ -127,12 +127,13 @@ def sessions_config(config: AppConfig) -> "SessionsConfig":
         device=config.device,
         painter=config.painter,
     )
+    public = "SPACE_ID" in os.environ  # a hosted Space takes files from strangers, many at once
     return SessionsConfig(
         max_sessions=config.max_sessions,
         idle_seconds=60 * config.idle_minutes,
         max_points=config.max_points,
-        # A hosted Space takes files from strangers, many at once.
-        limits=SPACE if "SPACE_ID" in os.environ else LOCAL,
+        limits=SPACE if public else LOCAL,
+        depth_model=not public,
         projects=config.projects,
         keep=Keeping(worlds=config.keep_worlds, gigabytes=config.keep_gb),
         # What this machine can run comes first.

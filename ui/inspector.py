@@ -17,7 +17,7 @@ from torch import Tensor
 from worldstereo.cameras import Cameras
 from worldstereo.errors import WorldStereoError
 from worldstereo.memory.stereo import dense as synthesis
-from worldstereo.scene import Clip, Origin, Scene, View
+from worldstereo.scene import Clip, DepthKind, Origin, Scene, View
 
 from . import palette
 
@@ -36,6 +36,18 @@ REASONS = {
     "outside": "outside that picture",
     "unknown": "depth unknown there",
 }
+DEPTHS = {
+    DepthKind.MEASURED: "measured",
+    DepthKind.BY_OTHERS: "from other views",
+    DepthKind.STEREO: "multi-view stereo",
+    DepthKind.LEARNED: "depth model",
+    DepthKind.COMPLETED: "estimated",
+    DepthKind.GENERATED: "generated",
+    DepthKind.RIG: "fixed to the camera",
+    DepthKind.MASKED: "masked",
+    DepthKind.UNKNOWN: "unknown",
+}
+"""Where the depth of a pixel comes from, in words."""
 ORIGIN_COLORS = {
     Origin.GLOBAL: palette.GLOBAL,
     Origin.STEREO: palette.STEREO,
@@ -145,6 +157,13 @@ def target_of(scene: Scene, view: int) -> Target:
         confidence=clip.confidence[t],
         references=references,
     )
+
+
+def depths(view: View) -> dict[str, float]:
+    """Shares of a view's pixels by where their depth comes from; only what occurs."""
+    count = torch.bincount(view.kind.flatten().long(), minlength=len(DepthKind))
+    total = max(1, int(count.sum()))
+    return {word: int(count[kind]) / total for kind, word in DEPTHS.items() if int(count[kind])}
 
 
 def locate(

@@ -36,6 +36,12 @@ class DepthKind(IntEnum):
     """Fixed to the camera (a gripper, a bonnet): never part of the world; depth is 0."""
     MASKED = 7
     """Hidden by a mask of the capture (a passer-by, the sky): as `RIG`, but in this view only."""
+    LEARNED = 8
+    """A depth model's or a recorded map's; in posed views only where measured depth confirms it."""
+
+
+NO_PART = (int(DepthKind.RIG), int(DepthKind.MASKED))
+"""Kinds of pixels that are no part of the world."""
 
 
 KIND_CONFIDENCE = {
@@ -47,6 +53,7 @@ KIND_CONFIDENCE = {
     DepthKind.GENERATED: 0.02,  # times the generator's own confidence
     DepthKind.RIG: 0.0,
     DepthKind.MASKED: 0.0,
+    DepthKind.LEARNED: 0.25,
 }
 
 

@@ -76,6 +76,9 @@ class SessionsConfig:
     limits: Limits = LOCAL
     """What one import may cost, its time among it."""
 
+    depth_model: bool = True
+    """Whether a visitor may have a depth model downloaded to this machine."""
+
     read: Callable[[Path, str], Capture] | None = None
     """Reads a person's file in this process instead of the import worker's; for tests."""
 

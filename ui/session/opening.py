@@ -6,7 +6,7 @@ what it was before, and nothing is generated from a sketch.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -58,8 +58,8 @@ class Opening:
         self._token, self._world, self._shared, self._saving = token, world, shared, saving
         self._planned, self._begun, self._shown = planned, begun, shown
 
-    def read(self, job: Job, path: Path, name: str) -> Capture | ProjectState:
-        """What a person's file holds; on an import thread, so that no generation waits for it."""
+    def read(self, job: Job, path: Path | Sequence[Path], name: str) -> Capture | ProjectState:
+        """What a person's files hold; on an import thread, so that no generation waits for it."""
         job.on_step(0, 0, f"Reading {name[:60]}")
         return self._shared.read(path, name, lambda: job.cancelled, job.on_step)
 

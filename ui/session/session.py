@@ -30,6 +30,7 @@ from ..viewport.viewport import Viewport
 from .attention import Attention, Listener
 from .autosave import Saving
 from .config import GeneratorChoice
+from .depth_model import DepthModel
 from .jobs import Job
 from .opening import Opening
 from .preview import PlannedPath, Preview, PreviewedGuide, new_points
@@ -182,16 +183,24 @@ class Session:
 
     # ---- jobs ----------------------------------------------------------------------------------
 
-    def open(self, path: Path | str, name: str) -> Job:
-        """Read a person's file and make it the world; what was there can be undone back to.
+    @property
+    def depth_model(self) -> DepthModel:
+        """Of the machine, for all sessions."""
+        return self._shared.depth_model
+
+    def open(self, path: Path | str | Sequence[Path], name: str) -> Job:
+        """Read a person's file, or several photos, and make it the world.
+
+        What was there can be undone back to.
 
         Raises:
             WorldBusy: another job of this session runs.
         """
+        source = Path(path) if isinstance(path, (str, Path)) else list(path)
         return self._start(
             "open",
             lambda job: self._opening.file(job, name),
-            first=lambda job: self._opening.read(job, Path(path), name),
+            first=lambda job: self._opening.read(job, source, name),
         )
 
     def add(self, photos: Sequence[Path]) -> Job:

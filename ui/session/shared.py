@@ -19,6 +19,7 @@ from worldstereo.scene import Capture
 from worldstereo.world import World
 
 from .config import Example, GeneratorChoice, SessionsConfig
+from .depth_model import DepthModel
 from .jobs import Worker
 
 PROJECTS = "worldstereo.project.sandboxed"  # saved worlds, beside captures
@@ -38,6 +39,7 @@ class Shared:
         self.importing = Worker(IMPORTS, name="import")
         self.worker = Worker(config.workers, before=self.importing)
         self.pace: dict[str, float] = {}
+        self.depth_model = DepthModel(config.depth_model)
         self.examples: tuple[Example, ...] = config.examples
         self.generators: dict[str, GeneratorChoice] = {
             choice.name: choice for choice in config.generators
@@ -86,14 +88,15 @@ class Shared:
 
     def read(
         self,
-        path: Path,
+        path: Path | Sequence[Path],
         name: str,
         cancelled: Callable[[], bool],
         on_step: OnStep = ignore,
     ) -> Capture | ProjectState:
-        """A stranger's file, read in a process of its own. Raises `InputRefused`, `Cancelled`."""
+        """A stranger's files, read in an own process. Raises `InputRefused`, `Cancelled`."""
         if self.config.read is not None:
-            return load(path, name=name) if is_project(path) else self.config.read(path, name)
+            first = path if isinstance(path, Path) else path[0]
+            return load(first, name=name) if is_project(first) else self.config.read(first, name)
         importer = self.warm_importer()
         assert importer is not None
         return importer.read(path, name, cancelled=cancelled, on_step=on_step)
@@ -152,7 +155,8 @@ class Shared:
         return self.config.projects / f"{hashlib.sha256(token.encode()).hexdigest()[:40]}.world"
 
     def close(self) -> None:
-        """Stop the workers and the import processes."""
+        """Stop the workers, the import processes and a download."""
+        self.depth_model.stop()
         if self._importer is not None:
             self._importer.close()
         self.importing.close()

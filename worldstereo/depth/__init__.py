@@ -11,6 +11,7 @@ from worldstereo.depth._base import (
     align,
     default_camera,
 )
+from worldstereo.depth._download import download
 from worldstereo.depth._edges import clean_edges
 from worldstereo.depth._layout import LayoutDepth, SphereLayout, sky_mask
 from worldstereo.depth._learned import (
@@ -20,9 +21,9 @@ from worldstereo.depth._learned import (
     RecordedDepth,
     TransformersDepth,
     best_estimator,
-    download,
     find,
     forget,
+    learned_estimator,
     model_folder,
     use,
 )
@@ -50,6 +51,7 @@ __all__ = [
     "estimators",
     "find",
     "forget",
+    "learned_estimator",
     "model_folder",
     "register",
     "sky_mask",

@@ -12,7 +12,6 @@ import logging
 import math
 import os
 import struct
-from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -28,8 +27,7 @@ from worldstereo.depth import registry
 from worldstereo.depth._base import DepthEstimate, DepthEstimator, default_camera
 from worldstereo.depth._edges import clean_edges
 from worldstereo.depth._layout import LayoutDepth
-from worldstereo.errors import WeightsMissing, WorldStereoError
-from worldstereo.progress import OnStep, ignore
+from worldstereo.errors import WeightsMissing
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +56,7 @@ class TransformersDepth:
             WeightsMissing: the folder holds no depth model that can be read; one line says why.
         """
         self.folder = Path(folder)
-        _check_folder(self.folder)
+        check_folder(self.folder)
         try:
             from transformers import AutoImageProcessor, AutoModelForDepthEstimation
         except ImportError:
@@ -174,7 +172,7 @@ class RecordedDepth:
         return DepthEstimate(depth, confidence, False, camera)
 
 
-def _check_folder(folder: Path) -> None:
+def check_folder(folder: Path) -> None:
     """Says what is wrong with a folder before a library opens it.
 
     Raises:
@@ -259,7 +257,8 @@ def find(spec: str = "auto") -> Path | None:
     return next((f for repo in _cached_repos() if (f := _cached(repo)) is not None), None)
 
 
-def _cache() -> Path | None:
+def cache_folder() -> Path | None:
+    """Of the hub; None where its library is not installed."""
     with contextlib.suppress(Exception):
         from huggingface_hub import constants
 
@@ -268,7 +267,7 @@ def _cache() -> Path | None:
 
 
 def _cached_repos() -> list[str]:
-    root = _cache()
+    root = cache_folder()
     if root is None or not root.is_dir():
         return []
     found = sorted(f.name for f in root.iterdir() if f.name.startswith("models--"))
@@ -277,7 +276,7 @@ def _cached_repos() -> list[str]:
 
 def _cached(repo: str) -> Path | None:
     """The newest snapshot in the cache that is a whole depth model."""
-    root = _cache()
+    root = cache_folder()
     if root is None:
         return None
     home = root / f"models--{repo.replace('/', '--')}"
@@ -288,7 +287,7 @@ def _cached(repo: str) -> Path | None:
     for revision in dict.fromkeys(revisions):
         folder = home / "snapshots" / revision
         with contextlib.suppress(WeightsMissing, OSError):
-            _check_folder(folder)
+            check_folder(folder)
             config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
             if any("DepthEstimation" in str(k) for k in config.get("architectures") or []):
                 return folder
@@ -297,7 +296,13 @@ def _cached(repo: str) -> Path | None:
 
 def best_estimator() -> DepthEstimator:
     """The model that WORLDSTEREO_DEPTH_MODEL names or the local cache holds, else the layout."""
-    return _estimator_of(os.environ.get(MODEL_FOLDER, "") or "auto", str(_cache() or ""))
+    return _estimator_of(os.environ.get(MODEL_FOLDER, "") or "auto", str(cache_folder() or ""))
+
+
+def learned_estimator() -> DepthEstimator | None:
+    """The depth model in use; None where there is only the layout or one photo's recorded map."""
+    estimator = best_estimator()
+    return estimator if isinstance(estimator, TransformersDepth) else None
 
 
 def layout(argument: str) -> DepthEstimator:
@@ -336,7 +341,7 @@ def use(spec: str) -> None:
         return
     found = find(spec)
     if found is not None and found.is_dir():
-        _check_folder(found)
+        check_folder(found)
     os.environ[MODEL_FOLDER] = spec if found is None or spec == "auto" else str(found.resolve())
     forget()
 
@@ -372,95 +377,3 @@ def _estimator_of(spec: str, cache: str) -> DepthEstimator:
 def forget() -> None:
     """Look for the model again: one was downloaded."""
     _estimator_of.cache_clear()
-
-
-def download(
-    repo: str = SUGGESTED,
-    *,
-    on_step: OnStep = ignore,
-    fetch: Callable[..., Any] | None = None,
-) -> Path:
-    """Get a depth model into the local hub cache, because a person asked for it.
-
-    What a download that was stopped had fetched is used again.
-
-    Args:
-        on_step: hears bytes of bytes, and stops it by raising `Cancelled`.
-        fetch: instead of `huggingface_hub.snapshot_download`.
-
-    Raises:
-        WorldStereoError: the network or the hub does not give it; one line.
-        Cancelled: `on_step` raised it.
-    """
-    if repo.count("/") != 1 or len(repo) > 96 or any(c in repo for c in " \\:?*\"'"):
-        raise ValueError(f"repo must be a hub id such as {SUGGESTED}, got {repo[:60]!r}.")
-    if fetch is None:
-        try:
-            from huggingface_hub import snapshot_download as fetch
-        except ImportError:
-            raise WeightsMissing(
-                "The huggingface_hub library is not installed. Install requirements.txt."
-            ) from None
-    stopped: list[BaseException] = []
-    try:
-        folder = fetch(
-            repo,
-            allow_patterns=["config.json", "preprocessor_config.json", "*.safetensors"],
-            tqdm_class=_bar(on_step, repo, stopped),
-            max_workers=1,
-        )
-    except Exception as error:
-        if stopped:
-            raise stopped[0] from None
-        log.warning("download of %s failed: %s", repo, error)
-        raise WorldStereoError(_why_not(repo, error)) from None
-    if stopped:
-        raise stopped[0]
-    forget()
-    _check_folder(Path(folder))
-    return Path(folder)
-
-
-def _why_not(repo: str, error: Exception) -> str:
-    kind = type(error).__name__
-    offline = ("OfflineModeIsEnabled", "LocalEntryNotFoundError", "ConnectionError",
-               "ConnectError", "ConnectTimeout", "ProxyError")  # fmt: skip
-    missing = ("RepositoryNotFoundError", "RevisionNotFoundError", "GatedRepoError")
-    if kind in offline or (isinstance(error, OSError) and kind not in missing):
-        why, way = "the hub cannot be reached from here", "Connect, or copy a model folder here"
-    elif kind in missing:
-        why, way = "the hub has no such open model", "Check the id"
-    else:
-        why, way = "the download failed", "Try again; what is there is kept"
-    return f"{repo}: {why}. {way}."
-
-
-def _bar(on_step: OnStep, repo: str, stopped: list[BaseException]) -> Any:
-    """A progress bar that draws nothing, counts bytes, and stops the download."""
-    from tqdm.auto import tqdm
-
-    class Bar(tqdm):
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            self._bytes = kwargs.get("unit") == "B"
-            kwargs["disable"] = False
-            kwargs["file"] = open(os.devnull, "w")  # noqa: SIM115  (closed below)
-            kwargs.pop("name", None)
-            super().__init__(*args, **kwargs)
-
-        def update(self, n: float | None = 1) -> bool | None:
-            out = super().update(n)
-            if self._bytes:
-                done, total = int(self.n), int(self.total or 0)
-                try:
-                    on_step(done, total, f"Getting {repo}: {done >> 20} of {total >> 20} MB")
-                except BaseException as error:
-                    stopped.append(error)
-                    raise
-            return out
-
-        def close(self) -> None:
-            super().close()
-            with contextlib.suppress(Exception):
-                self.fp.close()
-
-    return Bar

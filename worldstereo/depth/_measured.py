@@ -8,10 +8,12 @@ from torch import Tensor
 
 from worldstereo.depth._base import align
 
-_BLOCK = 24  # pixels: neighbours of a measured pixel say the same, so whole blocks are held out
+_BLOCKS = 27  # along the longer side: neighbours say the same, so whole blocks are held out
+_FOLDS = 5
 _CLOSE = 0.05  # of the depth: as near as sensors and stereo agree between views
 _SHARE = 0.7  # of the held-out pixels around that must be so near
 _ENOUGH = 20
+_BETTER = 0.5  # of the error of one plane that faces the camera: what fits no better knows nothing
 
 
 def _fitted(depth: Tensor, measured: Tensor, mask: Tensor, generator: torch.Generator) -> Tensor:
@@ -42,29 +44,40 @@ def confirmed(
 ) -> tuple[Float[Tensor, "1 H W"], Bool[Tensor, "1 H W"]]:
     """`depth` in the units of what was measured, and where to believe it.
 
-    Scale and shift of its inverse are fitted to four fifths of the measured blocks; the rest says,
-    around every pixel, whether it holds there. What no held-out pixel is near to is not believed.
-    The depth returned is then fitted to all that was measured.
+    Each fifth of the measured blocks is held out once: scale and shift of the inverse are fitted to
+    the others, and how well that fifth is met says, around every pixel, whether the depth holds
+    there. What no measured pixel is near to is not believed, and nothing where the depth explains
+    the measurements hardly better than one plane that faces the camera. The depth returned is then
+    fitted to all that was measured.
     """
     known = (measured > 0) & (depth > 0)
     H, W = known.shape[-2:]
-    rows, columns = -(-H // _BLOCK), -(-W // _BLOCK)
+    side = max(4, round(max(H, W) / _BLOCKS))
+    rows, columns = -(-H // side), -(-W // side)
     generator = torch.Generator().manual_seed(seed)
-    held = torch.rand(rows, columns, generator=generator) < 0.2
-    held = held.repeat_interleave(_BLOCK, 0).repeat_interleave(_BLOCK, 1)[:H, :W][None]
-    held = held.to(known.device)
-    nothing = torch.zeros_like(known)
-    if int((known & ~held).sum()) < 16 or int((known & held).sum()) < _ENOUGH:
-        return depth, nothing
-    fitted = _fitted(depth, measured, known & ~held, generator)
-    off = (fitted / measured.clamp_min(1e-9) - 1).abs()
-    error = torch.where(known, off, torch.zeros_like(depth))
-    test = (known & held)[0].cpu().numpy().astype(np.float32)
-    good = test * (error[0].cpu().numpy() < _CLOSE)
+    fold = torch.randperm(rows * columns, generator=generator).reshape(rows, columns) % _FOLDS
+    fold = fold.repeat_interleave(side, 0).repeat_interleave(side, 1)[:H, :W][None]
+    fold = fold.to(known.device)
+    error = torch.full_like(measured, torch.inf)
+    for k in range(_FOLDS):
+        rest, held = known & (fold != k), known & (fold == k)
+        if int(rest.sum()) < 16 or int(held.sum()) < _ENOUGH:
+            return depth, torch.zeros_like(known)
+        fitted = _fitted(depth, measured, rest, generator)
+        error[held] = (fitted[held] / measured[held] - 1).abs()
+    flat = (measured[known].median() / measured[known] - 1).abs()
+    if float(error[known].median()) > _BETTER * float(flat.median()):
+        return depth, torch.zeros_like(known)
+    good = known & (error < _CLOSE)
     reach = max(H, W) / 8  # how far a confirmation carries
     size = int(reach) * 2 + 1
-    there = cv2.boxFilter(test, -1, (size, size), normalize=False, borderType=cv2.BORDER_CONSTANT)
-    right = cv2.boxFilter(good, -1, (size, size), normalize=False, borderType=cv2.BORDER_CONSTANT)
+    there, right = (
+        cv2.boxFilter(
+            mask[0].cpu().numpy().astype(np.float32), -1, (size, size),
+            normalize=False, borderType=cv2.BORDER_CONSTANT,
+        )
+        for mask in (known, good)
+    )  # fmt: skip
     believed = (there >= _ENOUGH) & (right >= _SHARE * there)
     final = _fitted(depth, measured, known, generator)
     return final, torch.from_numpy(believed)[None].to(known.device) & (final > 0)

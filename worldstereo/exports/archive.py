@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from worldstereo.errors import ExportError
-from worldstereo.scene import Clip, DepthKind, Origin, PointCloud, Scene, View
+from worldstereo.scene import NO_PART, Clip, DepthKind, Origin, PointCloud, Scene, View
 
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the first moment a zip can hold
 
@@ -94,7 +94,7 @@ def rig_mask(scene: Scene, view: View) -> np.ndarray:
     clip = clip_of(scene, view)
     if clip is not None:
         return array(clip.origin[view.frame, 0]) == int(Origin.RIG)
-    return array(view.kind[0]) >= int(DepthKind.RIG)  # or masked in the capture
+    return np.isin(array(view.kind[0]), NO_PART)
 
 
 def mask_png(hidden: np.ndarray) -> bytes:

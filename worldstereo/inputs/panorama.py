@@ -147,7 +147,7 @@ def read(
             depth = align(estimate.depth, depth)
             layout.replace(depth[0], cut.R, cut.K)
             rough = rough and estimate.rough
-            kind = DepthKind.COMPLETED if estimate.rough else DepthKind.STEREO
+            kind = DepthKind.LEARNED
         views.append(with_depth(view, depth, kind, sure))
     if learned:
         notices.append("Depth of the panorama comes from the depth model, fitted to a layout.")

@@ -21,6 +21,7 @@ from worldstereo.inputs.limits import Limits, shown
 from worldstereo.scene import Capture, DepthKind, View, to_bytes
 
 LEARNED = "Depth of the photo comes from a depth model; its scale is the model's."
+RELATIVE = "Depth of the photo comes from a depth model that knows near from far, but no distances."
 ROUGH = "Depth was guessed from one photo: a rough layout, good for small camera moves."
 
 
@@ -39,31 +40,31 @@ def read(
     if photo.focal_35mm is not None:
         camera = default_camera(width, height, 2 * math.atan(18.0 / photo.focal_35mm))
     estimator = estimator or best_estimator()
-    view = guessed(pixels, camera, name, estimator)
+    view, rough = guessed(pixels, camera, name, estimator)
     if camera is None:
         fov = 2 * math.atan(max(width, height) / 2 / float(view.cameras.K[0, 0]))
         how = "measured by the depth model" if abs(fov - DEFAULT_FOV) > 1e-4 else "assumed"
         degrees = round(math.degrees(fov))
         notices.append(f"The photo does not name its lens; {degrees} degrees of view were {how}.")
-    if not isinstance(estimator, LayoutDepth):
-        notices.append(LEARNED)
+    learned = not isinstance(estimator, LayoutDepth)
+    if learned:
+        notices.append(RELATIVE if rough else LEARNED)
     if images.is_panorama(data):
         notices.append("It is a 360-degree panorama by its tags and was opened as a flat photo.")
-    rough = view.kind.max() == DepthKind.COMPLETED
     return Capture(
         name=title(name),
         kind="photo",
         views=(view,),
         up=torch.tensor([0.0, -1.0, 0.0]),
-        rough_depth=bool(rough),
-        notices=(*notices, *((ROUGH,) if rough else ())),
+        rough_depth=rough,
+        notices=(*notices, *(() if learned else (ROUGH,))),
     )
 
 
 def guessed(
     pixels: np.ndarray, camera: Cameras | None, name: str, estimator: DepthEstimator
-) -> View:
-    """A view whose depth an estimator made: completed (rough) or stereo-like (a real model).
+) -> tuple[View, bool]:
+    """A view whose depth an estimator made, and whether its distances are rough.
 
     Without a camera the estimator's own is taken: measured by the model, or a usual one.
     """
@@ -82,6 +83,7 @@ def guessed(
         frame=0,
         name=shown(name, 80),
     )
-    kind = DepthKind.COMPLETED if estimate.rough else DepthKind.STEREO
+    layout = isinstance(estimator, LayoutDepth)
+    kind = DepthKind.COMPLETED if layout else DepthKind.LEARNED
     view = with_depth(view, estimate.depth, kind, 1.0)
-    return replace(view, confidence8=to_bytes(estimate.confidence))
+    return replace(view, confidence8=to_bytes(estimate.confidence)), estimate.rough

@@ -357,14 +357,17 @@ def _matrix_lens(node: jsonfile.Node, width: int, height: int) -> Lens:
 
 
 def _guessed(capture: Capture, estimator: DepthEstimator) -> Capture:
-    """Layout depth for views that no second one can measure."""
-    views = []
+    """Depth of the layout or of a model for views that no second one can measure."""
+    views, rough = [], False
+    layout = isinstance(estimator, LayoutDepth)
+    kind = DepthKind.COMPLETED if layout else DepthKind.LEARNED
     for view in capture.views:
         estimate = estimator(view.color, view.cameras)
-        kind = DepthKind.COMPLETED if estimate.rough else DepthKind.STEREO
+        rough |= estimate.rough
         views.append(with_depth(view, estimate.depth, kind, 0.2))
     said = "Depth was guessed from the pictures: a rough layout, good for small camera moves."
-    return replace(capture, views=tuple(views), rough_depth=True, notices=(*capture.notices, said))
+    said = said if layout else "Depth of the pictures comes from a depth model."
+    return replace(capture, views=tuple(views), rough_depth=rough, notices=(*capture.notices, said))
 
 
 # ---- a photo with a camera path ----------------------------------------------------------------

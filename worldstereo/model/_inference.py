@@ -345,7 +345,7 @@ def condition_capture(
     estimate = best_estimator()(image, camera)
     depth, notices = estimate.depth, ()
     kind = torch.full_like(
-        depth, int(DepthKind.COMPLETED if estimate.rough else DepthKind.STEREO), dtype=torch.uint8
+        depth, int(DepthKind.COMPLETED if estimate.rough else DepthKind.LEARNED), dtype=torch.uint8
     )
     points = None
     if cloud is not None:

@@ -26,7 +26,7 @@ from worldstereo.reconstruct._volume_kernels import (
     facing,
     integrate_region,
 )
-from worldstereo.scene import DepthKind, View
+from worldstereo.scene import NO_PART, DepthKind, View
 
 REGION = 8  # blocks along each side of a region
 TEAR = 0.05  # relative depth step between neighbours above which they are two surfaces
@@ -54,9 +54,9 @@ class Frames:
 
 def frames_of(views: Sequence[View], unit: float, *, generated: bool, completed: bool) -> Frames:
     """The pixels that count: measured and matched ones, and the kinds that were asked for."""
-    left_out = [int(DepthKind.UNKNOWN), int(DepthKind.RIG)]
+    left_out = [int(DepthKind.UNKNOWN), *NO_PART]
     left_out += [] if generated else [int(DepthKind.GENERATED)]
-    left_out += [] if completed else [int(DepthKind.COMPLETED)]
+    left_out += [] if completed else [int(DepthKind.COMPLETED), int(DepthKind.LEARNED)]
     table = np.ones(256, np.uint8)
     table[left_out] = 0
     depths = [np.ascontiguousarray(v.depth[0].numpy(), np.float32) for v in views]

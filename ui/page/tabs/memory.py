@@ -388,8 +388,12 @@ class MemoryTab(Part):
     def _sources(self, target: Target, scene: Scene) -> str:
         """The frame by origin, and how sure it is."""
         if not target.generated:
-            text = "An input view: every pixel was observed. Choose a generated one."
-            return self._clickable(target, scene) + piece.empty(text)
+            parts = inspector.depths(scene.views[target.view])
+            rows = [
+                (name, part, "var(--global)", f"{100 * part:.0f} %") for name, part in parts.items()
+            ]
+            picture = self._clickable(target, scene)
+            return piece.render("memory.html", "depths", picture=picture, rows=rows)
         part = inspector.shares(target)
         rows = [
             (name, part[name], f"var(--{name})", f"{100 * part[name]:.0f} %")

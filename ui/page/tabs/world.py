@@ -5,7 +5,8 @@ from typing import Any
 
 import gradio as gr
 
-from worldstereo.errors import WorldStereoError
+from worldstereo.depth import SUGGESTED_LABEL
+from worldstereo.errors import Cancelled, WorldStereoError
 from worldstereo.inputs import accepted
 from worldstereo.scene import DepthKind, Scene
 from worldstereo.world import AddedPhoto, AddReport
@@ -43,7 +44,8 @@ class WorldTab(Part):
         gr.Markdown("#### Start from")
         html(self._examples())
         self.upload = gr.UploadButton(
-            "Your photo, RGB-D capture, mesh or cloud",  # of any name: the reader decides
+            "Your photos, video, capture, mesh or cloud",  # of any name: the reader decides
+            file_count="multiple",
             size="sm",
             icon=str(icons / "upload.svg"),
             elem_classes="tint",
@@ -51,6 +53,20 @@ class WorldTab(Part):
         )
         html(piece.muted(f"{accepted()}, and so is a saved project."))
         self.problem = shown(line())
+        self.model_line = shown(line())
+        with gr.Row():
+            self.get_model = shown(
+                gr.Button(
+                    SUGGESTED_LABEL, size="sm", elem_classes="tint", elem_id="get-depth",
+                    visible=False,
+                )
+            )  # fmt: skip
+            self.stop_model = shown(
+                gr.Button(
+                    "Stop the download", size="sm", elem_classes="tint", elem_id="stop-depth",
+                    visible=False,
+                )
+            )  # fmt: skip
         gr.Markdown("#### Show", elem_classes="gap-top")
         drawings = [("Surface", "surface"), ("Points", "points")]
         self.drawing = shown(segmented(drawings, "points", "Draw as", "drawing"))
@@ -130,6 +146,8 @@ class WorldTab(Part):
         on, bridge = self.core.on, self.core.bridge
         bridge("example", self.on_example, says=self.problem)
         on(self.upload.upload, self.on_upload, [self.upload], says=self.problem)
+        on(self.get_model.click, self.on_get_model, says=self.model_line)
+        on(self.stop_model.click, self.on_stop_model, says=self.model_line)
         on(self.more.upload, self.on_photos, [self.more], says=self.placed)
         on(self.drawing.input, self.on_drawing, [self.drawing])
         on(self.color.input, self.on_color, [self.color])
@@ -162,7 +180,7 @@ class WorldTab(Part):
             self.problem: "",
             self.more: gr.update(visible=_some(scene)),
             self.placed: self._placed(session),
-        }
+        } | self._model(session)
 
     def why_not(self, session: Session) -> dict[str, str]:
         why: dict[str, str] = dict.fromkeys(ANOTHER_WORLD, BUSY) if session.busy else {}
@@ -190,15 +208,63 @@ class WorldTab(Part):
         yield {self.problem: ""}
         yield from self.follow.job(session)
 
-    def on_upload(self, session: Session, path: Any) -> Iterator[Updates]:
+    def on_upload(self, session: Session, given: Any) -> Iterator[Updates]:
         """Any accepted kind; the import worker decides by content and refuses in one line."""
         from pathlib import Path
 
-        if not isinstance(path, str) or not Path(path).is_file():
+        paths = [given] if isinstance(given, str) else given
+        arrived = isinstance(paths, list) and all(
+            isinstance(path, str) and Path(path).is_file() for path in paths
+        )
+        if not arrived or not paths:
             raise WorldStereoError("The upload did not arrive. Try again.")
-        session.open(Path(path), Path(path).name)
+        files = [Path(path) for path in paths]
+        if len(files) == 1:
+            session.open(files[0], files[0].name)
+        else:
+            session.open(files, f"{len(files)} photos")
         yield {self.problem: ""}
         yield from self.follow.job(session)
+
+    # ---- the depth model ---------------------------------------------------------------------
+
+    def on_get_model(self, session: Session) -> Iterator[Updates]:
+        """The press is the consent: one download, which anybody here may follow or stop."""
+        job = session.depth_model.get()
+        yield self._model(session)
+        for now in job:
+            if job.over:
+                break
+            told = piece.progress(now.step, now.total, now.message, now.seconds_left)
+            yield {self.model_line: told}
+        try:
+            job.result()
+        except Cancelled:
+            said = piece.said("Stopped. The next download goes on from there.")
+            yield self._model(session) | {self.model_line: said}
+        except WorldStereoError as error:
+            yield self._model(session) | {self.model_line: piece.failed(str(error))}
+        else:
+            yield self._model(session)
+
+    def on_stop_model(self, session: Session) -> Updates:
+        session.depth_model.stop()
+        return {self.stop_model: gr.update(visible=False)}
+
+    def _model(self, session: Session) -> Updates:
+        """Which depth a photo gets here, and the button while there is a better one to be had."""
+        model = session.depth_model
+        if model.busy:
+            words = "The depth model is being downloaded."
+        elif model.name:
+            words = f"Depth of single photos: {model.name}."
+        else:
+            words = "Depth of single photos: rough layout."
+        return {
+            self.model_line: piece.said(words),
+            self.get_model: gr.update(visible=model.offered and not model.busy),
+            self.stop_model: gr.update(visible=model.busy),
+        }
 
     # ---- photos for this world ---------------------------------------------------------------
 

@@ -12,7 +12,7 @@ import numpy as np
 from worldstereo._core.cache import ByteCache
 from worldstereo._core.resident import arrays_on_disk, is_array_on_disk, release_arrays
 from worldstereo.cameras import Cameras
-from worldstereo.scene import DepthKind, View
+from worldstereo.scene import NO_PART, View
 
 CACHE_BYTES = 320 * 2**20
 
@@ -225,7 +225,7 @@ def make_working(view: View, unit: float = 1.0) -> Working:
     """The working form of a view, without the cache."""
     color = np.ascontiguousarray(view.color8.detach().cpu().numpy().transpose(1, 2, 0))
     depth = view.depth[0].detach().cpu().numpy().astype(np.float32) / np.float32(unit)
-    rig = view.kind[0].cpu().numpy() >= int(DepthKind.RIG)  # or masked: no part of the world
+    rig = np.isin(view.kind[0].cpu().numpy(), NO_PART)
     return Working(
         pose=pose_of(view.cameras, unit),
         color=color,

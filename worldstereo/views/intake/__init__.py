@@ -17,14 +17,16 @@ from torch import Tensor
 
 from worldstereo._core.resident import release, tensors_in
 from worldstereo.cameras import Cameras
+from worldstereo.depth import DepthEstimator, learned_estimator
 from worldstereo.progress import OnStep, ignore
-from worldstereo.scene import KIND_CONFIDENCE, DepthKind, Origin, PointCloud, View
+from worldstereo.scene import KIND_CONFIDENCE, NO_PART, DepthKind, Origin, PointCloud, View
 from worldstereo.views.fusion import RADIAN, Pose, Working, make_working, parallel_for, pose_of
 from worldstereo.views.intake import _depth as stages
 from worldstereo.views.intake._exposure import exposure_gains
 from worldstereo.views.intake._judge import Decision, Judge
 from worldstereo.views.intake._keyframes import PLENTY
 from worldstereo.views.intake._keyframes import keyframes as keyframes
+from worldstereo.views.intake._learned import fill_by_model
 from worldstereo.views.intake._rig import find_rig
 from worldstereo.views.intake._stereo import (
     at_size_of,
@@ -77,6 +79,9 @@ class IntakeOptions:
     stereo: bool = True
     """Measure unmeasured regions by PatchMatch."""
 
+    learned: bool = True
+    """Complete by the depth model, where there is one and measured depth confirms it."""
+
     judged: bool = True
     """Leave out the stages that make views left out of the capture worse; else do them all."""
 
@@ -102,6 +107,7 @@ def enter(
     register: bool = True,
     previous: Intake | None = None,
     points: Float[Tensor, "N 3"] | None = None,
+    estimator: DepthEstimator | None = None,
     seed: int = 0,
     on_step: OnStep = ignore,
     options: IntakeOptions = IntakeOptions(),  # noqa: B008  (frozen)
@@ -117,6 +123,8 @@ def enter(
             lies near the new ones is looked at again. Leave it out now and then for a global pass.
         points: points of the reconstruction that the poses come from, in the frame of the given
             poses. Photos without any depth are measured with their help; otherwise unused.
+        estimator: completes depth where measured depth confirms it; default: the depth model in
+            use, none where there is none.
 
     Raises:
         ValueError: no views, or generated ones among them.
@@ -130,7 +138,7 @@ def enter(
     for view in _told(views, on_step, "Reading depth"):
         measured.append(as_measured(view).spilled() if many else as_measured(view))
         release(tensors_in(view))
-    run = _Run(options, seed, on_step, points)
+    run = _Run(options, seed, on_step, points, estimator)
     if previous is None or not any(bool(view.mask.any()) for view in measured):
         return _whole(measured, register, run, previous)
     if len(previous.views) >= len(views):
@@ -203,6 +211,10 @@ class _Run:
     on_step: OnStep
     points: Float[Tensor, "N 3"] | None
     completion: stages.Completion = stages.Completion()
+    estimator: DepthEstimator | None = None
+
+    def model(self) -> DepthEstimator | None:
+        return (self.estimator or learned_estimator()) if self.options.learned else None
 
 
 def _whole(
@@ -264,12 +276,26 @@ def _whole(
         finished = _finished(view, w, gains[i], cameras[i], unit)
         done.append(finished.spilled() if len(work) > PLENTY else finished)
         w.let_go()
+    notices += _learned_said(done)
     layer = None
     if rig is not None:
         layer = rig_layer(rig, measured[0])
     return Intake(
         tuple(done), registration, layer, unit, tuple(notices), decisions=tuple(decisions)
     )
+
+
+def _learned_said(views: Sequence[View]) -> list[str]:
+    """A sentence about what a depth model completed, if it completed anything."""
+    total = sum(view.kind.numel() for view in views)
+    pixels = sum(int((view.kind == int(DepthKind.LEARNED)).sum()) for view in views)
+    if not pixels:
+        return []
+    share = 100 * pixels / total
+    return [
+        f"Depth of {share:.1f} % of the pixels comes from the depth model, where measured depth "
+        f"confirms it."
+    ]
 
 
 def _added(measured: list[View], previous: Intake, register: bool, run: _Run) -> Intake:
@@ -357,6 +383,14 @@ def _compared_and_completed(
             changed = any(a is not w for a, w in zip(after, work, strict=True))
             if changed and _keeps(
                 judge, run, "stereo", work, after, decisions, gains=(gains, gains)
+            ):
+                work = after
+        model = run.model()
+        if model is not None:
+            after = fill_by_model(work, redo, model, on_step=on_step)
+            changed = any(a is not w for a, w in zip(after, work, strict=True))
+            if changed and _keeps(
+                judge, run, "learned", work, after, decisions, gains=(gains, gains)
             ):
                 work = after
     return work, gains, decisions
@@ -611,12 +645,16 @@ def _compared(
 def _finished(view: View, work: Working, gain: np.ndarray, camera: Cameras, unit: float) -> View:
     depth, confidence, rig = at_size_of(view, work)
     kind = torch.zeros(confidence.shape, dtype=torch.uint8)
-    for member in (DepthKind.COMPLETED, DepthKind.STEREO, DepthKind.BY_OTHERS, DepthKind.MEASURED):
+    for member in (
+        DepthKind.COMPLETED, DepthKind.LEARNED, DepthKind.STEREO, DepthKind.BY_OTHERS,
+        DepthKind.MEASURED,
+    ):  # fmt: skip
         kind[confidence >= KIND_CONFIDENCE[member] - 0.01] = int(member)
     if rig is not None:
         kind[rig[None]] = int(DepthKind.RIG)
     kind[view.kind == int(DepthKind.MASKED)] = int(DepthKind.MASKED)
-    depth = torch.where(kind >= int(DepthKind.RIG), torch.zeros_like(depth), depth)
+    hidden = torch.isin(kind, torch.tensor(NO_PART, dtype=torch.uint8))
+    depth = torch.where(hidden, torch.zeros_like(depth), depth)
     return replace(
         view,
         depth=depth * unit,

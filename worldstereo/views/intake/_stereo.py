@@ -29,7 +29,7 @@ def match_view(view: Working, gain: np.ndarray, *, trusted: bool = True) -> Matc
     depth = np.where(view.confidence >= SURE, view.depth, 0).astype(np.float32)
     return MatchView(
         color=torch.from_numpy(color).permute(2, 0, 1).contiguous(),
-        cameras=_cameras(view.pose),
+        cameras=cameras_of(view.pose),
         depth=torch.from_numpy(depth)[None] if trusted else None,
         blocked=None if view.rig is None else torch.from_numpy(view.rig),
     )
@@ -157,7 +157,8 @@ def unmatched(views: Sequence[View], work: Sequence[Working]) -> list[str]:
     return [f"{len(lost)} of {len(work)} photos show nothing that others match: {named}."]
 
 
-def _cameras(pose: Pose) -> Cameras:
+def cameras_of(pose: Pose) -> Cameras:
+    """A working pose as a camera, the half pixel back in place."""
     fx, fy, cx, cy = pose.K
     K = torch.tensor([[fx, 0, cx + 0.5], [0, fy, cy + 0.5], [0, 0, 1]], dtype=torch.float64)
     return Cameras(K, torch.from_numpy(pose.c2w), pose.width, pose.height)
