@@ -77,7 +77,7 @@ def errors(found: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray
     a, b = a - a.mean(0), b - b.mean(0)
     off = np.sqrt((b**2).sum() / max((a**2).sum(), 1e-12)) * a @ R.T - b
     span = max(np.linalg.norm(p - q) for p, q in itertools.combinations(b, 2))
-    turn = np.einsum("nji,jk,nki->n", truth[:, :3, :3], R, found[:, :3, :3].transpose(0, 2, 1))
+    turn = np.einsum("nji,jk,nki->n", truth[:, :3, :3], R, found[:, :3, :3])
     degrees = np.degrees(np.arccos(np.clip((turn - 1) / 2, -1, 1)))
     return degrees, 100 * np.linalg.norm(off, axis=1) / span
 
@@ -192,12 +192,12 @@ def failures(root: Path) -> list[dict]:
     small = [cv2.resize(p, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA) for p in door]
     toy = [np.asarray(Image.open(f).convert("RGB")) for f in Truth(root, "plush").files[:10]]
     rng = np.random.default_rng(0)
+    slope = np.linspace(-1, 1, 640)[None, :, None] * np.ones((480, 1, 1))
     wall = [
-        np.clip(
-            200 + np.linspace(-9, 9, 640)[None, :, None] + rng.normal(0, 1, (480, 640, 3)), 0, 255
-        ).astype(np.uint8)
-        for _ in range(6)
-    ]
+        np.clip(180 + 9 * k + (12 - 5 * k) * slope + rng.normal(0, 1, (480, 640, 3)), 0, 255)
+        .astype(np.uint8)
+        for k in range(6)
+    ]  # fmt: skip
     line = np.full((1, 31), 1 / 31)
     blurred = [cv2.filter2D(p, -1, line) if i % 12 in (1, 4, 6, 8, 11) else p
                for i, p in enumerate(small)]  # fmt: skip
@@ -229,6 +229,9 @@ def failures(root: Path) -> list[dict]:
             capture = opened(folder, row)
         said = row.get("refused") or " ".join(row.get("notices", ()))
         row |= {"placed": 0 if capture is None else len(capture.views), "right": word in said}
+        if capture is not None and "blurred" in name:
+            truth = Truth(root, "lund-door")
+            scored(capture, truth.c2w, truth.focal, row)
         rows.append(row)
         print(json.dumps(row), flush=True)
     return rows

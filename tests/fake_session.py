@@ -163,6 +163,7 @@ class FakeSession:
         self.registration, self.registered = None, True
         self.selected, self.flight, self.generator = 0, None, "warp"
         self.measured = None
+        self.left_out = ()
         self.mode, self.sampler, self.prompt = "", SamplerConfig(), ""
         self.can_undo, self.undone = True, 0
         self.generators = choices()

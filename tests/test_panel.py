@@ -31,7 +31,7 @@ from tests.fake_session import (
 )
 from worldstereo.errors import Cancelled, WorldBusy, WorldStereoError
 from worldstereo.generators import GeneratorLimits
-from worldstereo.scene import DepthKind, Scene
+from worldstereo.scene import DepthKind, LeftOut, Scene
 from worldstereo.trajectory import PRESETS
 from worldstereo.world import AddedPhoto, AddReport
 
@@ -602,6 +602,18 @@ def test_uploads_must_have_arrived(panel, session, tmp_path):
     list(panel.guarded(panel.world.on_upload)("token", [str(file), str(other)]))
     opened = [values for name, values, _ in session.asked if name == "open"]
     assert opened[1:] == [([file, other], "2 photos")]
+
+
+def test_pictures_that_were_not_placed_stand_beside_the_numbers(panel, session):
+    """Name and reason of each, as text; while a file is read its pictures are seen."""
+    thumbnail = torch.zeros(3, 9, 16, dtype=torch.uint8)
+    session.left_out = (LeftOut("<b>.jpg", "too blurred or plain", thumbnail),)
+    facts = panel.world.refresh(session)[panel.world.facts]
+    assert 'id="left-out"' in facts and "&lt;b&gt;.jpg" in facts and "too blurred" in facts
+    session.job = FakeJob("open")
+    session.job.frames = [np.zeros((9, 16, 3), np.uint8)] * 2
+    assert session.preparing
+    assert panel.world.preparing(session)[panel.world.facts].count('class="tile"') == 2
 
 
 def test_a_depth_model_is_had_by_one_press(panel, session, tmp_path):

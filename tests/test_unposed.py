@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import av
+import cv2
 import numpy as np
 import psutil
 import pytest
@@ -144,6 +145,22 @@ def test_two_places_in_one_folder(tmp_path: Path, photos: list[np.ndarray]):
     assert structure.parts == (frozenset({5, 6, 7}),)
 
 
+def test_what_was_read_and_what_was_not_placed_is_shown(tmp_path: Path, photos: list[np.ndarray]):
+    """Every photo while it works, small; afterwards the one that shows something else, and why."""
+    other = np.ascontiguousarray(room.painting(11)[:H, :W])
+    folder = folder_of(tmp_path / "set", [*photos[:4], other])
+    pictures: list[np.ndarray] = []
+    with ImportWorker(processes=1, warm=False) as worker:
+        capture = worker.read(folder, on_picture=pictures.append)
+    assert len(capture.views) == 4 and [p.shape for p in pictures] == [(120, 160, 3)] * 5
+    small = cv2.resize(photos[2], (160, 120), interpolation=cv2.INTER_AREA)
+    assert np.abs(pictures[2].astype(int) - small).mean() < 6
+    (left,) = capture.left_out
+    assert left.name == "IMG_5.jpg" and left.why == "shows nothing that others show"
+    assert tuple(left.thumbnail.shape) == (3, 120, 160)
+    assert any("IMG_5.jpg" in notice for notice in capture.notices)
+
+
 def test_the_same_photos_give_the_same_bits(tmp_path: Path, photos: list[np.ndarray]):
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
@@ -224,8 +241,6 @@ def test_keyframes_follow_the_way_the_picture_moves(tmp_path: Path):
     wall = np.tile(room.painting(3), (1, 3, 1))
     ways = [*range(0, 300, 10), *([300] * 30), *range(300, 600, 10)]
     pictures = [np.ascontiguousarray(wall[100:340, w : w + 320]) for w in ways]
-    import cv2
-
     for i in range(0, len(pictures), 2):
         pictures[i] = cv2.blur(pictures[i], (9, 9))
     stamps = [6 * i if i < 60 else 6 * i + 50 for i in range(len(pictures))]  # 5 a second, a gap
@@ -301,8 +316,6 @@ def test_high_dynamic_range_is_mapped(curve: int):
 
 
 def _looks(poses: list[np.ndarray]) -> list[upright.Look]:
-    import cv2
-
     K = np.array([[FOCAL, 0, W / 2], [0, FOCAL, H / 2], [0, 0, 1]])
     greys = [cv2.cvtColor(room.photo(p, W, H, FOCAL), cv2.COLOR_RGB2GRAY) for p in poses]
     return [upright.Look(g, K, p) for g, p in zip(greys, poses, strict=True)]
@@ -344,3 +357,24 @@ def test_kept_folders_know_their_files(tmp_path: Path, photos: list[np.ndarray])
     (tmp_path / "frames.json").write_text(json.dumps({}))
     with kept.room(tmp_path / "frames.json") as none:
         assert none is None
+
+
+def test_two_thousand_photos_are_thinned_before_they_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Evenly, from the first to the last, and said; no more than that is ever decoded."""
+    rng = np.random.default_rng(0)
+    (tmp_path / "many").mkdir()
+    for i in range(2000):
+        pixels = rng.integers(0, 255, (24, 32, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "many" / f"{i:04d}.jpg")
+    asked: list[str] = []
+
+    def placed(name, sources, limits, task, kind, notices):  # noqa: ANN001, ANN202
+        asked.extend(source.name for source in sources)
+        raise InputRefused(" ".join(notices))
+
+    monkeypatch.setattr(unposed, "_placed", placed)
+    with pytest.raises(InputRefused, match="2000 photos are more than 300; thinned evenly"):
+        inputs.read_here(tmp_path / "many", "many", LOCAL, Task(room=tmp_path))
+    assert len(asked) == 300 and asked[0].endswith("0000.jpg") and asked[-1].endswith("1999.jpg")

@@ -315,6 +315,16 @@ class Clip:
 
 
 @dataclass(frozen=True, eq=False)
+class LeftOut:
+    """A picture of a capture that did not become a view."""
+
+    name: str
+    why: str
+    """As a label: "too blurred"."""
+    thumbnail: UInt8[Tensor, "3 h w"]
+
+
+@dataclass(frozen=True, eq=False)
 class Capture:
     """What a reader made of a user's file, before any memory has seen it."""
 
@@ -337,6 +347,8 @@ class Capture:
     """What one unit of the file measures in metres, where the file says so."""
     origin: tuple[float, float, float] = (0.0, 0.0, 0.0)
     """What was subtracted from all coordinates of the file (UTM lies far from its origin)."""
+    left_out: tuple[LeftOut, ...] = ()
+    """Pictures that could not be placed."""
 
 
 @dataclass(frozen=True, eq=False)

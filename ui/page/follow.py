@@ -73,6 +73,9 @@ class Follow:
                 if session.sketch is not sketch:
                     sketch = session.sketch
                     updates |= self.changed(session) | self.preparing(session)
+                elif len(job.frames) != shown:
+                    shown = len(job.frames)
+                    updates |= self.preparing(session)
                 updates |= self.hud.refresh(session)
             yield updates
         yield from self._ended(session, job)

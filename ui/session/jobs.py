@@ -61,7 +61,7 @@ class Job:
         self.kind, self.first = kind, first
         self.first_result: Any = None
         self.frames: list[np.ndarray] = []
-        """Finished frames so far, (H, W, 3) uint8; only grows."""
+        """Finished frames so far, or pictures that were read, (H, W, 3) uint8; only grows."""
         self._work, self._changed = work, changed
         self._news = threading.Condition()
         self._over = threading.Event()

@@ -61,7 +61,7 @@ class Opening:
     def read(self, job: Job, path: Path | Sequence[Path], name: str) -> Capture | ProjectState:
         """What a person's files hold; on an import thread, so that no generation waits for it."""
         job.on_step(0, 0, f"Reading {name[:60]}")
-        return self._shared.read(path, name, lambda: job.cancelled, job.on_step)
+        return self._shared.read(path, name, lambda: job.cancelled, job.on_step, job.add_frame)
 
     def file(self, job: Job, name: str) -> Scene:
         """Makes what was read the world."""

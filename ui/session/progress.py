@@ -24,6 +24,7 @@ class Stage:
     """False where its reports tell the stage's own number, not how far it is."""
 
 
+LEARNED = Stage("Completing depth by the depth model", 15)
 ONE_BY_ONE = Stage("Remembering view", 12)
 # Shares as measured: five and six RGB-D views of 640 x 480; twelve photos near 960 x 640.
 MEASURED = (
@@ -35,6 +36,7 @@ MEASURED = (
     Stage("Comparing exposure", 6, counts=False),
     Stage("Completing depth", 5, counts=False),
     Stage("Measuring depth from other pictures", 40),
+    LEARNED,
     Stage("Views are ready", 7, counts=False),
     ONE_BY_ONE,
 )
@@ -48,6 +50,7 @@ PHOTOS = (
     Stage("Comparing depth", 2, counts=False),
     Stage("Comparing exposure", 2, counts=False),
     Stage("Completing depth", 1, counts=False),
+    LEARNED,
     Stage("Views are ready", 5, counts=False),
     ONE_BY_ONE,
 )

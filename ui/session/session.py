@@ -20,7 +20,7 @@ from worldstereo import world as edits
 from worldstereo.cameras import Cameras
 from worldstereo.errors import OutOfMemory, WorldBusy, WorldStereoError
 from worldstereo.generators import Frame, Inspectable, SamplerConfig
-from worldstereo.scene import Capture, Clip, Scene
+from worldstereo.scene import Capture, Clip, LeftOut, Scene
 from worldstereo.trajectory import Trajectory
 from worldstereo.views.registration import Registration
 from worldstereo.world import AddReport, explore
@@ -62,6 +62,8 @@ class Session:
         """Memory mode last chosen, for generators that have several; "" for the quickest."""
         self.sampler = SamplerConfig()
         """Steps and guidance last chosen, as the preflight counts with them."""
+        self.left_out: tuple[LeftOut, ...] = ()
+        """Pictures of the file last opened that could not be placed."""
         self.prompt = ""
         """Text that came with the file, or was last generated with."""
         self.attention = Attention(shared)
@@ -456,6 +458,7 @@ class Session:
 
     def _begun(self, capture: Capture) -> None:
         self.prompt = capture.prompt
+        self.left_out = capture.left_out
 
     def _job_changed(self, job: Job) -> None:
         self.touched = time.monotonic()

@@ -12,7 +12,7 @@ from worldstereo.errors import InputRefused
 from worldstereo.generators import Closable, Generator
 from worldstereo.inputs import read
 from worldstereo.inputs.pictures import read_pictures
-from worldstereo.inputs.sandbox.worker import ImportWorker
+from worldstereo.inputs.sandbox.worker import ImportWorker, OnPicture
 from worldstereo.progress import OnStep, ignore
 from worldstereo.project import ProjectState, is_project, load, save_world
 from worldstereo.scene import Capture
@@ -92,6 +92,7 @@ class Shared:
         name: str,
         cancelled: Callable[[], bool],
         on_step: OnStep = ignore,
+        on_picture: OnPicture = lambda pixels: None,
     ) -> Capture | ProjectState:
         """A stranger's files, read in an own process. Raises `InputRefused`, `Cancelled`."""
         if self.config.read is not None:
@@ -99,7 +100,9 @@ class Shared:
             return load(first, name=name) if is_project(first) else self.config.read(first, name)
         importer = self.warm_importer()
         assert importer is not None
-        return importer.read(path, name, cancelled=cancelled, on_step=on_step)
+        return importer.read(
+            path, name, cancelled=cancelled, on_step=on_step, on_picture=on_picture
+        )
 
     def read_pictures(self, paths: Sequence[Path], cancelled: Callable[[], bool]) -> Capture:
         """Photos for an open world, read in a process of their own. Raises as `read`."""

@@ -31,6 +31,7 @@ _HELD = 15  # inliers from which two pictures show the same things
 _PLAIN = 300  # features a picture below which it is too plain or blurred
 _FEW_INLIERS = 100  # below it a pair alone says neither the focal length nor the motion
 _TAGS_KNOW = 4  # up to so many pictures, tags that are no lie know the focal length better
+_FLAT = (4, 5, 6)  # configurations of two views: planar, panoramic, either
 _WORDS = 64
 _SHARES = {"Finding features": 35, "Matching": 50, "Placing cameras": 15}  # of the time
 
@@ -61,6 +62,8 @@ class Counts:
     """Of each pair with any match, verified by geometry."""
     turned: frozenset[tuple[int, int]]
     """Pairs that a rotation alone explains: nothing between them tells depth."""
+    flat: frozenset[tuple[int, int]] = frozenset()
+    """Pairs whose matches lie in one plane, or at infinity: two motions explain a plane."""
 
     @property
     def held(self) -> list[tuple[int, int]]:
@@ -339,7 +342,8 @@ class _Run:
             for image, i in where.items():
                 features[i] = db.num_keypoints_for_image(image)
             inliers: dict[tuple[int, int], int] = {}
-            turned = set()
+            turned: set[tuple[int, int]] = set()
+            flat: set[tuple[int, int]] = set()
             keys: dict[int, np.ndarray] = {}
             for code, geometry in zip(*db.read_two_view_geometries(), strict=True):
                 a, b = (int(v) for v in pycolmap.pair_id_to_image_pair(code))
@@ -350,6 +354,8 @@ class _Run:
                 inliers[pair] = len(matches)
                 if len(matches) < _HELD:
                     continue
+                if int(geometry.config) in _FLAT:
+                    flat.add(pair)
                 for image in (a, b):
                     if image not in keys:
                         keys[image] = _positions(db.read_keypoints(image))
@@ -362,7 +368,8 @@ class _Run:
                     rotated = _turned(keys[a][matches[:, 0]], keys[b][matches[:, 1]], first, second)
                 if rotated:
                     turned.add(pair)
-        return Counts(tuple(features), tried, dict(sorted(inliers.items())), frozenset(turned))
+        pairs = dict(sorted(inliers.items()))
+        return Counts(tuple(features), tried, pairs, frozenset(turned), frozenset(flat))
 
     def map(self, *, fixed: bool = False) -> list[Any]:
         """Models, most pictures first; `fixed` leaves the focal length as it is."""
@@ -553,8 +560,10 @@ def _structure(run: _Run, counts: Counts, model: Any) -> Structure | None:
     if len(images) < 2 or len(model.points3D) < 10 * len(images):
         return None
     pairs = [counts.inliers.get(p, 0) for p in itertools.combinations(sorted(where.values()), 2)]
-    # A pair alone, of more photos than two, or held by few matches: right or wrong, it cannot tell.
+    # A pair alone, of more photos than two: held by few matches, or by those on one plane, which
+    # two motions explain, nothing tells right from wrong.
     weak = max(pairs, default=0) < _FEW_INLIERS and len(images) <= 3
+    weak = weak or (len(images) == 2 and tuple(sorted(where.values())) in counts.flat)
     if weak and len(run.pictures) > len(images):
         return None
     c2w, lenses = {}, {}

@@ -10,6 +10,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from worldstereo.progress import OnStep, ignore
 
 
@@ -25,6 +27,8 @@ class Task:
     room: Path | None = None
     """In the import process, a folder of this job: what takes long and much memory may run. It may
     hold what a try of the same files that was stopped left behind, and is used again."""
+    on_picture: Callable[[np.ndarray], None] = lambda pixels: None
+    """Hears of each picture that is taken, (H, W, 3) uint8: to be shown while it works."""
     solving: Callable[[], None] = lambda: None
     """Says that poses are solved now, which takes longer than reading does."""
 

@@ -23,7 +23,7 @@ from worldstereo.inputs.assemble import Shot, assemble, cloud_of, evenly, fitted
 from worldstereo.inputs.capture import captured, title
 from worldstereo.inputs.limits import LOCAL, Limits, refusal, shown
 from worldstereo.inputs.task import Task, current
-from worldstereo.scene import Capture
+from worldstereo.scene import Capture, LeftOut
 
 SIDE = 1280
 """Long side of what is solved, pixels."""
@@ -31,6 +31,8 @@ SPHERE_SIDE = 2048
 """Columns of a panorama that is solved: a view of 90 degrees then has 650."""
 USUAL_DISTANCE = 3.0
 """Units from a camera to what it sees: photos alone do not say how large things are."""
+MAX_SHOWN = 60
+"""Pictures that are shown because they could not be placed."""
 _DIAGONAL_35MM = 43.27
 _MISSING = (
     "placing photos needs pycolmap, which is not installed",
@@ -133,6 +135,8 @@ def read_video(
     task.solve_here()
     found = video.keyframes(name, source, limits, side=SIDE, on_step=task.on_step)
     frames = found.frames
+    for frame in frames:
+        task.on_picture(frame.pixels)
     notices = []
     if found.hdr:
         notices.append("High dynamic range was mapped to standard range.")
@@ -189,6 +193,7 @@ def _photos(
         diagonals = focal / _DIAGONAL_35MM if focal else None
         digest = hashlib.sha256(data).digest()
         found.append(_Source(name, pixels, diagonals, model, digest, sphere))
+        task.on_picture(pixels)
         task.on_step(i + 1, len(names), f"Reading photos: {i + 1} of {len(names)}")
     if why is not None and len(found) < 2:
         raise why
@@ -348,7 +353,7 @@ def _capture(
         notices=(*notices, *_said(structure, sources, pictures, vector)),
     )
     sky = None if vector.up is None else torch.tensor([0.0, -1.0, 0.0])
-    return replace(capture, name=title(name), up=sky)
+    return replace(capture, name=title(name), up=sky, left_out=_shown_left_out(structure, sources))
 
 
 def _around(
@@ -384,6 +389,7 @@ def _around(
         cloud=cloud_of(points, structure.colors, np.zeros(3)),
         up=torch.tensor([0.0, -1.0, 0.0]),
         notices=(*notices, *said),
+        left_out=_shown_left_out(structure, sources),
     )
 
 
@@ -421,6 +427,7 @@ def _said(
     if placed < n:
         out.append(f"{placed} of {n} photos were placed.")
     out += _left_out(structure, sources)
+    out += _soft(structure, sources)
     if structure.cut:
         out.append("The time for placing photos was over before every photo was tried.")
     out += _doubts(structure, pictures)
@@ -429,38 +436,67 @@ def _said(
     return out
 
 
-def _left_out(structure: sfm.Structure, sources: Sequence[_Source]) -> list[str]:
-    counts, out = structure.counts, []
-    missing = [i for i in range(len(sources)) if i not in structure.c2w]
+_WHY = {  # sort of failure: label of a photo, sentence about one, about several
+    "elsewhere": ("another place", "shows another place and was left out",
+                  "show another place and were left out"),
+    "blurred": ("too blurred or plain", "is too blurred or plain to place",
+                "are too blurred or plain to place"),
+    "apart": ("shows nothing that others show", "shows nothing that others show",
+              "show nothing that others show"),
+    "unfit": ("does not fit the others", "could not be fitted to the others",
+              "could not be fitted to the others"),
+}  # fmt: skip
+
+
+def _missing(structure: sfm.Structure, sources: Sequence[_Source]) -> dict[int, str]:
+    """Why each picture that was not placed was not: a key of `_WHY`."""
+    counts = structure.counts
     usual = float(np.median(counts.features))
     elsewhere = {i for part in structure.parts for i in part if len(part) > 1}
     held = {i for pair in counts.held for i in pair}
-    groups: dict[str, list[int]] = {}
-    for i in missing:
+    out = {}
+    for i in range(len(sources)):
+        if i in structure.c2w:
+            continue
         if i in elsewhere:
-            why = "another place and were left out"
+            out[i] = "elsewhere"
         elif counts.features[i] < min(300.0, usual / 3):
-            why = "blurred"
-        elif i not in held:
-            why = "apart"
+            out[i] = "blurred"
         else:
-            why = "unfit"
-        groups.setdefault(why, []).append(i)
-    for why, which in groups.items():
-        photos, names = _counted(len(which)), _named([sources[i].name for i in which])
-        one = len(which) == 1
-        if why == "blurred":
-            out.append(f"{photos} {'is' if one else 'are'} too blurred or plain to place: {names}.")
-        elif why == "apart":
-            out.append(f"{photos} {'shows' if one else 'show'} nothing that others show: {names}.")
-        elif why == "unfit":
-            out.append(f"{photos} could not be fitted to the others: {names}.")
-        else:
-            out.append(
-                f"{photos} {'shows' if one else 'show'} another place and "
-                f"{'was' if one else 'were'} left out: {names}."
-            )
+            out[i] = "unfit" if i in held else "apart"
     return out
+
+
+def _left_out(structure: sfm.Structure, sources: Sequence[_Source]) -> list[str]:
+    missing, out = _missing(structure, sources), []
+    for why in dict.fromkeys(missing.values()):
+        which = [i for i, w in missing.items() if w == why]
+        said = _WHY[why][1 if len(which) == 1 else 2]
+        out.append(f"{_counted(len(which))} {said}: {_named([sources[i].name for i in which])}.")
+    return out
+
+
+def _soft(structure: sfm.Structure, sources: Sequence[_Source]) -> list[str]:
+    """Placed, but so few features that they are blurred beside the others."""
+    features = structure.counts.features
+    usual = float(np.median(features))
+    which = [i for i in sorted(structure.c2w) if features[i] < usual / 3]
+    if not which:
+        return []
+    verb = "looks" if len(which) == 1 else "look"
+    named = _named([sources[i].name for i in which])
+    return [f"{_counted(len(which))} {verb} blurred beside the others: {named}."]
+
+
+def _shown_left_out(structure: sfm.Structure, sources: Sequence[_Source]) -> tuple[LeftOut, ...]:
+    """The pictures that were not placed, small, each with its reason."""
+    out = []
+    for i, why in list(_missing(structure, sources).items())[:MAX_SHOWN]:
+        pixels = sources[i].pixels
+        small = shrunk(pixels, *fitted(pixels.shape[1], pixels.shape[0], 160))
+        thumbnail = torch.from_numpy(np.ascontiguousarray(small.transpose(2, 0, 1)))
+        out.append(LeftOut(shown(sources[i].name.rsplit("/", 1)[-1], 40), _WHY[why][0], thumbnail))
+    return tuple(out)
 
 
 def _doubts(structure: sfm.Structure, pictures: Sequence[sfm.Picture]) -> list[str]:
@@ -473,6 +509,8 @@ def _doubts(structure: sfm.Structure, pictures: Sequence[sfm.Picture]) -> list[s
             f"Doubtful depth: the camera moved little ({structure.angle:.1f} degrees between the "
             f"usual two rays)."
         )
+    if len(pictures) == 2 and (0, 1) in structure.counts.flat:
+        out.append("Doubtful poses: both photos share one flat surface, which two motions explain.")
     if structure.error > 1.5:
         out.append(f"Doubtful poses: points miss their pixels by {structure.error:.1f} px.")
     if structure.rough:

@@ -422,7 +422,9 @@ class WorldTab(Part):
         if session.preparing:
             name = session.sketch.name if session.sketch else "A new world"
             kept = scene.name if some else ""
-            return piece.render("world.html", "coming", name=name, kept=kept)
+            frames = [] if session.job is None else list(session.job.frames[:ROWS])
+            read = [piece.picture(frame, 160, 80) for frame in frames]
+            return piece.render("world.html", "coming", name=name, kept=kept, read=read)
         if not some:
             return piece.empty("Open an example or a file: its numbers appear here.")
         rows = [
@@ -439,7 +441,12 @@ class WorldTab(Part):
         if session.project is not None:
             kept = self.core.sessions.config.keep
             notes.append(f"Saved after each step. Kept here: {kept}; oldest deleted first.")
-        return piece.render("world.html", "facts", pairs=rows, notes=list(dict.fromkeys(notes)))
+        left_out = [
+            (piece.picture(left.thumbnail.permute(1, 2, 0).numpy(), 160, 80), left.name, left.why)
+            for left in session.left_out
+        ]
+        notes = list(dict.fromkeys(notes))
+        return piece.render("world.html", "facts", pairs=rows, notes=notes, left_out=left_out)
 
     def _table(self, session: Session) -> str:
         scene, registration = session.world.scene, session.registration

@@ -9,6 +9,7 @@ program and every library to load; memory, processor time and file sizes are lim
 The hook is defence in depth, not a sandbox: native code raises no audit event (PEP 578).
 """
 
+import base64
 import contextlib
 import gc
 import importlib
@@ -20,6 +21,8 @@ import sys
 import tempfile
 from pathlib import Path
 from typing import Any
+
+PICTURE_SIDE = 160  # long side of a picture that is shown while it works
 
 _REFUSED = (
     "socket.", "subprocess.", "os.system", "os.exec", "os.fork", "os.posix_spawn", "os.spawn",
@@ -85,6 +88,7 @@ def _answer(job: dict[str, Any], channel: Any) -> dict[str, Any]:
     task = Task(
         on_step=lambda *said: _say(channel, {"step": said}),
         room=keep or folder,
+        on_picture=lambda pixels: _show(channel, pixels),
         solving=lambda: _say(channel, {"needs": "solve"}),
     )
     try:
@@ -228,6 +232,19 @@ class _Kept(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self.records.append(self.format(record))
+
+
+def _show(channel: Any, pixels: Any) -> None:
+    """A picture on its way, small and bare: whoever hears of it decodes nothing."""
+    import cv2
+    import numpy as np
+
+    height, width = pixels.shape[:2]
+    scale = PICTURE_SIDE / max(height, width)
+    size = max(1, round(scale * width)), max(1, round(scale * height))
+    small = np.ascontiguousarray(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA))
+    data = base64.b64encode(small.tobytes()).decode("ascii")
+    _say(channel, {"picture": [*size, data]})
 
 
 def _say(channel: Any, message: dict[str, Any]) -> None:

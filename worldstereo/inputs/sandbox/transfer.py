@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from worldstereo.cameras import Cameras
-from worldstereo.scene import Capture, PointCloud, View
+from worldstereo.scene import Capture, LeftOut, PointCloud, View
 from worldstereo.trajectory import Trajectory
 
 TENSORS, TEXT = "capture.safetensors", "capture.json"
@@ -39,7 +39,10 @@ def write(capture: Capture, folder: Path) -> None:
                 tensors[f"cloud.{key}"] = value.contiguous()
     if capture.up is not None:
         tensors["up"] = capture.up
+    for i, left in enumerate(capture.left_out):
+        tensors[f"left.{i}"] = left.thumbnail.contiguous()
     text: dict[str, Any] = {key: getattr(capture, key) for key in _PLAIN} | {"views": views}
+    text["left_out"] = [{"name": left.name, "why": left.why} for left in capture.left_out]
     if capture.trajectory is not None:
         text["trajectory"] = capture.trajectory.to_json()
     save_file({k: v.clone() for k, v in tensors.items()}, folder / TENSORS)
@@ -73,6 +76,10 @@ def read(folder: Path) -> Capture:
         notices=tuple(str(n) for n in text["notices"]),
         metres_per_unit=None if metres is None else float(metres),
         origin=(float(x), float(y), float(z)),
+        left_out=tuple(
+            LeftOut(str(entry["name"]), str(entry["why"]), tensors[f"left.{i}"])
+            for i, entry in enumerate(text["left_out"])
+        ),
     )
 
 

@@ -5,6 +5,7 @@ with files in that folder or with the text of a refusal, and ends. Whatever it d
 run out of memory, die), the answer here is one `InputRefused`, and nothing of it stays behind.
 """
 
+import base64
 import contextlib
 import importlib
 import json
@@ -22,6 +23,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from worldstereo.depth import MODEL_FOLDER, model_folder
 from worldstereo.errors import Cancelled, InputRefused
 from worldstereo.inputs.limits import (
@@ -33,6 +36,7 @@ from worldstereo.inputs.limits import (
     unknown_failure,
 )
 from worldstereo.inputs.sandbox import kept
+from worldstereo.inputs.sandbox.child import PICTURE_SIDE
 from worldstereo.progress import OnStep, ignore
 
 log = logging.getLogger(__name__)
@@ -41,6 +45,8 @@ _START_SECONDS = 120.0  # a cold disk and a busy machine
 _TICK = 0.05  # how soon a cancel is noticed, seconds
 _KEPT_ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "SYSTEMROOT", "OMP_WAIT_POLICY", "TMPDIR")
 
+OnPicture = Callable[[np.ndarray], None]
+"""`(pixels)`: a photo or keyframe that was taken, (H, W, 3) uint8."""
 Stop = Callable[[], bool] | threading.Event | None
 
 
@@ -81,6 +87,7 @@ class ImportWorker:
         cancelled: Stop = None,
         on_step: OnStep = ignore,
         *,
+        on_picture: OnPicture = lambda pixels: None,
         pictures: bool = False,
     ) -> Any:
         """The capture in a file, a folder, or several files; or what `also` reads of them.
@@ -95,6 +102,7 @@ class ImportWorker:
                 gets `limits.solve_seconds` from when it begins.
             cancelled: An event, or a function that says whether to stop.
             on_step: hears how far it is, in this thread; it may raise `Cancelled`.
+            on_picture: hears of each photo or keyframe that is taken, small.
             pictures: read pictures alone, to be placed in an open world; see `read_pictures`.
 
         Raises:
@@ -125,7 +133,7 @@ class ImportWorker:
                     "seconds": seconds,
                     "pictures": pictures,
                 }
-                return self._run(process, job, stop, on_step)
+                return self._run(process, job, stop, on_step, on_picture)
         finally:
             if process is not None:
                 process.kill()
@@ -174,6 +182,7 @@ class ImportWorker:
         job: dict[str, Any],
         stop: Callable[[], bool],
         on_step: OnStep,
+        on_picture: OnPicture,
     ) -> Any:
         name, seconds = job["name"], job["seconds"]
         answer = process.receive(_START_SECONDS, stop)
@@ -185,6 +194,10 @@ class ImportWorker:
             answer = process.receive(deadline - time.monotonic(), stop)
             if answer is not None and "step" in answer:
                 on_step(*_step(answer["step"]))
+            elif answer is not None and "picture" in answer:
+                picture = _picture(answer["picture"])
+                if picture is not None:
+                    on_picture(picture)
             elif answer is not None and answer.get("needs") == "solve":
                 if not asked:  # once: a worker cannot stay alive by asking
                     seconds, asked = self.limits.solve_seconds, True
@@ -328,6 +341,18 @@ def _step(said: Any) -> tuple[int, int, str]:
         return int(step), int(total), shown(str(message), 100)
     except (TypeError, ValueError):
         return 0, 0, "Reading"
+
+
+def _picture(said: Any) -> np.ndarray | None:
+    """A small picture as the worker sends it; None where it is none."""
+    try:
+        width, height, data = said
+        if not (0 < int(width) <= PICTURE_SIDE and 0 < int(height) <= PICTURE_SIDE):
+            return None
+        pixels = np.frombuffer(base64.b64decode(data, validate=True), np.uint8)
+        return pixels.reshape(int(height), int(width), 3)
+    except (TypeError, ValueError):
+        return None
 
 
 def gathered(paths: Sequence[Path], folder: Path) -> Path:

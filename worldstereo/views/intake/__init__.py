@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
+from torch.nn import functional
 
 from worldstereo._core.resident import release, tensors_in
 from worldstereo.cameras import Cameras
@@ -210,8 +211,8 @@ class _Run:
     seed: int
     on_step: OnStep
     points: Float[Tensor, "N 3"] | None
-    completion: stages.Completion = stages.Completion()
     estimator: DepthEstimator | None = None
+    completion: stages.Completion = stages.Completion()
 
     def model(self) -> DepthEstimator | None:
         return (self.estimator or learned_estimator()) if self.options.learned else None
@@ -645,11 +646,14 @@ def _compared(
 def _finished(view: View, work: Working, gain: np.ndarray, camera: Cameras, unit: float) -> View:
     depth, confidence, rig = at_size_of(view, work)
     kind = torch.zeros(confidence.shape, dtype=torch.uint8)
-    for member in (
-        DepthKind.COMPLETED, DepthKind.LEARNED, DepthKind.STEREO, DepthKind.BY_OTHERS,
-        DepthKind.MEASURED,
-    ):  # fmt: skip
+    for member in (DepthKind.COMPLETED, DepthKind.STEREO, DepthKind.BY_OTHERS, DepthKind.MEASURED):
         kind[confidence >= KIND_CONFIDENCE[member] - 0.01] = int(member)
+    # Not by the enlarged confidence: between two kinds it takes every value.
+    learned = np.abs(work.confidence - KIND_CONFIDENCE[DepthKind.LEARNED]) < 0.005
+    if learned.any():
+        at = torch.from_numpy(learned)[None, None].float()
+        at = functional.interpolate(at, kind.shape[-2:], mode="nearest-exact")[0] > 0
+        kind[at & (kind == int(DepthKind.COMPLETED))] = int(DepthKind.LEARNED)
     if rig is not None:
         kind[rig[None]] = int(DepthKind.RIG)
     kind[view.kind == int(DepthKind.MASKED)] = int(DepthKind.MASKED)
