@@ -14,6 +14,9 @@ import numpy as np
 
 from worldstereo.progress import OnStep, ignore
 
+PICTURE_SIDE = 160
+"""Long side of a picture that is shown while it works, pixels."""
+
 
 class Apart(Exception):
     """This input is solved in the import process only: it can be stopped there, and limited."""

@@ -22,8 +22,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-PICTURE_SIDE = 160  # long side of a picture that is shown while it works
-
 _REFUSED = (
     "socket.", "subprocess.", "os.system", "os.exec", "os.fork", "os.posix_spawn", "os.spawn",
     "os.startfile", "pty.", "ctypes.", "webbrowser.", "urllib.", "http.", "ftplib.", "smtplib.",
@@ -238,6 +236,8 @@ def _show(channel: Any, pixels: Any) -> None:
     """A picture on its way, small and bare: whoever hears of it decodes nothing."""
     import cv2
     import numpy as np
+
+    from worldstereo.inputs.task import PICTURE_SIDE
 
     height, width = pixels.shape[:2]
     scale = PICTURE_SIDE / max(height, width)

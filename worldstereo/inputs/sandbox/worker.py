@@ -36,7 +36,7 @@ from worldstereo.inputs.limits import (
     unknown_failure,
 )
 from worldstereo.inputs.sandbox import kept
-from worldstereo.inputs.sandbox.child import PICTURE_SIDE
+from worldstereo.inputs.task import PICTURE_SIDE
 from worldstereo.progress import OnStep, ignore
 
 log = logging.getLogger(__name__)
