@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from tests import textured
-from worldstereo import Cancelled, Capture, WarpGenerator, World, WorldStereoError
+from worldstereo import Cancelled, Capture, InputRefused, WarpGenerator, World, WorldStereoError
 from worldstereo.cli import main
 from worldstereo.project import load_world, save_world
 from worldstereo.scene import PointCloud
@@ -68,6 +68,33 @@ def test_found_photos_grow_the_world_in_one_step(world, photos):
     assert world.undo()
     assert len(world.scene.views) == len(before.views)
     assert torch.equal(world.scene.cloud.points, before.cloud.points)
+
+
+def test_keyframes_of_a_video_find_their_places(world, tmp_path):
+    """The way of the camera is what the film was drawn from; what is no place is named by time."""
+    import av
+
+    places = [
+        textured.camera_at((0.3 * k - 0.4, -0.05 * k, 0.1), (0.7 * k - 1.5, 0.25, 4.0))
+        for k in range(4)
+    ]
+    with av.open(str(tmp_path / "walk.mp4"), "w") as box:
+        stream = box.add_stream("libx264", rate=2, options={"crf": "12"})
+        stream.width, stream.height, stream.pix_fmt = 320, 240, "yuv420p"
+        for camera in places:
+            picture = textured.view_of(camera).color8.permute(1, 2, 0).numpy()
+            box.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        box.mux(stream.encode())
+    report = add(world, tmp_path / "walk.mp4", doubtful=True)
+    assert len(report.added) >= 2 and any("of 4 frames" in n for n in report.notices)
+    for photo in report.added:
+        seconds = float(photo.name.removeprefix("walk.mp4 at ").removesuffix(" s"))
+        truth = places[round(2 * seconds)]
+        found = world.scene.views[photo.view].cameras
+        assert float((found.position - truth.position).norm()) < 0.1
+    (tmp_path / "cut.mp4").write_bytes((tmp_path / "walk.mp4").read_bytes()[:300])
+    with pytest.raises(InputRefused, match=r"cut.mp4.*video"):
+        add(world, tmp_path / "cut.mp4")
 
 
 def test_nothing_found_changes_nothing(world, photos):

@@ -130,7 +130,7 @@ class Add:
     """A saved project folder, which is saved again; or anything that `explore` accepts."""
 
     photos: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Pictures, or folders or zips of them."""
+    """Pictures, folders or zips of them, or videos, of which the keyframes are added."""
 
     out: Path | None = None
     """Project folder to write instead; needed where WORLD is not a project folder."""

@@ -75,8 +75,8 @@ def add(
     those are remembered. Where nothing is added, the world is unchanged and no step is recorded.
 
     Args:
-        photos: files, folders or zips of pictures, or a capture; poses that come with them are
-            not used.
+        photos: files, folders or zips of pictures, videos (their keyframes), or a capture; poses
+            that come with them are not used.
         doubtful: also add photos whose place is uncertain.
 
     Raises:
@@ -85,7 +85,7 @@ def add(
         WorldBusy, Cancelled: another step runs; `on_step` raised it.
     """
     _check_world(world)
-    capture = photos if isinstance(photos, Capture) else read_pictures(photos)
+    capture = _capture_of(photos, on_step)
     search = _Search(world, capture, doubtful, on_step)
     localizer = world.localizer()
     first = search.look(localizer, range(len(capture.views)))
@@ -112,13 +112,17 @@ def locate(world: World, photos: Photos, *, on_step: OnStep = ignore) -> list[tu
         WorldStereoError, InputRefused, WorldBusy: as `add`.
     """
     _check_world(world)
-    capture = photos if isinstance(photos, Capture) else read_pictures(photos)
+    capture = _capture_of(photos, on_step)
     localizer = world.localizer()
     out = []
     for i, view in enumerate(capture.views):
         on_step(i, len(capture.views), f"Finding photo {i + 1} of {len(capture.views)}")
         out.append((view.name or f"photo {i + 1}", localizer.find(view.color8, _intrinsics(view))))
     return out
+
+
+def _capture_of(photos: Photos, on_step: OnStep) -> Capture:
+    return photos if isinstance(photos, Capture) else read_pictures(photos, on_step=on_step)
 
 
 def _check_world(world: World) -> None:

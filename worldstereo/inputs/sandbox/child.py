@@ -96,7 +96,7 @@ def _answer(job: dict[str, Any], channel: Any) -> dict[str, Any]:
             return {"done": True, "also": True}
         if job.get("pictures"):
             given = sorted(source.iterdir()) if source.is_dir() else source
-            capture = read_pictures(given, job["name"], limits)
+            capture = read_pictures(given, job["name"], limits, on_step=task.on_step)
         else:
             capture = inputs.read_here(source, job["name"], limits, task)
         transfer.write(capture, folder)
