@@ -2,6 +2,10 @@
 
 import json
 import shutil
+import subprocess
+import sys
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -98,6 +102,30 @@ def test_a_name_cannot_leave_the_report(tmp_path):
     batch.write_report(tmp_path, [result], 0)
     page = (tmp_path / "index.html").read_text()
     assert "<script>" not in page and "&lt;script&gt;" in page
+
+
+def test_a_task_that_takes_too_much_memory_stops_and_the_next_goes_on(manifest, tmp_path):
+    (task,) = [t for t in read_manifest(manifest)[0] if t.name == "a"]
+    before = threading.active_count()
+    stopped = guarded(task, tmp_path / "out", 0.002)
+    assert stopped.state == "failed" and "needs more than 0.002 GB" in stopped.message
+    assert not list((tmp_path / "out").glob("*/"))
+    assert guarded(task, tmp_path / "out", 100.0).state == "done"
+    time.sleep(0.3)
+    assert threading.active_count() <= before + 2  # watchers end with their task
+
+
+def test_a_task_that_does_not_stop_ends_with_its_process(tmp_path):
+    code = (
+        "import sys, pathlib, worldstereo.cli.batch as b\n"
+        "with b.MemoryWatch(0.05, pathlib.Path(sys.argv[1])) as watch:\n"
+        "    held = bytearray(b'1') * 200_000_000\n"
+        "    while True: pass\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "note")], timeout=60, check=False
+    )
+    assert ended.returncode == 1 and (tmp_path / "note").exists()
 
 
 def test_without_ray_the_way_out_is_said(manifest, tmp_path, monkeypatch):

@@ -18,14 +18,21 @@ def cloud(n: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     return points, torch.rand(n, 3, generator=generator)
 
 
-def slow(points: Tensor, camera: Cameras, radius: int) -> tuple[Tensor, Tensor]:
-    """Depth and index of one camera, tap by tap."""
+def slow(
+    points: Tensor, camera: Cameras, radius: int, radii: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Depth and index of one camera, tap by tap; `radii` in scene units."""
+    least, focal = radius, float((camera.K[0, 0] * camera.K[1, 1]).sqrt())
     pixels, depth = camera.project(points)
     best = torch.full((camera.height, camera.width), math.inf)
     index = torch.full((camera.height, camera.width), -1)
     for i in range(len(points)):
         if depth[i] <= 0 or pixels[i].abs().max() > 1e6:
             continue
+        if radii is not None:
+            across = float(radii[i]) * focal / float(depth[i])
+            allowed = [least, *(half for half in (1, 2, 3, 4, 6, 8, 12) if half > least)]
+            radius = max(h for h in allowed if h == least or h <= across + 0.5)
         u, v = (int(c) for c in pixels[i].floor())
         x0, x1 = max(u - radius, 0), min(u + radius + 1, camera.width)
         y0, y1 = max(v - radius, 0), min(v + radius + 1, camera.height)
@@ -66,6 +73,33 @@ def test_the_compiled_path_gives_the_same_bits_as_torch(cameras, n, radius):
         assert same_bits(render_points(points, colors, camera, radius), expected)
         tree = MortonTree(points.numpy())
         assert same_bits(render_points(points, colors, camera, radius, block_index=tree), expected)
+
+
+@pytest.mark.parametrize("radius", [0, 1, 5, 12])
+def test_splats_of_their_own_radius_are_as_wide_as_they_are(cameras, radius):
+    points, colors = cloud(307)
+    radii = torch.rand(307, generator=torch.Generator().manual_seed(2)) ** 3 * 0.9
+    result = render_points(points, colors, cameras, radius, radii=radii)
+    depth, index = slow(points, cameras[1], radius, radii)
+    assert torch.equal(result.index[1, 0], index)
+    torch.testing.assert_close(result.depth[1, 0], depth)
+    plain = render_points(points, colors, cameras, radius)
+    assert torch.equal(result.index, plain.index) == (radius == 12)  # the widest there is
+
+
+def test_splats_of_their_own_radius_are_the_same_bits_compiled_and_plain(cameras):
+    points, colors = cloud(4001, seed=3)
+    points[5] = cameras.position[2]
+    points[7:20] = points[7]
+    radii = torch.rand(4001, generator=torch.Generator().manual_seed(5)) * 0.4
+    tree = MortonTree(points.numpy())
+    for camera in (cameras, cameras[2], cameras[1:2]):
+        expected = render_torch(points, colors, camera, 1, radii=radii)
+        assert same_bits(render_points(points, colors, camera, 1, radii=radii), expected)
+        sorted_ = render_points(points, colors, camera, 1, block_index=tree, radii=radii)
+        assert same_bits(sorted_, expected)
+    narrow = render_points(points, colors, cameras, 1, radii=torch.zeros(4001))
+    assert same_bits(narrow, render_points(points, colors, cameras, 1))
 
 
 def test_a_cloud_drawn_often_is_sorted_once_and_a_written_one_again(cameras):
@@ -138,9 +172,11 @@ def test_points_nearer_than_near_are_not_drawn(cameras):
         ({"points": torch.zeros(3, 2)}, r"points.*\(3, 2\)"),
         ({"points": torch.zeros(3, 3, dtype=torch.float64)}, "points.*float64"),
         ({"colors": torch.zeros(2, 3)}, r"colors.*\(2, 3\)"),
+        ({"radii": torch.zeros(2)}, r"radii must be \(3,\).*\(2,\)"),
     ],
 )
 def test_a_bad_argument_is_named(cameras, change, message):
     given = {"points": torch.zeros(3, 3), "colors": None, "radius": 1, "near": 0.0} | change
     with pytest.raises((ValueError, TypeError), match=message):
-        render_points(given["points"], given["colors"], cameras, given["radius"], given["near"])
+        points, colors = given.pop("points"), given.pop("colors")
+        render_points(points, colors, cameras, **given)

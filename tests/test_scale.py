@@ -8,9 +8,9 @@ import torch
 
 from worldstereo._core import resident
 from worldstereo._core.cache import ByteCache
-from worldstereo.cameras import Cameras
+from worldstereo.cameras import Cameras, look_at
 from worldstereo.generators import WarpGenerator
-from worldstereo.guide import FRAMES, Guide
+from worldstereo.guide import FRAMES, Guide, splat_cloud
 from worldstereo.memory.geometric import GlobalGeometricMemory
 from worldstereo.memory.geometric import _thinning as thinning
 from worldstereo.scene import Capture, View
@@ -204,6 +204,70 @@ def test_a_coarse_point_goes_where_finer_ones_are():
     width = np.array([0.1] + [0.01] * len(fine), np.float32)
     kept, _ = thinning.thinned(points, width, np.ones(len(points)), len(fine))
     assert not kept[0] and kept.sum() > 200
+
+
+def test_what_went_has_a_neighbour_within_its_stretched_width_and_what_stayed_has_none():
+    g = np.random.default_rng(4)
+    points = g.uniform(0, 1, (6007, 3)).astype(np.float32)
+    points[:, 2] = points[:, 0] * 0.7  # a surface that is no plane of the grid
+    width = np.exp(g.uniform(np.log(0.005), np.log(0.1), len(points))).astype(np.float32)
+    weight = g.random(len(points))
+    kept, stretch = thinning.thinned(points, width, weight, 2003)
+    assert 1500 < kept.sum() <= 2003
+    away = np.linalg.norm(points[kept].astype(np.float64)[:, None] - points[None], axis=2)
+    reach = stretch * np.maximum(width, np.quantile(width, 0.01))
+    near = (away < reach[None] * 1.0001).sum(axis=0)
+    assert (near[~kept] >= 1).all()
+    finest = np.quantile(width, 0.01)
+    level = np.floor(np.log(np.maximum(width, finest) / finest) / np.log(2**0.5))[kept]
+    least = np.minimum(reach[kept][:, None], reach[kept][None])
+    crowded = (away[:, kept] < 0.999 * least) & (level[:, None] == level[None])
+    assert crowded.sum() == kept.sum()  # each is near itself alone
+
+
+def corridor_depth(camera: Cameras) -> tuple[torch.Tensor, torch.Tensor]:
+    """What is seen inside a box of 2 x 2.4 x 24 m: each ray ends at the nearest wall ahead.
+
+    Depth (1, H, W), and half the width of a sample on the wall (H * W,).
+    """
+    ones = torch.ones(camera.width * camera.height)
+    eye = camera.position.double()
+    rays = camera.unproject(camera.pixel_grid(), ones).double() - eye  # a step of depth 1
+    half = torch.tensor([1.0, 1.2, 12.0], dtype=torch.float64)
+    ahead = (half * rays.sign() - eye) / torch.where(rays == 0, 1e-12, rays)
+    depth, wall = ahead.min(dim=1)
+    facing = rays.gather(1, wall[:, None])[:, 0].abs() / rays.norm(dim=1)
+    width = depth / float(camera.K[0, 0]) / facing.clamp(min=0.25)
+    return depth.reshape(1, camera.height, camera.width).float(), (0.5 * width).float()
+
+
+def test_a_walk_through_a_corridor_stays_covered_to_its_end():
+    """24 m of known walls with far fewer points than they deserve: every view is still seen."""
+    K = torch.tensor([[50.0, 0, 32], [0, 50.0, 24], [0, 0, 1]])
+    world = World(WarpGenerator(), max_points=24_007)
+    forgetful = GlobalGeometricMemory(max_points=24_007)
+    cameras = []
+    for i, z in enumerate(np.linspace(-11, 11, 56)):
+        eye = torch.tensor([0.0, 0.0, float(z)])
+        to = torch.tensor([(1.0, 0.0, 0.2), (0.2, 0.1, 1.0), (-1.0, 0.0, 0.2)][i % 3])
+        cameras.append(Cameras(K, look_at(eye, eye + to, torch.tensor([0.0, -1.0, 0.0])), 64, 48))
+    with world.step("walk") as draft:
+        for camera in cameras:
+            depth, radii = corridor_depth(camera)
+            points = camera.unproject(camera.pixel_grid(), depth.flatten())
+            for memory in (draft.geometry, forgetful):
+                memory.update(points, camera.c2w, merge_threshold=0.005, radii=radii)
+    scene = world.scene
+    assert len(scene.cloud) <= 24_007 and scene.stretch > 1.5
+    covered, right, before = [], [], []
+    for camera in cameras:
+        truth, _ = corridor_depth(camera)
+        shown = splat_cloud(scene, camera)
+        covered.append(float(shown.mask.mean()))
+        right.append(float(((shown.depth - truth).abs() < 0.1 * truth).float().mean()))
+        before.append(float(forgetful.render(camera).mask.mean()))
+    assert min(covered) > 0.95 and np.mean(right) > 0.85, (min(covered), np.mean(right))
+    assert min(before) < 0.1  # the contract of the memory by itself: the oldest points go
 
 
 def test_thinning_without_a_compiler_keeps_the_same(monkeypatch):

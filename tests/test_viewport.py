@@ -158,6 +158,19 @@ def test_a_deletion_leaves_exactly_the_other_points_on_the_stage(viewport):
     np.testing.assert_allclose(order(shown).mean(0), order(wanted).mean(0), atol=1e-3)
 
 
+def test_points_of_a_thinned_cloud_are_as_wide_as_what_they_stand_for(viewport):
+    cloud = wall(6007)
+    drawn(viewport, Scene(revision=0, cloud=cloud))
+    before = sorted(node.size for node in viewport._cloud._nodes.values())
+    left = kept(cloud, torch.arange(len(cloud)) % 4 == 0)
+    left = PointCloud(**{**left.__dict__, "radii": 2 * left.radii})
+    drawn(viewport, Scene(revision=1, cloud=left, stretch=2.0))
+    after = sorted(node.size for node in viewport._cloud._nodes.values())
+    assert viewport.stats["points"] == len(left) and len(before) == len(after) == 3
+    assert all(2.2 < new / old < 3.1 for old, new in zip(before, after, strict=True))
+    assert drawn(viewport, Scene(revision=1, cloud=left, stretch=2.0)) == 0
+
+
 def test_far_from_the_origin_points_keep_their_place(viewport):
     """Half precision around the node's centre, not around the origin: no error of millimetres."""
     cloud = wall(1009)

@@ -57,6 +57,11 @@ FRAMES = ByteCache(192 * 2**20)
 """Frames of all guides together: some 18 of 640x480. Others are computed again when asked for."""
 
 
+RADIUS = 1.75
+"""Half width of the splats of a cloud that was thinned, in half spacings: its points lie
+irregularly, and what went is at most two half spacings away."""
+
+
 class StackedGuide(NamedTuple):
     """A whole guide at once, for models that make a clip in one go."""
 
@@ -170,8 +175,13 @@ def _invented(frame: GuideFrame) -> Bool[Tensor, "1 H W"]:
 
 
 def splat_cloud(scene: Scene, camera: Cameras, radius: int = 1) -> RenderResult:
-    """The published cloud at one camera: the draft of the guide, shown while scrubbing."""
-    return render_points(scene.cloud.points, scene.cloud.colors, camera, radius=radius)
+    """The published cloud at one camera: the draft of the guide, shown while scrubbing.
+
+    Points of a cloud that was thinned are as wide as what they stand for.
+    """
+    cloud = scene.cloud
+    radii = RADIUS * cloud.radii if scene.stretch > 1 else None
+    return render_points(cloud.points, cloud.colors, camera, radius=radius, radii=radii)
 
 
 def _splats(

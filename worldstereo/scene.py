@@ -374,6 +374,9 @@ class Scene:
     notices: tuple[str, ...] = ()
     checks: tuple[str, ...] = ()
     """What the self-check of the given views decided, one line a stage."""
+    stretch: float = 1.0
+    """By how much a full cloud was thinned: the spacing of its points over that of their samples.
+    The radii of the cloud's points are stretched already."""
 
 
 def _spilled(value: Any, *names: str) -> Any:

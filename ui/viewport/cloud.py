@@ -29,6 +29,7 @@ example as discs took eight seconds a frame, and the page stood still meanwhile.
 MOST_STALE = 0.02  # share of a node's points that may be left at an old place, drawn again nearby
 WIDEST = 1.7  # of the width of a sample on a surface that faces the view
 POINT_SCALE = 1.35  # of the pixel's width on the surface: closes the gaps
+LOOSE = 1.3  # times wider are the points of a thinned cloud: they lie irregularly
 DISC_SIGMA = 0.7  # of the sample spacing, in the surface
 DISC_THICKNESS = 0.05  # of the sample spacing, across the surface
 DISC_OPACITY = 0.98
@@ -61,6 +62,7 @@ class CloudDrawing:
         self._serial = 0
         self._scale = 1.0
         self._eyes: np.ndarray | None = None
+        self._thinned = False
         self._cloud: PointCloud | None = None
         self._drawn = np.zeros((0, 3), np.float32)  # stage positions as drawn, per row
         self._chance = np.zeros(0, np.float32)  # a row is shown while its chance is below `share`
@@ -96,15 +98,22 @@ class CloudDrawing:
 
     # ---- what the viewport asks for ----------------------------------------------------------
 
-    def draw(self, cloud: PointCloud, scale: float, eyes: np.ndarray | None = None) -> None:
+    def draw(
+        self,
+        cloud: PointCloud,
+        scale: float,
+        eyes: np.ndarray | None = None,
+        thinned: bool = False,
+    ) -> None:
         """Show this cloud: keeps the nodes whose points are where they were, sends the rest.
 
         Args:
             eyes: (V, 3) camera positions of the views that `cloud.source` names.
+            thinned: what the memory left of a full cloud, `Scene.stretch` above 1.
         """
-        self._eyes = eyes
+        self._eyes, self._thinned = eyes, thinned
         stage = as_array(cloud.points) * np.float32(scale)
-        widths = spacing(cloud, eyes) * np.float32(scale)
+        widths = spacing(cloud, eyes) * np.float32(scale * (LOOSE if thinned else 1))
         if self._cloud is None or share_shown(len(cloud), self.limit) != self._share:
             match, moved = np.full(len(self._drawn), -1), np.zeros(len(self._drawn), bool)
         else:
@@ -156,7 +165,7 @@ class CloudDrawing:
         cloud, scale, eyes = self._cloud, self._scale, self._eyes
         self.clear()
         if cloud is not None:
-            self.draw(cloud, scale, eyes)
+            self.draw(cloud, scale, eyes, self._thinned)
 
     def clear(self) -> None:
         with self._server.atomic():
@@ -181,7 +190,14 @@ class CloudDrawing:
                 node.handle.remove()
                 del self._nodes[name]
             else:
-                self._put(name, rows, node.size)
+                self._put(name, rows, self._widened(node.size, rows))
+
+    def _widened(self, size: float, rows: np.ndarray) -> float:
+        """A node's point size, or what its rows need now: they grow when a cloud is thinned."""
+        if size <= 0:
+            return size
+        needed = POINT_SCALE * float(np.median(self._widths[rows])) / np.sqrt(self._share)
+        return needed if needed > 1.2 * size else size  # a class is as wide as that
 
     def _add(self, rows: np.ndarray) -> None:
         """New nodes for these rows: by step, then by size class, then in pieces."""

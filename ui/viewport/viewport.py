@@ -396,7 +396,8 @@ class Viewport:
         with self._server.atomic():  # one replaces the other: nobody sees an empty stage
             if sketch != self._sketched:
                 self._cloud.clear()  # points of a sketch are wider: none may stay in the world
-            self._cloud.draw(scene.cloud, scale, np.array(eyes, np.float32).reshape(-1, 3))
+            places = np.array(eyes, np.float32).reshape(-1, 3)
+            self._cloud.draw(scene.cloud, scale, places, scene.stretch > 1)
         self._views.draw(scene.views, scale)
         self._pointer.draw(scene, scale)
         if factor != 1 or sketch != self._sketched:

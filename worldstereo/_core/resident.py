@@ -12,6 +12,7 @@ variable WORLDSTEREO_SPILL names another one, "off" keeps all in memory.
 
 import contextlib
 import ctypes
+import functools
 import logging
 import os
 import tempfile
@@ -118,7 +119,8 @@ def release(tensors: Iterable[Tensor]) -> None:
         if start in done or start == 0:
             continue
         done.add(start)
-        _libc().madvise(ctypes.c_void_p(start), ctypes.c_size_t(storage.nbytes()), _DONTNEED)
+        if (advise := _function("madvise")) is not None:
+            advise(ctypes.c_void_p(start), ctypes.c_size_t(storage.nbytes()), _DONTNEED)
 
 
 def in_memory(tensors: Iterable[Tensor]) -> int:
@@ -159,8 +161,14 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
 
 def trim() -> None:
     """Gives free pages of the allocator back to the system; some milliseconds."""
-    with contextlib.suppress(AttributeError, OSError):
-        _libc().malloc_trim(0)
+    if (give := _function("malloc_trim")) is not None:
+        give(0)
+
+
+def warm_up() -> None:
+    """Looks up what `release` and `trim` call, before a process gives up its rights."""
+    for name in ("madvise", "malloc_trim"):
+        _function(name)
 
 
 def resident_bytes() -> int:
@@ -171,8 +179,12 @@ def resident_bytes() -> int:
     return 0
 
 
-def _libc() -> ctypes.CDLL:
-    return ctypes.CDLL(None, use_errno=True)
+@functools.cache
+def _function(name: str) -> Any:
+    """A function of the C library, looked up once; None where there is none."""
+    with contextlib.suppress(AttributeError, OSError):
+        return getattr(ctypes.CDLL(None, use_errno=True), name)
+    return None
 
 
 def _mapped(tensors: list[Tensor], place: Path) -> list[Tensor]:

@@ -224,7 +224,7 @@ class Batch:
     """GPUs of each task."""
 
     memory_gb: float = 0.0
-    """Memory that a task may take; 0 for no limit."""
+    """Resident memory that a task may add to its process; 0 for no limit."""
 
     seconds: float = 3600.0
     """Time after which a task is stopped; 0 for no limit."""

@@ -18,6 +18,7 @@ import json
 import logging
 import os
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -25,11 +26,14 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from worldstereo._core.atomic import write_atomic
+from worldstereo._core.resident import resident_bytes, trim
 from worldstereo.errors import InputRefused, WorldStereoError
+from worldstereo.progress import OnStep, ignore, interruptible
 
 log = logging.getLogger(__name__)
 
 RESULT = "result.json"
+GRACE = 20.0  # seconds that a task has to stop by itself
 MAX_BYTES = 64 << 20  # of a manifest
 KINDS: dict[str, type | tuple[type, ...]] = {
     "input": str,
@@ -200,7 +204,7 @@ def content_hash(task: Task) -> str:
 # ---- one task ------------------------------------------------------------------------------------
 
 
-def run_task(task: Task, out: Path) -> Result:
+def run_task(task: Task, out: Path, on_step: OnStep = ignore) -> Result:
     """Open, path, generate, export; the folder of the task appears whole or not at all.
 
     Raises:
@@ -218,7 +222,7 @@ def run_task(task: Task, out: Path) -> Result:
             raise ValueError(f"export must be of {', '.join(known)}; got {name[:40]!r}.")
     began = time.monotonic()
     world = World(choice(task.generator).make())
-    start(world, read(Path(task.input)))
+    start(world, read(Path(task.input)), on_step=on_step)
     first = default_view(world.scene)
     if task.trajectory in PRESETS:
         reach = pivot_distance(world.scene, first)
@@ -228,7 +232,8 @@ def run_task(task: Task, out: Path) -> Result:
         )  # fmt: skip
     else:
         path = Trajectory.from_json(Path(task.trajectory).read_text())
-    clip = explore(world, path.scaled(task.width, task.height), seed=task.seed)
+    sized = path.scaled(task.width, task.height)
+    clip = explore(world, sized, seed=task.seed, on_step=on_step)
     draft = out / f".{task.key}.{os.getpid()}.part"
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
@@ -253,35 +258,75 @@ def run_task(task: Task, out: Path) -> Result:
     return result
 
 
-def guarded(task: Task, out: Path, gigabytes: float) -> Result:
-    """`run_task` under a limit of memory: whatever happens is a result."""
-    import resource
+def guarded(task: Task, out: Path, gigabytes: float, alone: bool = False) -> Result:
+    """`run_task` under a limit of memory: whatever happens is a result.
 
+    Args:
+        gigabytes: resident memory that the task may add to this process; 0 for no limit.
+        alone: this process runs nothing else, and may be ended where the task does not stop.
+    """
     began = time.monotonic()
-    before = resource.getrlimit(resource.RLIMIT_DATA)
+    too_much = f"needs more than {gigabytes:g} GB. Raise --memory-gb or make it smaller."
     try:
-        if gigabytes > 0:
-            used = int(Path("/proc/self/statm").read_text().split()[5]) * resource.getpagesize()
-            limit = used + int(gigabytes * 1e9)
-            top = before[1]
-            resource.setrlimit(resource.RLIMIT_DATA, (limit if top < 0 else min(limit, top), top))
-        return run_task(task, out)
+        note = _note_of(task, out) if alone else None
+        with MemoryWatch(gigabytes, note) as watch, interruptible(watch.check):
+            return run_task(task, out, lambda *said: watch.check())
     except MemoryError:
-        message = f"needs more than {gigabytes:g} GB. Raise --memory-gb or make it smaller."
-    except RuntimeError as error:
-        text = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
-        if "alloc" in text:  # torch says so in its own words
-            text = f"needs more than {gigabytes:g} GB. Raise --memory-gb or make it smaller."
-        message = text
-    except (WorldStereoError, ValueError, OSError) as error:
+        message = too_much
+    except (WorldStereoError, ValueError, OSError, RuntimeError) as error:
         text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         message = text.splitlines()[0][:160] if text else type(error).__name__
     except Exception as error:  # one broken task never stops the rest
         log.exception("a task failed inside")
         message = f"failed inside: {type(error).__name__}"
     finally:
-        resource.setrlimit(resource.RLIMIT_DATA, before)
+        trim()
     return Result(task.key, task.name, task.row, "failed", message, time.monotonic() - began)
+
+
+class MemoryWatch:
+    """Watches what this process has resident while a task runs in it.
+
+    Above the limit the task's next check raises `MemoryError`. A task that does not come to one
+    within `GRACE` seconds, or takes twice the limit, ends with its process; the note then says why.
+    """
+
+    def __init__(self, gigabytes: float, note: Path | None = None) -> None:
+        self._limit = resident_bytes() + int(gigabytes * 1e9) if gigabytes > 0 else 0
+        self._most = self._limit + int(gigabytes * 1e9)
+        self._note = note
+        self._over = threading.Event()
+        self._done = threading.Event()
+
+    def __enter__(self) -> "MemoryWatch":
+        if self._limit > 0:
+            threading.Thread(target=self._watch, name="memory watch", daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+
+    def check(self) -> None:
+        """Raises `MemoryError` when the task has taken more than it may."""
+        if self._over.is_set():
+            raise MemoryError
+
+    def _watch(self) -> None:
+        since = 0.0
+        while not self._done.wait(0.1):
+            now = resident_bytes()
+            if now <= self._limit and not self._over.is_set():
+                continue
+            since = since or time.monotonic()
+            self._over.set()
+            if self._note is not None and (now > self._most or time.monotonic() > since + GRACE):
+                self._note.write_text("")
+                os._exit(1)
+
+
+def _note_of(task: Task, out: Path) -> Path:
+    """Is there when the process of a task was ended for its memory."""
+    return out / f".{task.key}.memory"
 
 
 def _thumbnail(pixels: Any, path: Path) -> None:
@@ -316,6 +361,8 @@ def run_batch(
     out.mkdir(parents=True, exist_ok=True)
     for leftover in out.glob(".*.part"):
         shutil.rmtree(leftover, ignore_errors=True)
+    for leftover in out.glob(".*.memory"):
+        leftover.unlink(missing_ok=True)
     tasks, results = read_manifest(manifest)
     waiting: dict[str, Task] = {}
     for task in tasks:
@@ -350,7 +397,7 @@ class RayPool:
 
     Args:
         cpus, gpus: what each task takes of its machine.
-        gigabytes: memory a task may add to its process; 0 for no limit.
+        gigabytes: resident memory a task may add to its process; 0 for no limit.
         seconds: time after which a task is stopped; 0 for no limit.
     """
 
@@ -398,15 +445,19 @@ class RayPool:
         while tasks or running:
             while tasks and len(running) < places:  # never more than run: so they began just now
                 task = tasks.pop(0)
-                running[remote.remote(task, out, self.gigabytes)] = (task, time.monotonic())
+                handle = remote.remote(task, out, self.gigabytes, True)
+                running[handle] = (task, time.monotonic())
             ready, _ = ray.wait(list(running), num_returns=1, timeout=1.0)
             for reference in ready:
                 task, began = running.pop(reference)
                 try:
                     yield ray.get(reference)
                 except Exception as error:  # its process died, or the cluster did
-                    why = type(error).__name__
-                    yield _lost(task, f"its process ended ({why})", began)
+                    why = f"its process ended ({type(error).__name__})"
+                    if _note_of(task, out).exists():
+                        _note_of(task, out).unlink()
+                        why = f"needs more than {self.gigabytes:g} GB. Raise --memory-gb."
+                    yield _lost(task, why, began)
                     if not ray.is_initialized():
                         raise WorldStereoError(
                             "The Ray cluster is gone. Run the same command again to go on."

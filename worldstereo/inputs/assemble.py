@@ -85,7 +85,7 @@ def assemble(
     for frame, shot in enumerate(shots):
         with losses.row():
             view, marks = _view(source, bundle, shot, origin, frame)
-            views.append(view)
+            views.append(view.spilled())
             done.append(shot)
             for mark in marks:
                 did[mark] += 1

@@ -35,10 +35,10 @@ class Limits:
     aspect: float = 20.0
     """Longest side over shortest side."""
 
-    images: int = 2_000
-    """Most pictures of one capture."""
+    images: int = 20_000
+    """Most pictures that one capture may list; only those kept are read."""
 
-    views: int = 500
+    views: int = 1_000
     """Most views kept of a capture; more are thinned evenly with a notice."""
 
     view_side: int = 960
@@ -47,7 +47,7 @@ class Limits:
     path_cameras: int = 10_000
     """Most cameras of a camera path."""
 
-    members: int = 5_000
+    members: int = 50_000
     """Most members of an archive or files of a folder."""
 
     unpacked_bytes: int = 8 * _GB
@@ -112,10 +112,10 @@ SPACE = Limits(
     file_bytes=200 * _MB,
     pixels=50_000_000,
     side=16_384,
-    images=300,
+    images=10_000,
     views=300,
     path_cameras=1_000,
-    members=2_000,
+    members=25_000,
     unpacked_bytes=1 * _GB,
     points=5_000_000,
     faces=2_000_000,

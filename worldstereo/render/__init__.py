@@ -4,7 +4,8 @@ A point covers the pixel its projection falls into and, with radius R, the squar
 around it, clipped by the image; a centre outside the image still covers what its square reaches.
 The nearest point wins a pixel, the lower index among equals. A square splat of constant radius is a
 one-pixel z-buffer followed by a (2R+1)^2 minimum filter of the packed words `depth bits << 32 |
-index`, so the filter costs per pixel and never per point.
+index`, so the filter costs per pixel and never per point. Splats of their own radius are drawn in a
+few half widths, each with its own z-buffer and filter, and the nearest of all is seen.
 
 On the CPU compiled kernels draw (`_render/compiled.py`), elsewhere torch operators
 (`_render/plain.py`); their results are the same bits.
@@ -34,6 +35,7 @@ def render_points(
     radius: int = 1,
     near: float | int = 0.0,
     block_index: "MortonTree | None" = None,
+    radii: Tensor | None = None,
 ) -> RenderResult:
     """Splats a cloud into one camera or into each camera of a batch (T,).
 
@@ -44,16 +46,22 @@ def render_points(
         near: points at this depth or nearer are not drawn; a camera inside a point sees past it.
         block_index: `_morton.MortonTree` of the same points, to skip what is out of view; else
             one is built when the same tensor is drawn often, and kept as long as it.
+        radii: (N,) float32, scene units: a point that spans more pixels than `radius` is drawn as
+            wide as it is, up to 25 pixels. Without them all splats have the same width.
 
     Raises:
         ValueError: wrong shapes, a negative radius.
     """
     check_render(points, colors, cameras, radius, near)
+    if radii is not None and (radii.shape != points.shape[:1] or radii.dtype != torch.float32):
+        raise ValueError(
+            f"radii must be ({len(points)},) float32, got {tuple(radii.shape)} {radii.dtype}."
+        )
     if points.device.type != "cpu" or not has_compiler() or cameras.batch_shape == (0,):
-        return render_torch(points, colors, cameras, radius, near)
+        return render_torch(points, colors, cameras, radius, near, radii)
     from worldstereo.render._compiled import render_compiled
 
-    return render_compiled(points, colors, cameras, radius, near, block_index)
+    return render_compiled(points, colors, cameras, radius, near, block_index, radii)
 
 
 def tree_bytes(points: Tensor) -> int:

@@ -18,7 +18,10 @@ from worldstereo.render._plain import (
     Footprint,
     RenderResult,
     camera_rows,
+    focal_lengths,
+    halves,
     minimum_filter,
+    nearest_words,
     render_torch,
     unpack,
 )
@@ -41,22 +44,25 @@ def render_compiled(
     radius: int,
     near: float | int,
     tree: MortonTree | None,
+    radii: Float[Tensor, "N"] | None = None,
 ) -> RenderResult:
     """`render_points` on the CPU, bit for bit what `render_torch` gives."""
     n, rows = len(points), camera_rows(cameras).numpy()
     array = points.detach().contiguous().numpy()
     if n == 0 or n >= MOST or not np.abs(rows[:, 4]).max() < REACH:
-        return render_torch(points, colors, cameras, radius, near)
+        return render_torch(points, colors, cameras, radius, near, radii)
     if tree is None:
         tree = known_tree(points, array, len(rows))
     if tree is None and not reach(array) < REACH:  # a tree has none farther
-        return render_torch(points, colors, cameras, radius, near)
+        return render_torch(points, colors, cameras, radius, near, radii)
     if tree is None:
         x, y, z = (np.ascontiguousarray(array[:, axis]) for axis in range(3))
         cloud = Cloud(x, y, z, np.arange(n, dtype=np.int32), n, None)
     else:
         cloud = Cloud(tree.x, tree.y, tree.z, tree.order, tree.n, tree)
     shades = np.full((n, 3), 0.5, np.float32) if colors is None else colors.contiguous().numpy()
+    if radii is not None:
+        return _of_all_widths(cloud, colors, cameras, rows, radius, near, radii)
     footprint = Footprint.of(cameras.width, cameras.height, radius)
     shape = (len(rows), cameras.height, cameras.width)
     color = np.empty((shape[0], 3, *shape[1:]), np.float32)
@@ -79,6 +85,31 @@ def render_compiled(
         torch.from_numpy(mask).reshape(*batch, 1, *shape[1:]),
         torch.from_numpy(index).reshape(*batch, 1, *shape[1:]),
     )
+
+
+def _of_all_widths(
+    cloud: "Cloud",
+    colors: Tensor | None,
+    cameras: Cameras,
+    rows: np.ndarray,
+    radius: int,
+    near: float | int,
+    radii: Float[Tensor, "N"],
+) -> RenderResult:
+    """Splats of their own radius: a z-buffer for each half width, and the nearest of all."""
+    size = cameras.width, cameras.height
+    prints = [Footprint.of(*size, half) for half in halves(radius, radii)]
+    focal = focal_lengths(cameras)
+
+    def frame(t: int) -> Int[Tensor, "H W"]:
+        reach = (radii.detach() * focal[t]).numpy()
+        buffers = cloud.splat_widths(rows[t], prints, near, reach)
+        return nearest_words(buffers, prints)
+
+    words: list[Tensor | None] = [None] * len(rows)
+    _parallel.parallel_for(len(rows), lambda t: words.__setitem__(t, frame(t)))
+    stacked = torch.stack([frame for frame in words if frame is not None])
+    return unpack(stacked.reshape(*cameras.batch_shape, *size[::-1]), colors)
 
 
 def known_tree(points: Tensor, array: np.ndarray, frames: int) -> MortonTree | None:
@@ -167,6 +198,38 @@ class Cloud:
             strips = _parallel.spans(h * w, pieces)
             _parallel.parallel_for(len(strips), lambda i: kernels.merge(buffers, *strips[i]))
         return buffers[0, :-1].reshape(h, w)
+
+    def splat_widths(
+        self,
+        rows: Float[np.ndarray, "5 3"],
+        prints: list[Footprint],
+        near: float | int,
+        reach: Float[np.ndarray, "N"],
+    ) -> list[Tensor]:
+        """The padded z-buffer of each half width for one camera."""
+        sizes = [footprint.padded for footprint in prints]
+        starts = np.cumsum([0, *(h * w for h, w in sizes)])
+        buffer = np.full(starts[-1], FAR, np.int64)
+        kernels.splat_widths(
+            *self.columns,
+            self.n,
+            self.blocks(rows, prints[-1], near),
+            BLOCK,
+            rows,
+            reach,
+            np.array([(f.radius, f.x, f.y) for f in prints], np.int64),
+            np.array([w for _, w in sizes], np.int64),
+            starts,
+            prints[0].width,
+            prints[0].height,
+            np.float32(near),
+            buffer,
+        )
+        words = torch.from_numpy(buffer)
+        return [
+            words[start : start + h * w].view(h, w)
+            for start, (h, w) in zip(starts, sizes, strict=False)
+        ]
 
 
 def frustum(

@@ -121,6 +121,68 @@ def splat_blocks(
 
 
 @kernel
+def splat_widths(
+    x,
+    y,
+    z,
+    order,
+    n,
+    blocks,
+    size,
+    rows,
+    reach,
+    prints,
+    strides,
+    starts,
+    width,
+    height,
+    near,
+    buffer,
+):
+    """As `splat_blocks` on all `blocks`, each point into the z-buffer of its own half width.
+
+    Args:
+        reach: radius in pixels at depth 1, by row of the cloud.
+        prints: (P, 3) half width, border left and right, border above and below; ascending.
+        strides: padded widths; starts: where each z-buffer begins in `buffer`.
+    """
+    u = np.empty(size, np.float32)
+    v = np.empty(size, np.float32)
+    w = np.empty(size, np.float32)
+    bits = w.view(np.int32)
+    widest = prints[-1, 0]
+    edges = np.empty(prints.shape[0], np.float32)
+    for k in range(prints.shape[0]):
+        edges[k] = np.float32(prints[k, 0] - 0.5)
+    for i in range(blocks.size):
+        start = blocks[i] * size
+        count = min(start + size, n) - start
+        project_run(x, y, z, start, count, rows, u, v, w)
+        for j in range(count):
+            if not (w[j] > near and w[j] < BEYOND):
+                continue
+            if not (u[j] >= -widest and u[j] < width + widest):
+                continue
+            if not (v[j] >= -widest and v[j] < height + widest):
+                continue
+            row = order[start + j]
+            k = 0
+            while k + 1 < prints.shape[0] and reach[row] >= edges[k + 1] * w[j]:
+                k += 1
+            half, ex, ey = prints[k, 0], prints[k, 1], prints[k, 2]
+            if not (u[j] >= -half and u[j] < width + half):
+                continue
+            if not (v[j] >= -half and v[j] < height + half):
+                continue
+            column = border(int(math.floor(u[j])), width, half, ex)
+            line = border(int(math.floor(v[j])), height, half, ey)
+            at = starts[k] + (line + ey) * strides[k] + column + ex
+            word = (np.int64(bits[j]) << 32) | np.int64(row)
+            if word < buffer[at]:
+                buffer[at] = word
+
+
+@kernel
 def merge(buffers, start, stop):
     """The minimum of several z-buffers, into the first."""
     for t in range(1, buffers.shape[0]):

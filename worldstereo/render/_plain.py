@@ -4,6 +4,7 @@ The projection is written out elementwise (`_zbuffer`), so that the kernels of `
 operators here round alike: their results are the same bits.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -13,6 +14,8 @@ from torch import Tensor
 from worldstereo.cameras import Cameras
 
 FAR = torch.iinfo(torch.int64).max
+HALVES = (0, 1, 2, 3, 4, 6, 8, 12)
+"""Half widths that a splat of a given radius may have, in pixels; the largest is the limit."""
 CHUNK = 1 << 16  # points projected at once by the torch path: its temporaries stay in the cache
 
 
@@ -67,21 +70,82 @@ def render_torch(
     cameras: Cameras,
     radius: int = 1,
     near: float | int = 0.0,
+    radii: Float[Tensor, "N"] | None = None,
 ) -> RenderResult:
     """`render_points` with torch operators alone: any device; the oracle of the compiled kernels.
 
-    Memory beyond the result: one z-buffer and the temporaries of `CHUNK` points.
+    Memory beyond the result: a z-buffer for each half width and the temporaries of `CHUNK` points.
     """
-    footprint = Footprint.of(cameras.width, cameras.height, radius)
+    prints = [Footprint.of(cameras.width, cameras.height, half) for half in halves(radius, radii)]
     rows = camera_rows(cameras).to(points.device)
     columns = points.detach().unbind(dim=1)
-    buffers = [_zbuffer(columns, row, footprint, near) for row in rows]
-    if buffers:
-        words = torch.stack([minimum_filter(buffer, footprint) for buffer in buffers])
+    if radii is None:
+        frames = [[_zbuffer(columns, row, prints[0], near)] for row in rows]
+    else:
+        frames = [
+            _zbuffers(columns, radii.detach() * focal, row, prints, near)
+            for row, focal in zip(rows, focal_lengths(cameras), strict=True)
+        ]
+    if frames:
+        words = torch.stack([nearest_words(buffers, prints) for buffers in frames])
     else:
         size = (0, cameras.height, cameras.width)
         words = torch.empty(size, dtype=torch.int64, device=points.device)
     return unpack(words.reshape(*cameras.batch_shape, *words.shape[-2:]), colors)
+
+
+def halves(radius: int, radii: Tensor | None) -> tuple[int, ...]:
+    """Half widths of the splats of one picture: `radius` alone, or it and all wider `HALVES`."""
+    return (radius,) if radii is None else (radius, *(half for half in HALVES if half > radius))
+
+
+def focal_lengths(cameras: Cameras) -> list[float]:
+    """Pixels that a unit spans at depth 1, per camera; rounded to float32 once."""
+    K = cameras.K.reshape(-1, 3, 3).double()
+    return (K[:, 0, 0] * K[:, 1, 1]).abs().sqrt().float().tolist()
+
+
+def nearest_words(buffers: Sequence[Tensor], prints: Sequence[Footprint]) -> Int[Tensor, "H W"]:
+    """What is seen at each pixel: the nearest of the splats of all widths.
+
+    Args:
+        buffers: padded by the border of their own footprint.
+    """
+    words = minimum_filter(buffers[0], prints[0])
+    for buffer, footprint in zip(buffers[1:], prints[1:], strict=True):
+        if bool((buffer != FAR).any()):
+            words = torch.minimum(words, minimum_filter(buffer, footprint))
+    return words
+
+
+def _zbuffers(
+    columns: tuple[Tensor, ...],
+    reach: Float[Tensor, "N"],
+    row: Float[Tensor, "5 3"],
+    prints: Sequence[Footprint],
+    near: float,
+) -> list[Tensor]:
+    """A z-buffer for each half width, each of the points whose radius asks for it.
+
+    A splat is the widest whose half width is at most the radius in pixels, rounded to nearest.
+
+    Args:
+        reach: radius in pixels at depth 1.
+    """
+    x, y, z = columns
+    (x0, y0, z0), (c0, c1, c2) = row[4].tolist(), row[3].tolist()
+    depth = c0 * (x - x0) + c1 * (y - y0) + c2 * (z - z0)
+    which = torch.zeros(len(x), dtype=torch.int64, device=row.device)
+    for wide in prints[1:]:
+        which += reach >= (wide.radius - 0.5) * depth
+    buffers = []
+    for number, footprint in enumerate(prints):
+        mine = (which == number).nonzero().flatten()
+        own = _zbuffer((x[mine], y[mine], z[mine]), row, footprint, near)
+        held = own != FAR
+        own[held] = (own[held] & ~0xFFFFFFFF) | mine[own[held] & 0xFFFFFFFF]
+        buffers.append(own)
+    return buffers
 
 
 def _zbuffer(

@@ -383,6 +383,7 @@ class World:
             views=tuple(draft.views),
             clips=tuple(draft.clips),
             cloud=published_cloud(draft.geometry, draft.views),
+            stretch=draft.geometry.stretch,
             **draft.changes,
         )
 

@@ -79,6 +79,8 @@ def _answer(job: dict[str, Any], channel: Any) -> dict[str, Any]:
     limits = Limits(**job["limits"])
     source, folder = Path(job["path"]), Path(job["folder"])
     tempfile.tempdir = str(folder)  # the only place that may be written from here on
+    if os.environ.get("WORLDSTEREO_SPILL", "").lower() != "off":
+        os.environ["WORLDSTEREO_SPILL"] = str(folder)  # views that were read wait on disk
     gc.disable()  # one job, then the end; collecting made large JSON texts three times slower
     _limit(limits, float(job["seconds"]))
     keep = Path(job["keep"]) if job.get("keep") else None
@@ -177,6 +179,7 @@ def _warm_up() -> None:
     import torch
     from PIL import Image, ImageCms, ImageOps
 
+    from worldstereo._core import resident
     from worldstereo.depth import best_estimator
     from worldstereo.inputs import builtin, cloud, dispatch, images, lens, photo, posed, rgbd
     from worldstereo.inputs.limits import LOCAL
@@ -184,6 +187,7 @@ def _warm_up() -> None:
 
     assert all((ImageOps, cloud, dispatch, posed, rgbd, transfer, safetensors.torch))
     _also()
+    resident.warm_up()
     builtin.load()  # readers of other packages too: code is loaded now or never
     for optional in ("pillow_heif", "laspy", "lazrs", "pye57", "pycolmap", "av.logging"):
         with contextlib.suppress(ImportError):

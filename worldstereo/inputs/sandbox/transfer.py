@@ -1,6 +1,7 @@
-"""A capture as two files, `capture.safetensors` and `capture.json`, between two processes.
+"""A capture as files between two processes: `capture.json`, `capture.safetensors`, one a view.
 
 Nothing is pickled: tensors travel as safetensors, the rest as JSON; both are checked on arrival.
+One view at a time is in memory twice, however many there are.
 """
 
 import json
@@ -11,25 +12,27 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from worldstereo._core.resident import release, tensors_in
 from worldstereo.cameras import Cameras
 from worldstereo.scene import Capture, LeftOut, PointCloud, View
 from worldstereo.trajectory import Trajectory
 
 TENSORS, TEXT = "capture.safetensors", "capture.json"
+_VIEW = "view.{:05d}.safetensors"
+_MAPS = ("color8", "depth", "confidence8", "kind")
 _PLAIN = ("name", "kind", "rough_depth", "prompt", "notices", "metres_per_unit", "origin")
 _CLOUD = ("points", "colors", "confidence", "step", "normals", "radii", "source")
 
 
 def write(capture: Capture, folder: Path) -> None:
-    """Both files into a folder; maps that are all zero are left out."""
+    """All files into a folder; maps that are all zero are left out."""
     tensors: dict[str, Tensor] = {}
     views = []
     for i, view in enumerate(capture.views):
-        for key in ("color8", "depth", "confidence8", "kind"):
-            value = getattr(view, key)
-            if key == "color8" or bool(value.any()):
-                tensors[f"view.{i}.{key}"] = value.contiguous()
-        tensors[f"view.{i}.K"], tensors[f"view.{i}.c2w"] = view.cameras.K, view.cameras.c2w
+        maps = {key: getattr(view, key) for key in _MAPS}
+        maps = {key: v for key, v in maps.items() if key == "color8" or bool(v.any())}
+        _save(maps | {"K": view.cameras.K, "c2w": view.cameras.c2w}, folder / _VIEW.format(i))
+        release(tensors_in(view))
         size = {"width": view.width, "height": view.height}
         views.append({"frame": view.frame, "name": view.name, **size})
     if capture.cloud is not None:
@@ -45,15 +48,18 @@ def write(capture: Capture, folder: Path) -> None:
     text["left_out"] = [{"name": left.name, "why": left.why} for left in capture.left_out]
     if capture.trajectory is not None:
         text["trajectory"] = capture.trajectory.to_json()
-    save_file({k: v.clone() for k, v in tensors.items()}, folder / TENSORS)
+    _save(tensors, folder / TENSORS)
     (folder / TEXT).write_text(json.dumps(text), encoding="utf-8")
 
 
 def read(folder: Path) -> Capture:
     """The capture back; a `ValueError`, `KeyError` or `TypeError` when the files do not fit."""
     text = json.loads((folder / TEXT).read_text(encoding="utf-8"))
-    tensors = {k: v.clone() for k, v in load_file(folder / TENSORS).items()}
-    views = tuple(_view(tensors, i, entry) for i, entry in enumerate(text["views"]))
+    tensors = load_file(folder / TENSORS)
+    views = tuple(
+        _view(load_file(folder / _VIEW.format(i)), i, entry).spilled()
+        for i, entry in enumerate(text["views"])
+    )
     cloud = None
     if "cloud.points" in tensors:
         columns = {k: tensors[f"cloud.{k}"] for k in _CLOUD if f"cloud.{k}" in tensors}
@@ -83,13 +89,18 @@ def read(folder: Path) -> Capture:
     )
 
 
+def _save(tensors: dict[str, Tensor], path: Path) -> None:
+    """Clones: what shares memory is refused by the format."""
+    save_file({key: value.contiguous().clone() for key, value in tensors.items()}, path)
+
+
 def _view(tensors: dict[str, Tensor], i: int, entry: dict[str, Any]) -> View:
     width, height = int(entry["width"]), int(entry["height"])
-    cameras = Cameras(tensors[f"view.{i}.K"], tensors[f"view.{i}.c2w"], width, height)
+    cameras = Cameras(tensors["K"], tensors["c2w"], width, height)
 
     def pixels(key: str, channels: int, dtype: torch.dtype) -> Tensor:
         shape = (channels, height, width)
-        value = tensors.get(f"view.{i}.{key}")
+        value = tensors.get(key)
         if value is None and key != "color8":
             return torch.zeros(shape, dtype=dtype)
         if value is None or tuple(value.shape) != shape or value.dtype != dtype:

@@ -404,6 +404,11 @@ class PointStore:
             if name in old:
                 mean += old[name].astype(np.float64) * _like(weight, mean)
             blended[name] = finished(name, mean / _like(weight + extra, mean))
+            if name == "radius" and self.thins:  # the detail of the nearest camera
+                least = np.where(weight > 0, old[name], np.inf) if name in old else np.inf
+                least = np.broadcast_to(least, len(before)).astype(np.float32)
+                np.minimum.at(least, target, np.where(values > 0, values, np.inf))
+                blended[name] = np.where(np.isfinite(least), least, 0).astype(np.float32)
         return blended
 
     def _hash(self, threshold: float) -> "BrickHash":
