@@ -179,7 +179,11 @@ def splat_cloud(scene: Scene, camera: Cameras, radius: int = 1) -> RenderResult:
 
     Points of a cloud that was thinned are as wide as what they stand for.
     """
-    cloud = scene.cloud
+    return _drawn(scene.cloud, scene, camera, radius)
+
+
+def _drawn(cloud: PointCloud, scene: Scene, camera: Cameras, radius: int = 1) -> RenderResult:
+    """The scene's cloud, or a part of it, at one camera."""
     radii = RADIUS * cloud.radii if scene.stretch > 1 else None
     return render_points(cloud.points, cloud.colors, camera, radius=radius, radii=radii)
 
@@ -195,7 +199,7 @@ def _splats(
     if len(seen) == 0 or not bool((scene.cloud.step[seen] > 0).any()):
         return splat, None
     parts = _parts(scene.cloud)
-    given, made = (render_points(p.points, p.colors, camera, radius=1) for p in parts)
+    given, made = (_drawn(part, scene, camera) for part in parts)
     return given, made
 
 
