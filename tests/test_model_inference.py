@@ -8,7 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
+from tests import textured_room as room
 from worldstereo import (
+    CameraPose,
     CameraTrajectory,
     Cancelled,
     Clip,
@@ -257,6 +259,59 @@ def test_a_picture_of_another_shape_is_cropped_and_the_log_says_so(warp, caplog)
     with caplog.at_level(logging.INFO):
         generate_video(warp, wide, PATH, T, H, W)
     assert "cropped" in caplog.text and "seed" in caplog.text
+
+
+LEVEL = room.looking(np.array([0.3, -0.4, 1.4]), np.array([0.6, 2.0, 1.4]))
+
+
+def turning(start: float, end: float) -> CameraTrajectory:
+    """Two frames that stand where the panorama was taken; yaw in degrees."""
+    poses = [CameraPose([0, 0, 0], {"yaw": a}, t, fov=90.0) for t, a in enumerate((start, end))]
+    return CameraTrajectory(poses, 2)
+
+
+def traced(angle: float) -> torch.Tensor:
+    """What a photo shows that was taken there, turned by so many degrees."""
+    c2w = LEVEL.copy()
+    c2w[:3, :3] = LEVEL[:3, :3] @ CameraPose([0, 0, 0], {"yaw": angle}).matrix.numpy()[:3, :3]
+    return torch.from_numpy(room.photo(c2w, 96, 96, 48.0)).permute(2, 0, 1) / 255
+
+
+def test_a_panorama_is_seen_from_its_place(warp, tmp_path):
+    """A camera that turns away sees what a photo traced there shows, also what lies behind."""
+    Image.fromarray(room.panorama(LEVEL, 768)).save(tmp_path / "pano.png")
+    frames = generate_video(warp, tmp_path / "pano.png", turning(0, 200), 2, 96, 96, seed=1)
+    assert float((frames[0] - traced(0)).abs().mean()) < 0.05
+    assert float((frames[1] - traced(200)).abs().mean()) < 0.05
+    assert float((frames[1] - traced(0)).abs().mean()) > 0.2
+    assert len(warp.world.scene.views) == 14 + 2
+
+
+def test_a_panorama_turns_with_the_camera_that_took_it(warp):
+    """`condition_camera` says where its middle column looks; a cloud gives its depth."""
+    camera = turning(0, 0).cameras(96, 96)[0]
+    ball = torch.nn.functional.normalize(torch.randn(60_000, 3), dim=1) * 2.5
+    frames = generate_video(
+        warp, room.panorama(LEVEL, 768), turning(40, 0), 2, 96, 96, point_cloud=ball,
+        condition_camera=camera,
+    )  # fmt: skip
+    assert float((frames[1] - traced(0)).abs().mean()) < 0.05
+    assert float((frames[0] - traced(40)).abs().mean()) < 0.05
+    known = torch.cat([v.depth.flatten() for v in warp.world.scene.views[:14]])
+    assert 1.2 < float(known.median()) < 2.5  # of a ball of 2.5, seen over 90 degrees
+
+
+def test_what_is_no_panorama_is_named(warp, tmp_path):
+    with pytest.raises(ValueError, match="48 x 32.*twice as wide as"):
+        video(warp, projection="equirectangular")
+    tags = '<x:xmpmeta xmlns:x="adobe:ns:meta/"><r GPano:ProjectionType="cylindrical"/></x:xmpmeta>'
+    Image.new("RGB", (64, 32)).save(tmp_path / "a.jpg", xmp=tags.encode())
+    with pytest.raises(ValueError, match="of kind cylindrical; equirectangular ones"):
+        generate_video(warp, tmp_path / "a.jpg", PATH, T, H, W)
+    with pytest.raises(ValueError, match="of kind cylindrical"):
+        generate_video(warp, Image.open(tmp_path / "a.jpg"), PATH, T, H, W)
+    flat = generate_video(warp, tmp_path / "a.jpg", PATH, T, H, W, projection="perspective")
+    assert flat.shape == (T, 3, H, W)
 
 
 def test_frames_are_remembered_by_hand(warp):

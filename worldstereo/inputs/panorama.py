@@ -21,7 +21,7 @@ from worldstereo.inputs.limits import Limits, refusal
 from worldstereo.scene import Capture, DepthKind, View
 
 ROUGH = "Depth was guessed from one panorama: a rough layout, good for small camera moves."
-_HEAD = 1 << 16  # bytes searched for the mark of a panorama
+HEAD = 1 << 16  # bytes searched for the mark of a panorama
 _WIDE = 90.0  # degrees a view sees
 _LARGEST = 4096  # columns kept: views have at most this over pi
 _STEEP = 50.0  # degrees from the horizon that views of a partial panorama reach
@@ -54,7 +54,7 @@ def marked(data: bytes) -> Sphere | str | None:
 
     A projection that is not equirectangular is returned by its name.
     """
-    head = data[:_HEAD]
+    head = data[:HEAD]
     if b"GPano" not in head:
         return None
     kind = _tag(head, b"ProjectionType")

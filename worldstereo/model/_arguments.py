@@ -17,8 +17,9 @@ from torch.nn import functional as F
 
 from worldstereo.cameras import Cameras
 from worldstereo.errors import InputRefused
-from worldstereo.inputs import LOCAL, images
+from worldstereo.inputs import LOCAL, images, panorama
 from worldstereo.inputs.archive import read_regular
+from worldstereo.scene import to_bytes
 from worldstereo.trajectory import CameraPose, CameraTrajectory, Trajectory
 
 log = logging.getLogger(__name__)
@@ -329,16 +330,38 @@ def check_projection(projection: Any) -> None:
         raise ValueError(f"projection must be one of {', '.join(PROJECTIONS)}, got {projection!r}.")
 
 
-def is_panorama(image: Float[Tensor, "3 h w"], projection: str) -> bool:
-    """Exactly 2:1 with a seam that closes, unless the caller says what it is.
+def sphere(
+    name: str, image: Any, pixels: Float[Tensor, "3 h w"], projection: str
+) -> panorama.Sphere | None:
+    """The sphere that a condition image shows; None for a perspective picture.
 
-    The seam closes where the first and the last column differ no more than neighbours do.
+    "auto" believes GPano tags of a file, else a picture of 2:1 whose columns go round.
+
+    Raises:
+        ValueError: its tags name another projection, or "equirectangular" is no such picture.
     """
-    if projection != "auto":
-        return projection == "equirectangular"
-    h, w = image.shape[-2:]
-    if w != 2 * h or h < 32:
-        return False
-    seam = (image[..., 0] - image[..., -1]).abs().mean()
-    beside = (image[..., 1:] - image[..., :-1]).abs().mean(dim=(0, 1))
-    return float(seam) <= float(beside.max())
+    if projection == "perspective":
+        return None
+    data = b""
+    if isinstance(image, str | Path):
+        with Path(image).open("rb") as file:
+            data = file.read(panorama.HEAD)
+    elif isinstance(image, Image.Image):
+        xmp = image.info.get("xmp", b"")
+        data = xmp if isinstance(xmp, bytes) else str(xmp).encode()
+    flat = to_bytes(pixels).permute(1, 2, 0).numpy()
+    try:
+        found = panorama.sphere_of(data, flat)
+    except ValueError as kind:
+        raise ValueError(
+            f"{name} is a panorama of kind {kind}; equirectangular ones are accepted."
+        ) from None
+    if found is None and projection == "equirectangular":
+        height, width = flat.shape[:2]
+        if abs(width / height / 2 - 1) > 0.01:
+            raise ValueError(
+                f"{name} is {width} x {height}; an equirectangular picture is twice as wide as "
+                'high, or its GPano tags say what it shows. Use projection="perspective".'
+            )
+        found = panorama.Sphere(width, height, 0, 0)
+    return found

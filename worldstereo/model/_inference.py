@@ -8,7 +8,7 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,19 @@ from worldstereo.depth import align, best_estimator
 from worldstereo.errors import ExportError
 from worldstereo.generators import Frame, Generator, OnState, SamplerConfig
 from worldstereo.guide import Guide
+from worldstereo.inputs import LOCAL, panorama
 from worldstereo.model import _arguments as arguments
 from worldstereo.render import render_points
-from worldstereo.scene import KIND_CONFIDENCE, Capture, Clip, DepthKind, PointCloud, Scene, View
+from worldstereo.scene import (
+    KIND_CONFIDENCE,
+    Capture,
+    Clip,
+    DepthKind,
+    PointCloud,
+    Scene,
+    View,
+    to_bytes,
+)
 from worldstereo.trajectory import CameraTrajectory, Trajectory
 from worldstereo.world import World, explore, remember_view, start
 
@@ -301,11 +311,10 @@ def _planned(
         log.info("The %s generator takes no steps and no guidance.", generator.limits.name)
     cloud = None if point_cloud is None else arguments.cloud(point_cloud)
     image = arguments.picture("condition_image", condition_image)
+    sphere = arguments.sphere("condition_image", condition_image, image, projection)
     capture = None
     if reset or (not world.scene.views and len(world.scene.cloud) == 0):
-        capture = condition_capture(
-            image, trajectory.cameras[0], condition_camera, projection, cloud
-        )
+        capture = condition_capture(image, sphere, trajectory.cameras[0], condition_camera, cloud)
     elif cloud is not None:
         raise ValueError("point_cloud belongs to a fresh world; leave it out or reset_memory.")
     if hasattr(model, "last_seed"):
@@ -324,50 +333,62 @@ def _planned(
 
 def condition_capture(
     image: Float[Tensor, "3 h w"],
+    sphere: panorama.Sphere | None,
     first: Cameras,
     condition_camera: Any,
-    projection: str,
     cloud: arguments.Cloud | None,
 ) -> Capture:
-    """The picture as a remembered view, with estimated depth in the units of the path.
+    """The picture as remembered views, with estimated depth in the units of the path.
 
+    A panorama is cut into views from one place; its middle column looks along the camera's +z.
     With a cloud, depth is the cloud's where it shows a surface, and the estimate is fitted to it.
     """
     camera = first
     if condition_camera is not None:
         camera = arguments.one_camera("condition_camera", condition_camera, first)
-    if arguments.is_panorama(image, projection):
-        raise ValueError(
-            "projection: panoramas are not cut into views by this call yet; open them with "
-            "worldstereo.read and start a world, or give a perspective picture."
-        )
-    image = arguments.fitted(image, camera.height, camera.width)
-    estimate = best_estimator()(image, camera)
-    depth, notices = estimate.depth, ()
-    kind = torch.full_like(
-        depth, int(DepthKind.COMPLETED if estimate.rough else DepthKind.LEARNED), dtype=torch.uint8
-    )
-    points = None
+    if sphere is None:
+        image = arguments.fitted(image, camera.height, camera.width)
+        estimate = best_estimator()(image, camera)
+        kind = int(DepthKind.COMPLETED if estimate.rough else DepthKind.LEARNED)
+        kinds = torch.full_like(estimate.depth, kind, dtype=torch.uint8)
+        views = (View.of(image, estimate.depth, camera, kind=kinds),)
+        rough = estimate.rough
+    else:
+        pixels = to_bytes(image).permute(1, 2, 0).numpy()
+        whole = panorama.read("condition", pixels, sphere, LOCAL)
+        rough, views = whole.rough_depth, tuple(_seen_from(v, camera) for v in whole.views)
+    points, notices = None, ()
     if cloud is not None:
-        shown = render_points(cloud.points, torch.zeros_like(cloud.points), camera)
-        depth = align(depth, shown.depth, shown.mask.bool())
-        depth = torch.where(shown.mask.bool(), shown.depth, depth)
-        kind = torch.where(
-            shown.mask.bool(), torch.tensor(int(DepthKind.MEASURED), dtype=torch.uint8), kind
-        )
+        views = tuple(_fitted_to(view, cloud) for view in views)
         points = PointCloud.of(cloud.points, cloud.colors)
-    elif estimate.rough:
+    elif rough:
         notices = ("Depth was guessed from one picture; its scale is rough.",)
         log.info(notices[0])
-    view = View.of(image, depth, camera, kind=kind)
     return Capture(
         "condition",
-        "photo",
-        (view,),
+        "photo" if sphere is None else "panorama",
+        views,
         points,
-        rough_depth=estimate.rough and cloud is None,
+        rough_depth=rough and cloud is None,
         notices=notices,
     )
+
+
+def _seen_from(view: View, camera: Cameras) -> View:
+    """A view of a panorama whose frame is that of a camera."""
+    c2w = (camera.c2w.double() @ view.cameras.c2w.double()).to(view.cameras.c2w)
+    placed = Cameras(view.cameras.K, c2w, view.width, view.height)
+    return replace(view, cameras=placed, given=placed)
+
+
+def _fitted_to(view: View, cloud: arguments.Cloud) -> View:
+    """The view with the depth of a cloud where that shows a surface, its own fitted to it."""
+    shown = render_points(cloud.points, torch.zeros_like(cloud.points), view.cameras)
+    there = shown.mask.bool()
+    depth = torch.where(there, shown.depth, align(view.depth, shown.depth, there))
+    measured = torch.tensor(int(DepthKind.MEASURED), dtype=torch.uint8)
+    kind = torch.where(there, measured, view.kind)
+    return View.of(view.color, depth, view.cameras, kind=kind, frame=view.frame, name=view.name)
 
 
 def remembered(model: Any, frames: Any, cameras: Any, depth: Any = None) -> None:
