@@ -1,11 +1,14 @@
 """Surfaces from views of a room whose geometry is known, and their files read by other programs."""
 
+import inspect
 import io
 import json
+import sys
 import zipfile
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
+import av
 import laspy
 import numpy as np
 import pygltflib
@@ -15,7 +18,7 @@ import trimesh
 from plyfile import PlyData
 
 from tests.conftest import room, turned_cameras
-from worldstereo.errors import Cancelled, ExportError, WorldStereoError
+from worldstereo.errors import Cancelled, ExportError, InputRefused, WorldStereoError
 from worldstereo.exports import export, exporters, file_name, why_not
 from worldstereo.exports.conventions import to_file
 from worldstereo.exports.mesh import Body
@@ -24,6 +27,7 @@ from worldstereo.reconstruct import (
     Mesh,
     Surface,
     SurfaceOptions,
+    Texture,
     estimate_surface,
     reconstruct_surface,
     render_mesh,
@@ -35,7 +39,7 @@ from worldstereo.reconstruction import (
     export_point_cloud,
     reconstruct_scene,
 )
-from worldstereo.scene import DepthKind, PointCloud, Scene, View
+from worldstereo.scene import DepthKind, PointCloud, Scene, View, to_bytes
 
 UP = torch.nn.functional.normalize(torch.tensor([0.2, -1.0, 0.1]), dim=0)
 
@@ -381,6 +385,70 @@ def test_the_page_is_one_file_without_a_network(scene):
 
 
 # ---- documented API ----------------------------------------------------------------------------
+
+
+def test_signatures_are_the_documented_ones():
+    """Names and order of what can be given by place, and the documented defaults."""
+
+    def head(f):
+        found = inspect.signature(f).parameters.values()
+        return [(p.name, p.default) for p in found if p.kind is not p.KEYWORD_ONLY]
+
+    assert [n for n, _ in head(reconstruct_scene)][:3] == [
+        "video_path", "camera_trajectory", "output_path",
+    ]  # fmt: skip
+    assert head(reconstruct_scene)[3:] == [
+        ("method", "neural"), ("resolution", 512), ("depth_estimation", True),
+        ("point_cloud_density", "medium"),
+    ]  # fmt: skip
+    assert head(export_mesh)[2:] == [
+        ("format", None), ("include_textures", True), ("texture_resolution", 2048),
+    ]  # fmt: skip
+    assert head(export_point_cloud)[2:] == [
+        ("format", None), ("include_colors", True), ("include_normals", True),
+    ]  # fmt: skip
+    names = {f.name for f in fields(ReconstructedScene)}
+    assert names == {"mesh", "point_cloud", "textures", "cameras", "metadata"}
+    assert {f.name for f in fields(Mesh)} >= {"vertices", "faces", "normals", "uv", "colors"}
+    assert [f.name for f in fields(Texture)] == ["image", "name"]
+
+
+def test_shapes_are_the_documented_ones(built):
+    V, F = len(built.mesh.vertices), len(built.mesh.faces)
+    assert built.mesh.vertices.shape == (V, 3) and built.mesh.faces.shape == (F, 3)
+    assert built.mesh.faces.dtype == torch.int64
+    assert built.mesh.normals.shape == (V, 3) and built.mesh.uv.shape == (V, 2)
+    torch.testing.assert_close(built.mesh.normals.norm(dim=1), torch.ones(V), atol=1e-4, rtol=0)
+    assert float(built.mesh.areas().min()) > 0
+    assert len(torch.unique(built.mesh.faces)) == V
+    image = built.textures["albedo"].image
+    assert image.dtype == torch.uint8 and image.shape == (256, 256, 3)
+
+
+def test_a_video_is_decoded_in_the_import_process(tmp_path, monkeypatch):
+    """The caller's process cannot even import the decoder; frames come back in order."""
+    cameras = turned_cameras(3, width=96, height=72)
+    color, _ = room(cameras)
+    with av.open(str(tmp_path / "clip.mp4"), "w") as box:
+        stream = box.add_stream("libx264", rate=24, options={"crf": "1"})
+        stream.width, stream.height, stream.pix_fmt = 96, 72, "yuv444p"
+        for picture in to_bytes(color).permute(0, 2, 3, 1).numpy():
+            box.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        box.mux(stream.encode())
+    (tmp_path / "bad.mp4").write_bytes((tmp_path / "clip.mp4").read_bytes()[:300])
+    monkeypatch.setitem(sys.modules, "av", None)
+    result = reconstruct_scene(
+        str(tmp_path / "clip.mp4"), cameras, None, "mvs", 32, texture_resolution=64
+    )
+    assert result.metadata["frames"] == 3 and len(result.cameras) == 3
+    for camera, frame in zip(cameras.c2w, result.cameras, strict=True):
+        torch.testing.assert_close(frame.c2w, camera, atol=0.05, rtol=0)
+    with pytest.raises(ValueError, match="3 frames .* 2 cameras"):
+        reconstruct_scene(tmp_path / "clip.mp4", turned_cameras(2, 96, 72), None, "mvs")
+    with pytest.raises(InputRefused, match="^bad.mp4: .*cut off or damaged"):
+        reconstruct_scene(tmp_path / "bad.mp4", cameras, None, "mvs")
+    with pytest.raises(InputRefused, match="there is no such file"):
+        reconstruct_scene(tmp_path / "absent.mp4", cameras, None, "mvs")
 
 
 def test_reconstruct_scene_as_documented(scene, tmp_path: Path):

@@ -27,6 +27,7 @@ from worldstereo.exports import REFUSED, las, mesh_glb, mesh_ply, obj, pcd, ply,
 from worldstereo.exports.archive import as_json
 from worldstereo.exports.mesh import Body, picture_of, resized
 from worldstereo.inputs import read
+from worldstereo.inputs.sandbox.worker import ImportWorker
 from worldstereo.progress import OnStep, ignore
 from worldstereo.reconstruct import (
     Drawn,
@@ -336,7 +337,7 @@ def _entered(
         return source, source.rough_depth
     if isinstance(source, Clip):
         return _of_clip(source), False
-    frames = _frames_of(source)
+    frames = _frames_of(source, on_step)
     cameras = _cameras_of(path, frames.shape[-1], frames.shape[-2])
     if len(cameras) != len(frames):
         raise ValueError(
@@ -398,10 +399,10 @@ def _cameras_of(path: Any, width: int, height: int) -> Cameras:
     )
 
 
-def _frames_of(source: Any) -> Tensor:
+def _frames_of(source: Any, on_step: OnStep) -> Tensor:
     """(T, 3, H, W) float32 in [0, 1]."""
     if isinstance(source, str | Path):
-        return _decoded(Path(source))
+        return _decoded(Path(source), on_step)
     if isinstance(source, list | tuple):
         if len(source) == 0:
             raise ValueError("video_path holds no frame.")
@@ -427,20 +428,13 @@ def _frames_of(source: Any) -> Tensor:
     return frames
 
 
-def _decoded(path: Path) -> Tensor:
-    import av
-
+def _decoded(path: Path, on_step: OnStep) -> Tensor:
+    """Frames of a video, decoded in the import process: a file is foreign even if we wrote it."""
     if not path.is_file():
         raise InputRefused(f"{path.name}: there is no such file.")
-    try:
-        with av.open(str(path)) as container:
-            frames = [f.to_ndarray(format="rgb24") for f in container.decode(video=0)]
-    except (av.FFmpegError, ValueError, IndexError) as error:
-        reason = str(error).splitlines()[0][:80]
-        raise InputRefused(f"{path.name}: cannot be decoded as a video ({reason}).") from error
-    if not frames:
-        raise InputRefused(f"{path.name}: holds no frame.")
-    return torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2).float().contiguous() / 255
+    with ImportWorker(processes=1, warm=False) as worker:
+        views = worker.read(path, on_step=on_step, frames=True).views
+    return torch.stack([view.color8 for view in views]).float() / 255
 
 
 MESH_SUFFIXES = {

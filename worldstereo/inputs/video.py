@@ -16,8 +16,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from worldstereo.errors import InputRefused
+from worldstereo.inputs.assemble import view_of
+from worldstereo.inputs.capture import title
 from worldstereo.inputs.limits import Limits, refusal, size_text
 from worldstereo.progress import OnStep, ignore
+from worldstereo.scene import Capture
 
 SUFFIXES = (".mp4", ".mov", ".m4v", ".webm", ".mkv")
 _SMALL = 320  # long side at which motion and sharpness are measured
@@ -93,6 +96,32 @@ def keyframes(
         if not wanted:
             break
     return Keyframes(tuple(frames), len(survey.pts), survey.seconds, hdr)
+
+
+def every_frame(
+    name: str, source: Path | bytes, limits: Limits, on_step: OnStep = ignore
+) -> Capture:
+    """All frames of a video as pictures in their own size, without poses or depth.
+
+    Raises:
+        InputRefused: no video, damaged, or more than `limits.images` frames.
+    """
+    film, views = _Film(name, source, limits), []
+    for frame, _ in film.frames():
+        if len(views) == limits.images:
+            raise refusal(name, f"more than {limits.images} frames", "Cut it")
+        pixels, _ = _pixels(frame, max(frame.width, frame.height))
+        height, width = pixels.shape[:2]
+        K = np.array([[width, 0, width / 2], [0, width, height / 2], [0, 0, 1.0]])
+        empty = np.zeros((height, width), np.float32)
+        views.append(
+            view_of(pixels, empty, K, np.eye(4), frame=len(views), name=f"frame {len(views)}")
+        )
+        if len(views) % 10 == 1:
+            on_step(len(views), len(views), f"Reading frame {len(views)}")
+    if not views:
+        raise refusal(name, "holds no picture that can be decoded", "Save or convert it again")
+    return Capture(title(name), "pictures", tuple(views))
 
 
 class _Film:

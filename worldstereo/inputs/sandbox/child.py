@@ -75,6 +75,7 @@ def _answer(job: dict[str, Any], channel: Any) -> dict[str, Any]:
     from worldstereo.inputs.pictures import read_pictures
     from worldstereo.inputs.sandbox import transfer
     from worldstereo.inputs.task import Task
+    from worldstereo.inputs.video import every_frame
 
     limits = Limits(**job["limits"])
     source, folder = Path(job["path"]), Path(job["folder"])
@@ -99,6 +100,8 @@ def _answer(job: dict[str, Any], channel: Any) -> dict[str, Any]:
         if job.get("pictures"):
             given = sorted(source.iterdir()) if source.is_dir() else source
             capture = read_pictures(given, job["name"], limits, on_step=task.on_step)
+        elif job.get("frames"):
+            capture = every_frame(job["name"], source, limits, task.on_step)
         else:
             capture = inputs.read_here(source, job["name"], limits, task)
         transfer.write(capture, folder)

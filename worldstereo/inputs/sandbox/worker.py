@@ -89,6 +89,7 @@ class ImportWorker:
         *,
         on_picture: OnPicture = lambda pixels: None,
         pictures: bool = False,
+        frames: bool = False,
     ) -> Any:
         """The capture in a file, a folder, or several files; or what `also` reads of them.
 
@@ -104,6 +105,7 @@ class ImportWorker:
             on_step: hears how far it is, in this thread; it may raise `Cancelled`.
             on_picture: hears of each photo or keyframe that is taken, small.
             pictures: read pictures alone, to be placed in an open world; see `read_pictures`.
+            frames: read all frames of a video as they are; see `every_frame`.
 
         Raises:
             InputRefused: it cannot be read within the limits; one line.
@@ -123,7 +125,7 @@ class ImportWorker:
             if several is not None:
                 path = gathered(several, folder / "given")
             process = self._take()
-            with contextlib.nullcontext() if pictures else kept.room(path) as keep:
+            with contextlib.nullcontext() if pictures or frames else kept.room(path) as keep:
                 job = {
                     "path": str(path.resolve()),
                     "name": name,
@@ -132,6 +134,7 @@ class ImportWorker:
                     "limits": asdict(self.limits),
                     "seconds": seconds,
                     "pictures": pictures,
+                    "frames": frames,
                 }
                 return self._run(process, job, stop, on_step, on_picture)
         finally:
