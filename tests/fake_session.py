@@ -119,12 +119,16 @@ class FakeViewport:
         self.notices: tuple[str, ...] = ()
         self.playing = self.recording = self.measuring = self.selecting = False
         self.drawing, self.color_mode = "points", "photo"
+        self.mesh_shown = False
 
     def __getattr__(self, name: str) -> Any:
         return lambda *values, **named: self.calls.append((name, values))
 
     def measure(self, on: bool) -> None:
         self.measuring = on
+
+    def show_mesh(self, glb: bytes | None, to_world: Any = None) -> None:
+        self.mesh_shown = glb is not None
 
     def select(self, on: bool) -> None:
         self.selecting = on
@@ -144,7 +148,7 @@ class FakeViewport:
         return [values for called, values in self.calls if called == name]
 
 
-@dataclass
+@dataclass(eq=False)
 class FakeSession:
     """What a handler sees of a session."""
 
@@ -274,6 +278,12 @@ class FakeSession:
     def export(self, key: str, **options: Any) -> bytes:
         self.asked.append(("export", (key,), options))
         return b"content"
+
+    def preview_mesh(self, on_step: Any, **options: Any) -> int:
+        self.asked.append(("preview_mesh", (), options))
+        on_step(1, 2, "Fusing depth")
+        self.viewport.show_mesh(b"mesh")
+        return 4
 
     def export_name(self, key: str) -> str:
         return f"room-{key}.bin"

@@ -29,8 +29,10 @@ from tests.fake_session import (
     quietly,
     small_scene,
 )
-from worldstereo.errors import Cancelled, WorldBusy, WorldStereoError
+from worldstereo import exports
+from worldstereo.errors import Cancelled, ExportError, WorldBusy, WorldStereoError
 from worldstereo.generators import GeneratorLimits
+from worldstereo.reconstruct import QUALITIES
 from worldstereo.scene import DepthKind, LeftOut, Scene
 from worldstereo.trajectory import PRESETS
 from worldstereo.world import AddedPhoto, AddReport
@@ -711,6 +713,35 @@ def test_an_export_is_written_once_and_its_folder_removed(panel, session):
     assert Path(named[-1]["value"]).name == "room-ply.bin"
     assert not Path(named[-1]["value"]).exists()
     assert session.asked[-1] == ("export", ("ply",), {"generated": False})
+
+
+def test_the_mesh_is_shown_in_the_viewport_and_hidden_again(panel, session):
+    """With the options that the mesh formats would be written with; progress can be cancelled."""
+    tab = panel.export
+    texts = [a[tab.said] for a in tab.on_preview(session, False, "fine") if tab.said in a]
+    assert session.asked[-1] == ("preview_mesh", (), {"generated": False, "quality": "fine"})
+    assert session.viewport.mesh_shown and any("export-cancel" in text for text in texts)
+    assert tab.refresh(session)[tab.preview]["value"] == "Show points in the viewport"
+    list(tab.on_preview(session, False, "fine"))
+    assert not session.viewport.mesh_shown and session.asked[-1][0] == "preview_mesh"
+    empty = FakeSession(Scene())
+    assert tab.refresh(empty)[tab.preview]["interactive"] is False
+
+
+def test_a_quality_changes_what_a_mesh_will_cost(panel, session):
+    """Draft is smaller than fine; points cost what they did; an unknown one is refused."""
+    tab = panel.export
+    n = len(session.scene.cloud)
+    cloud = replace(session.scene.cloud, radii=torch.full((n,), 0.03))
+    session = FakeSession(replace(session.scene, cloud=cloud))
+    sizes = [exports.estimate(session.scene, "mesh-glb", quality=q).bytes for q in QUALITIES]
+    assert sizes[0] < sizes[1] < sizes[2]
+    draft, fine = (tab.on_quality(session, q)[tab.list] for q in ("draft", "fine"))
+    assert draft != fine
+    one = exports.estimate(session.scene, "ply", quality="fine")
+    assert one == exports.estimate(session.scene, "ply")
+    with pytest.raises(ExportError, match="one of draft, standard, fine"):
+        tab.on_quality(session, "perfect")
 
 
 def test_formats_that_cannot_be_written_say_why(panel):

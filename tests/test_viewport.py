@@ -1,10 +1,13 @@
 """The stage: what it sends, what it draws where, and what clicks, boxes and flights become."""
 
+import io
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+import trimesh
 import viser.transforms as vtf
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -35,6 +38,10 @@ from ui.viewport.overlays import MAX_MATCHES, PICTURED, Match, evenly
 from ui.viewport.picking import pick, select
 from ui.viewport.viewport import Viewport
 from worldstereo.cameras import Cameras, look_at
+from worldstereo.exports.conventions import to_file
+from worldstereo.exports.mesh import Body
+from worldstereo.exports.mesh_glb import glb
+from worldstereo.reconstruct import Mesh
 from worldstereo.scene import PointCloud, Scene, View
 from worldstereo.trajectory import Trajectory
 from worldstereo.world import default_view
@@ -196,6 +203,23 @@ def test_surface_draws_the_same_points_as_discs(viewport):
     assert viewport.settle()
     assert viewport.stats["bytes_sent"] - before == 32 * 1009
     assert viewport.stats["points"] == 1009
+
+
+def test_a_mesh_stands_where_its_points_stood_and_leaves_with_the_next_step(viewport):
+    """Its file is +Y up and in metres; on the stage its vertices are the world's, scaled."""
+    up = torch.nn.functional.normalize(torch.tensor([0.2, -1.0, 0.1]), dim=0)
+    scene = Scene(1, "a", cloud=wall(50), unit=2.0, up=up, metres_per_unit=0.5)
+    mesh = Mesh.of(torch.rand(5, 3) + 1, torch.tensor([[0, 1, 2], [2, 3, 4]]))
+    data = glb(Body(mesh, {}, scene))
+    viewport.draw(scene)
+    viewport.show_mesh(data, np.linalg.inv(to_file(scene, (0, 1, 0))))
+    assert viewport.settle() and viewport.mesh_shown
+    handle = viewport._mesh
+    in_file = trimesh.load(io.BytesIO(data), file_type="glb").to_mesh().vertices
+    at = handle.scale * (in_file @ vtf.SO3(np.array(handle.wxyz)).as_matrix().T)
+    np.testing.assert_allclose(at, mesh.vertices.numpy() * stage_scale(2.0), atol=1e-4)
+    viewport.draw(replace(scene, revision=2))
+    assert viewport.settle() and not viewport.mesh_shown and viewport._mesh is None
 
 
 def test_many_small_steps_end_in_few_nodes(viewport):

@@ -19,7 +19,9 @@ from worldstereo import exports as export
 from worldstereo import world as edits
 from worldstereo.cameras import Cameras
 from worldstereo.errors import OutOfMemory, WorldBusy, WorldStereoError
+from worldstereo.exports.conventions import to_file
 from worldstereo.generators import Frame, Inspectable, SamplerConfig
+from worldstereo.progress import OnStep, ignore
 from worldstereo.scene import Capture, Clip, LeftOut, Scene
 from worldstereo.trajectory import Trajectory
 from worldstereo.views.registration import Registration
@@ -589,6 +591,17 @@ class Session:
     def export(self, fmt: str, **options: Any) -> bytes:
         """The published scene in a format of `exports.exporters()`. Raises `ExportError`."""
         return export.export(self.scene, fmt, **options)
+
+    def preview_mesh(self, on_step: OnStep = ignore, **options: Any) -> int:
+        """Shows the mesh that the mesh exports would write, in the viewport; its bytes as GLB.
+
+        Raises:
+            ExportError: no view has depth. Cancelled: `on_step` raised it.
+        """
+        scene = self.scene
+        data = export.export(scene, "mesh-glb", on_step=on_step, **options)
+        self.viewport.show_mesh(data, np.linalg.inv(to_file(scene, (0, 1, 0))))
+        return len(data)
 
     def export_name(self, fmt: str) -> str:
         """A file name for it, made of the world's name."""

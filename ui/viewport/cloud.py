@@ -134,6 +134,10 @@ class CloudDrawing:
             self._merge_small()
         self.notice = self._thinning_notice()
 
+    def show(self, visible: bool) -> None:
+        """All of the cloud or nothing of it; it is kept up to date either way."""
+        self._server.scene.add_frame("/cloud", show_axes=False, visible=visible)
+
     def draw_as(self, mode: DrawMode) -> None:
         if mode != self.mode:
             self.mode = mode

@@ -38,7 +38,7 @@ from .events import (
     Recording,
     ViewClicked,
 )
-from .frames import camera_of, pose_matrix, poses, stage_scale
+from .frames import camera_of, pose_matrix, poses, stage_scale, wxyz
 from .overlays import KeyframeGizmos, Marks, Match, PlanDrawing, ViewFrusta
 from .pointer import Pointer, point_of
 
@@ -92,7 +92,7 @@ class Viewport:
         self.drawing: DrawMode = "points"
         self.color_mode: ColorMode = "photo"
         self.views_shown = self.path_shown = True
-        self.measuring = self.selecting = self.still = False
+        self.measuring = self.selecting = self.still = self.mesh_shown = False
         self._events = Events(on_event)
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._closed = False
@@ -115,6 +115,7 @@ class Viewport:
         self._recorder = Recorder()
         self._last_client = -1
         self._sketched = False
+        self._mesh: Any = None
         self._pointer = Pointer(self._server, self._marks, self.emit)
         self._framing = Framing(self._server)
         self._view_clicked_at = -1.0
@@ -248,6 +249,17 @@ class Viewport:
 
     def clear_draft(self) -> None:
         self._post(lambda: self._marks.clear("draft"))
+
+    def show_mesh(self, glb: bytes | None, to_world: np.ndarray | None = None) -> None:
+        """A mesh in place of the cloud until the world changes; None shows the cloud again.
+
+        Args:
+            glb: binary glTF.
+            to_world: (3, 3) from its axes and metres to the world's, a rotation times a scale.
+        """
+        self.mesh_shown = glb is not None
+        matrix = np.eye(3) if to_world is None else to_world
+        self._post(lambda: self._show_mesh(glb, matrix))
 
     # ---- the path --------------------------------------------------------------------------------
 
@@ -406,11 +418,26 @@ class Viewport:
             self._draw_keyframes(self._gizmos.active)
         if scene.revision != before.revision:
             self._marks.clear()
+        if self._mesh is not None and (scene.revision != before.revision or factor != 1):
+            self.mesh_shown = False
+            self._show_mesh(None, np.eye(3))
         new_place = not before.views or not scene.views or before.views[0] is not scene.views[0]
         elsewhere = new_place and before.name != scene.name
         self._framing.follow(scene, scale, factor, elsewhere=elsewhere)
         self._clear_the_eye()
         self.emit(Drawn(scene.revision, self._cloud.shown, self._cloud.notice))
+
+    def _show_mesh(self, glb: bytes | None, to_world: np.ndarray) -> None:
+        with self._server.atomic():
+            if self._mesh is not None:
+                self._mesh.remove()
+                self._mesh = None
+            if glb is not None:
+                size = float(np.cbrt(np.linalg.det(to_world)))
+                self._mesh = self._server.scene.add_glb(
+                    "/mesh", glb, scale=size * self._scale, wxyz=wxyz(to_world / size)
+                )
+            self._cloud.show(glb is None)
 
     def _draw_path(self) -> None:
         self._plan_drawing.draw(None if self._sketched else self._plan, self._scale)

@@ -48,8 +48,8 @@ def why_not(scene: Scene, format: str) -> str:
     return lacking[0] if lacking else ""
 
 
-def estimate(scene: Scene, format: str) -> Estimate:
-    """Size in bytes and seconds on two cores of an export with its defaults; a guess.
+def estimate(scene: Scene, format: str, **options: Any) -> Estimate:
+    """Size in bytes and seconds on two cores of an export with these options; a guess.
 
     Raises:
         ExportError: unknown format, or the scene lacks what it needs.
@@ -57,7 +57,7 @@ def estimate(scene: Scene, format: str) -> Estimate:
     missing = why_not(scene, format)
     if missing:
         raise ExportError(missing)
-    return exporter(format).estimated(scene)
+    return exporter(format).estimated(scene, **options)
 
 
 def export(scene: Scene, format: str, *, on_step: OnStep = ignore, **options: Any) -> bytes:

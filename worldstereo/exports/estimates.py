@@ -36,15 +36,15 @@ def html(scene: Scene) -> Estimate:
     return Estimate(int(40_000 + 20 * n + 1.4 * film), 1 + n / 1e6)
 
 
-def mesh(scene: Scene) -> Estimate:
+def mesh(scene: Scene, quality: str = "standard") -> Estimate:
     """From the cloud, whose points tile the surface: `reconstruct.estimate_surface` counts better
     and takes a second."""
     chosen = [v for v in scene.views if bool(v.mask.any())]
     if not chosen:
         return Estimate(0, 0.0)
     area = float((4 * scene.cloud.radii.double() ** 2).sum())
-    voxel = VOXEL["standard"] * scene.unit / float(chosen[0].cameras.K[0, 0])
-    faces = min(FACES["standard"], 3 * area / voxel**2)
+    voxel = VOXEL[quality] * scene.unit / float(chosen[0].cameras.K[0, 0])
+    faces = min(FACES[quality], 3 * area / voxel**2)
     blocks = 2.5 * area / (8 * voxel) ** 2
     seconds = 3 + blocks * 512 * max(2.0, 0.25 * len(chosen)) / VOXELS_PER_SECOND + faces / 2e4
     return Estimate(int(36 * faces + 1.0 * 2048**2), seconds + 0.3 * len(chosen))

@@ -50,7 +50,8 @@ class Exporter:
     needs: tuple[str, ...] = ()
     """What the scene must hold: "points", "views", "depth", "clips"."""
     group: Group = "use"
-    estimate: Callable[[Scene], Estimate] | str | None = None
+    estimate: Callable[..., Estimate] | str | None = None
+    """`estimate(scene)`; one whose size depends on an option of the writer takes it by name."""
     requires: str = ""
     """A package that is not always installed."""
 
@@ -70,9 +71,13 @@ class Exporter:
         """Whether the writer reports progress and can be cancelled."""
         return "on_step" in inspect.signature(self.write).parameters
 
-    def estimated(self, scene: Scene) -> Estimate:
-        """Size and seconds for a scene that holds what the exporter needs."""
-        return Estimate(0, 0.0) if self.estimate is None else _loaded(self.estimate)(scene)
+    def estimated(self, scene: Scene, **options: Any) -> Estimate:
+        """Size and seconds for a scene that holds what the exporter needs, with these options."""
+        if self.estimate is None:
+            return Estimate(0, 0.0)
+        guess = _loaded(self.estimate)
+        known = inspect.signature(guess).parameters
+        return guess(scene, **{k: v for k, v in options.items() if k in known})
 
 
 _registered: dict[str, Exporter] = {}

@@ -4,7 +4,8 @@ import queue
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -14,14 +15,16 @@ import gradio as gr
 from worldstereo.errors import Cancelled, ExportError, WorldBusy
 from worldstereo.exports import GROUPS, Exporter, estimate, exporters, why_not
 from worldstereo.project import packed, state_of
+from worldstereo.reconstruct import QUALITIES
 from worldstereo.scene import Scene
 
 from ...session.session import PREPARING
 from ...session.sessions import Session
 from .. import html as piece
-from ..core import Core, Part, Updates, html
+from ..core import Core, Part, Updates, html, segmented
 
 PROJECT = "project"
+PREVIEW = "Show the mesh in the viewport"
 
 
 class ExportTab(Part):
@@ -29,12 +32,21 @@ class ExportTab(Part):
         self.core = core
         self._stops: WeakKeyDictionary[Session, threading.Event] = WeakKeyDictionary()
         """Set to cancel the export that a session is writing."""
+        self._quality: WeakKeyDictionary[Session, str] = WeakKeyDictionary()
+        """What each session's page shows sizes and times of."""
 
     def build(self) -> None:
         shown = self.core.shown
         gr.Markdown("#### Export")
         self.generated = gr.Checkbox(
             True, label="Include generated views and points", elem_id="include-generated"
+        )
+        names = [(name.capitalize(), name) for name in QUALITIES]
+        self.quality = shown(
+            segmented(names, "standard", "Mesh quality", "mesh-quality", titled=True)
+        )
+        self.preview = shown(
+            gr.Button(PREVIEW, size="sm", elem_id="mesh-preview", elem_classes="tint")
         )
         self.said = shown(html("", elem_id="exported", elem_classes="line"))
         self.file = shown(  # above the list: a long one would hide what has become of a click
@@ -43,17 +55,31 @@ class ExportTab(Part):
         self.list = shown(html("", elem_id="formats"))
 
     def wire(self) -> None:
-        self.core.bridge("export", self.on_export, [self.generated], says=self.said)
+        self.core.bridge("export", self.on_export, [self.generated, self.quality], says=self.said)
+        self.core.on(self.quality.input, self.on_quality, [self.quality], says=self.said)
+        choices = [self.generated, self.quality]
+        self.core.on(self.preview.click, self.on_preview, choices, says=self.said)
         self.core.bridge("export-cancel", self.on_cancel, [], says=self.said)
 
     def refresh(self, session: Session) -> Updates:
-        return {self.list: self._formats(session)}
+        return {
+            self.list: self._formats(session, self._quality.get(session, "standard")),
+            self.preview: self._preview_button(session),
+        }
+
+    def opened(self, session: Session) -> Updates:
+        self._quality.pop(session, None)  # a page begins with the standard
+        return self.refresh(session) | {self.quality: "standard"}
 
     def preparing(self, session: Session) -> Updates:
         return self.refresh(session)
 
     def on_export(
-        self, session: Session, data: dict[str, Any], generated: Any
+        self,
+        session: Session,
+        data: dict[str, Any],
+        generated: Any,
+        quality: Any = "standard",
     ) -> Iterator[Updates]:
         """One click: written from the published scene, which a running job does not touch."""
         key = str(data.get("key", ""))
@@ -67,11 +93,14 @@ class ExportTab(Part):
         options: dict[str, Any] = {}
         if key != PROJECT and "generated" in known[key].options:
             options["generated"] = bool(generated)
+        if key != PROJECT and "quality" in known[key].options:
+            options["quality"] = _checked(quality)
         if key == PROJECT:
             name, content = project_file(session)
         elif known[key].slow:
             name, content = session.export_name(key), b""
-            for update in self._followed(session, key, options):
+            write = partial(session.export, key, **options)
+            for update in self._followed(session, write):
                 if isinstance(update, bytes):
                     content = update
                 else:
@@ -87,6 +116,34 @@ class ExportTab(Part):
                 self.file: gr.update(value=str(path), visible=True, label=f"Download {name}"),
             }
 
+    def on_quality(self, session: Session, quality: Any) -> Updates:
+        """Another quality: sizes and times of meshes change."""
+        self._quality[session] = _checked(quality)
+        return self.refresh(session)
+
+    def on_preview(self, session: Session, generated: Any, quality: Any) -> Iterator[Updates]:
+        """Shows the mesh in the viewport, or the points again."""
+        if session.viewport.mesh_shown:
+            session.viewport.show_mesh(None)
+            yield {self.said: "", self.preview: self._preview_button(session)}
+            return
+        if session.preparing:
+            raise WorldBusy(PREPARING)
+        options = {"generated": bool(generated), "quality": _checked(quality)}
+        yield {self.said: piece.said("Building the mesh …")}
+        for update in self._followed(session, partial(session.preview_mesh, **options)):
+            if isinstance(update, str):
+                yield {self.said: update}
+        yield {
+            self.said: piece.said("The mesh is in the viewport, as the mesh formats export it."),
+            self.preview: self._preview_button(session),
+        }
+
+    def _preview_button(self, session: Session) -> Any:
+        why = PREPARING if session.preparing else why_not(session.world.scene, "mesh-glb")
+        label = "Show points in the viewport" if session.viewport.mesh_shown else PREVIEW
+        return gr.update(value=label, interactive=not why)
+
     def on_cancel(self, session: Session, data: dict[str, Any]) -> Iterator[Updates]:
         """Stop the export that is being written; the world does not change either way."""
         stop = self._stops.get(session)
@@ -95,14 +152,14 @@ class ExportTab(Part):
         yield {self.said: piece.said("Cancelling the export …" if stop else "")}
 
     def _followed(
-        self, session: Session, key: str, options: dict[str, Any]
-    ) -> Iterator[str | bytes]:
-        """Progress with a cancel button, then the content. Raises what the exporter raised."""
+        self, session: Session, write: Callable[..., bytes | int]
+    ) -> Iterator[str | bytes | int]:
+        """Progress with a cancel button, then the result. Raises what `write(on_step=)` raised."""
         if session in self._stops:
             raise WorldBusy("Another export is being written. Wait for it, or cancel it.")
         stop = self._stops[session] = threading.Event()
         told: queue.Queue[tuple[int, int, str] | None] = queue.Queue()
-        outcome: list[bytes | BaseException] = []
+        outcome: list[bytes | int | BaseException] = []
 
         def on_step(step: int, total: int, message: str) -> None:
             if stop.is_set():
@@ -111,12 +168,12 @@ class ExportTab(Part):
 
         def work() -> None:
             try:
-                outcome.append(session.export(key, on_step=on_step, **options))
+                outcome.append(write(on_step=on_step))
             except BaseException as error:  # raised again where the button was pressed
                 outcome.append(error)
             told.put(None)
 
-        thread = threading.Thread(target=work, name=f"export-{key}", daemon=True)
+        thread = threading.Thread(target=work, name="export", daemon=True)
         thread.start()
         try:
             shown = 0.0
@@ -132,7 +189,7 @@ class ExportTab(Part):
             raise outcome[0]
         yield outcome[0]
 
-    def _formats(self, session: Session) -> str:
+    def _formats(self, session: Session, quality: str = "standard") -> str:
         scene, wait = session.world.scene, PREPARING if session.preparing else ""
         why = "" if scene.views or len(scene.cloud) else "The world is empty. Open a capture first."
         about = "The whole world with its history; can be opened again."
@@ -147,7 +204,7 @@ class ExportTab(Part):
         groups = []
         for group, title in GROUPS.items():
             rows = [
-                self._row(scene, key, form, wait)
+                self._row(scene, key, form, wait, quality)
                 for key, form in exporters().items()
                 if form.group == group
             ]
@@ -155,11 +212,13 @@ class ExportTab(Part):
             groups.append((title, rows))
         return piece.render("export.html", "formats", groups=groups)
 
-    def _row(self, scene: Scene, key: str, form: Exporter, wait: str) -> dict[str, str]:
+    def _row(
+        self, scene: Scene, key: str, form: Exporter, wait: str, quality: str
+    ) -> dict[str, str]:
         why = wait or why_not(scene, key)
         cost = ""
         if not why:
-            guess = estimate(scene, key)
+            guess = estimate(scene, key, quality=quality)
             cost = f"about {piece.size(guess.bytes)}, {_duration(guess.seconds)}"
         return {
             "key": key,
@@ -169,6 +228,12 @@ class ExportTab(Part):
             "why": why,
             "cost": cost,
         }
+
+
+def _checked(quality: Any) -> str:
+    if quality not in QUALITIES:
+        raise ExportError(f"The quality of a mesh is one of {', '.join(QUALITIES)}.")
+    return quality
 
 
 def _duration(seconds: float) -> str:
