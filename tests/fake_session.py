@@ -25,7 +25,7 @@ from worldstereo.trajectory import Trajectory
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", ResourceWarning)
     from ui.session.depth_model import DepthModel
-    from ui.session.preview import PlannedPath
+    from ui.session.preview import PlannedPath, Unseen
 
 WIDTH, HEIGHT = 53, 41
 
@@ -120,6 +120,7 @@ class FakeViewport:
         self.playing = self.recording = self.measuring = self.selecting = False
         self.drawing, self.color_mode = "points", "photo"
         self.mesh_shown = False
+        self.live, self.live_unknown = False, None
 
     def __getattr__(self, name: str) -> Any:
         return lambda *values, **named: self.calls.append((name, values))
@@ -168,6 +169,7 @@ class FakeSession:
         self.selected, self.flight, self.generator = 0, None, "warp"
         self.measured = None
         self.left_out = ()
+        self.unseen = Unseen()
         self.mode, self.sampler, self.prompt = "", SamplerConfig(), ""
         self.can_undo, self.undone = True, 0
         self.generators = choices()
@@ -194,7 +196,9 @@ class FakeSession:
 
     @property
     def world(self) -> Any:
-        return SimpleNamespace(scene=self.scene, max_points=2_000_000, can_redo=False)
+        return SimpleNamespace(
+            scene=self.scene, max_points=2_000_000, can_redo=False, states=(), undo_steps=0
+        )
 
     @property
     def plan(self) -> Trajectory | None:
@@ -238,6 +242,9 @@ class FakeSession:
 
     def add(self, *values: Any, **named: Any) -> FakeJob:
         return self._start("add", "add", values, named)
+
+    def view_here(self) -> FakeJob:
+        return self._start("explore", "view_here", (), {})
 
     def example(self, *values: Any, **named: Any) -> FakeJob:
         return self._start("open", "example", values, named)

@@ -27,6 +27,7 @@ from worldstereo.scene import Capture
 from worldstereo.world import World, start
 
 with quietly():
+    from ui.inspector import agreement_picture, depth_pictures
     from ui.page.core import BUG
     from ui.page.page import Panel
     from ui.session.sessions import (
@@ -104,7 +105,7 @@ def wish_of(**changes: Any) -> list[Any]:
     """`GenerateTab.inputs` as the page sends them."""
     values = {
         "name": "instant", "size": "320x256", "seed": 7, "prompt": "a hall", "steps": 3,
-        "guidance": 6.5, "negative": "fog", "mode": "",
+        "guidance": 6.5, "negative": "fog", "mode": "", "remember": "per_frame",
     }  # fmt: skip
     return list((values | changes).values())
 
@@ -179,7 +180,10 @@ CONTROLS: dict[str, tuple[str, Any, Callable[[GenerationRequest], Any], Any]] = 
     "steps": ("wish", 5, lambda r: r.sampler.steps, 5),
     "guidance": ("wish", 2.5, lambda r: r.sampler.guidance, 2.5),
     "negative": ("wish", "rain", lambda r: r.negative_prompt, "rain"),
+    "remember": ("wish", "manual", lambda r: TAKES[id(r)], True),
 }
+TAKES: dict[int, bool] = {}
+"""Whether the clip of each request of the test below was left as a take."""
 
 
 def test_every_visible_control_of_a_clip_changes_the_request():
@@ -188,7 +192,7 @@ def test_every_visible_control_of_a_clip_changes_the_request():
     settings = config(generator, read=lambda path, name: room_capture(3))
     with page_over(settings) as (panel, session):
         named = {panel.path: ("preset", "value", "start"), panel.clip: ("frames", "size", "guide")}
-        named[panel.generate] = ("seed", "prompt", "steps", "guidance", "negative")
+        named[panel.generate] = ("seed", "prompt", "steps", "guidance", "negative", "remember")
         read = {id(component) for component in [*panel.path.inputs, *panel.generate.inputs]}
         known = {id(getattr(part, name)) for part, names in named.items() for name in names}
         # the generator's own name and memory mode have tests with two generators
@@ -200,6 +204,7 @@ def test_every_visible_control_of_a_clip_changes_the_request():
             wish = wish_of(**(changed if where in ("wish", "both") else {}))
             call(panel, session, panel.path.on_plan, *path)
             call(panel, session, panel.generate.on_generate, *wish)
+            TAKES[id(generator.requests[-1])] = session.scene.clips[-1].take
             session.undo()
             return generator.requests[-1]
 
@@ -438,3 +443,50 @@ def test_the_film_of_a_clip_stands_in_the_viewports_place_until_the_world_change
         assert float((session.plan.cameras.position[0] - end).norm()) < 1e-5
         undone = panel.on_undo(session, {})
         assert undone[panel.film.screen] == ""
+
+
+def test_a_take_is_compared_then_kept_or_discarded():
+    """No memory knows a take; of two along one path the difference can be seen beside either."""
+    with page_over(config()) as (panel, session):
+        call(panel, session, panel.path.on_plan, *settings_of())
+        points, views = len(session.scene.cloud), len(session.scene.views)
+        for seed in (7, 8):
+            wish = wish_of(remember="manual", seed=seed)
+            shown = call(panel, session, panel.generate.on_generate, *wish)
+        assert (len(session.scene.cloud), len(session.scene.views)) == (points, views)
+        assert shown[panel.film.screen].count('data-send="keep"') == 1
+        listed = panel.generate.refresh(session)[panel.generate.takes]
+        assert listed.count('class="take"') == 2 and "seed 8" in listed
+        for side in ("source", "depth", "clip 0", "difference 0"):
+            beside = panel.film.on_watch(session, {"clip": "1", "key": side})[panel.film.screen]
+            assert beside.count("data:image/jpeg") == 2 * (3 + 1), side
+        with pytest.raises(WorldStereoError, match="cannot be shown beside"):
+            panel.film.on_watch(session, {"clip": 1, "key": "difference 1"})
+        list(panel.film.on_keep(session, {"clip": "0"}))
+        assert len(session.scene.views) == views + 3
+        assert [clip.take for clip in session.scene.clips] == [False, True]
+        with pytest.raises(WorldStereoError, match="not a take"):
+            panel.film.on_discard(session, {"clip": 0})
+        panel.film.on_discard(session, {"clip": 1})
+        assert len(session.scene.clips) == 1 and len(session.scene.views) == views + 3
+        session.undo()
+        assert [clip.take for clip in session.scene.clips] == [False, True]
+
+
+def test_pictures_of_a_clip_say_what_they_mean():
+    """Found cells turn blue, contradicted ones red, cells without evidence stay grey; near is
+    bright, and one depth has one brightness in every frame."""
+    color8 = torch.full((3, 24, 32), 128, dtype=torch.uint8)
+    cells = torch.zeros(12, 16, dtype=torch.uint8)
+    cells[0, 0], cells[0, 15] = 255, 1
+    out = agreement_picture(color8, cells).astype(int)
+    assert out[0, 0, 2] > out[0, 0, 0] + 40 and out[0, 31, 0] > out[0, 31, 2] + 40
+    assert len(set(out[12, 12])) == 1
+    depth = torch.linspace(1, 3, 24 * 32).reshape(1, 1, 24, 32).repeat(2, 1, 1, 1)
+    depth[1] += 0.5
+    depth[:, :, 5, 5] = 0
+    first, second = depth_pictures(depth)
+    assert first[5, 5].max() == 0
+    assert (np.diff(first[0, :, 0].astype(int)) <= 0).all()
+    at = int((depth[0, 0].flatten() - 1.5).abs().argmin())
+    assert abs(int(first.reshape(-1, 3)[at, 0]) - int(second[0, 0, 0])) <= 1

@@ -6,7 +6,7 @@ Pixels are (u, v) with the first pixel's centre at (0.5, 0.5); lengths are scene
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -302,14 +302,50 @@ def pixels_of(color8: UInt8[Tensor, "3 H W"]) -> np.ndarray:
 
 def origin_picture(target: Target) -> np.ndarray:
     """The frame in grey under the colours of where each pixel comes from, uint8 (H, W, 3)."""
-    grey = pixels_of(target.color8).astype(np.float32).mean(axis=2, keepdims=True)
     if target.origin is None:
+        grey = pixels_of(target.color8).astype(np.float32).mean(axis=2, keepdims=True)
         return np.repeat(grey, 3, axis=2).astype(np.uint8)
+    return sources_picture(target.color8, target.origin)
+
+
+def sources_picture(color8: UInt8[Tensor, "3 H W"], origin: UInt8[Tensor, "1 H W"]) -> np.ndarray:
+    """A picture in grey under the colours of where each pixel comes from, uint8 (H, W, 3)."""
+    grey = pixels_of(color8).astype(np.float32).mean(axis=2, keepdims=True)
     colors = np.zeros((len(Origin), 3), np.float32)
-    for origin, color in ORIGIN_COLORS.items():
-        colors[int(origin)] = color
-    tint = colors[target.origin[0].cpu().numpy()]
+    for kind, color in ORIGIN_COLORS.items():
+        colors[int(kind)] = color
+    tint = colors[origin[0].cpu().numpy()]
     return np.clip(0.55 * tint * (0.45 + grey / 255) + 0.3 * grey, 0, 255).astype(np.uint8)
+
+
+def depth_pictures(depth: Float[Tensor, "T 1 H W"]) -> Iterator[np.ndarray]:
+    """Nearness as brightness, alike in all frames, uint8 (H, W, 3); black where there is none."""
+    near = torch.where(depth > 0, 1 / depth.clamp_min(1e-9), torch.nan)
+    sample = near.flatten()[:: max(1, near.numel() // 100_000)]
+    sample = sample[sample.isfinite()]
+    some = len(sample) > 0
+    low, high = torch.quantile(sample, torch.tensor([0.02, 0.98])).tolist() if some else (0.0, 1.0)
+    for frame in near:
+        share = ((frame[0] - low) / max(high - low, 1e-9)).clamp(0, 1) * 0.9 + 0.1
+        grey = (torch.nan_to_num(share) * 255).to(torch.uint8).cpu().numpy()
+        yield np.repeat(grey[..., None], 3, axis=2)
+
+
+def agreement_picture(color8: UInt8[Tensor, "3 H W"], cells: UInt8[Tensor, "h w"]) -> np.ndarray:
+    """A picture in grey, over it the cells of `Clip.agreement_map`: found, or contradicted.
+
+    Cells in which too little was expected to say anything stay grey.
+    """
+    height, width = color8.shape[1:]
+    cell = cells.cpu().numpy()
+    rows = (np.arange(height) * cell.shape[0] // height)[:, None]
+    full = cell[rows, (np.arange(width) * cell.shape[1] // width)[None]].astype(np.float32)
+    grey = pixels_of(color8).astype(np.float32).mean(axis=2, keepdims=True)
+    share = ((full - 1) / 254)[..., None]
+    found, lost = (np.array(color, np.float32) for color in (palette.GLOBAL, palette.REFUSED))
+    tint = share * found + (1 - share) * lost
+    out = np.where((full > 0)[..., None], 0.5 * grey + 0.5 * tint, 0.6 * grey)
+    return np.clip(out, 0, 255).astype(np.uint8)
 
 
 def confidence_picture(target: Target) -> np.ndarray:

@@ -142,32 +142,45 @@ class Guide:
         return StackedGuide(color, depth, mask, origin, confidence, references)
 
     def _compute(self, camera: Cameras) -> GuideFrame:
-        scene = self.scene
-        splat = splat_cloud(scene, camera)
-        given, made = _splats(scene, camera, splat)
-        chosen: tuple[int, ...] = ()
-        if self.kind == "fused" and self.stereo and scene.views:
-            chosen = self._index.choose(camera, given)
-        result = synthesize(
-            camera,
-            [scene.views[i] for i in chosen],
-            splat=given if self.geometry else None,
-            splat_made=made if self.geometry else None,
-            rig=scene.rig,
-            unit=scene.unit,
-        )
-        return GuideFrame(
-            camera=camera,
-            color=result.color,
-            depth=result.depth,
-            mask=result.known,
-            index=splat.index,
-            origin=_still_invented(result.origin, result.made),
-            confidence=result.confidence,
-            stereo_weight=result.stereo_weight,
-            references=chosen,
-            made=result.made & (result.origin != int(Origin.RIG)),
-        )
+        fused = self.kind == "fused" and self.stereo
+        index = self._index if fused else None
+        return guide_frame(self.scene, camera, index, geometry=self.geometry)
+
+
+def guide_frame(
+    scene: Scene, camera: Cameras, index: ViewIndex | None, *, geometry: bool = True
+) -> GuideFrame:
+    """What both memories of a published scene know about one camera.
+
+    Args:
+        index: of the scene's views; None leaves the spatial-stereo memory out.
+        geometry: False leaves the global memory out.
+    """
+    splat = splat_cloud(scene, camera)
+    given, made = _splats(scene, camera, splat)
+    chosen: tuple[int, ...] = ()
+    if index is not None and scene.views:
+        chosen = index.choose(camera, given)
+    result = synthesize(
+        camera,
+        [scene.views[i] for i in chosen],
+        splat=given if geometry else None,
+        splat_made=made if geometry else None,
+        rig=scene.rig,
+        unit=scene.unit,
+    )
+    return GuideFrame(
+        camera=camera,
+        color=result.color,
+        depth=result.depth,
+        mask=result.known,
+        index=splat.index,
+        origin=_still_invented(result.origin, result.made),
+        confidence=result.confidence,
+        stereo_weight=result.stereo_weight,
+        references=chosen,
+        made=result.made & (result.origin != int(Origin.RIG)),
+    )
 
 
 def _invented(frame: GuideFrame) -> Bool[Tensor, "1 H W"]:

@@ -1,62 +1,98 @@
 """The film: what is generated, seen large in the viewport's place; it plays once when it is done.
 
-The page's script plays it from the frames in its element; nothing here counts time.
+The page's script plays it from the frames in its element; nothing here counts time. A take, which
+no memory holds yet, is kept or discarded from here, and any clip can be seen beside what is known
+of it: where each pixel comes from, its depth, where it agrees, or another take of the same path.
 """
 
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
 from worldstereo.errors import WorldStereoError
-from worldstereo.scene import Clip
+from worldstereo.scene import Clip, Scene
+from worldstereo.world import compare
 
+from .. import inspector
 from ..session.sessions import Session
 from . import html as piece
-from .core import Core, Part, Updates, html
+from .core import BUSY, Core, Part, Updates, html
+from .follow import Follow
 from .settings import FIRST_PRESET, parameter, path_named
 from .tabs.path import PathTab
 
 SIDE = 960  # px of a frame on the page
+PAIR = 640  # px of each of two frames side by side
 
 
 class Film(Part):
-    def __init__(self, core: Core, path: PathTab) -> None:
-        self.core, self.path = core, path
+    def __init__(self, core: Core, path: PathTab, follow: Follow) -> None:
+        self.core, self.path, self.follow = core, path, follow
 
     def build(self) -> None:
         self.screen = self.core.shown(html("", elem_id="screen"))
 
     def wire(self) -> None:
-        self.core.bridge("watch", self.on_watch)
-        self.core.bridge("continue", self.on_continue, self.path.inputs)
+        bridge = self.core.bridge
+        bridge("watch", self.on_watch)
+        bridge("beside", self.on_watch)
+        bridge("continue", self.on_continue, self.path.inputs)
+        bridge("keep", self.on_keep)
+        bridge("discard", self.on_discard)
 
     def refresh(self, session: Session) -> Updates:
         """Another scene: the film of the last one leaves."""
         return {self.screen: ""}
 
     def arriving(self, session: Session, frames: Sequence[np.ndarray], total: int) -> Updates:
-        if not frames:
+        if not frames or total == 1:  # a single view is seen where it was made
             return {}
         image = piece.picture(frames[-1], SIDE, 84)
         return {self.screen: piece.making(image, len(frames), total, len(session.scene.clips) + 1)}
 
     def made(self, session: Session) -> Updates:
-        return self.on_watch(session, {}) if session.scene.clips else {}
+        clips = session.scene.clips
+        return self.on_watch(session, {}) if clips and len(clips[-1]) > 1 else {}
 
     def on_watch(self, session: Session, data: dict[str, Any]) -> Updates:
-        """The newest clip, from its first frame."""
-        if not session.scene.clips:
-            raise WorldStereoError("There is no clip yet. Generate one first.")
-        clip = session.scene.clips[-1]
-        own = [i for i, v in enumerate(session.scene.views) if v.step == clip.step]
+        """A clip, by default the newest, from its first frame; `key` says what is beside it."""
+        scene = session.scene
+        index = _clip_index(scene, data.get("clip", -1))
+        clip = scene.clips[index]
+        sides = sides_of(scene, index)
+        side = str(data.get("key", ""))
+        if side not in [key for key, _ in sides]:
+            raise WorldStereoError("That cannot be shown beside the film.")
+        own = [i for i, v in enumerate(scene.views) if v.step == clip.step]
         first = own[0] if len(own) == len(clip) else -1  # some generators keep keyframes only
-        pictures = [piece.picture(frame, SIDE, 84) for frame in frames_of(clip)]
+        size = PAIR if side else SIDE
         return {
             self.screen: piece.player(
-                pictures, clip.trajectory.fps, first, len(session.scene.clips)
+                [piece.picture(frame, size, 84) for frame in frames_of(clip)],
+                clip.trajectory.fps,
+                -1 if clip.take else first,
+                serial=f"{index + 1} {side}".strip(),  # chosen beside it: another film, which plays
+                clip=index,
+                agreement=agreement_of(clip),
+                take=clip.take,
+                sides=sides,
+                side=side,
+                beside=[piece.picture(f, PAIR, 84) for f in beside(scene, index, side)],
+                why=BUSY if session.busy else "",
             )
         }
+
+    def on_keep(self, session: Session, data: dict[str, Any]) -> Iterator[Updates]:
+        """A take becomes part of both memories."""
+        session.keep(_take(session.scene, data))
+        yield from self.follow.job(session)
+
+    def on_discard(self, session: Session, data: dict[str, Any]) -> Updates:
+        session.discard(_take(session.scene, data))
+        said = piece.said("The take is discarded; Undo brings it back.")
+        return self.follow.refresh(session) | {self.core.message: said}
 
     def on_continue(
         self, session: Session, data: dict[str, Any], *values: Any
@@ -74,3 +110,71 @@ class Film(Part):
 def frames_of(clip: Clip) -> Iterator[np.ndarray]:
     """8-bit (H, W, 3), one by one."""
     return (frame.permute(1, 2, 0).cpu().numpy() for frame in clip.color8)
+
+
+def sides_of(scene: Scene, index: int) -> list[tuple[str, str]]:
+    """Key and label of what can be shown beside a clip."""
+    clip = scene.clips[index]
+    sides = [("", "Film alone"), ("source", "Beside: source"), ("depth", "Beside: depth")]
+    if clip.agreement_map is not None and len(clip.agreement_frames) > 0:
+        sides.append(("agreement", "Beside: agreement"))
+    for i, other in enumerate(scene.clips):
+        if i != index and same_path(clip, other):
+            name = f"{'take' if other.take else 'clip'} {i + 1}"
+            sides += [(f"clip {i}", f"Beside: {name}"), (f"difference {i}", f"Difference: {name}")]
+    return sides
+
+
+def beside(scene: Scene, index: int, side: str) -> Iterator[np.ndarray]:
+    """The frames of one of `sides_of`, 8-bit (H, W, 3), one by one."""
+    clip = scene.clips[index]
+    kind, _, other = side.partition(" ")
+    if kind == "source":
+        for t in range(len(clip)):
+            yield inspector.sources_picture(clip.color8[t], clip.origin[t])
+    elif kind == "depth":
+        yield from inspector.depth_pictures(clip.depth)
+    elif kind == "agreement":
+        assert clip.agreement_map is not None
+        compared = np.array(clip.agreement_frames)
+        for t in range(len(clip)):
+            nearest = int(np.abs(compared - t).argmin())
+            yield inspector.agreement_picture(clip.color8[t], clip.agreement_map[nearest])
+    elif kind == "clip":
+        yield from frames_of(scene.clips[int(other)])
+    elif kind == "difference":
+        for shown, error in zip(clip.color8, compare(clip, scene.clips[int(other)]), strict=True):
+            yield inspector.heated(shown, (4 * error[0]).clamp(0, 1))
+
+
+def same_path(a: Clip, b: Clip) -> bool:
+    """Two clips along the same cameras, so that their frames can be compared one by one."""
+    return a.color8.shape == b.color8.shape and torch.equal(
+        a.trajectory.cameras.c2w, b.trajectory.cameras.c2w
+    )
+
+
+def agreement_of(clip: Clip) -> str:
+    """How much of what is remembered was found in the frames, and how far off, in words."""
+    if clip.agreement is None:
+        return ""
+    return f"Agreement {100 * clip.agreement:.0f} %, {clip.drift_px:.1f} px"
+
+
+def _clip_index(scene: Scene, value: Any) -> int:
+    if not scene.clips:
+        raise WorldStereoError("There is no clip yet. Generate one first.")
+    try:
+        index = int(value)
+    except (TypeError, ValueError, OverflowError):
+        raise WorldStereoError("That clip is not known here; reload the page.") from None
+    if not -1 <= index < len(scene.clips):
+        raise WorldStereoError(f"Clip {index + 1} is gone; there are {len(scene.clips)}.")
+    return index % len(scene.clips)
+
+
+def _take(scene: Scene, data: dict[str, Any]) -> Clip:
+    clip = scene.clips[_clip_index(scene, data.get("clip"))]
+    if not clip.take:
+        raise WorldStereoError("That clip is not a take; Undo takes it back.")
+    return clip

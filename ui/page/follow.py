@@ -46,7 +46,7 @@ class Follow:
         updates: Updates = {}
         for part in self.parts:
             updates |= part.refresh(session)
-        return updates
+        return updates | self.hud.refresh_map(session)
 
     def changed(self, session: Session) -> Updates:
         """Header and strip: what another page of this session may have changed at any moment."""

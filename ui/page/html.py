@@ -243,7 +243,15 @@ def preparing(step: int, total: int, message: str, seconds_left: float | None) -
     return render("stage.html", "preparing", **_course(step, total, message, seconds_left))
 
 
-def tools(*, playing: bool, recording: bool, measuring: bool, selecting: bool, why: dict) -> Markup:
+def tools(
+    *,
+    playing: bool,
+    recording: bool,
+    measuring: bool,
+    selecting: bool,
+    live: bool,
+    why: dict[str, str],
+) -> Markup:
     """The stage's tools; `why` maps a tool to the reason why it cannot work now."""
     return render(
         "stage.html",
@@ -252,6 +260,7 @@ def tools(*, playing: bool, recording: bool, measuring: bool, selecting: bool, w
         recording=recording,
         measuring=measuring,
         selecting=selecting,
+        live=live,
         why=why,
     )
 
@@ -261,14 +270,46 @@ def making(image: str, count: int, total: int, serial: int) -> Markup:
     return render("stage.html", "making", image=image, count=count, total=total, serial=serial)
 
 
-def player(frames: Sequence[str], fps: float, first: int, serial: int) -> Markup:
+def player(
+    frames: Sequence[str],
+    fps: float,
+    first: int,
+    serial: str,
+    *,
+    clip: int,
+    agreement: str = "",
+    take: bool = False,
+    sides: Sequence[tuple[str, str]] = (),
+    side: str = "",
+    beside: Sequence[str] = (),
+    why: str = "",
+) -> Markup:
     """The frames of a clip, data URIs, with the controls of a film.
 
     Args:
         first: index of the view that is the first frame; the strip follows from there. -1: none.
         serial: which clip of the world; a film that was closed stays closed.
+        clip: its place among the clips.
+        agreement: how much of what is remembered was found in it, in words.
+        take: it waits to be kept or discarded.
+        sides: key and label of what can be shown beside it; `side` is shown now, as `beside`.
+        why: why a take cannot be kept now.
     """
-    return render("stage.html", "player", frames=frames, fps=f"{fps:g}", first=first, serial=serial)
+    return render(
+        "stage.html",
+        "player",
+        frames=frames,
+        fps=f"{fps:g}",
+        first=first,
+        serial=serial,
+        clip=clip,
+        agreement=agreement,
+        take=take,
+        sides=sides,
+        side=side,
+        beside=beside,
+        why=why,
+    )
 
 
 KEYS = (
@@ -280,7 +321,10 @@ KEYS = (
     ("Z, Shift Z", "undo, redo"),
     ("P", "fly along the path, and stop"),
     ("K", "keyframe at this camera"),
-    ("R", "record a flight, and stop"),
+    ("L", "live view, and points again"),
+    ("R", "make the view from here and remember it"),
+    ("F", "record a flight, and stop"),
+    ("Y", "history: every step with its picture"),
     ("[ ]", "previous, next frame of the preview"),
     ("M", "measure between two points"),
     ("B", "box-select points"),
@@ -295,6 +339,11 @@ KEYS = (
 
 def key_map() -> Markup:
     return render("stage.html", "keys", rows=KEYS)
+
+
+def history(rows: Sequence[dict[str, Any]]) -> Markup:
+    """States of the world, each with `number`, `image`, `did`, `changed`, `now`, `undone`, `why`."""
+    return render("header.html", "history", rows=rows)
 
 
 # ---- pieces for the tabs -------------------------------------------------------------------------

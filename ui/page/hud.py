@@ -4,7 +4,8 @@ from typing import Any
 
 from ..session.sessions import Session
 from . import html as piece
-from .core import Core, Part, Updates, html
+from .core import BUSY, Core, Part, Updates, html
+from .map_svg import map_svg
 
 WAIT = "The world is being prepared."
 
@@ -17,9 +18,14 @@ class Hud(Part):
         html(piece.hint(), elem_id="hint")
         self.chip = self.core.shown(html("", elem_id="hud"))
         self.tools = self.core.shown(html(tools(None), elem_id="tools"))
+        self.map = self.core.shown(html("", elem_id="map"))
 
     def refresh(self, session: Session) -> Updates:
         return {self.chip: status(session), self.tools: tools(session)}
+
+    def refresh_map(self, session: Session) -> Updates:
+        """The place from above; drawn again only when it or the path has changed."""
+        return {self.map: "" if session.sketch else map_svg(session.scene, session.plan)}
 
     def say(self, **facts: str) -> Updates:
         """Facts in the line at the bottom, until something else happens."""
@@ -37,31 +43,40 @@ def status(session: Session) -> str:
     if viewport.selecting:
         return piece.hud(select="draw a box around points")
     if viewport.recording:
-        return piece.hud(recording="fly; R stops")
+        return piece.hud(recording="fly; F stops")
+    if viewport.live:
+        share = viewport.live_unknown
+        unknown = "" if share is None else f"{100 * share:.0f} %"
+        return piece.hud(drawing="live", unknown=unknown)
+    if viewport.color_mode == "coverage":
+        return piece.render("stage.html", "coverage")
     return piece.hud(colour=viewport.color_mode, drawing=viewport.drawing)
 
 
 def tools(session: Session | None) -> str:
     """The tools; those that cannot work now say why. None: the page has no world yet."""
-    off = {"playing": False, "recording": False, "measuring": False, "selecting": False}
+    off = dict.fromkeys(("playing", "recording", "measuring", "selecting", "live"), False)
     if session is None:
-        every = ("play", "record", "keyframe", "measure", "select", "home", "watch")
+        every = ("play", "record", "keyframe", "measure", "select", "home", "watch", "live", "here")
         return piece.tools(**off, why=dict.fromkeys(every, "No world yet."))
     if session.sketch is not None:
-        some = ("play", "record", "keyframe", "measure", "select", "watch")
+        some = ("play", "record", "keyframe", "measure", "select", "watch", "live", "here")
         return piece.tools(**off, why=dict.fromkeys(some, WAIT))
     viewport, scene = session.viewport, session.scene
     why: dict[str, Any] = {} if session.plan else {"play": "Plan a path first, under Path."}
     if not scene.clips:
         why["watch"] = "Generate a clip first."
+    if session.busy:
+        why["here"] = BUSY
     if not len(scene.cloud):
         why |= dict.fromkeys(("measure", "select", "record", "keyframe"), "No world yet.")
         if not scene.views:
-            why["home"] = "No world yet."
+            why |= dict.fromkeys(("home", "live", "here"), "No world yet.")
     return piece.tools(
         playing=viewport.playing,
         recording=viewport.recording,
         measuring=viewport.measuring,
         selecting=viewport.selecting,
+        live=viewport.live,
         why=why,
     )

@@ -38,6 +38,7 @@
       canvas.dispatchEvent(new view.WheelEvent('wheel', { deltaY: -1, bubbles: true }));
     },
     keys: () => { const box = $('#keys'); if (box.open) box.close(); else box.showModal(); },
+    history: () => { const box = $('#history'); if (box.open) box.close(); else box.showModal(); },
   };
   const act = (element, event) => {
     const data = { ...element.dataset };
@@ -50,11 +51,12 @@
   };
   const hintDone = () => { store('hint', 'closed'); if ($('#hint')) $('#hint').style.display = 'none'; };
   document.addEventListener('click', (event) => {
-    if (event.target.closest('#generate')) hintDone(); // it was followed
+    if (event.target.closest('#generate')) { hintDone(); shut.clear(); } // it was followed
     const hit = event.target.closest('[data-send], [data-hint], [data-close], [data-dialog-close], [data-film]');
     if (!hit || hit.disabled) return;
     if (hit.dataset.film) { filmActions[hit.dataset.film]?.(hit); return; }
     if (hit.dataset.send === 'watch') shut.clear();
+    if (hit.dataset.send === 'goto') hit.closest('dialog').close();
     if (hit.dataset.send) act(hit, event);
     else if ('hint' in hit.dataset) hintDone();
     else if ('close' in hit.dataset) hit.closest('.refusal').remove();
@@ -70,6 +72,7 @@
     const { root, frames } = film;
     film.at = Math.max(0, Math.min(frames.length - 1, at));
     root.querySelector('img').src = frames[film.at];
+    if (film.second) root.querySelector('img[data-second]').src = film.second[film.at];
     root.querySelector('[data-film=scrub]').value = film.at;
     root.querySelector('[data-film-at]').textContent = `${film.at + 1} / ${frames.length}`;
     const first = +root.dataset.first;
@@ -99,6 +102,7 @@
     toggle: () => { if (film.root.hasAttribute('data-playing')) rest(); else roll(); },
     speed: () => { pace(SPEEDS[(SPEEDS.indexOf(film.speed) + 1) % SPEEDS.length]); if (film.root.hasAttribute('data-playing')) roll(); },
     loop: (button) => { film.loop = !film.loop; button.setAttribute('aria-pressed', film.loop); },
+    full: () => { if (document.fullscreenElement) document.exitFullscreen(); else film.root.requestFullscreen?.(); },
     close: closeFilm,
   };
   const showFilm = () => {
@@ -109,18 +113,19 @@
     if (!root.dataset.frames) return;
     rest();
     const frames = root.dataset.frames.split('|'), seconds = frames.length / +root.dataset.fps;
-    film = { root, frames, at: 0, loop: false };
+    film = { root, frames, second: root.dataset.second ? root.dataset.second.split('|') : null, at: 0, loop: false };
     pace(seconds >= 3 ? 1 : seconds >= 1.5 ? 0.5 : 0.25); // a short clip is seen, not flashed
     draw(0);
     if (!matchMedia('(prefers-reduced-motion: reduce)').matches) roll();
   };
+  document.addEventListener('change', (event) => { if (event.target.matches('[data-beside]')) send('beside', { clip: event.target.dataset.clip, key: event.target.value }); });
   document.addEventListener('input', (event) => { if (event.target.dataset?.film === 'scrub') { rest(); draw(+event.target.value); } });
 
   // ---- keys: also inside the viewport, which takes the focus while flying
   const press = (selector) => { const button = $(selector); if (button && !button.disabled && button.offsetParent) button.click(); };
   const keys = {
     g: () => press('#generate'), Escape: () => { if ($('#cancel')?.offsetParent) press('#cancel'); else closeFilm(); }, Space: () => { if (film?.root.isConnected && !film.root.hidden) filmActions.toggle(); },
-    p: () => press('#act-play'), k: () => press('#act-keyframe'), r: () => press('#act-record'),
+    p: () => press('#act-play'), y: () => local.history(), k: () => press('#act-keyframe'), f: () => press('#act-record'), l: () => press('#act-live'), r: () => press('#act-here'),
     m: () => press('#act-measure'), b: () => press('#act-select'), h: () => press('#act-home'),
     z: () => press('#act-undo'), Z: () => press('#act-redo'), c: () => press('#act-shot'),
     Delete: () => send('delete'), Backspace: () => send('delete'), t: () => local.theme(), '?': () => local.keys(),
@@ -140,7 +145,7 @@
       if (event.key.toLowerCase() === 'z') { press(event.shiftKey ? '#act-redo' : '#act-undo'); event.preventDefault(); }
       return;
     }
-    if ($('#keys')?.open && event.key !== '?') return;
+    if (($('#keys')?.open && event.key !== '?') || ($('#history')?.open && event.key !== 'y')) return;
     const tab = '12345'.indexOf(event.key);
     if (tab >= 0 && event.key.length === 1) document.querySelectorAll('#tabs .tab-container[role=tablist] button')[tab]?.click();
     else if (event.key === ' ') { if (!target?.closest?.('button, input, label, a')) keys.Space(); }
@@ -155,6 +160,20 @@
   window.addEventListener('focus', () => mark('data-in-stage', false));
   document.addEventListener('pointerdown', byHand);
 
+  // ---- the map: where the visitor is, in the plane that the map's element describes
+  let camera = null;
+  const here = (event) => {
+    if (event) camera = event;
+    const map = $('.map svg'), mark = map?.querySelector('.here');
+    if (!mark || !camera) return;
+    const [ux, uy, uz, vx, vy, vz, u0, v0, k] = map.dataset.plane.split(',').map(Number);
+    const on = (p, d) => [d * k * (p[0] * ux + p[1] * uy + p[2] * uz), d * k * (p[0] * vx + p[1] * vy + p[2] * vz)];
+    const [x, y] = on(camera.position, 1), [dx, dy] = on(camera.forward, 1);
+    const box = map.viewBox.baseVal, clip = (value, most) => Math.max(4, Math.min(most - 4, value));
+    mark.setAttribute('transform', `translate(${clip(x - k * u0, box.width)} ${clip(y - k * v0, box.height)}) rotate(${Math.atan2(dy, dx) * 180 / Math.PI})`);
+    mark.removeAttribute('hidden');
+  };
+
   // ---- the viewport: its token is the page's address, its socket brings picks and changes
   let socket = null, wait = 1000, known = '';
   const listen = (source) => {
@@ -166,7 +185,8 @@
     socket.onmessage = (message) => {
       const event = JSON.parse(message.data);
       if (event.kind === 'job' && event.state === 'running') setTimeout(() => { if (!$('#cancel')?.offsetParent) send('follow'); }, 2000);
-      else send('stage', event);
+      else if (event.kind === 'camera') here(event);
+      else send(event.kind === 'ghost' ? 'ghost' : 'stage', event);
     };
     socket.onclose = () => { socket = null; wait = Math.min(2 * wait, 15000); };
   };
@@ -203,6 +223,7 @@
   const bar = (element, on) => { for (const one of element.matches('button') ? [element] : element.querySelectorAll('input')) if (one.disabled !== on) one.disabled = on; };
   const explain = () => {
     showFilm();
+    here();
     if (stored('hint') === 'closed' && $('#hint')) $('#hint').style.display = 'none';
     let why = {};
     try { why = JSON.parse($('[data-why]')?.dataset.why || '{}'); } catch { /* half rendered */ }

@@ -31,6 +31,7 @@ from .core import Core, Part, Updates, html
 from .film import Film
 from .follow import Follow
 from .header import Header
+from .history import History
 from .hud import Hud
 from .stage import Stage
 from .strip import Strip
@@ -64,10 +65,11 @@ class Panel(Core):
         self.generate = GenerateTab(self, self.action, self.follow, self.clip, self.path)
         self.world = WorldTab(self, self.action, self.hud, self.follow)
         self.export = ExportTab(self)
-        self.film = Film(self, self.path)
+        self.film = Film(self, self.path, self.follow)
         self.stage = Stage(
             self, self.hud, self.follow, self.memory, self.path, self.world, self.film
         )
+        self.history = History(self, self.follow, thumbnails)
         self.tab_parts = (self.world, self.path, self.generate, self.memory, self.export)
         parts += [
             self.header,
@@ -75,6 +77,7 @@ class Panel(Core):
             self.hud,
             self.stage,
             self.film,
+            self.history,
             *self.tab_parts,
             self.action,
         ]
@@ -100,6 +103,7 @@ class Panel(Core):
                     self._build_tabs()
                     self.action.build()
             html(piece.key_map())
+            self.history.build()
             self.action.build_reasons()
             self._wire(demo)
         demo.queue(max_size=64, default_concurrency_limit=16)

@@ -155,7 +155,8 @@ def plan_path(session: Session, settings: Settings) -> Trajectory:
     width, height = chosen_size(settings.size, scene, limits)
     frames = accepted_frames(settings.frames, limits)
     if settings.preset == UNSEEN:
-        path = propose_path(scene, frames=max(2, frames), size=(width, height))
+        goal = session.unseen.goal(scene)
+        path = propose_path(scene, frames=max(2, frames), size=(width, height), to=goal)
         return planned(session, path, settings)
     if settings.preset == KEYFRAMES:
         keys = session.viewport.keyframes
@@ -166,7 +167,7 @@ def plan_path(session: Session, settings: Settings) -> Trajectory:
     if settings.preset == FLIGHT:
         flight = session.flight
         if flight is None:
-            raise WorldStereoError("Record a flight first: press R, fly, press R again.")
+            raise WorldStereoError("Record a flight first: press F, fly, press F again.")
         path = flight.resampled(frames)
         path = Trajectory(reframed(path.cameras, width, height), FLIGHT, path.fps)
         return planned(session, path, settings)

@@ -1,5 +1,6 @@
 """The stage: the viewport edge to edge, and what floats on it."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import gradio as gr
@@ -49,6 +50,7 @@ class Stage(Part):
         bridge("renderer", self.on_renderer)
         bridge("stage", self.on_stage, [self.memory.mode, *self.path.inputs])
         bridge("play", self.on_play)
+        bridge("here", self.on_here)
 
     def open(self, session: Session) -> Updates:
         """The frame of the viewport. Set once a page: writing it again would reload the stage."""
@@ -101,6 +103,11 @@ class Stage(Part):
         if kind == "scene" and (session.job is None or session.job.over):
             return self.follow.changed(session)
         return self.hud.refresh(session)
+
+    def on_here(self, session: Session, data: dict[str, Any]) -> Iterator[Updates]:
+        """The view that the visitor sees, made and remembered."""
+        session.view_here()
+        yield from self.follow.job(session)
 
     def on_play(self, session: Session, data: dict[str, Any]) -> Updates:
         viewport = session.viewport

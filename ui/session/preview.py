@@ -12,6 +12,7 @@ from worldstereo.generators import Frame
 from worldstereo.guide import Guide, GuideFrame, splat_cloud
 from worldstereo.scene import Origin, PointCloud, Scene
 from worldstereo.trajectory import Trajectory
+from worldstereo.world import NextView
 
 LONG_SIDE = 640  # px of a draft
 CLOSE = 0.02  # of the scene's unit: nearer than this the camera is inside a surface
@@ -68,6 +69,19 @@ class PlannedPath:
     """The keyframes that it goes through, as the viewport had them; None for other paths."""
     guide: str = "fused"
     """What the generator is shown along it: "fused" or "cloud"."""
+
+
+@dataclass(frozen=True, eq=False)
+class Unseen:
+    """The cameras of one scene from which most can be learned, and the one that was chosen."""
+
+    scene: Scene | None = None
+    views: tuple[NextView, ...] = ()
+    chosen: int = 0
+
+    def goal(self, scene: Scene) -> NextView | None:
+        """What a path to the unseen leads to; None in another scene, where it is looked for."""
+        return self.views[self.chosen] if scene is self.scene and self.views else None
 
 
 class PreviewedGuide:

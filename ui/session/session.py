@@ -25,7 +25,7 @@ from worldstereo.progress import OnStep, ignore
 from worldstereo.scene import Capture, Clip, LeftOut, Scene
 from worldstereo.trajectory import Trajectory
 from worldstereo.views.registration import Registration
-from worldstereo.world import AddReport, explore
+from worldstereo.world import AddReport, NextView, explore, next_best_views
 
 from ..viewport.events import Event, JobChanged, Measured, Selected
 from ..viewport.viewport import Viewport
@@ -35,13 +35,14 @@ from .config import GeneratorChoice
 from .depth_model import DepthModel
 from .jobs import Job
 from .opening import Opening
-from .preview import PlannedPath, Preview, PreviewedGuide, new_points
+from .preview import PlannedPath, Preview, PreviewedGuide, Unseen, new_points
 from .progress import ADDED, Course, stages_of
 from .shared import Shared
 
 log = logging.getLogger(__name__)
 
 PREPARING = "A new world is being prepared. Wait for it, or cancel it first."
+GHOSTS = 3  # cameras proposed at once
 NO_VIEWS = "This world has no views to match against."
 
 
@@ -70,6 +71,8 @@ class Session:
         """Text that came with the file, or was last generated with."""
         self.attention = Attention(shared)
         """Rows of the published model's attention, for clips that were made since the start."""
+        self.unseen = Unseen()
+        """Where most can be learned, and which of it a path was asked to."""
         self.measured: float | None = None
         """The length last measured, in scene units."""
         self.touched = time.monotonic()
@@ -262,10 +265,15 @@ class Session:
         steps: int | None = None,
         guidance: float | None = None,
         mode: str = "",
+        aside: bool = False,
+        update: str | None = None,
     ) -> Job:
         """Generate the views of a path; they appear in `job.frames` as they are made.
 
         Args:
+            update: when it is remembered, "per_frame", "per_step" or "manual": a take, which waits
+                for `keep` or `discard`; default: as the world says.
+            aside: the generator, mode and prompt last chosen stay as they are.
             guide: "fused" or "cloud"; default: what the planned path was previewed with.
 
         Raises:
@@ -288,6 +296,8 @@ class Session:
         kind = self.planned.guide if guide is None else guide
 
         def chosen() -> None:
+            if aside:
+                return
             if choice.modes is not None:
                 self.mode, self.sampler = mode, sampler
             self.prompt = prompt or self.prompt
@@ -295,6 +305,7 @@ class Session:
 
         def work(job: Job) -> Clip:
             rest = {"seed": seed, "prompt": prompt, "negative_prompt": negative_prompt}
+            rest["update"] = update
             return self._explore(job, choice, trajectory, guide=kind, sampler=sampler, **rest)
 
         return self._start("explore", work, accepted=chosen)
@@ -355,6 +366,64 @@ class Session:
                     self._saving.save(job)
 
         return self._start("complete", work, accepted=chosen)
+
+    def view_here(self) -> Job:
+        """Generate the one view that the visitor sees, and remember it; a path of one camera.
+
+        A generator that only makes longer clips leaves it to the first that makes one view. The
+        generator and prompt last chosen stay as they are.
+
+        Raises:
+            WorldStereoError: nobody is looking. As `explore`.
+        """
+        camera = self.viewport.stage_camera()
+        if camera is None:
+            raise WorldStereoError("The stage is not connected yet. Wait a moment and try again.")
+        path = Trajectory(Cameras.stack([camera]), "view from here")
+        choices = (self.generator, *self.generators)
+        name = next((one for one in choices if self._makes(one, path)), self.generator)
+        return self.explore(path, generator=name, guide="fused", aside=True)
+
+    def keep(self, take: Clip) -> Job:
+        """Fold a take into both memories; one step that can be undone."""
+
+        def work(job: Job) -> Scene:
+            with job.stopping():
+                scene = edits.keep(self.world, take, on_step=job.on_step)
+            self._saving.save(job)
+            return scene
+
+        return self._start("keep", work)
+
+    def discard(self, take: Clip) -> None:
+        """Drop a take. Raises `WorldBusy` while a step runs."""
+        self._quick(lambda: edits.discard(self.world, take))
+
+    def look_for_unseen(self) -> Job:
+        """Find the cameras that show most unknown at the edge of the known, and draw them.
+
+        `job.result()` is a tuple of `NextView`, the best first; `unseen` keeps it.
+        """
+
+        def work(job: Job) -> tuple[NextView, ...]:
+            scene = self.scene
+            with job.stopping():
+                found = next_best_views(scene, GHOSTS, on_step=job.on_step)
+            self.unseen = Unseen(scene, found)
+            self.viewport.show_ghosts([one.camera for one in found])
+            return found
+
+        return self._start("unseen", work)
+
+    def _makes(self, name: str, path: Trajectory) -> bool:
+        choice = self.generators.get(name)
+        if choice is None or choice.why_not or choice.limits is None:
+            return False
+        try:
+            choice.limits.check(path)
+        except ValueError:
+            return False
+        return True
 
     def set_registration(self, on: bool) -> Job:
         """Register the given views to each other, or put them back where they were given."""
@@ -434,7 +503,8 @@ class Session:
             raise
         size = trajectory.cameras.width * trajectory.cameras.height
         seconds = time.monotonic() - began
-        self._shared.measured(self.pace_of(choice.name), seconds / len(clip) / size)
+        if len(clip) > 1:  # a single view says little of a clip's pace
+            self._shared.measured(self.pace_of(choice.name), seconds / len(clip) / size)
         self.attention.keep(clip, heard, choice.name, mode)
         self._saving.save(job)
         return clip
@@ -477,6 +547,24 @@ class Session:
     def redo(self) -> bool:
         """Forward again to the step last undone. Raises `WorldBusy` while a step runs."""
         return self.world.can_redo and self._quick(self.world.redo)
+
+    def go_to(self, state: int) -> None:
+        """Undo or redo to a state of `world.states`.
+
+        Raises:
+            WorldStereoError: there is no such state, or nothing would be left on the stage.
+            WorldBusy: a step runs.
+        """
+        states = self.world.states
+        if not 0 <= state < len(states) or states[state][0] is None:
+            raise WorldStereoError(f"State {state + 1} is gone; there are {len(states)}.")
+
+        def travel() -> None:
+            by = state - self.world.undo_steps
+            for _ in range(abs(by)):
+                (self.world.redo if by > 0 else self.world.undo)()
+
+        self._quick(travel)
 
     def delete_selection(self) -> int:
         """Forget the boxed points; returns how many. Raises `WorldBusy` while a step runs."""
@@ -569,10 +657,13 @@ class Session:
     # ---- the stage -------------------------------------------------------------------------------
 
     def set_drawing(self, mode: str, by_hand: bool) -> None:
-        """Draw the cloud as "points" or "surface"; the page's own wish yields to a person's."""
+        """Draw the place as "points", "surface" or "live"; the page's own wish yields to a
+        person's. "live" leaves the cloud, seen in motion, as it was."""
         if by_hand or not self._drawing_by_hand:
             self._drawing_by_hand = by_hand
-            self.viewport.draw_as(mode)  # type: ignore[arg-type]
+            self.viewport.show_live(mode == "live")
+            if mode != "live":
+                self.viewport.draw_as(mode)  # type: ignore[arg-type]
 
     def _on_event(self, event: Event) -> None:
         if isinstance(event, Selected):

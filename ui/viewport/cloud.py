@@ -72,6 +72,8 @@ class CloudDrawing:
         self._limits = dict.fromkeys(DRAW_MODES, FIRST_POINTS)
         self.mode: DrawMode = "points"
         self.color_mode: ColorMode = "photo"
+        self.covered: np.ndarray | None = None
+        """Colours of the coverage of each row, for the mode of that name."""
         self.bytes_sent = 0
         self.notice = ""
 
@@ -296,7 +298,7 @@ class CloudDrawing:
 
     def _colors(self, rows: np.ndarray) -> np.ndarray:
         assert self._cloud is not None
-        return color_points(self._cloud, self.color_mode, rows)
+        return color_points(self._cloud, self.color_mode, rows, self.covered)
 
     def _thinning_notice(self) -> str:
         if self._cloud is None or self._share >= 1 or self.limit == FIRST_POINTS:

@@ -9,7 +9,7 @@ import numpy as np
 
 from worldstereo.scene import PointCloud
 
-ColorMode = Literal["photo", "step", "confidence", "age", "source"]
+ColorMode = Literal["photo", "step", "confidence", "age", "source", "coverage"]
 COLOR_MODES: tuple[ColorMode, ...] = get_args(ColorMode)
 
 # Okabe and Ito 2008, without black and without the blue that is close to the accent.
@@ -32,8 +32,13 @@ RAMP = np.array(
 )
 
 
-def color_points(cloud: PointCloud, mode: ColorMode, rows: np.ndarray) -> np.ndarray:
+def color_points(
+    cloud: PointCloud, mode: ColorMode, rows: np.ndarray, covered: np.ndarray | None = None
+) -> np.ndarray:
     """(n, 3) uint8 for these rows of the cloud.
+
+    Args:
+        covered: (N, 3) colours of `Coverage`, 0 to 1; grey where it is not known yet.
 
     Raises:
         ValueError: an unknown mode.
@@ -49,6 +54,9 @@ def color_points(cloud: PointCloud, mode: ColorMode, rows: np.ndarray) -> np.nda
         else:
             source = cloud.source.detach().cpu().numpy()[rows]
             tint = np.where((source >= 0)[:, None], palette(source + 1), PALETTE[0])
+    elif mode == "coverage":
+        grey = np.broadcast_to(PALETTE[0], photo.shape)
+        tint = grey if covered is None or len(covered) != len(cloud) else covered[rows] * 255
     elif mode == "confidence":
         tint = ramp(cloud.confidence.detach().cpu().numpy()[rows] ** 0.5)
     elif mode == "age":

@@ -161,6 +161,38 @@ class Playing(Event):
 
 
 @dataclass(frozen=True, eq=False)
+class LiveShown(Event):
+    """The stage shows the live view from where the visitor rests."""
+
+    kind: ClassVar[str] = "live"
+    unknown: float
+    """Share of its pixels that no memory knows."""
+    full: bool
+    """At full size; the first picture is smaller."""
+    seconds: float
+    """Since the camera came to rest there."""
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "kind": self.kind,
+            "unknown": round(self.unknown, 3),
+            "full": self.full,
+            "seconds": round(self.seconds, 2),
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class GhostClicked(Event):
+    """A camera that was proposed was clicked."""
+
+    kind: ClassVar[str] = "ghost"
+    index: int
+
+    def as_json(self) -> dict[str, Any]:
+        return {"kind": self.kind, "index": self.index}
+
+
+@dataclass(frozen=True, eq=False)
 class FromPage(Event):
     """A message that the page sent over its event socket, e.g. the renderer's name."""
 

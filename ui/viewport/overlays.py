@@ -15,7 +15,7 @@ from worldstereo.cameras import Cameras
 from worldstereo.scene import View
 from worldstereo.trajectory import Trajectory
 
-from ..palette import ACCENT, ACCENT_LIGHT, LINE, REFUSED, STEREO
+from ..palette import ACCENT, ACCENT_LIGHT, INVENTED, LINE, REFUSED, STEREO
 from .frames import poses, pyramid_lines, vertical_fov, wxyz
 
 PICTURED = 40  # frusta with a picture cost six draw calls each; further views are lines only
@@ -174,6 +174,46 @@ class PlanDrawing:
             if handle is not None:
                 handle.remove()
         self._handles, self._marker, self._plan = [], None, None
+
+
+class Ghosts:
+    """Cameras from which much can be learned, numbered from the best; a click plans a path."""
+
+    def __init__(self, server: viser.ViserServer, clicked: Callable[[int], None]) -> None:
+        self._server, self._clicked = server, clicked
+        self._handles: list[Any] = []
+
+    def draw(self, cameras: Sequence[Cameras], scale: float) -> None:
+        self.clear()
+        for index, camera in enumerate(cameras):
+            c2w = poses(camera)[0]
+            place = c2w[:3, 3] * scale
+            handle = self._server.scene.add_camera_frustum(
+                f"/ghosts/{index}",
+                fov=vertical_fov(camera),
+                aspect=camera.width / camera.height,
+                scale=3 * FRUSTUM,
+                thickness=2.5,
+                thickness_units="screen",
+                color=INVENTED,
+                wxyz=wxyz(c2w[:3, :3]),
+                position=place,
+                cast_shadow=False,
+                receive_shadow=False,
+                variant="filled",
+            )
+            handle.on_click(lambda _, index=index: self._clicked(index))
+            ahead = place + 1.5 * FRUSTUM * c2w[:3, 2]
+            label = self._server.scene.add_label(
+                f"/ghosts/{index}/label", f"{index + 1}", anchor="center-center"
+            )
+            label.position = c2w[:3, :3].T @ (ahead - place)
+            self._handles.append(handle)
+
+    def clear(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
 
 
 class Marks:

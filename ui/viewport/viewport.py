@@ -21,6 +21,7 @@ import viser
 from worldstereo.cameras import Cameras
 from worldstereo.scene import Scene
 from worldstereo.trajectory import Trajectory
+from worldstereo.world import coverage
 
 from ..palette import STAGE
 from .camera import Framing, Motion, Recorder, aim_of
@@ -32,19 +33,23 @@ from .events import (
     Event,
     Events,
     FromPage,
+    GhostClicked,
     KeyframesChanged,
+    LiveShown,
     Playing,
     Point,
     Recording,
     ViewClicked,
 )
 from .frames import camera_of, pose_matrix, poses, stage_scale, wxyz
-from .overlays import KeyframeGizmos, Marks, Match, PlanDrawing, ViewFrusta
+from .live import LivePicture, LiveView, Place, stage_camera
+from .overlays import Ghosts, KeyframeGizmos, Marks, Match, PlanDrawing, ViewFrusta
 from .pointer import Pointer, point_of
 
 log = logging.getLogger(__name__)
 
 _STARTING = threading.Lock()
+DARK = np.full((2, 2, 3), STAGE, np.uint8)
 FLIGHT_SECONDS = 0.7
 CAMERA_EVENTS = 0.2  # seconds between two `CameraMoved`, and while a keyframe is dragged
 
@@ -77,8 +82,9 @@ class Viewport:
         on_event: called in the viewport's thread for every event.
 
     Attributes:
-        drawing, color_mode, views_shown, path_shown, measuring, selecting: what was last asked
-            for; read them, and change them by the methods of like names.
+        drawing, color_mode, views_shown, path_shown, measuring, selecting, live: what was last
+            asked for; read them, and change them by the methods of like names.
+        live_unknown: share of the live view that no memory knows; None while none is shown.
         still: the visitor wants little motion; set it at any time.
     """
 
@@ -88,11 +94,12 @@ class Viewport:
         # Any client may ask viser for a public tunnel; hiding the button would not stop it.
         self._server.request_share_url = lambda verbose=True: None
         self._server.gui.configure_theme(dark_mode=True, show_logo=False, show_share_button=False)
-        self._server.scene.set_background_image(np.full((2, 2, 3), STAGE, np.uint8))
+        self._server.scene.set_background_image(DARK)
         self.drawing: DrawMode = "points"
         self.color_mode: ColorMode = "photo"
         self.views_shown = self.path_shown = True
-        self.measuring = self.selecting = self.still = self.mesh_shown = False
+        self.measuring = self.selecting = self.still = self.mesh_shown = self.live = False
+        self.live_unknown: float | None = None
         self._events = Events(on_event)
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._closed = False
@@ -103,12 +110,17 @@ class Viewport:
         self._unfollow: Callable[[], None] = lambda: None
         self._woken = threading.Event()
         self._cloud = CloudDrawing(self._server)
+        self._cloud_root = self._server.scene.add_frame("/cloud", show_axes=False)
+        self._live = LiveView(lambda picture: self._post(lambda: self._show_live(picture)))
+        self._software = False
+        self._covered: int | None = None  # the client whose stage the live view covers
         self._views = ViewFrusta(self._server, self._posted(self._view_clicked))
         self._plan_drawing = PlanDrawing(self._server)
         self._marks = Marks(self._server)
         self._gizmos = KeyframeGizmos(
             self._server, self._on_gizmo, self._posted(self._keyframe_clicked)
         )
+        self._ghosts = Ghosts(self._server, self._posted(self._ghost_clicked))
         self._plan: Trajectory | None = None
         self._keyframes: tuple[Cameras, ...] = ()
         self._motion = Motion(lambda frame: self.emit(Playing(frame)))
@@ -148,6 +160,7 @@ class Viewport:
             return
         self._closed = True
         self._unfollow()
+        self._live.close()
         self._inbox.put(None)
         self._thread.join(timeout=10)
         with silent():
@@ -219,12 +232,27 @@ class Viewport:
         self.drawing = mode
         self._post(lambda: self._cloud.draw_as(mode))
 
+    def show_live(self, on: bool) -> None:
+        """Show the synthesised view from where the camera rests, in place of the cloud.
+
+        Only while a single page looks on: two would want two pictures.
+        """
+        self.live = on
+        self._post(self._follow_live)
+
+    def stage_camera(self) -> Cameras | None:
+        """What the visitor sees, every corner of it, as a camera; None when nobody is looking."""
+        client = self._client()
+        if client is None:
+            return None
+        return stage_camera(aim_of(client), size_of(client), self._scale)
+
     def color_by(self, mode: ColorMode) -> None:
-        """By "photo", "step", "confidence", "age" or "source"."""
+        """By "photo", "step", "confidence", "age", "source" or "coverage"."""
         if mode not in COLOR_MODES:
             raise ValueError(f"color_by takes one of {', '.join(COLOR_MODES)}, got {mode!r}.")
         self.color_mode = mode
-        self._post(lambda: self._cloud.color_by(mode))
+        self._post(lambda: self._color_by(mode))
 
     def renderer(self, software: bool) -> None:
         """Whether the page renders without a GPU: then the stage shows fewer points."""
@@ -261,6 +289,10 @@ class Viewport:
         matrix = np.eye(3) if to_world is None else to_world
         self._post(lambda: self._show_mesh(glb, matrix))
 
+    def show_ghosts(self, cameras: Sequence[Cameras]) -> None:
+        """Frusta of cameras that are proposed; a click on one is a `GhostClicked`."""
+        kept = tuple(cameras)
+        self._post(lambda: self._ghosts.draw(kept, self._scale))
     # ---- the path --------------------------------------------------------------------------------
 
     def show_plan(
@@ -410,6 +442,10 @@ class Viewport:
                 self._cloud.clear()  # points of a sketch are wider: none may stay in the world
             places = np.array(eyes, np.float32).reshape(-1, 3)
             self._cloud.draw(scene.cloud, scale, places, scene.stretch > 1)
+        if self._cloud.color_mode == "coverage":
+            self._color_by("coverage")  # a view that is new may cover points that are old
+        if scene.revision != before.revision:
+            self._ghosts.clear()
         self._views.draw(scene.views, scale)
         self._pointer.draw(scene, scale)
         if factor != 1 or sketch != self._sketched:
@@ -425,6 +461,7 @@ class Viewport:
         elsewhere = new_place and before.name != scene.name
         self._framing.follow(scene, scale, factor, elsewhere=elsewhere)
         self._clear_the_eye()
+        self._follow_live()
         self.emit(Drawn(scene.revision, self._cloud.shown, self._cloud.notice))
 
     def _show_mesh(self, glb: bytes | None, to_world: np.ndarray) -> None:
@@ -439,6 +476,11 @@ class Viewport:
                 )
             self._cloud.show(glb is None)
 
+    def _color_by(self, mode: ColorMode) -> None:
+        if mode == "coverage":
+            self._cloud.covered = coverage(self._scene).colors().cpu().numpy()
+        self._cloud.color_by(mode)
+
     def _draw_path(self) -> None:
         self._plan_drawing.draw(None if self._sketched else self._plan, self._scale)
 
@@ -446,6 +488,7 @@ class Viewport:
         self._gizmos.draw(() if self._sketched else self._keyframes, self._scale, active)
 
     def _set_renderer(self, software: bool) -> None:
+        self._software = software
         self._cloud.renderer(software)
         self.emit(Drawn(self._scene.revision, self._cloud.shown, self._cloud.notice))
 
@@ -484,6 +527,54 @@ class Viewport:
             for drawing in (self._views, self._gizmos):
                 drawing.hide_near(aim_of(client)[0][:3, 3])
 
+    # ---- the live view ---------------------------------------------------------------------------
+
+    def _follow_live(self) -> None:
+        """The camera or the scene has changed: want the picture of this place, or none."""
+        clients, scene = self._server.get_clients(), self._scene
+        client = next(iter(clients.values())) if len(clients) == 1 else None
+        some = bool(scene.views) or len(scene.cloud) > 0
+        if client is None or not (self.live and some) or self._sketched:
+            self._live.want(None)
+            self._uncover()
+            return
+        # Where each drawn frame of the cloud costs a second, small pictures show the way instead.
+        small = self._software or self._motion.moving
+        place = Place(scene, aim_of(client), size_of(client), self._scale, time.monotonic(), small)
+        if place.same(self._live.wanted):
+            return
+        if not small:
+            self._uncover()
+        self._live.want(place)
+
+    def _show_live(self, picture: LivePicture) -> None:
+        clients, wanted = self._server.get_clients(), self._live.wanted
+        if wanted is None or len(clients) != 1:
+            return
+        if picture.place is not wanted and not (picture.moving and wanted.in_motion):
+            return
+        key, client = next(iter(clients.items()))
+        client.scene.set_background_image(
+            picture.color, "jpeg", jpeg_quality=88, depth=picture.depth
+        )
+        client.flush()
+        if self._covered != key:
+            self._covered = key
+            self._cloud_root.visible = False
+        if not picture.moving:
+            self.live_unknown = picture.unknown
+            self.emit(LiveShown(picture.unknown, picture.full, picture.seconds))
+
+    def _uncover(self) -> None:
+        """The cloud again, without the live view."""
+        if self._covered is None:
+            return
+        client = self._server.get_clients().get(self._covered)
+        self._covered, self.live_unknown = None, None
+        self._cloud_root.visible = True
+        if client is not None:
+            client.scene.set_background_image(DARK)
+
     # ---- what viser tells, in viser's threads: into the inbox ------------------------------------
 
     def _on_connect(self, client: viser.ClientHandle) -> None:
@@ -515,6 +606,7 @@ class Viewport:
                 self._recording_told_at = moment
                 self.emit(Recording(seconds))
         self._clear_the_eye()
+        self._follow_live()
         if moment - self._camera_told_at > CAMERA_EVENTS:
             self._camera_told_at = moment
             self.emit(CameraMoved(point_of(pose[:3, 3] / self._scale), point_of(pose[:3, 2]), fov))
@@ -529,6 +621,10 @@ class Viewport:
         if index < len(self._scene.views):
             self._fly_to(self._scene.views[index].cameras)
             self.emit(ViewClicked(index))
+
+    def _ghost_clicked(self, index: int) -> None:
+        self._view_clicked_at = time.monotonic()
+        self.emit(GhostClicked(index))
 
     def _keyframe_clicked(self, index: int) -> None:
         self._view_clicked_at = time.monotonic()
@@ -546,3 +642,9 @@ class Viewport:
         if end or time.monotonic() - self._keyframe_told_at > CAMERA_EVENTS:
             self._keyframe_told_at = time.monotonic()
             self.emit(KeyframesChanged(self._keyframes, index, settled=end))
+
+
+def size_of(client: viser.ClientHandle) -> tuple[int, int]:
+    """Width and height of a client's stage in px; a common shape before it has said so."""
+    width, height = client.camera.image_width, client.camera.image_height
+    return (width, height) if width > 0 and height > 0 else (640, 480)

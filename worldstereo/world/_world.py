@@ -130,6 +130,21 @@ class World:
         return self._now.history
 
     @property
+    def states(self) -> tuple[tuple[StepRecord | None, Scene], ...]:
+        """What undo and redo reach, oldest first: the step that led to each state, and its scene.
+
+        Scenes other than the one published now come without their cloud. The state now is number
+        `undo_steps`.
+        """
+        every = (*self._done, self._now, *reversed(self._undone))
+        return tuple((s.history[-1] if s.history else None, s.scene) for s in every)
+
+    @property
+    def undo_steps(self) -> int:
+        """How many steps can be undone."""
+        return len(self._done)
+
+    @property
     def original(self) -> Original | None:
         """The capture before intake: with it, registration can be switched without loss."""
         return self._now.original

@@ -20,12 +20,13 @@ from ...session.sessions import GeneratorChoice, Session
 from .. import html as piece
 from ..action import Action
 from ..clip_controls import MAX_FRAMES, ClipControls
-from ..core import Core, Part, Updates, html
+from ..core import BUSY, Core, Part, Updates, html, segmented
 from ..follow import Follow
 from ..settings import GUIDES, accepted_frames, chosen_size, number, sizes, whole
 from .path import PathTab
 
 NOTHING = "Nothing generated yet. Press G."
+REMEMBER = {"Each view": "per_frame", "After the clip": "per_step", "Not yet: a take": "manual"}
 READING = "Reading what the checkpoint would take …"
 
 
@@ -76,6 +77,9 @@ class GenerateTab(Part):
                 placeholder="Describe what unseen areas should show",
             )  # fmt: skip
         )
+        self.remember = shown(
+            segmented(list(REMEMBER.items()), "per_frame", "Remember", "remember", titled=True)
+        )
         with gr.Accordion("More", open=False):
             clip.build_guide()
             steps = limits.steps if limits else None
@@ -100,13 +104,14 @@ class GenerateTab(Part):
             self.budget = gr.Slider(1, 24, 4, step=1, label="Keyframes", elem_id="budget")
             self.complete = gr.Button("Complete this place", size="sm", elem_id="complete")
         gr.Markdown("#### New views", elem_classes="gap-top")
+        self.takes = shown(html("", elem_id="takes"))
         self.latest = shown(html(piece.empty(NOTHING)))
 
     @property
     def inputs(self) -> list[Any]:
         """What `wish` takes, in its order."""
         wanted = [self.clip.name, self.clip.size, self.seed, self.prompt]
-        return [*wanted, self.steps, self.guidance, self.negative, self.mode]
+        return [*wanted, self.steps, self.guidance, self.negative, self.mode, self.remember]
 
     def wire(self) -> None:
         on, path, clip = self.core.on, self.path, self.clip
@@ -131,6 +136,7 @@ class GenerateTab(Part):
             width, height = chosen_size(now, scene, limits)
             updates[self.clip.size] = gr.update(choices=offered, value=f"{width}x{height}")
         clips = scene.clips
+        updates[self.takes] = takes_list(session)
         if clips and (session.job is None or session.job.over):
             clip = clips[-1]
             few = sorted({round(i) for i in np.linspace(0, len(clip) - 1, 6)})
@@ -169,7 +175,8 @@ class GenerateTab(Part):
 
     def wish(self, session: Session, values: Sequence[Any]) -> Wish:
         """The values of `inputs`, checked: they may come from anybody."""
-        name, size, seed, prompt, steps, guidance, negative, mode = (*values, "", "")[:8]
+        rest = ("", "", "per_frame")[len(values) - 6 :]
+        name, size, seed, prompt, steps, guidance, negative, mode, remember = (*values, *rest)
         choice = session.generators.get(str(name))
         if choice is None:
             raise WorldStereoError(f"There is no generator named {str(name)[:40]!r}.")
@@ -180,6 +187,10 @@ class GenerateTab(Part):
             "generator": str(name),
             "seed": whole(0 if seed is None else seed, "seed", 0, 2**31 - 1),
         }
+        if remember not in REMEMBER.values():
+            raise WorldStereoError(f"Remember is one of {', '.join(REMEMBER)}.")
+        if remember != "per_frame":  # as worlds do of themselves
+            options["update"] = remember
         if limits is not None and limits.prompt:
             options["prompt"] = str(prompt or "").strip()[:2000]
             if not options["prompt"]:
@@ -342,6 +353,24 @@ class GenerateTab(Part):
         if not session.scene.views:
             return piece.render("generate.html", "missing", keyframes=0)
         return piece.render("generate.html", "missing", keyframes=completion_budget(session.scene))
+
+
+def takes_list(session: Session) -> str:
+    """Clips that wait to be kept or discarded, newest first."""
+    clips = session.world.scene.clips
+    waiting = [(i, clip) for i, clip in enumerate(clips) if clip.take][::-1]
+    if not waiting:
+        return ""
+    why = BUSY if session.busy else ""
+    rows = []
+    for i, clip in waiting:
+        image = piece.picture(clip.color8[len(clip) // 2].permute(1, 2, 0).cpu().numpy(), 120, 80)
+        text = f"{len(clip)} {piece.plural('view', len(clip))}, {clip.trajectory.name}"
+        text += f", seed {clip.seed}"
+        if clip.agreement is not None:
+            text += f", agreement {100 * clip.agreement:.0f} %"
+        rows.append({"clip": i, "image": image, "text": text})
+    return piece.render("generate.html", "takes", rows=rows, why=why)
 
 
 def fits_of(session: Session) -> Sequence[Fit]:

@@ -16,7 +16,7 @@ from ...session.sessions import Session
 from .. import html as piece
 from ..action import Action
 from ..clip_controls import ClipControls
-from ..core import Core, Part, Updates, html, line, segmented
+from ..core import BUSY, Core, Part, Updates, html, line, segmented
 from ..hud import Hud
 from ..settings import (
     FIRST_PRESET,
@@ -37,7 +37,7 @@ OF_THIS_PATH = ("#presets", "#amount", "#start", "#add-keyframe", "#remove-keyfr
 OF_THIS_PATH += ("#clear-keyframes", "#record", "#frame")
 WAITING = {
     KEYFRAMES: "No path yet. Fly somewhere and press K, fly on and press K again.",
-    FLIGHT: "No path yet. Press R, fly through the stage, press R again.",
+    FLIGHT: "No path yet. Press F, fly through the stage, press F again.",
 }
 
 
@@ -65,6 +65,15 @@ class PathTab(Part):
             )
         )
         self.about = shown(html(self._about(FIRST_PRESET)))
+        self.look = shown(
+            gr.Button(
+                "Show where most is unseen",
+                size="sm",
+                icon=str(piece.ICONS / "crosshair.svg"),
+                elem_classes="tint",
+                elem_id="look",
+            )
+        )
         self.value = shown(gr.Slider(**slider_of(FIRST_PRESET), elem_id="amount"))
         starts = [(label, key) for key, label in STARTS.items()]
         self.start = shown(segmented(starts, "first", "From", "start", titled=True))
@@ -125,9 +134,11 @@ class PathTab(Part):
         on(self.frame.input, self.on_scrub, [self.frame], says=self.problem, latest=True)
         on(self.frame.release, self.on_rest, [self.frame], says=self.problem)
         on(self.add.click, self.on_keyframe, lambda: self.inputs, says=self.problem)
+        on(self.look.click, self.on_look, says=self.problem)
         on(self.back.click, self.on_back, lambda: self.inputs, says=self.problem)
         on(self.clear.click, self.on_clear, lambda: self.inputs, says=self.problem)
         on(self.record.click, self.on_record, lambda: self.inputs, says=self.problem)
+        bridge("ghost", self.on_ghost, self.inputs, says=self.problem)
         bridge("keyframe", self.on_key_keyframe, self.inputs, says=self.problem)
         bridge("record", self.on_key_record, self.inputs, says=self.problem)
         bridge("scrub", self.on_step, [self.frame], says=self.problem)
@@ -160,6 +171,10 @@ class PathTab(Part):
             return dict.fromkeys(OF_THIS_PATH, PREPARING)
         if not session.viewport.keyframes:
             why["#clear-keyframes"] = why["#remove-keyframe"] = "There are no keyframes yet."
+        if session.busy:
+            why["#look"] = BUSY
+        elif not session.matchable:
+            why["#look"] = "This world has no input views to start from."
         if session.plan is None:
             why["#frame"] = "Plan a path first."
         return why
@@ -225,11 +240,15 @@ class PathTab(Part):
 
     def _planned(self, session: Session) -> Updates:
         assert session.plan is not None
-        return {
-            self.frame: gr.update(maximum=max(2, len(session.plan)), value=1),
-            self.keys: self._keyframes(session),
-            self.problem: "",
-        } | self.action.refresh(session)
+        return (
+            {
+                self.frame: gr.update(maximum=max(2, len(session.plan)), value=1),
+                self.keys: self._keyframes(session),
+                self.problem: "",
+            }
+            | self.action.refresh(session)
+            | self.hud.refresh_map(session)
+        )
 
     def _waiting(self, session: Session, preset: str) -> Updates:
         """Nothing to make this path of yet: no plan, and the preview says what to do."""
@@ -242,7 +261,28 @@ class PathTab(Part):
             }
             | self.strip.refresh(session)
             | self.action.refresh(session)
+            | self.hud.refresh_map(session)
         )
+
+    def on_look(self, session: Session) -> Iterator[Updates]:
+        """Ghost cameras where most can be learned; a click on one plans a path there."""
+        job = session.look_for_unseen()
+        for _ in job:
+            yield self.action.refresh(session)
+        found = job.result()
+        if found:
+            text = "Purple cameras show where most is unseen. Click one to plan a path to it."
+        else:
+            text = "Nothing unseen borders on what this world knows."
+        yield {self.problem: piece.said(text)} | self.action.refresh(session)
+
+    def on_ghost(self, session: Session, data: dict[str, Any], *values: Any) -> Iterator[Updates]:
+        """A proposed camera was clicked: the path leads there."""
+        count = len(session.unseen.views)
+        chosen = whole(data.get("index"), "camera", 0, max(0, count - 1))
+        session.unseen = replace(session.unseen, chosen=chosen)
+        yield {self.preset: UNSEEN, self.core.tabs: gr.update(selected="path")}
+        yield from self.on_preset(session, UNSEEN, *values[1:])
 
     # ---- preview -----------------------------------------------------------------------------
 
@@ -349,6 +389,7 @@ class PathTab(Part):
         return {
             self.value: gr.update(**slider_of(preset)),
             self.start: gr.update(visible=parameter(preset) is not None),
+            self.look: gr.update(visible=preset == UNSEEN),
             self.tools: gr.update(visible=preset in (KEYFRAMES, FLIGHT)),
             self.add: gr.update(visible=preset == KEYFRAMES),
             self.back: gr.update(visible=preset == KEYFRAMES),
@@ -362,7 +403,7 @@ class PathTab(Part):
             UNSEEN: "From the nearest view to where most of the unseen borders on what is known.",
             KEYFRAMES: "A smooth path through the cameras you place with K. Drag a placed one "
             "by its handles; click another to get them there.",
-            FLIGHT: "Press R, fly through the stage, press R again.",
+            FLIGHT: "Press F, fly through the stage, press F again.",
         }
         text = texts[preset] if preset in texts else PRESETS[preset].description
         return piece.muted(text)

@@ -68,7 +68,7 @@ class WorldTab(Part):
                 )
             )  # fmt: skip
         gr.Markdown("#### Show", elem_classes="gap-top")
-        drawings = [("Surface", "surface"), ("Points", "points")]
+        drawings = [("Surface", "surface"), ("Points", "points"), ("Live", "live")]
         self.drawing = shown(segmented(drawings, "points", "Draw as", "drawing"))
         colors = [(mode.capitalize(), mode) for mode in COLOR_MODES]
         self.color = shown(segmented(colors, "photo", "Colour by", "color"))
@@ -162,6 +162,7 @@ class WorldTab(Part):
         bridge("delete", self.on_key_delete)
         bridge("measure", self.on_key_measure)
         bridge("select", self.on_key_select)
+        bridge("live", self.on_live)
 
     def refresh(self, session: Session) -> Updates:
         scene = session.world.scene
@@ -172,7 +173,7 @@ class WorldTab(Part):
             self.registered: gr.update(
                 value=session.registered, interactive=not _why_not_registered(scene)
             ),
-            self.drawing: viewport.drawing,
+            self.drawing: "live" if viewport.live else viewport.drawing,
             self.color: viewport.color_mode,
             self.scale: self._scale(session),
             self.measured_text: "",
@@ -298,10 +299,17 @@ class WorldTab(Part):
     # ---- showing -----------------------------------------------------------------------------
 
     def on_drawing(self, session: Session, mode: Any) -> Updates:
-        if mode not in ("surface", "points"):
-            raise WorldStereoError("The cloud can be drawn as surface or points.")
+        if mode not in ("surface", "points", "live"):
+            raise WorldStereoError("The place can be drawn as surface, as points, or live.")
         session.set_drawing(mode, by_hand=True)
         return self.hud.refresh(session)
+
+    def on_live(self, session: Session, data: dict[str, Any]) -> Updates:
+        """The stage's own switch between the live view and the cloud."""
+        viewport = session.viewport
+        return {self.drawing: viewport.drawing if viewport.live else "live"} | self.on_drawing(
+            session, viewport.drawing if viewport.live else "live"
+        )
 
     def on_color(self, session: Session, mode: Any) -> Updates:
         if mode not in COLOR_MODES:
