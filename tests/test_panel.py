@@ -206,7 +206,12 @@ def test_hostile_names_stay_text_everywhere_on_the_page(panel, session):
             piece.header(text, 1, 1, 1, text, text, text),
             piece.hud(measured=text),
             piece.tools(
-                playing=False, recording=False, measuring=False, selecting=False, why={"play": text}
+                playing=False,
+                recording=False,
+                measuring=False,
+                selecting=False,
+                live=False,
+                why={"play": text},
             ),
             piece.reasons({why: text}),
             piece.muted(text),
@@ -540,7 +545,7 @@ def test_while_a_world_is_prepared_the_page_says_so_and_offers_nothing_of_it(pan
     assert "Raw preview" in first[panel.hud.chip]
     assert 'role="progressbar"' in second[panel.action.status]  # in the place of the button
     assert "world is ready" in third[panel.path.preview]
-    assert first[panel.hud.tools].count("disabled") == 6
+    assert first[panel.hud.tools].count("disabled") == 8
     for kind in ("pick", "view", "measure", "selection"):
         assert panel.stage.on_stage(session, {"kind": kind, "index": 0}, "Pixel") == {}
     flown = panel.stage.on_fly(session, {"view": 1})

@@ -342,7 +342,7 @@ def key_map() -> Markup:
 
 
 def history(rows: Sequence[dict[str, Any]]) -> Markup:
-    """States of the world, each with `number`, `image`, `did`, `changed`, `now`, `undone`, `why`."""
+    """States of the world: `number`, `image`, `did`, `changed`, `now`, `undone`, `why` of each."""
     return render("header.html", "history", rows=rows)
 
 

@@ -18,7 +18,7 @@ from worldstereo.trajectory import Trajectory
 from ..palette import ACCENT, ACCENT_LIGHT, INVENTED, LINE, REFUSED, STEREO
 from .frames import poses, pyramid_lines, vertical_fov, wxyz
 
-PICTURED = 40  # frusta with a picture cost six draw calls each; further views are lines only
+PICTURED = 16  # pictures beyond that hide the place, and cost six draw calls each: lines only
 GENERATED = 12  # generated views drawn, without pictures: their frames would hide the place
 THUMBNAIL = 160  # px, the longer side of a picture on a frustum
 FRUSTUM = 0.11  # depth of a frustum on the stage
