@@ -293,6 +293,7 @@ class Viewport:
         """Frusta of cameras that are proposed; a click on one is a `GhostClicked`."""
         kept = tuple(cameras)
         self._post(lambda: self._ghosts.draw(kept, self._scale))
+
     # ---- the path --------------------------------------------------------------------------------
 
     def show_plan(
