@@ -12,6 +12,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -116,6 +117,8 @@ def test_icons_of_the_page_exist_with_their_licence():
     for name in used:
         assert piece.icon(name).startswith("<svg")
     assert "ISC License" in (piece.ICONS / "LICENSE-lucide").read_text(encoding="utf-8")
+    for file in piece.ICONS.glob("*.svg"):
+        assert len(ElementTree.parse(file).getroot()) > 0, file.name
 
 
 def test_a_key_of_the_map_is_bound_by_the_script():
