@@ -74,7 +74,7 @@ def test_each_way_of_completion_treats_a_region_as_it_says():
     ((region, said),) = found.regions
     assert said == "untested" and bool((region == hole[0].numpy()).all())
     near, _ = found.completed(Completion())
-    assert (np.abs(near[region] / (1 / depth[0, hole[0]].numpy()) - 1) < 0.5).all()
+    assert (np.abs(near[region] / (1 / depth[0][hole].numpy()) - 1) < 0.5).all()
     far, confidence = found.completed(Completion(untested="far"))
     assert (far[region] == np.float32(INFINITY)).all() and (confidence[region] > 0).all()
     found.regions = [(region, "denied")]
