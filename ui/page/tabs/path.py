@@ -34,7 +34,7 @@ from ..strip import Strip
 
 UNITS = {"deg": "degrees", "%": "% of the distance", "x": "times"}
 OF_THIS_PATH = ("#presets", "#amount", "#start", "#add-keyframe", "#remove-keyframe")
-OF_THIS_PATH += ("#clear-keyframes", "#record", "#frame")
+OF_THIS_PATH += ("#clear-keyframes", "#record", "#frame", "#look")
 WAITING = {
     KEYFRAMES: "No path yet. Fly somewhere and press K, fly on and press K again.",
     FLIGHT: "No path yet. Press F, fly through the stage, press F again.",
@@ -72,6 +72,7 @@ class PathTab(Part):
                 icon=str(piece.ICONS / "crosshair.svg"),
                 elem_classes="tint",
                 elem_id="look",
+                visible=FIRST_PRESET == UNSEEN,
             )
         )
         self.value = shown(gr.Slider(**slider_of(FIRST_PRESET), elem_id="amount"))
