@@ -146,16 +146,13 @@ def solve(
     counts = run.counts(len(pairs))
     _check(counts, len(pictures))
     # So few matches of so few photos do not tell the focal length from the motion.
-    guess = (
-        len(pictures) <= 3
-        and kind != "panoramas"
-        and all(p.focal is None for p in pictures)
-        and max(counts.inliers.values(), default=0) < _FEW_INLIERS
-    )
+    few = max(counts.inliers.values(), default=0) < _FEW_INLIERS
+    blank = all(p.focal is None for p in pictures)
+    guess = len(pictures) <= 3 and kind != "panoramas" and blank and few
     structure = replace(_chosen(run, counts, run.map(fixed=guess)), rough=guess)
-    if len(pictures) <= _TAGS_KNOW and all(
-        _agrees(structure, i, p) for i, p in enumerate(pictures)
-    ):
+    # Tags are whole millimetres: off by 5 %, more than many matches leave open.
+    known = all(_agrees(structure, i, p) for i, p in enumerate(pictures))
+    if few and known and len(pictures) <= _TAGS_KNOW:
         return _chosen(run, counts, run.map(fixed=True))
     return structure
 
