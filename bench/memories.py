@@ -15,9 +15,11 @@ import numpy as np
 import torch
 
 from worldstereo import Capture, Trajectory, View, WarpGenerator, World, read
-from worldstereo.guide import Guide
+from worldstereo.guide import Guide, splat_cloud
 from worldstereo.memory.localize import Localizer
 from worldstereo.memory.stereo.agreement import agreement
+from worldstereo.memory.stereo.dense import ViewIndex, synthesize
+from worldstereo.memory.stereo.references import references
 from worldstereo.scene import Origin
 from worldstereo.world import add, explore, start, unknown
 
@@ -175,6 +177,45 @@ def known_areas(m: Measured) -> dict[str, float]:
     }
 
 
+def reference_choice(m: Measured, targets: int = 8) -> dict[str, float]:
+    """Held-out PSNR with the views that the keypoint level's votes choose, and with those of the
+    geometric index; same number of views, same poses. Views that nobody voted for come after the
+    votes, as the index orders them."""
+    scene = m.world.scene
+    index, table = ViewIndex(scene.views), m.world._keypoints.table(scene.views, scene.unit)
+    psnr: dict[str, list[float]] = {"votes": [], "index": []}
+    seconds, other = {"votes": 0.0, "index": 0.0}, 0
+    for i in m.out[:: max(1, len(m.out) // targets)]:
+        view = m.views[i]
+        c2w = torch.from_numpy(m.truth(i)).to(view.given.c2w)
+        camera = type(view.given)(view.given.K, c2w, view.width, view.height)
+        splat = splat_cloud(scene, camera)
+        began = time.process_time()
+        plain = index.choose(camera, splat)
+        seconds["index"] += time.process_time() - began
+        began = time.process_time()
+        voted = [r.view for r in references(table, camera, scene.views, depth=splat.depth)]
+        voted = sorted([*voted, *(k for k in plain if k not in voted)][: len(plain)])
+        seconds["votes"] += time.process_time() - began
+        other += list(plain) != voted
+        for name, chosen in (("index", plain), ("votes", voted)):
+            if name == "votes" and list(plain) == voted:
+                psnr[name].append(psnr["index"][-1])
+                continue
+            remembered = [scene.views[k] for k in chosen]
+            made = synthesize(camera, remembered, splat=splat, rig=scene.rig, unit=scene.unit)
+            psnr[name].append(-10 * float(((made.color - view.color) ** 2).mean().log10()))
+    n = len(psnr["index"])
+    return {
+        "targets": n,
+        "chosen otherwise": other,
+        "dB index": float(np.mean(psnr["index"])),
+        "dB votes": float(np.mean(psnr["votes"])),
+        "ms index": 1000 * seconds["index"] / n,
+        "ms votes": 1000 * seconds["votes"] / n,
+    }
+
+
 def adding(m: Measured, photos: int = 12) -> dict[str, float | int]:
     """Held-out PSNR at the place found from each target, before and after adding photos."""
     spread = np.linspace(0, len(m.out) - 1, photos + 2).astype(int)[1:-1]
@@ -213,7 +254,7 @@ def main() -> None:
     parser.add_argument("--root", type=Path, required=True)
     parser.add_argument("--sets", nargs="*", default=list(KEPT))
     parser.add_argument(
-        "--parts", nargs="*", default=["localisation", "agreement", "coverage", "add"]
+        "--parts", nargs="*", default=["localisation", "agreement", "coverage", "references", "add"]
     )
     parser.add_argument("--given", action="store_true")
     parser.add_argument("--out", type=Path)
@@ -231,6 +272,8 @@ def main() -> None:
             row["agreement"] = agreements(m, last)
         if "coverage" in options.parts:
             row["coverage"] = known_areas(m)
+        if "references" in options.parts:
+            row["references"] = reference_choice(m)
         if "add" in options.parts and len(m.out) > 20:
             row["add"] = adding(m)
         for part, values in row.items():

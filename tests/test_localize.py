@@ -7,6 +7,7 @@ import torch
 from tests import textured
 from worldstereo.memory.localize import Localizer
 from worldstereo.memory.stereo.keypoints import KeypointMemory, detect
+from worldstereo.memory.stereo.references import references
 
 
 @pytest.fixture(scope="module")
@@ -123,3 +124,27 @@ def test_large_pictures_give_pixels_of_their_own_size():
     found = detect((large * 255).to(torch.uint8))
     assert found.pixels[:, 0].max() > 1300
     assert (found.level >= 1).all()
+
+
+def test_entries_vote_for_the_views_that_saw_them(remembered):
+    """A target at a remembered camera: that view gets most votes, each by an entry which it saw, at
+    the pixel where its point projects; what is hidden or behind the camera has no vote."""
+    memory, views = KeypointMemory(), remembered
+    for number, view in enumerate(views):
+        memory.observe(view, number, views)
+    table = memory.table(views)
+    camera = views[2].cameras
+    found = references(table, camera, views, depth=views[2].depth)
+    assert found[0].view == 2 and found[0].votes == max(r.votes for r in found)
+    for reference in found:
+        assert (table.seen_by[reference.entries] == reference.view).any(1).all()
+        assert (np.diff(reference.weights) <= 0).all() and reference.weights.min() > 0
+        points = torch.from_numpy(table.points[reference.entries])
+        pixels, z = camera.project(points.float())
+        np.testing.assert_allclose(pixels.numpy(), reference.pixels, atol=0.05)
+        assert float(z.min()) > 0
+    wall = torch.full_like(views[2].depth, 0.3)
+    assert references(table, camera, views, depth=wall) == ()
+    away = textured.camera_at((0.0, 0.0, 0.0), (0.0, 0.0, -4.0))
+    assert references(table, away, views) == ()
+    assert len(references(table, camera, views, limit=1)) == 1

@@ -54,6 +54,24 @@ def test_agreement_tells_this_world_from_another():
     assert said.share > 0.95 and int(said.map[:, :8].max()) == 0
 
 
+def test_what_is_seen_again_is_refined_and_not_stored_twice():
+    """The same view three times: as many patches as once, each surer, and the step says so."""
+    view, sizes = textured.views(1)[0], []
+    for copies in (1, 3):
+        views = tuple(replace(view, frame=k) for k in range(copies))
+        world = World(WarpGenerator(), max_points=200_000)
+        start(world, Capture("room", "rgbd", views), register=False)
+        memory, details = world._stereo, world.history[-1].details
+        sizes.append(memory.size)
+        assert details["refined"] == (copies - 1) * memory.size and details["pruned"] == 0
+        if copies == 3:
+            assert details["keypoints_matched"] > details["keypoints_added"] > 0
+        normal = memory.metadata["normal"].norm(dim=1)
+        assert float(normal.gt(0.99).float().mean()) > 0.5  # not at depth edges
+        assert memory.metadata["seen_by"][:, 0].tolist() == memory.metadata["frame"].tolist()
+    assert sizes[0] == sizes[1] > 100
+
+
 def test_frames_are_remembered_when_the_frequency_says(world):
     size = len(world.scene.views)
     clip = explore(world, path(world))

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from worldstereo.generators import Frame, Generator, as_view
 from worldstereo.guide import Guide
-from worldstereo.memory.stereo import SpatialStereoMemory
+from worldstereo.memory.stereo import RefineResult, SpatialStereoMemory
 from worldstereo.memory.stereo.agreement import FrameAgreement
+from worldstereo.memory.stereo.keypoints import surface_normals
 from worldstereo.progress import OnStep
 from worldstereo.scene import DepthKind, Origin, PointCloud, View
 from worldstereo.views.intake import as_estimated, as_measured, cloud_from, enter
@@ -139,21 +140,56 @@ def remember_view(draft: Draft, view: View, generator: Generator, *, merge: bool
         draft.points_added += result.num_added
         draft.points_merged += result.num_merged
     if draft.write_stereo:
-        remember_entries(draft.stereo, view, generator, number)
+        said = remember_entries(draft.stereo, view, generator, number, refine=True)
+        counts = {} if said is None else {"refined": said.num_blended, "pruned": said.num_pruned}
         if view.step == 0:
-            draft.keypoints.observe(view, number, draft.views)
+            cycle = draft.keypoints.observe(view, number, draft.views)
+            counts |= {"keypoints_matched": cycle.matched, "keypoints_added": cycle.added}
+            counts["keypoints_pruned"] = cycle.pruned
+        for name, count in counts.items():
+            draft.details[name] = draft.details.get(name, 0) + count
 
 
 def remember_entries(
-    stereo: SpatialStereoMemory, view: View, generator: Generator, frame: int
-) -> None:
-    """The patches of a view with depth into a feature bank; `frame` is kept with each."""
+    stereo: SpatialStereoMemory,
+    view: View,
+    generator: Generator,
+    frame: int,
+    *,
+    refine: bool = False,
+) -> RefineResult | None:
+    """The patches of a view with depth into a feature bank; `frame` is kept with each.
+
+    Args:
+        refine: entries that the view sees again follow it, by what the view is worth; those that
+            keep contradicting it go. Patches that brought an entry up to date are not stored again.
+    """
     found = entries_of(view, generator, stereo.num_correspondences)
     features, points, confidence, pixels = (column.to(stereo.device) for column in found)
-    if len(features) > 0:
-        stereo.add_to_memory(
-            features, points, confidence, metadata={"frame": frame, "pixel": pixels}
-        )
+    if len(features) == 0:
+        return None
+    normals = surface_normals(view, pixels.cpu().numpy())
+    seen_by = torch.full((len(features), stereo.num_correspondences), -1, dtype=torch.int64)
+    seen_by[:, 0] = frame
+    said = None
+    new = torch.ones(len(features), dtype=torch.bool, device=stereo.device)
+    if refine:
+        at = view.cameras.to(stereo.device)
+        said = stereo.refine(features, points[:, 0].contiguous(), at, confidence.amax(dim=1))
+        new = ~said.matched
+    stereo.add_to_memory(
+        features[new],
+        points[new],
+        confidence[new],
+        metadata={
+            "frame": frame,
+            "pixel": pixels[new],
+            "level": 0,
+            "normal": torch.from_numpy(normals).float().to(stereo.device)[new],
+            "seen_by": seen_by.to(stereo.device)[new],
+        },
+    )
+    return said
 
 
 def unseen(view: View) -> View:

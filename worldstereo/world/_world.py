@@ -12,15 +12,18 @@ from threading import Lock
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from worldstereo._core.resident import held, release, tensors_in, trim
+from worldstereo.cameras import Cameras
 from worldstereo.errors import WorldBusy
 from worldstereo.generators import Generator
 from worldstereo.memory.geometric import UPDATE_FREQUENCIES, GlobalGeometricMemory
 from worldstereo.memory.localize import Localizer
 from worldstereo.memory.stereo import SpatialStereoMemory
-from worldstereo.memory.stereo.keypoints import KeypointMemory
+from worldstereo.memory.stereo.keypoints import KeypointMemory, KeypointTable
+from worldstereo.memory.stereo.references import Reference, references
 from worldstereo.render import tree_bytes
 from worldstereo.scene import Clip, PointCloud, Scene, View
 from worldstereo.views.fusion import CACHE
@@ -107,6 +110,7 @@ class World:
         self._keypoints = KeypointMemory()
         self.update_frequency = update_frequency
         self._localizer: tuple[int, Localizer] | None = None
+        self._table: tuple[int, KeypointTable] | None = None
         self._lock = Lock()
         self._wakes: list[Callable[[], None]] = []
         self._done: list[Published] = []
@@ -221,6 +225,7 @@ class World:
             with self._writing():
                 self._geometry.rest()
                 self._stereo.rest()
+                self._localizer = self._table = None
                 self.scene.cloud.rest()
                 for view in self.scene.views:
                     CACHE.forget(view)
@@ -303,11 +308,31 @@ class World:
             WorldBusy: a step is running.
         """
         with self._writing():
-            scene = self.scene
-            if self._localizer is None or self._localizer[0] != scene.revision:
-                table = self._keypoints.table(scene.views, scene.unit)
-                self._localizer = (scene.revision, Localizer(table))
+            revision = self.scene.revision
+            if self._localizer is None or self._localizer[0] != revision:
+                self._localizer = (revision, Localizer(self._keypoint_table()))
             return self._localizer[1]
+
+    def references(
+        self,
+        camera: Cameras,
+        *,
+        depth: Float[Tensor, "1 H W"] | None = None,
+        limit: int = 8,
+    ) -> tuple[Reference, ...]:
+        """Remembered views that serve a camera by votes of the keypoint level, with the entries
+        that voted; empty where the keypoint level knows nothing there.
+
+        Args:
+            depth: what is known of the camera's depth, as a guide's frame has it: entries behind
+                it do not vote.
+
+        Raises:
+            WorldBusy: a step is running.
+        """
+        with self._writing():
+            table, views = self._keypoint_table(), self.scene.views
+        return references(table, camera, views, depth=depth, limit=limit)
 
     def reopen(
         self,
@@ -346,6 +371,13 @@ class World:
             self._publish(after)
 
     # ---- inside ------------------------------------------------------------------------------
+
+    def _keypoint_table(self) -> KeypointTable:
+        """The keypoint level of the newest scene; made once after each step. Needs the lock."""
+        scene = self.scene
+        if self._table is None or self._table[0] != scene.revision:
+            self._table = (scene.revision, self._keypoints.table(scene.views, scene.unit))
+        return self._table[1]
 
     @contextmanager
     def _writing(self) -> Iterator[None]:

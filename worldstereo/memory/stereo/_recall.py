@@ -159,6 +159,11 @@ def compare(
     focal = 0.5 * (camera[12] + camera[15])
     radius = z * (1 / focal).clamp(min=NEAR)
     stored = bank.column("confidence") > 0
+    if bool(seen.any()):  # what lies outside the observations' box, widened by a radius, meets none
+        reach = radius[seen].max()
+        low, high = (f(points[seen].double(), 0) for f in (torch.amin, torch.amax))
+        here = bank.column("points").double()
+        stored &= ((here >= low - reach) & (here <= high + reach)).all(dim=-1)
     owner, which = stored.nonzero(as_tuple=True)
     index = build_index(bank.column("points")[owner, which])
     slot, distance = _nearest(index, owner, points, bank.many, 1)

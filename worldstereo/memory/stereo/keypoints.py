@@ -336,6 +336,19 @@ def _measured(view: View, found: Keypoints) -> _Measured:
     return _Measured(z, points, normals, np.where(z > 0, sure, 0).astype(np.float32))
 
 
+def surface_normals(view: View, pixels: np.ndarray) -> np.ndarray:
+    """(N, 3) world normals of the surface at pixels of a view, toward it; 0 at depth edges."""
+    d = view.depth[0].cpu().numpy()
+    h, w = d.shape
+    if len(pixels) == 0 or min(h, w) < 2:
+        return np.zeros((len(pixels), 3))
+    x = np.clip(pixels[:, 0].astype(int), 0, w - 1)
+    y = np.clip(pixels[:, 1].astype(int), 0, h - 1)
+    K, c2w = (getattr(view.cameras, name).double().cpu().numpy() for name in ("K", "c2w"))
+    at = np.stack([x + 0.5, y + 0.5], 1)
+    return _normals(d, x, y, d[y, x], _rays(at, K), K) @ c2w[:3, :3].T
+
+
 def _normals(
     d: np.ndarray, x: np.ndarray, y: np.ndarray, z: np.ndarray, ray: np.ndarray, K: np.ndarray
 ) -> np.ndarray:
