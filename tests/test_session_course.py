@@ -8,7 +8,7 @@ import torch
 
 from tests.conftest import room, turned_cameras
 from ui.session.jobs import Job
-from ui.session.progress import MEASURED, PHOTOS, WHOLE, Course, Stage, stages_of
+from ui.session.progress import MEASURED, PHOTOS, WHOLE, Course, ProgressStage, stages_of
 from worldstereo._core import parallel as _parallel
 from worldstereo.errors import Cancelled
 from worldstereo.generators import WarpGenerator
@@ -22,7 +22,9 @@ def follow(stages):
 
 
 def test_stages_that_count_differently_make_one_bar():
-    seen, course = follow([Stage("a", 1), Stage("b", 2, counts=False), Stage("c", 1)])
+    seen, course = follow(
+        [ProgressStage("a", 1), ProgressStage("b", 2, counts=False), ProgressStage("c", 1)]
+    )
     for report in [(0, 2, "a"), (1, 2, "a"), (3, 6, "b"), (0, 5, "c"), (4, 5, "c")]:
         course(*report)
     assert [step for step, _, _ in seen] == [0, 125, 250, 750, 950]
@@ -31,14 +33,19 @@ def test_stages_that_count_differently_make_one_bar():
 
 
 def test_a_stage_that_is_left_out_makes_no_jump():
-    seen, course = follow([Stage("a", 1), Stage("b", 2), Stage("c", 1)])
+    seen, course = follow([ProgressStage("a", 1), ProgressStage("b", 2), ProgressStage("c", 1)])
     for report in [(0, 1, "a"), (0, 4, "c"), (2, 4, "c")]:
         course(*report)
     assert [step for step, _, _ in seen] == [0, 250, 625]  # "c" has the three quarters now
 
 
 def test_one_step_never_takes_more_than_its_share():
-    stages = [Stage("a", 1), Stage("b", 5), Stage("c", 2, counts=False), Stage("d", 2)]
+    stages = [
+        ProgressStage("a", 1),
+        ProgressStage("b", 5),
+        ProgressStage("c", 2, counts=False),
+        ProgressStage("d", 2),
+    ]
     seen, course = follow(stages)
     for report in [(0, 1, "a"), (3, 6, "c"), (0, 2, "d"), (1, 2, "d")]:
         course(*report)
@@ -47,14 +54,14 @@ def test_one_step_never_takes_more_than_its_share():
 
 def test_nothing_goes_back():
     """A second round with another count, a stage named again, words of no stage."""
-    seen, course = follow([Stage("a", 1), Stage("b", 1)])
+    seen, course = follow([ProgressStage("a", 1), ProgressStage("b", 1)])
     for report in [(6, 8, "a"), (2, 12, "a"), (0, 4, "b"), (0, 8, "a"), (9, 9, "?"), (2, 4, "b")]:
         course(*report)
     assert [step for step, _, _ in seen] == [375, 375, 500, 500, 500, 750]
 
 
 def test_the_longest_beginning_names_the_stage():
-    seen, course = follow([Stage("Comparing", 1), Stage("Comparing photos", 1)])
+    seen, course = follow([ProgressStage("Comparing", 1), ProgressStage("Comparing photos", 1)])
     course(1, 2, "Comparing photos")
     assert seen[0][0] == WHOLE // 2
 

@@ -34,7 +34,7 @@ from ui.viewport.frames import (
     vertical_fov,
     wxyz,
 )
-from ui.viewport.overlays import MAX_MATCHES, PICTURED, Match, evenly
+from ui.viewport.overlays import MAX_MATCHES, PICTURED, MatchLine, evenly
 from ui.viewport.picking import pick, select
 from ui.viewport.viewport import Viewport
 from worldstereo.cameras import Cameras, look_at
@@ -373,7 +373,7 @@ def test_the_planned_path_runs_through_its_cameras(viewport, cameras):
 
 
 def test_matches_are_capped_and_refused_ones_apart(viewport):
-    matches = [Match((float(i), 0.0, 0.0), 0.01, i % 2 == 0) for i in range(2 * MAX_MATCHES)]
+    matches = [MatchLine((float(i), 0.0, 0.0), 0.01, i % 2 == 0) for i in range(2 * MAX_MATCHES)]
     viewport.show_matches((0.0, 0.0, 1.0), matches)
     assert viewport.settle()
     scene = viewport._server.scene

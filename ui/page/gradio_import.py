@@ -1,8 +1,9 @@
 """Imports gradio in half the time.
 
 While its component classes are made, gradio compares the type stubs beside them with their source
-and rewrites what differs. That takes a second of each start, and only its own developers need it:
-the stubs come with the package.
+and rewrites what differs. Only its own developers need that: the stubs come with the package.
+Kept because each start feels it: 2.8 s of processor time against 4.2 to 4.8 s without it (gradio
+6.31 on a 2-core cloud machine).
 """
 
 import importlib.abc

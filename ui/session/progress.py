@@ -15,7 +15,7 @@ WHOLE = 1000  # steps of every course
 
 
 @dataclass(frozen=True)
-class Stage:
+class ProgressStage:
     says: str
     """How its messages begin."""
     share: float
@@ -24,41 +24,41 @@ class Stage:
     """False where its reports tell the stage's own number, not how far it is."""
 
 
-LEARNED = Stage("Completing depth by the depth model", 15)
-ONE_BY_ONE = Stage("Remembering view", 12)
+LEARNED = ProgressStage("Completing depth by the depth model", 15)
+ONE_BY_ONE = ProgressStage("Remembering view", 12)
 # Shares as measured: five and six RGB-D views of 640 x 480; twelve photos near 960 x 640.
 MEASURED = (
-    Stage("Reading depth", 3),
-    Stage("Preparing depth", 8),
-    Stage("Cleaning depth", 2, counts=False),
-    Stage("Registering views", 25),
-    Stage("Comparing depth", 7, counts=False),
-    Stage("Comparing exposure", 6, counts=False),
-    Stage("Completing depth", 5, counts=False),
-    Stage("Measuring depth from other pictures", 40),
+    ProgressStage("Reading depth", 3),
+    ProgressStage("Preparing depth", 8),
+    ProgressStage("Cleaning depth", 2, counts=False),
+    ProgressStage("Registering views", 25),
+    ProgressStage("Comparing depth", 7, counts=False),
+    ProgressStage("Comparing exposure", 6, counts=False),
+    ProgressStage("Completing depth", 5, counts=False),
+    ProgressStage("Measuring depth from other pictures", 40),
     LEARNED,
-    Stage("Views are ready", 7, counts=False),
+    ProgressStage("Views are ready", 7, counts=False),
     ONE_BY_ONE,
 )
 PHOTOS = (
-    Stage("Reading depth", 3),
-    Stage("Preparing photos", 4),
-    Stage("Measuring depth from photos", 31),
-    Stage("Comparing depth between photos", 11),
-    Stage("Refining depth of photos", 30),
-    Stage("Confirming depth of photos", 8),
-    Stage("Comparing depth", 2, counts=False),
-    Stage("Comparing exposure", 2, counts=False),
-    Stage("Completing depth", 1, counts=False),
+    ProgressStage("Reading depth", 3),
+    ProgressStage("Preparing photos", 4),
+    ProgressStage("Measuring depth from photos", 31),
+    ProgressStage("Comparing depth between photos", 11),
+    ProgressStage("Refining depth of photos", 30),
+    ProgressStage("Confirming depth of photos", 8),
+    ProgressStage("Comparing depth", 2, counts=False),
+    ProgressStage("Comparing exposure", 2, counts=False),
+    ProgressStage("Completing depth", 1, counts=False),
     LEARNED,
-    Stage("Views are ready", 5, counts=False),
+    ProgressStage("Views are ready", 5, counts=False),
     ONE_BY_ONE,
 )
 
-ADDED = (Stage("Finding photo", 20), *PHOTOS[:-1], Stage("Remembering photo", 12))
+ADDED = (ProgressStage("Finding photo", 20), *PHOTOS[:-1], ProgressStage("Remembering photo", 12))
 
 
-def stages_of(views: Sequence[View], *, register: bool = True) -> tuple[Stage, ...]:
+def stages_of(views: Sequence[View], *, register: bool = True) -> tuple[ProgressStage, ...]:
     """What given views will pass before they are remembered."""
     if not views or as_estimated(views) is not None:
         return (ONE_BY_ONE,)
@@ -76,7 +76,7 @@ class Course:
     to those that follow, so that nothing jumps. Other messages are told where the course is.
     """
 
-    def __init__(self, on_step: OnStep, stages: Sequence[Stage]) -> None:
+    def __init__(self, on_step: OnStep, stages: Sequence[ProgressStage]) -> None:
         self._on_step, self._stages = on_step, stages
         self._at = -1
         self._begin, self._width, self._inside = 0.0, 0.0, 0.0

@@ -29,7 +29,7 @@ GIZMO = 0.35  # reach of a gizmo's arms on the stage
 
 
 @dataclass(frozen=True)
-class Match:
+class MatchLine:
     """A line from a point to a remembered view that was asked about it."""
 
     position: tuple[float, float, float]
@@ -233,7 +233,7 @@ class Marks:
         self._groups["pick"] = [self._dot("/marks/pick", at, color)]
 
     def explain(
-        self, point: tuple[float, ...] | None, matches: Sequence[Match], scale: float
+        self, point: tuple[float, ...] | None, matches: Sequence[MatchLine], scale: float
     ) -> None:
         """Mark a point of the world and its matches; None takes both away."""
         if point is None:
@@ -242,7 +242,7 @@ class Marks:
         else:
             self.matches(np.array(point) * scale, matches, scale)
 
-    def matches(self, at: np.ndarray, matches: Sequence[Match], scale: float) -> None:
+    def matches(self, at: np.ndarray, matches: Sequence[MatchLine], scale: float) -> None:
         """Lines from a point on the stage to views; the heaviest `MAX_MATCHES` of them."""
         self.clear("matches")
         self.point(at)

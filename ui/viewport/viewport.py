@@ -43,7 +43,7 @@ from .events import (
 )
 from .frames import camera_of, pose_matrix, poses, stage_scale, wxyz
 from .live import LivePicture, LiveView, Place, stage_camera
-from .overlays import Ghosts, KeyframeGizmos, Marks, Match, PlanDrawing, ViewFrusta
+from .overlays import Ghosts, KeyframeGizmos, Marks, MatchLine, PlanDrawing, ViewFrusta
 from .pointer import Pointer, point_of
 
 log = logging.getLogger(__name__)
@@ -380,7 +380,7 @@ class Viewport:
         self.selecting = on
         self._post(lambda: self._pointer.select(on, self._on_rect))
 
-    def show_matches(self, point: Point | None, matches: Sequence[Match] = ()) -> None:
+    def show_matches(self, point: Point | None, matches: Sequence[MatchLine] = ()) -> None:
         """Mark a point and draw its lines to the views that were asked; None removes them."""
         kept = tuple(matches)
         self._post(lambda: self._marks.explain(point, kept, self._scale))

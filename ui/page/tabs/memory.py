@@ -15,7 +15,7 @@ from ... import inspector
 from ...inspector import Inspection, Target
 from ...session.session import PREPARING
 from ...session.sessions import Session
-from ...viewport.overlays import Match as Line
+from ...viewport.overlays import MatchLine
 from .. import html as piece
 from ..action import Action
 from ..core import Core, Part, Updates, html, line, segmented
@@ -320,7 +320,7 @@ class MemoryTab(Part):
         lines = []
         for match in found.matches:
             x, y, z = (float(value) for value in views[match.view].cameras.position)
-            lines.append(Line((x, y, z), match.weight, not match.refused))
+            lines.append(MatchLine((x, y, z), match.weight, not match.refused))
         session.viewport.show_matches(found.point, lines)
 
     def _pixel(self, found: Inspection, scene: Scene) -> str:

@@ -35,10 +35,10 @@ CARRIED_MOST = 2.0  # factor by which depth may change on the way
 ALIKE = 0.08  # mean colour difference of pictures of one thing, exposure not yet compared
 BY_OTHERS, COMPLETED = (KIND_CONFIDENCE[k] for k in (DepthKind.BY_OTHERS, DepthKind.COMPLETED))
 
-Stage = Callable[[Working], tuple[np.ndarray, np.ndarray]]
+DepthStage = Callable[[Working], tuple[np.ndarray, np.ndarray]]
 
 
-def apply(stage: Stage, views: list[Working], which: Sequence[int]) -> list[Working]:
+def apply(stage: DepthStage, views: list[Working], which: Sequence[int]) -> list[Working]:
     """Run a stage on some views, all of them seeing the state before it."""
     results: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
