@@ -33,6 +33,7 @@ from worldstereo.reconstruct import (
     render_mesh,
 )
 from worldstereo.reconstruct._charts import charts
+from worldstereo.reconstruct._color import texel_map
 from worldstereo.reconstruction import (
     ReconstructedScene,
     export_mesh,
@@ -154,6 +155,24 @@ def test_charts_are_flat_and_do_not_fold(built):
     u, v = b - a, c - a
     area = u[:, 0] * v[:, 1] - u[:, 1] * v[:, 0]
     assert (area > 0).mean() > 0.995 or (area < 0).mean() > 0.995
+
+
+def test_a_face_narrower_than_a_texel_keeps_its_own_texels():
+    """Every place on it is read from texels that are its own, at most a texel away from it."""
+    uv = torch.tensor([[0.1, 0.21], [0.9, 0.23], [0.5, 0.2205], [0.1, 0.6], [0.9, 0.6], [0.5, 0.9]])
+    mesh = Mesh.of(torch.rand(6, 3), torch.tensor([[0, 1, 2], [3, 4, 5]]), uv=uv)
+    face, weights = texel_map(mesh, 64)
+    for t in np.linspace(0.02, 0.98, 40):
+        x = 64 * (0.1 + 0.8 * t) - 0.5
+        y = 64 * (1 - (0.21 + 0.02 * t)) - 0.5
+        near = face[round(y), round(x)]
+        assert near == 0
+    rows = np.argwhere(face == 0)
+    at = np.einsum("ni,ij->nj", weights[face == 0], uv[:3].numpy())
+    there = np.stack([64 * (1 - at[:, 1]) - 0.5, 64 * at[:, 0] - 0.5], 1)
+    assert np.linalg.norm(rows - there, axis=1).max() <= 1.0
+    inside = face == 1
+    assert inside.sum() > 64 * 64 * 0.11 and (weights[inside] >= -1e-6).all()
 
 
 def test_an_estimate_comes_before_the_work(scene):

@@ -2,6 +2,8 @@
 
 import math
 
+import numpy as np
+
 from worldstereo._core.compiled import kernel
 
 
@@ -100,8 +102,11 @@ def gather(points, normals, first, last, w2c, lens, color, gain, depth, feather,
 def texels(uv, faces, size, first, last, face_of, weights):
     """Face and corner weights of the texels of `faces[first:last]` in a square picture.
 
-    A texel belongs to the face that covers its centre; -1 where none does.
+    A texel belongs to the face that covers its centre, else to one that comes within a texel of it,
+    at that face's nearest point: a face narrower than a texel, and the rim that filtering reads,
+    get their own colours and not those of a chart that happens to lie beside them. -1 elsewhere.
     """
+    apart = np.ones((size, size), np.float32)  # of a texel's centre from its face
     for f in range(first, last):
         a, b, c = faces[f, 0], faces[f, 1], faces[f, 2]
         xa, ya = uv[a, 0] * size - 0.5, (1 - uv[a, 1]) * size - 0.5
@@ -120,6 +125,34 @@ def texels(uv, faces, size, first, last, face_of, weights):
                 if wa < -1e-6 or wb < -1e-6 or wc < -1e-6:
                     continue
                 face_of[y, x] = f
+                apart[y, x] = 0.0
                 weights[y, x, 0] = wa
                 weights[y, x, 1] = wb
                 weights[y, x, 2] = wc
+    for f in range(first, last):
+        a, b, c = faces[f, 0], faces[f, 1], faces[f, 2]
+        xa, ya = uv[a, 0] * size - 0.5, (1 - uv[a, 1]) * size - 0.5
+        xb, yb = uv[b, 0] * size - 0.5, (1 - uv[b, 1]) * size - 0.5
+        xc, yc = uv[c, 0] * size - 0.5, (1 - uv[c, 1]) * size - 0.5
+        x0, x1 = max(0, int(min(xa, min(xb, xc)))), min(size - 1, int(max(xa, max(xb, xc))) + 1)
+        y0, y1 = max(0, int(min(ya, min(yb, yc)))), min(size - 1, int(max(ya, max(yb, yc))) + 1)
+        for y in range(y0, y1 + 1):
+            for x in range(x0, x1 + 1):
+                for edge in range(3):
+                    xp, yp, xq, yq = xa, ya, xb, yb
+                    if edge == 1:
+                        xp, yp, xq, yq = xb, yb, xc, yc
+                    elif edge == 2:
+                        xp, yp, xq, yq = xc, yc, xa, ya
+                    dx, dy = xq - xp, yq - yp
+                    long = dx * dx + dy * dy
+                    t = 0.0
+                    if long > 0:
+                        t = min(max(((x - xp) * dx + (y - yp) * dy) / long, 0.0), 1.0)
+                    off = math.hypot(x - xp - t * dx, y - yp - t * dy)
+                    if off < apart[y, x]:
+                        apart[y, x] = off
+                        face_of[y, x] = f
+                        weights[y, x, edge] = 1.0 - t
+                        weights[y, x, (edge + 1) % 3] = t
+                        weights[y, x, (edge + 2) % 3] = 0.0
