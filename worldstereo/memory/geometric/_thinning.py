@@ -147,18 +147,19 @@ def _keep_plain(
         for finer in carried:
             cell = tuple(np.floor(places[finer] / size).astype(np.int64).tolist())
             chain = cells.setdefault(cell, [])
-            if not _near(places, finer, chain, apart * size):
+            if not (chain and _near(places, finer, chain, apart * size)):
                 chain.append(finer)
                 own.append(finer)
         for row in rows:
             x, y, z = np.floor(places[row] / size).astype(np.int64).tolist()
             around = [
-                cells.get((x + i, y + j, z + k), [])
+                other
                 for i in (-1, 0, 1)
                 for j in (-1, 0, 1)
                 for k in (-1, 0, 1)
+                for other in cells.get((x + i, y + j, z + k), ())
             ]
-            if any(_near(places, row, chain, float(radius[row])) for chain in around):
+            if around and _near(places, row, around, float(radius[row])):
                 continue
             kept[row] = True
             cells.setdefault((x, y, z), []).append(row)
