@@ -197,7 +197,7 @@ class Generator(Protocol):
 class Invention(NamedTuple):
     """One painted camera of a path."""
 
-    index: int
+    index: int  # pyright: ignore[reportIncompatibleMethodOverride]
     """Its frame of the path."""
     frame: Frame
 
