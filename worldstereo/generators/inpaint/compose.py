@@ -11,14 +11,13 @@ from jaxtyping import Bool, Float
 
 from worldstereo.generators.inpaint.painters import Painter, Wish, call, limits_of
 from worldstereo.progress import OnStep
-from worldstereo.views.fusion import membrane
 
 SPECK = 2.0
 """Radius in pixels below which a hole is a crack, which the smooth fill closes as well."""
 RIM = 10
 """Width in pixels of the known rim that colours and noise are compared on."""
-SOFT = 3.0
-"""Pixels over which the rim's difference is averaged: texture is no difference in colour."""
+HOLES = 16
+"""Largest holes with an exposure of their own; the others share that of all rims."""
 MOST = 0.15
 """Largest difference in colour that is taken out; beyond it the two show different things."""
 
@@ -114,11 +113,11 @@ def harmonised(
     hole: Bool[np.ndarray, "H W"],
     seed: int,
 ) -> Float[np.ndarray, "H W 3"]:
-    """A painted picture whose hole meets the colours and the noise of its rim.
+    """A painted picture whose holes have the exposure and the noise of their rims.
 
-    The difference on the rim, without its texture, is carried into the hole like a soap film.
-
-    Source: after Perez et al., Poisson image editing, SIGGRAPH 2003: the film is its correction.
+    The exposure is the median difference over a hole's rim: where a depth edge borders it, or the
+    known is displaced, rim and painting rightly differ, and a smoother correction would carry that
+    into the hole.
     """
     import cv2
 
@@ -126,12 +125,19 @@ def harmonised(
     rim = ~hole & (distance <= RIM)
     if not rim.any():
         return out
-    apart = np.where(rim[..., None], color - out, 0).astype(np.float32)
-    mass = cv2.GaussianBlur(rim.astype(np.float32), (0, 0), SOFT)[..., None]
-    soft = cv2.GaussianBlur(apart, (0, 0), SOFT) / np.maximum(mass, 1e-6)
-    soft = np.ascontiguousarray(soft.clip(-MOST, MOST), np.float32)
-    film = membrane(soft, ~hole & (distance <= 2), sweeps=15)
-    out = out + np.where(hole[..., None], film, 0)
+    _, found = cv2.connectedComponents(hole.astype(np.uint8), connectivity=8)
+    label = np.asarray(found, np.int64)
+    sizes = np.bincount(label.ravel())
+    sizes[0] = 0
+    apart = color - out
+    shift = np.tile(np.median(apart[rim], axis=0), (len(sizes), 1))
+    for one in np.argsort(-sizes, kind="stable")[:HOLES].tolist():
+        if sizes[one] < RIM * RIM:
+            break
+        around = cv2.dilate((label == one).astype(np.uint8), np.ones((2 * RIM + 1,) * 2, np.uint8))
+        shift[one] = np.median(apart[rim & (around > 0)], axis=0)
+    shift = shift.clip(-MOST, MOST).astype(np.float32)
+    out = out + np.where(hole[..., None], shift[label], 0)
     missing = _noise(color, rim) ** 2 - _noise(out, hole) ** 2
     if missing > 0:
         grain = np.random.default_rng([seed, 1]).standard_normal(hole.shape).astype(np.float32)
