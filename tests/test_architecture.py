@@ -197,3 +197,33 @@ def test_no_pickle_and_no_shell():
                 assert (owner, node.attr) not in banned, f"{path}:{node.lineno}"
             if isinstance(node, ast.keyword) and node.arg == "shell":
                 assert not (isinstance(node.value, ast.Constant) and node.value.value), path
+
+
+def test_fast_kernels_that_others_call_are_inlined():
+    """A callee left outside is linked by name, and whichever copy was loaded first is taken: with
+    fastmath the copies round differently, so a cold and a warm cache would give different bits."""
+    loose = []
+    for path in sources():
+        tree = ast.parse(path.read_text())
+        flags = {
+            target.id: ast.unparse(node.value)
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None
+            for target in (node.targets if isinstance(node, ast.Assign) else [node.target])
+            if isinstance(target, ast.Name)
+        }
+        kernels = {}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef):
+                text = " ".join(map(ast.unparse, node.decorator_list))
+                if "kernel" in text:
+                    named = [flags[n] for n in flags if f"**{n}" in text]
+                    kernels[node.name] = (node, " ".join([text, *named]))
+        for name, (node, _) in kernels.items():
+            called = {c.func.id for c in ast.walk(node) if isinstance(c, ast.Call)
+                      and isinstance(c.func, ast.Name)}  # fmt: skip
+            for callee in called & set(kernels):
+                said = kernels[callee][1]
+                if "fastmath" in said and "inline" not in said.lower():
+                    loose.append(f"{path.name}: {name} calls {callee}")
+    assert loose == []

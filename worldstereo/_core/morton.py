@@ -143,7 +143,7 @@ def bulk_bounds(points: Float[np.ndarray, "N 3"]) -> tuple[np.ndarray, np.ndarra
     return low, high
 
 
-@kernel(fastmath=True)
+@kernel(fastmath=True, forceinline=True)
 def spread(v):
     """13 bits, two zeros after each."""
     v = np.uint64(v) & np.uint64(0x1FFF)

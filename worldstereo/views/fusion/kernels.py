@@ -119,7 +119,7 @@ def surfel_warp(d, gx, gy, Kr, Kt, T, half, max_stretch, min_area, near, out):
                         out[yy, xx] = z
 
 
-@kernel(**FLAGS)
+@kernel(**FLAGS | {"forceinline": True})  # else its copies in several callers round differently
 def said_by(X, Y, Z, centre, steep):
     """What a view's word about a point counts, in (0, 1]: a guess errs with the angle of its ray.
 

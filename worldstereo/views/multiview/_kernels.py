@@ -8,6 +8,7 @@ with view q.
 """
 
 import math
+from typing import Any
 
 import numpy as np
 
@@ -22,7 +23,12 @@ LIKE = 40.0  # summed difference of 8-bit colours that halves a vote's weight, a
 BEHIND, BEFORE = 1.05, 0.95  # depth ratios that mean hidden and looked through
 
 
-@kernel(fastmath=True, error_model="numpy")
+# Kernels that others call become part of each caller: one left outside would be there in several
+# copies, rounded differently, and which of them runs would depend on what was compiled before.
+INLINED: Any = {"fastmath": True, "error_model": "numpy", "forceinline": True}
+
+
+@kernel(**INLINED)
 def hashed(x, y, k):
     """A number in [-1, 1) from three integers, the same on every machine."""
     h = (np.int64(x) * 73856093) ^ (np.int64(y) * 19349663) ^ (np.int64(k) * 83492791)
@@ -33,7 +39,7 @@ def hashed(x, y, k):
     return h / 2147483648.0 - 1.0
 
 
-@kernel(fastmath=True, error_model="numpy")
+@kernel(**INLINED)
 def support(x, y, image, grey, radius, step, weight, patch):
     """Colour weights exp(-L1 / 0.25) of the window around a pixel, 0 outside, and its greys."""
     H, W = grey.shape
@@ -54,7 +60,7 @@ def support(x, y, image, grey, radius, step, weight, patch):
             i += 1
 
 
-@kernel(fastmath=True, error_model="numpy")
+@kernel(**INLINED)
 def view_cost(
     q, x, y, d, gx, gy, soft, K, greys, softs, sizes, Ks, Ts, Ps, depths,
     weight, patch, radius, step, geometric, limit,
@@ -195,7 +201,7 @@ def view_cost(
     return c + NCC * (1 - min(max(ncc, -1.0), 1.0))
 
 
-@kernel(fastmath=True, error_model="numpy")
+@kernel(**INLINED)
 def plane_cost(
     x, y, d, gx, gy, soft, K, greys, softs, sizes, Ks, Ts, Ps, depths, asked,
     weight, patch, radius, step, geometric, limit,
@@ -278,7 +284,7 @@ def asked_rows(
             asked[y, x] = bits
 
 
-@kernel(fastmath=True, error_model="numpy")
+@kernel(**INLINED)
 def prior_cost(d, guess, strength):
     """Distance from a guessed disparity, up to `strength`; nothing where there is no guess."""
     if guess <= 0 or strength <= 0:
