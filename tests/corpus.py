@@ -418,7 +418,7 @@ def jsons(rng: np.random.Generator) -> Iterator[Case]:
         ("frames/1/image", "http://127.0.0.1:9/a.png"), ("frames/1/image", "C:\\a.png"),
         ("frames/1/depth", "depth/9.png"), ("frames/1/depth", "color/1.png"),
         ("frames/1/depth", "frames.json"), ("frames", []), ("frames", {}), ("frames", None),
-        ("frames", [5]), ("frames", [root["frames"][0]] * 2001), ("camera", None), ("camera", []),
+        ("frames", [5]), ("frames", [root["frames"][0]] * 20_001), ("camera", None), ("camera", []),
         ("camera/width", 38), ("camera/width", 0), ("camera/width", -37), ("camera/width", 3.5),
         ("camera/fx", 0), ("camera/fx", -31), ("camera/fx", 1e9), ("camera/fx", "31"),
         ("camera/cx", 1e7), ("camera/model", "FISHY"), ("depth/metres_per_unit", 0),

@@ -20,7 +20,7 @@ from urllib.parse import quote
 import httpx
 
 REFUSAL = re.compile(r'class="refusal"[^>]*>.*?<span>(.*?)</span>', re.DOTALL)
-POINTS = re.compile(r"<b class=num>([\d,]+)</b> points")
+POINTS = re.compile(r'<b class="num">([\d,]+)</b> points')
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Visitor:
         """Say that a file was uploaded to this path of the server; hostile pages say anything."""
         began = time.monotonic() if began is None else began
         file = {"path": path, "meta": {"_type": "gradio.FileData"}, "orig_name": name}
-        text = self._run("upload", [None, file])
+        text = self._run("upload", [None, [file]])
         refusals, points = REFUSAL.findall(text), POINTS.findall(text)
         return Answer(
             refusals[-1] if refusals else "",

@@ -32,7 +32,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     """No model of this machine, and none left behind."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.delenv(depth.MODEL_FOLDER, raising=False)
+    monkeypatch.setenv(depth.MODEL_FOLDER, "")  # put back afterwards, also what `use` sets
     depth.forget()
     yield
     depth.forget()

@@ -221,7 +221,7 @@ def test_hostile_names_stay_text_everywhere_on_the_page(panel, session):
             piece.empty(text),
             piece.render("export.html", "progress", text=text),
             piece.render("export.html", "written", serial=1, text=text),
-            piece.render("generate.html", "about", description=text, off=[]),
+            piece.render("generate.html", "about", description=text, others=[]),
             piece.render(
                 "world.html",
                 "examples",

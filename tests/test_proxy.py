@@ -370,7 +370,7 @@ def test_only_files_that_were_uploaded_may_be_named(tmp_path, caplog):
         return PlainTextResponse(await request.body())
 
     routes = [Route(p, echo, methods=["POST"]) for p in ("/queue/join", "/run/x", "/upload")]
-    gate = Middleware(UploadedOnly, lambda: str(uploads), {3: 1})
+    gate = Middleware(UploadedOnly, lambda: str(uploads), {3: [False]})
     file = {"meta": {"_type": "gradio.FileData"}}
 
     def event(path: object) -> str:
@@ -423,7 +423,7 @@ def test_what_no_page_sends_is_refused_in_one_line(tmp_path, caplog):
     async def echo(request: Request) -> PlainTextResponse:
         return PlainTextResponse(await request.body())
 
-    gate = Middleware(UploadedOnly, lambda: str(tmp_path), {0: 0, 7: 2})
+    gate = Middleware(UploadedOnly, lambda: str(tmp_path), {0: [], 5: [True], 7: [False, False]})
     route = Route("/{path:path}", echo, methods=["POST"])
 
     def event(index: object, *data: object) -> bytes:
@@ -438,6 +438,7 @@ def test_what_no_page_sends_is_refused_in_one_line(tmp_path, caplog):
     cases += [(path, body, "no such event") for body in unknown
               for path in ("/queue/join", "/queue/join/", "/run/x", "/api/x")]  # fmt: skip
     cases += [("/queue/join", event(7, 1), "takes 2 values, got 1"),
+              ("/queue/join", event(5, {"path": "x"}), "takes a list of files, got dict"),
               ("/queue/join", b"[" * 1_000_000, "nested"),
               ("/gradio_api/call/x", b'{"data": []}', "public name"),
               ("/gradio_api/call/v2/x", event(7, 1, 2), "public name"),
@@ -450,6 +451,13 @@ def test_what_no_page_sends_is_refused_in_one_line(tmp_path, caplog):
             (record,) = [r for r in caplog.records if r.name.startswith("ui.")]
             assert "\n" not in record.getMessage() and record.exc_info is None
         pair = b'{"fn_index": 7, "data": ["\\ud83d\\ude00", 1.5e3, "\\\\ud800"]}'
-        for body in (event(0), event(7, 1, 2), event(7, 1, 2, 3), pair):
+        for body in (
+            event(0),
+            event(5, []),
+            event(5, None),
+            event(7, 1, 2),
+            event(7, 1, 2, 3),
+            pair,
+        ):
             assert client.post("/queue/join", content=body).content == body
         assert client.post("/cancel", content=b'{"event_id": "a"}').status_code == 200

@@ -55,7 +55,10 @@ def launch(
 
     A mounted app would start too, but hosts that hook `Blocks.launch` would never see it.
     """
-    takes = {index: len(fn.inputs) for index, fn in demo.fns.items()}
+    takes = {
+        index: [getattr(part, "file_count", "") == "multiple" for part in fn.inputs]
+        for index, fn in demo.fns.items()
+    }
     _, url, _ = demo.launch(
         server_name=address.host,
         server_port=address.port,

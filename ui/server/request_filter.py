@@ -8,7 +8,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from starlette.responses import JSONResponse
@@ -28,10 +28,12 @@ class UploadedOnly:
 
     Args:
         folder: tells where uploads are put.
-        inputs: how many values each handler takes, by its `fn_index`.
+        inputs: for each value that a handler takes whether it is a list of files, by `fn_index`.
     """
 
-    def __init__(self, app: ASGIApp, folder: Callable[[], str], inputs: Mapping[int, int]) -> None:
+    def __init__(
+        self, app: ASGIApp, folder: Callable[[], str], inputs: Mapping[int, Sequence[bool]]
+    ) -> None:
         self._app, self._folder, self._inputs = app, folder, inputs
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -84,8 +86,13 @@ class UploadedOnly:
         index, values = event.get("fn_index"), event.get("data")
         if type(index) is not int or index not in self._inputs:
             return "This page has no such event; reload it."
-        if isinstance(values, list) and len(values) < self._inputs[index]:
-            return f"That event takes {self._inputs[index]} values, got {len(values)}."
+        takes = self._inputs[index]
+        if isinstance(values, list) and len(values) < len(takes):
+            return f"That event takes {len(takes)} values, got {len(values)}."
+        if isinstance(values, list):
+            for several, value in zip(takes, values, strict=False):
+                if several and not (value is None or isinstance(value, list)):
+                    return f"That event takes a list of files, got {type(value).__name__}."
         return ""
 
     def _uploaded(self, path: str) -> bool:

@@ -97,7 +97,10 @@ class Shared:
         """A stranger's files, read in an own process. Raises `InputRefused`, `Cancelled`."""
         if self.config.read is not None:
             first = path if isinstance(path, Path) else path[0]
-            return load(first, name=name) if is_project(first) else self.config.read(first, name)
+            if is_project(first):
+                limits = self.config.limits
+                return load(first, name=name, limits=limits, most_bytes=limits.unpacked_bytes)
+            return self.config.read(first, name)
         importer = self.warm_importer()
         assert importer is not None
         return importer.read(

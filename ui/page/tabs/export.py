@@ -37,7 +37,7 @@ class ExportTab(Part):
 
     def build(self) -> None:
         shown = self.core.shown
-        gr.Markdown("#### Export")
+        gr.Markdown("## Export")
         self.generated = gr.Checkbox(
             True, label="Include generated views and points", elem_id="include-generated"
         )

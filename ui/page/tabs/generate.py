@@ -48,7 +48,7 @@ class GenerateTab(Part):
 
     def build(self) -> None:
         shown, clip = self.core.shown, self.clip
-        gr.Markdown("#### Generator")
+        gr.Markdown("## Generator")
         clip.build_name()
         limits = self.core.sessions.generators[clip.first].limits
         self.about = shown(html(self._about(clip.first)))
@@ -62,7 +62,7 @@ class GenerateTab(Part):
                 elem_id="memory-mode",
             )
         )
-        gr.Markdown("#### Clip", elem_classes="gap-top")
+        gr.Markdown("## Clip", elem_classes="gap-top")
         clip.build_clip()
         self.seed = gr.Number(7, label="Seed", precision=0, minimum=0, elem_id="seed")
         prompt = bool(limits and limits.prompt)
@@ -103,7 +103,7 @@ class GenerateTab(Part):
             self.whole = shown(html(""))
             self.budget = gr.Slider(1, 24, 4, step=1, label="Keyframes", elem_id="budget")
             self.complete = gr.Button("Complete this place", size="sm", elem_id="complete")
-        gr.Markdown("#### New views", elem_classes="gap-top")
+        gr.Markdown("## New views", elem_classes="gap-top")
         self.takes = shown(html("", elem_id="takes"))
         self.latest = shown(html(piece.empty(NOTHING)))
 

@@ -49,7 +49,7 @@ class PathTab(Part):
 
     def build(self) -> None:
         shown = self.core.shown
-        gr.Markdown("#### Path")
+        gr.Markdown("## Path")
         tiles = [("Unseen", UNSEEN)]
         tiles += [(name.replace("_", " ").capitalize(), name) for name in PRESETS]
         tiles += [("Keyframes", KEYFRAMES), ("My flight", FLIGHT)]
@@ -114,7 +114,7 @@ class PathTab(Part):
             )
         self.tools = shown(tools)
         self.keys = shown(line())
-        gr.Markdown("#### Preview")
+        gr.Markdown("## Preview")
         self.preview = shown(
             html(piece.empty("The preview appears with the path."), elem_id="preview")
         )

@@ -41,7 +41,7 @@ class WorldTab(Part):
 
     def build(self) -> None:
         shown, icons = self.core.shown, piece.ICONS
-        gr.Markdown("#### Start from")
+        gr.Markdown("## Start from")
         html(self._examples())
         self.upload = gr.UploadButton(
             "Your photos, video, capture, mesh or cloud",  # of any name: the reader decides
@@ -67,7 +67,7 @@ class WorldTab(Part):
                     visible=False,
                 )
             )  # fmt: skip
-        gr.Markdown("#### Show", elem_classes="gap-top")
+        gr.Markdown("## Show", elem_classes="gap-top")
         drawings = [("Surface", "surface"), ("Points", "points"), ("Live", "live")]
         self.drawing = shown(segmented(drawings, "points", "Draw as", "drawing"))
         colors = [(mode.capitalize(), mode) for mode in COLOR_MODES]
@@ -75,7 +75,7 @@ class WorldTab(Part):
         with gr.Row():
             self.views = gr.Checkbox(True, label="Remembered views", min_width=100)
             self.path = gr.Checkbox(True, label="Planned path", min_width=100)
-        gr.Markdown("#### This world", elem_classes="gap-top")
+        gr.Markdown("## This world", elem_classes="gap-top")
         self.facts = shown(line())
         self.more = shown(
             gr.UploadButton(
@@ -89,12 +89,12 @@ class WorldTab(Part):
             )
         )
         self.placed = shown(line())
-        gr.Markdown("#### Registration", elem_classes="gap-top")
+        gr.Markdown("## Registration", elem_classes="gap-top")
         self.registered = shown(
             gr.Checkbox(True, label="Register the input views to each other", elem_id="registered")
         )
         self.table = shown(line())
-        gr.Markdown("#### Scale and sky", elem_classes="gap-top")
+        gr.Markdown("## Scale and sky", elem_classes="gap-top")
         with gr.Row():
             self.scale = shown(
                 gr.Number(
@@ -120,7 +120,7 @@ class WorldTab(Part):
                 min_width=110,
             )
         self.measured_text = shown(line())
-        gr.Markdown("#### Points", elem_classes="gap-top")
+        gr.Markdown("## Points", elem_classes="gap-top")
         with gr.Row():
             self.select = gr.Button(
                 "Box-select",
