@@ -41,7 +41,13 @@ def line() -> gr.HTML:
 
 
 def segmented(
-    choices: Iterable[Any], value: str, label: str, elem_id: str, *, titled: bool = False
+    choices: Iterable[Any],
+    value: str,
+    label: str,
+    elem_id: str,
+    *,
+    titled: bool = False,
+    visible: bool = True,
 ) -> gr.Radio:
     """A row of exclusive choices drawn as one control.
 
@@ -56,6 +62,7 @@ def segmented(
         container=titled,
         elem_classes="segmented",
         elem_id=elem_id,
+        visible=visible,
     )
 
 

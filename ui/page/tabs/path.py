@@ -56,7 +56,7 @@ class PathTab(Part):
         self.preset = shown(
             gr.Radio(
                 tiles,
-                value=FIRST_PRESET,
+                value=UNSEEN,  # as the first path of most worlds is: nothing jumps when it comes
                 label="Path",
                 show_label=False,
                 container=False,
@@ -64,7 +64,7 @@ class PathTab(Part):
                 elem_id="presets",
             )
         )
-        self.about = shown(html(self._about(FIRST_PRESET)))
+        self.about = shown(html(self._about(UNSEEN)))
         self.look = shown(
             gr.Button(
                 "Show where most is unseen",
@@ -72,12 +72,13 @@ class PathTab(Part):
                 icon=str(piece.ICONS / "crosshair.svg"),
                 elem_classes="tint",
                 elem_id="look",
-                visible=FIRST_PRESET == UNSEEN,
             )
         )
-        self.value = shown(gr.Slider(**slider_of(FIRST_PRESET), elem_id="amount"))
+        hidden: dict[str, Any] = {}
+        hidden.update(slider_of(FIRST_PRESET), visible=False)
+        self.value = shown(gr.Slider(**hidden, elem_id="amount"))
         starts = [(label, key) for key, label in STARTS.items()]
-        self.start = shown(segmented(starts, "first", "From", "start", titled=True))
+        self.start = shown(segmented(starts, "first", "From", "start", titled=True, visible=False))
         with gr.Row(visible=False) as tools:
             icons = piece.ICONS
             add = gr.Button(

@@ -7,12 +7,14 @@ unknown), `T` a 3x4 rigid transform, lengths are in units of u. The twins in pla
 """
 
 import math
+from typing import Any
 
 import numpy as np
 
 from worldstereo._core.compiled import kernel
 
 FLAGS = {"cache": True, "fastmath": True, "nogil": True, "error_model": "numpy"}
+INLINED: Any = FLAGS | {"forceinline": True}  # else copies in several callers round differently
 EMPTY = np.float32(1e30)
 
 
@@ -119,7 +121,7 @@ def surfel_warp(d, gx, gy, Kr, Kt, T, half, max_stretch, min_area, near, out):
                         out[yy, xx] = z
 
 
-@kernel(**FLAGS | {"forceinline": True})  # else its copies in several callers round differently
+@kernel(**INLINED)
 def said_by(X, Y, Z, centre, steep):
     """What a view's word about a point counts, in (0, 1]: a guess errs with the angle of its ray.
 
