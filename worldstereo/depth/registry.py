@@ -9,9 +9,9 @@ the group `worldstereo.depth`, whose value is such an `Estimator`; the import pr
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import import_module
 from importlib.metadata import entry_points
 
+from worldstereo._core.lazy import loaded
 from worldstereo.depth._base import DepthEstimator
 
 GROUP = "worldstereo.depth"
@@ -37,11 +37,7 @@ class Estimator:
         Raises:
             WeightsMissing: what the argument names is not here or cannot be read.
         """
-        make = self.make
-        if isinstance(make, str):
-            module, _, function = make.partition(":")
-            make = getattr(import_module(module), function)
-        return make(argument)
+        return loaded(self.make)(argument)
 
 
 _registered: dict[str, Estimator] = {}

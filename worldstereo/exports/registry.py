@@ -10,10 +10,10 @@ import inspect
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any, Literal, NamedTuple
 
+from worldstereo._core.lazy import loaded
 from worldstereo.scene import Scene
 
 GROUP = "worldstereo.exporters"
@@ -58,7 +58,7 @@ class Exporter:
     @property
     def write(self) -> Callable[..., bytes]:
         """The writer, imported."""
-        return _loaded(self.writer)
+        return loaded(self.writer)
 
     @property
     def options(self) -> dict[str, Any]:
@@ -75,7 +75,7 @@ class Exporter:
         """Size and seconds for a scene that holds what the exporter needs, with these options."""
         if self.estimate is None:
             return Estimate(0, 0.0)
-        guess = _loaded(self.estimate)
+        guess = loaded(self.estimate)
         known = inspect.signature(guess).parameters
         return guess(scene, **{k: v for k, v in options.items() if k in known})
 
@@ -112,13 +112,6 @@ def exporters() -> dict[str, Exporter]:
         except Exception:  # a foreign package must not keep the app from starting
             log.exception("exporter %r cannot be offered", point.name)
     return found
-
-
-def _loaded(function: Callable[..., Any] | str) -> Callable[..., Any]:
-    if not isinstance(function, str):
-        return function
-    module, _, name = function.partition(":")
-    return getattr(import_module(module), name)
 
 
 _E = "worldstereo.exports."

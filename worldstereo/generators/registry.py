@@ -9,10 +9,10 @@ generator's and whose value is such a function. Command line, page and tests rea
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
 
+from worldstereo._core.lazy import loaded
 from worldstereo.generators.base import Fit, Generator, GeneratorLimits, SamplerConfig
 
 GROUP = "worldstereo.generators"
@@ -103,11 +103,7 @@ def choice(name: str, settings: GeneratorSettings | None = None) -> GeneratorCho
     found = _all()
     if name not in found:
         raise ValueError(f"generator must be one of {', '.join(found)}, got {name!r}.")
-    choose = found[name]
-    if isinstance(choose, str):
-        module, _, function = choose.partition(":")
-        choose = getattr(import_module(module), function)
-    return choose(settings or GeneratorSettings())
+    return loaded(found[name])(settings or GeneratorSettings())
 
 
 def choices(settings: GeneratorSettings | None = None) -> tuple[GeneratorChoice, ...]:

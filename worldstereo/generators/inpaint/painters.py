@@ -10,13 +10,13 @@ or not at all, so every answer is checked before it is used, and a call can be l
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, UInt8
 
+from worldstereo._core.lazy import loaded
 from worldstereo.errors import WorldStereoError
 from worldstereo.generators.registry import GeneratorSettings
 from worldstereo.progress import OnStep
@@ -154,11 +154,7 @@ def painter_named(name: str, settings: GeneratorSettings | None = None) -> Paint
     found = _all()
     if name not in found:
         raise ValueError(f"painter must be one of {', '.join(found)}, got {name[:60]!r}.")
-    make = found[name]
-    if isinstance(make, str):
-        module, _, function = make.partition(":")
-        make = getattr(import_module(module), function)
-    return make(settings or GeneratorSettings())
+    return loaded(found[name])(settings or GeneratorSettings())
 
 
 def _all() -> dict[str, Make | str]:

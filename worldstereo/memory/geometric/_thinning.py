@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from worldstereo._core.compiled import has_compiler, kernel
+from worldstereo._core.hash_table import place_of
 
 STEP = 2**0.5  # between levels of detail: the grids that neighbours are looked up in
 LEVELS = 24  # a factor of 4096 from the finest to the coarsest: all beyond are the coarsest
@@ -183,16 +184,6 @@ def _cell_key(x, y, z):
 
 
 @kernel(inline="always")
-def _place_of(key, keys):
-    """Where a key is in the table, or the free place where it belongs."""
-    mask = np.int64(keys.size - 1)
-    at = np.int64(key >> np.uint64(1)) & mask
-    while keys[at] != key and keys[at] != np.uint64(0):
-        at = (at + 1) & mask
-    return at
-
-
-@kernel(inline="always")
 def _is_near(points, x, y, z, first, following, reach):
     """Whether a point of a chain is nearer than `reach`."""
     j = first
@@ -234,7 +225,7 @@ def _keep(points, radius, starts, edge, step, apart, kept):
             cx, cy, cz = np.floor(x / size), np.floor(y / size), np.floor(z / size)
             ix, iy, iz = np.int64(cx), np.int64(cy), np.int64(cz)
             here = _cell_key(ix, iy, iz)
-            place = _place_of(here, keys)
+            place = place_of(here, keys)
             reach = radius[row] if fresh else apart * size
             head = np.int64(heads[place]) if keys[place] == here else np.int64(-1)
             covered = _is_near(points, x, y, z, head, following, reach)
@@ -252,7 +243,7 @@ def _keep(points, radius, starts, edge, step, apart, kept):
                             if ex * ex + ey * ey + ez * ez > reach * reach * 1.000001:
                                 continue
                             key = _cell_key(ix + a, iy + b, iz + c)
-                            at = _place_of(key, keys)
+                            at = place_of(key, keys)
                             if keys[at] == key:
                                 covered = _is_near(
                                     points, x, y, z, np.int64(heads[at]), following, reach

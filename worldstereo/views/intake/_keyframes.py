@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from worldstereo._core.compiled import kernel
+from worldstereo._core.hash_table import place_of
 from worldstereo._core.resident import release, tensors_in
 from worldstereo.scene import View
 
@@ -151,21 +152,12 @@ def _key(x, y, z, level, side):
     return (h ^ (h >> np.uint64(32))) | np.uint64(1)
 
 
-@kernel(inline="always")
-def _place(key, keys):
-    mask = np.int64(keys.size - 1)
-    at = np.int64(key >> np.uint64(1)) & mask
-    while keys[at] != key and keys[at] != np.uint64(0):
-        at = (at + 1) & mask
-    return at
-
-
 @kernel
 def _lacking(points, level, side, keys, counts, enough):
     alone = 0
     few = 0
     for i in range(len(points)):
-        at = _place(_key(points[i, 0], points[i, 1], points[i, 2], level[i], side[i]), keys)
+        at = place_of(_key(points[i, 0], points[i, 1], points[i, 2], level[i], side[i]), keys)
         others = counts[at] - 1 if keys[at] != np.uint64(0) else 0
         alone += others < 1
         few += others < enough
@@ -177,7 +169,7 @@ def _count(points, level, side, keys, counts, last, used, call, by, coarser):
     for i in range(len(points)):
         for up in range(coarser + 1):
             key = _key(points[i, 0], points[i, 1], points[i, 2], level[i] + up, side[i])
-            at = _place(key, keys)
+            at = place_of(key, keys)
             if keys[at] == np.uint64(0):
                 keys[at] = key
                 used[0] += 1
@@ -190,7 +182,7 @@ def _count(points, level, side, keys, counts, last, used, call, by, coarser):
 def _rehash(old_keys, old_counts, old_last, keys, counts, last):
     for i in range(old_keys.size):
         if old_keys[i] != np.uint64(0):
-            at = _place(old_keys[i], keys)
+            at = place_of(old_keys[i], keys)
             keys[at] = old_keys[i]
             counts[at] = old_counts[i]
             last[at] = old_last[i]
