@@ -38,11 +38,11 @@ from starlette.routing import BaseRoute, Route
 from worldstereo.cameras import Cameras
 from worldstereo.errors import WorldBusy, WorldStereoError
 from worldstereo.exports import export, exporters, file_name
-from worldstereo.project import packed, state_of
 from worldstereo.trajectory import PRESETS, Trajectory
 from worldstereo.world import default_view
 
 from ..page.settings import Settings, accepted_frames, chosen_size, plan_path, reframed, whole
+from ..page.tabs.export import PROJECT, project_file
 from ..session.jobs import Job
 from ..session.session import PREPARING, Session
 from ..session.sessions import Sessions
@@ -53,7 +53,6 @@ LARGEST = 1 << 20  # bytes of one JSON body
 LONGEST_WAIT = 30.0  # seconds
 KEYFRAMES = 200  # of one path
 LONGEST_TEXT = 10_000  # characters of a prompt
-PROJECT = "project"
 
 
 class Refused(Exception):
@@ -103,12 +102,14 @@ class _Api:
         ):
             raise Refused(401, "This API takes `Authorization: Bearer TOKEN` of its --api-token.")
 
-    async def _session(self, request: Request) -> Session:
-        name = request.path_params["world"]
-        session = await run_in_threadpool(self._sessions.get, name)
+    def _found(self, request: Request) -> Session:
+        session = self._sessions.get(request.path_params["world"])
         if session is None:
             raise Refused(404, "There is no such world; POST /v1/worlds makes one.")
         return session
+
+    async def _session(self, request: Request) -> Session:
+        return await run_in_threadpool(self._found, request)
 
     def _guarded(
         self, handle: Callable[[Request], Awaitable[Response]]
@@ -240,16 +241,13 @@ class _Api:
             raise Refused(400, "The body is empty; send the file as it is.")
 
     def export(self, request: Request, body: dict[str, Any]) -> Response:
-        session = self._sessions.get(request.path_params["world"])
-        if session is None:
-            raise Refused(404, "There is no such world; POST /v1/worlds makes one.")
+        session = self._found(request)
         if session.preparing:
             raise WorldBusy(PREPARING)
         form = request.path_params["format"]
         scene = session.scene
         if form == PROJECT:
-            name = f"{PurePath(file_name(scene, 'ply')).stem}.world.zip"
-            content = packed(state_of(session.world, plan=session.plan))
+            name, content = project_file(session)
         else:
             generated = request.query_params.get("generated", "1")
             if generated not in ("0", "1"):

@@ -46,6 +46,12 @@ GHOSTS = 3  # cameras proposed at once
 NO_VIEWS = "This world has no views to match against."
 
 
+def sampler_of(steps: int | None, guidance: float | None) -> SamplerConfig:
+    """Steps and guidance as they were asked for; the generator's own where they were not."""
+    sampler = SamplerConfig(steps=steps)
+    return sampler if guidance is None else replace(sampler, guidance=guidance)
+
+
 class Session:
     """One open world. Made by `Sessions.create` or `Sessions.get`, never directly by the page."""
 
@@ -281,27 +287,18 @@ class Session:
             InvalidRequest: the generator cannot make such a path.
             WorldBusy: another job of this session runs.
         """
-        choice = self.generators.get(generator or self.generator)
-        if choice is None or choice.why_not:
-            why = choice.why_not if choice else f"There is no generator named {generator[:40]!r}."
-            raise WorldStereoError(why)
+        choice = self._usable(generator)
         size = (width or trajectory.cameras.width, height or trajectory.cameras.height)
         if size != (trajectory.cameras.width, trajectory.cameras.height):
             trajectory = trajectory.scaled(*size)
         if choice.limits is not None:
             choice.limits.check(trajectory)
-        sampler = SamplerConfig(steps=steps)
-        if guidance is not None:
-            sampler = replace(sampler, guidance=guidance)
+        sampler = sampler_of(steps, guidance)
         kind = self.planned.guide if guide is None else guide
 
         def chosen() -> None:
-            if aside:
-                return
-            if choice.modes is not None:
-                self.mode, self.sampler = mode, sampler
-            self.prompt = prompt or self.prompt
-            self.generator = choice.name
+            if not aside:
+                self._chose(choice, mode, sampler, prompt)
 
         def work(job: Job) -> Clip:
             rest = {"seed": seed, "prompt": prompt, "negative_prompt": negative_prompt}
@@ -330,19 +327,8 @@ class Session:
             WorldStereoError: an unknown generator, one that cannot run here, or no view.
             WorldBusy: another job of this session runs.
         """
-        choice = self.generators.get(generator or self.generator)
-        if choice is None or choice.why_not:
-            why = choice.why_not if choice else f"There is no generator named {generator[:40]!r}."
-            raise WorldStereoError(why)
-        sampler = SamplerConfig(steps=steps)
-        if guidance is not None:
-            sampler = replace(sampler, guidance=guidance)
-
-        def chosen() -> None:
-            if choice.modes is not None:
-                self.mode, self.sampler = mode, sampler
-            self.prompt = prompt or self.prompt
-            self.generator = choice.name
+        choice = self._usable(generator)
+        sampler = sampler_of(steps, guidance)
 
         def work(job: Job) -> tuple[Clip, ...]:
             held = self.mode if choice.modes is not None else ""
@@ -365,7 +351,26 @@ class Session:
                 if self.scene.revision != before:  # finished steps stay, whatever ended the rest
                     self._saving.save(job)
 
-        return self._start("complete", work, accepted=chosen)
+        return self._start(
+            "complete", work, accepted=lambda: self._chose(choice, mode, sampler, prompt)
+        )
+
+    def _usable(self, generator: str) -> GeneratorChoice:
+        """The generator of that name, "" for the last chosen; raises where it cannot run here."""
+        choice = self.generators.get(generator or self.generator)
+        if choice is None or choice.why_not:
+            why = choice.why_not if choice else f"There is no generator named {generator[:40]!r}."
+            raise WorldStereoError(why)
+        return choice
+
+    def _chose(
+        self, choice: GeneratorChoice, mode: str, sampler: SamplerConfig, prompt: str
+    ) -> None:
+        """Remember what a job was started with."""
+        if choice.modes is not None:
+            self.mode, self.sampler = mode, sampler
+        self.prompt = prompt or self.prompt
+        self.generator = choice.name
 
     def view_here(self) -> Job:
         """Generate the one view that the visitor sees, and remember it; a path of one camera.
