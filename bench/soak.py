@@ -1,6 +1,6 @@
 """A soak of the app's sessions, compressed: visitors come, work and vanish while things break.
 
-    python -m bench.soak --minutes 10 --folder /tmp/soak
+    python -m bench.soak --minutes 10 --folder soak
 
 The app's sessions run in a process of their own, with the importer, saving, undo and the viewport's
 servers, but no browser. Visitors upload, plan, preview, generate, cancel, undo, redo, export, leave
