@@ -1,5 +1,7 @@
 """Exports, read again by other programs: plyfile, trimesh, pycolmap, Pillow, PyAV, json."""
 
+import base64
+import gzip
 import hashlib
 import io
 import json
@@ -9,6 +11,7 @@ import subprocess
 import sys
 import zipfile
 from dataclasses import replace
+from html.parser import HTMLParser
 from pathlib import Path
 
 import av
@@ -19,6 +22,7 @@ import torch
 import trimesh
 from PIL import Image
 from plyfile import PlyData
+from scipy.spatial import cKDTree
 
 from tests.conftest import room, turned_cameras
 from worldstereo.errors import ExportError
@@ -431,3 +435,69 @@ def test_depth_of_any_scale_fits_16_bits(farthest, step):
     assert np.abs(stored - depth).max() <= step / 2 + 1e-12
     assert stored[0, 0] == 0
     assert stored[1, 0] > 0
+
+
+# ---- the page to send ----------------------------------------------------------------------------
+
+
+class Scripts(HTMLParser):
+    """The text of each script element by its id, as a browser's parser would cut them."""
+
+    def __init__(self, page: bytes) -> None:
+        super().__init__()
+        self.found: dict[str, str] = {}
+        self._id: str | None = None
+        self.feed(page.decode())
+
+    def handle_starttag(self, tag, attrs):
+        self._id = dict(attrs).get("id", "viewer") if tag == "script" else None
+
+    def handle_endtag(self, tag):
+        self._id = None
+
+    def handle_data(self, data):
+        if self._id:
+            self.found[self._id] = self.found.get(self._id, "") + data
+
+
+def points_of_the_page(page: bytes) -> np.ndarray:
+    """Positions (N, 3), by the layout that `page.py` documents."""
+    scripts = Scripts(page).found
+    about = json.loads(scripts["about"])["points"]
+    data = gzip.decompress(base64.b64decode(scripts["points"]))
+    n, blocks = about["count"], about["blocks"]
+    heads = np.frombuffer(data, "<f4", 5 * blocks).reshape(-1, 5)
+    frames = heads.repeat(heads[:, 4].astype(int), axis=0)
+    steps = np.frombuffer(data, "<u2", 3 * n, 20 * blocks).reshape(3, n).T
+    assert len(data) == 20 * blocks + 14 * n and len(frames) == n
+    return frames[:, :3] + frames[:, 3:4] * steps
+
+
+def test_far_points_cost_the_near_ones_no_precision_on_the_page():
+    """A room of discs of 5 mm and a mountain 5 km away: each is met within a tenth of its disc."""
+    some = np.random.default_rng(0)
+    near, far = some.uniform(-2, 2, (3_000, 3)), some.normal((0, 300, 5_000), 50, (200, 3))
+    points = torch.from_numpy(np.concatenate([near, far])).float()
+    radii = torch.cat([torch.full((3_000,), 0.005), torch.full((200,), 5.0)])
+    cloud = PointCloud.of(points, torch.rand(len(points), 3), radii=radii)
+    shown = points_of_the_page(export(Scene(cloud=cloud, up=torch.tensor([0.0, 1.0, 0.0])), "html"))
+    off, which = cKDTree(shown).query(points.numpy())
+    assert len(shown) == len(points) and len(np.unique(which)) > 0.99 * len(points)
+    assert (off < radii.numpy()).all() and np.percentile(off[:3_000], 95) < 0.001
+
+
+@pytest.mark.parametrize(
+    "name", ["</script><b>x", "<!--<script>", "@@POINTS@@ @@FILM@@", "a & b \u2028 \"q'"]
+)
+def test_no_name_changes_what_the_page_holds(name):
+    plain, named = (
+        Scripts(export(Scene(name=text, cloud=room_cloud()), "html")).found for text in ("x", name)
+    )
+    assert set(plain) == set(named) == {"about", "points", "viewer"}
+    assert json.loads(named["about"])["name"] == name and "<" not in named["about"]
+    assert all(plain[key] == named[key] for key in ("points", "viewer"))
+
+
+def room_cloud() -> PointCloud:
+    points = torch.rand(500, 3, generator=torch.Generator().manual_seed(0))
+    return PointCloud.of(points, points)

@@ -34,7 +34,7 @@ from worldstereo import exports
 from worldstereo.errors import Cancelled, ExportError, WorldBusy, WorldStereoError
 from worldstereo.generators import GeneratorLimits
 from worldstereo.reconstruct import QUALITIES
-from worldstereo.scene import DepthKind, LeftOut, Scene
+from worldstereo.scene import DepthKind, LeftOut, PointCloud, Scene
 from worldstereo.trajectory import PRESETS
 from worldstereo.world import AddedPhoto, AddReport
 
@@ -744,12 +744,33 @@ def test_a_quality_changes_what_a_mesh_will_cost(panel, session):
     session = FakeSession(replace(session.scene, cloud=cloud))
     sizes = [exports.estimate(session.scene, "mesh-glb", quality=q).bytes for q in QUALITIES]
     assert sizes[0] < sizes[1] < sizes[2]
-    draft, fine = (tab.on_quality(session, q)[tab.list] for q in ("draft", "fine"))
+    draft, fine = (tab.on_asked(session, q)[tab.list] for q in ("draft", "fine"))
     assert draft != fine
     one = exports.estimate(session.scene, "ply", quality="fine")
     assert one == exports.estimate(session.scene, "ply")
     with pytest.raises(ExportError, match="one of draft, standard, fine"):
-        tab.on_quality(session, "perfect")
+        tab.on_asked(session, "perfect")
+
+
+def test_the_page_to_send_is_as_large_as_asked(panel, session):
+    """The slider reaches the writer and the size that is told before; other formats ignore it."""
+    tab = panel.export
+    n = 2_000_000
+    cloud = PointCloud.of(torch.zeros(n, 3), torch.zeros(n, 3))
+    large = FakeSession(replace(session.scene, cloud=cloud))
+    small, usual = (exports.estimate(large.scene, "html", megabytes=m).bytes for m in (5, 15))
+    assert small == 5e6 < usual <= 15e6
+    assert (
+        tab.on_asked(large, "standard", 5)[tab.list]
+        != tab.on_asked(large, "standard", 15)[tab.list]
+    )
+    list(tab.on_export(session, {"key": "html"}, True, "standard", 5))
+    assert session.asked[-1] == ("export", ("html",), {"generated": True, "megabytes": 5.0})
+    list(tab.on_export(session, {"key": "ply"}, True, "standard", 5))
+    assert "megabytes" not in session.asked[-1][2]
+    for wrong in (0, 1e9, "x", None, float("nan")):
+        with pytest.raises(WorldStereoError, match="Page size"):
+            tab.on_asked(large, "standard", wrong)
 
 
 def test_formats_that_cannot_be_written_say_why(panel):

@@ -80,3 +80,46 @@ def test_the_page_draws_turns_and_hides_what_is_invented(browser, tmp_path):
     assert (settled(page) == seen).all()
     context.close()
     assert complaints == []
+
+
+def test_fingers_and_keys_move_the_page(browser, tmp_path):
+    """Two fingers apart come nearer, so the square grows; an arrow key turns it out of the middle;
+    Reset view returns to the first picture."""
+    points, colors, step, radii = square(-1, 1, 4.0, (0.9, 0.1, 0.1), 0)
+    normals = torch.tensor([0.0, 0.0, -1.0]).expand(len(points), 3)
+    cloud = PointCloud.of(points, colors, step=step, radii=radii, normals=normals)
+    path = tmp_path / "world.html"
+    path.write_bytes(export(Scene(name="a square", cloud=cloud), "html"))
+    context = browser.new_context(viewport={"width": 640, "height": 480}, has_touch=True)
+    page = context.new_page()
+    page.goto(path.as_uri())
+    first = settled(page)
+
+    def red(picture: np.ndarray) -> np.ndarray:
+        return picture[..., 0] > picture[..., 1] + 90
+
+    touch = context.new_cdp_session(page)
+
+    def fingers(kind: str, apart: int | None) -> None:
+        places = [] if apart is None else [320 - apart, 320 + apart]
+        spots = [{"x": x, "y": 200, "id": i} for i, x in enumerate(places)]
+        touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": spots})
+
+    fingers("touchStart", 20)
+    for apart in range(30, 101, 10):
+        fingers("touchMove", apart)
+    fingers("touchEnd", None)
+    nearer = settled(page)
+    assert red(nearer).mean() > 1.3 * red(first).mean()
+
+    page.click("#home")
+    assert (settled(page) == first).all()
+    page.focus("#gl")
+    page.keyboard.down("ArrowLeft")
+    time.sleep(0.4)
+    page.keyboard.up("ArrowLeft")
+    middle = [
+        np.average(np.arange(640), weights=red(p).sum(0) + 1e-9) for p in (first, settled(page))
+    ]
+    assert middle[1] > middle[0] + 20  # looking left, what was ahead is to the right
+    context.close()

@@ -5,10 +5,10 @@ Heavy imports live inside the commands, so that `--help` answers at once.
 
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -114,6 +114,9 @@ class Export:
 
     generated: bool = True
     """Include generated views, points and surfaces."""
+
+    megabytes: float = 15.0
+    """The most that the page to send (html) may take."""
 
     list: bool = False
     """Say which formats there are, and with a world how large each will be."""
@@ -342,7 +345,8 @@ def _export(command: Export) -> None:
         return
     _check_formats(command.format)
     world = _open(command.input, WarpGenerator(), True)[0]
-    _write_all(world, command.out, command.format, generated=command.generated)
+    asked = {"generated": command.generated, "megabytes": command.megabytes}
+    _write_all(world, command.out, command.format, asked)
 
 
 def _list_formats(command: Export) -> None:
@@ -568,17 +572,17 @@ def _path(command: Explore, scene: "Scene") -> "Trajectory":
 
 
 def _write_all(
-    world: "World", folder: Path, formats: tuple[str, ...], *, generated: bool = True
+    world: "World", folder: Path, formats: tuple[str, ...], asked: Mapping[str, Any] | None = None
 ) -> None:
+    """Each format takes what it knows of the options."""
     from worldstereo.exports import exporters, write
 
     folder.mkdir(parents=True, exist_ok=True)
     known = exporters()
     for name in formats:
         path = folder / f"{world.scene.name or 'world'}-{name}{known[name].suffix}"
-        options = (
-            {} if generated or "generated" not in known[name].options else {"generated": False}
-        )
+        offered = known[name].options
+        options = {key: value for key, value in (asked or {}).items() if key in offered}
         write(world.scene, name, path, on_step=_progress, **options)
         print(path)
 

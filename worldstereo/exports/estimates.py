@@ -30,10 +30,11 @@ def spz(scene: Scene) -> Estimate:
     return _each(scene, 12, 1e6)
 
 
-def html(scene: Scene) -> Estimate:
+def html(scene: Scene, megabytes: float = 15.0) -> Estimate:
     n = min(len(scene.cloud), 400_000)
     film = sum(int(c.color8.numel() * 0.02) for c in scene.clips[-1:])
-    return Estimate(int(40_000 + 20 * n + 1.4 * film), 1 + n / 1e6)
+    size = int(min(40_000 + 17 * n + 1.4 * film, 1e6 * megabytes))
+    return Estimate(size, 1 + n / 1e6)
 
 
 def mesh(scene: Scene, quality: str = "standard") -> Estimate:

@@ -1,13 +1,14 @@
 """The world as one HTML file: points, views, path and film, without a server or a network.
 
 The page draws discs with WebGL by itself. viser's recordings leave its controls out, and the page
-needs a switch for what was invented; so it brings its own small viewer (`viewer.html`) instead.
+needs a switch for what was invented; so the viewer (`viewer.html`, `viewer.js`) is our own.
 """
 
 import base64
 import gzip
 import html
 import json
+import re
 from importlib.resources import files
 from typing import Any
 
@@ -23,6 +24,7 @@ from worldstereo.scene import Scene, View
 
 MAX_VIEWS = 48  # shown as pictures; more would hide the world
 THUMB = 176  # pixels
+BLOCK = 256  # points, at most, that share a corner and a step
 
 
 def write_page(
@@ -58,30 +60,36 @@ def write_page(
     movie = b""
     if film and scene.clips:
         movie = next((m for m in _films(scene) if len(m) * 4 / 3 < 0.4 * budget), b"")
-    template = files("worldstereo.exports").joinpath("viewer.html").read_text("utf-8")
-    used = len(template) + len(json.dumps(about)) + len(movie) * 4 // 3 + 1_000
-    if used >= budget:
+    fixed = {"TITLE": html.escape(about["name"]), "FILM": base64.b64encode(movie).decode()}
+    parts = files("worldstereo.exports")
+    template = parts.joinpath("viewer.html").read_text("utf-8")
+    fixed["VIEWER"] = parts.joinpath("viewer.js").read_text("utf-8")
+
+    def used() -> int:
+        return len(template) + len(_json(about)) + sum(map(len, fixed.values())) + 1_000
+
+    if used() >= budget:
         about["views"] = [{**v, "image": ""} for v in about["views"]]
-        used = len(template) + len(json.dumps(about)) + len(movie) * 4 // 3 + 1_000
     most, data = max_points, b""
     for _ in range(6):
         rows = chosen_points(scene.cloud, generated, most)
         about["points"], data = _points(scene, rows, matrix, scale)
-        size = used + len(data) * 4 // 3 + 400
-        if size <= budget:
+        room = budget - used()
+        size = 4 * (len(data) // 3 + 1)
+        if size <= room:
             break
-        most = int(len(rows) * 0.97 * max(0.05, (budget - used) / (size - used)))
+        most = int(len(rows) * 0.97 * max(0.05, room / size))
         if most < 100:
-            raise ExportError(f"{megabytes:g} MB hold no world; {used / 1e6 + 1:.0f} would do.")
-    text = json.dumps(about, allow_nan=False, separators=(",", ":")).replace("</", "<\\/")
-    for key, value in (
-        ("TITLE", html.escape(about["name"])),
-        ("ABOUT", text),
-        ("POINTS", base64.b64encode(data).decode()),
-        ("FILM", base64.b64encode(movie).decode()),
-    ):
-        template = template.replace(f"@@{key}@@", value)
-    return template.encode()
+            needed = (budget - room) / 1e6 + 1
+            raise ExportError(f"{megabytes:g} MB hold no world; {needed:.0f} would do.")
+    values = fixed | {"ABOUT": _json(about), "POINTS": base64.b64encode(data).decode()}
+    # in one pass: what is filled in is never read as a place to fill
+    return re.sub("@@([A-Z]+)@@", lambda place: values[place[1]], template).encode()
+
+
+def _json(about: dict[str, Any]) -> str:
+    """JSON inside a script element: no `<`, so that nothing in a name ends it or begins another."""
+    return json.dumps(about, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
 
 
 def _films(scene: Scene):  # noqa: ANN202
@@ -93,31 +101,59 @@ def _films(scene: Scene):  # noqa: ANN202
 def _points(
     scene: Scene, rows: np.ndarray, matrix: np.ndarray, scale: float
 ) -> tuple[dict[str, Any], bytes]:
-    """Box and count, and gzip of: positions (16 bits), colours and mark, normals and radii (8)."""
+    """What the page knows of all points, and gzip of them along a Morton curve, which compresses.
+
+    A block of points shares a corner and a step, a tenth of their radius or what 16 bits need, and
+    has one octave of distance from the place: far points cost the near ones no precision. First
+    the blocks: 5 float32, corner, step and number of points. Then columns: 3 of uint16 steps, and
+    bytes of red, green, blue, mark, normal (3, signed) and root of radius."""
     cloud = scene.cloud
     points = array(cloud.points)[rows].astype(np.float64) @ matrix.T
-    order = morton_order(points.astype(np.float32))  # neighbours compress better
-    points, rows = points[order], rows[order]
-    low = points.min(axis=0)
-    side = np.maximum(points.max(axis=0) - low, 1e-9)
-    fixed = np.rint((points - low) / side * 65535).astype("<u2")
-    color = np.zeros((len(rows), 4), np.uint8)
-    color[:, :3] = bytes_of(array(cloud.colors)[rows])
-    color[:, 3] = np.where(array(cloud.step)[rows] > 0, 255, 0)
+    step = array(cloud.step)[rows]
+    given = points[step == 0] if (step == 0).any() else points
+    middle, inner = np.median(given, axis=0), np.percentile(given, (10, 90), axis=0)
+    size = max(float(np.linalg.norm(inner[1] - inner[0])), 1e-9)  # of the place
+    away = np.linalg.norm(points - middle, axis=1)
+    octave = np.log2(np.maximum(away / size, 1)).astype(np.int64)
+    order = np.concatenate(
+        [
+            some[morton_order(points[some].astype(np.float32))]
+            for some in (np.flatnonzero(octave == k) for k in np.unique(octave))
+        ]
+    )
+    points, rows, step, octave = points[order], rows[order], step[order], octave[order]
     radius = np.nan_to_num(array(cloud.radii)[rows].astype(np.float64)) * scale
-    spare = float(np.median(radius[radius > 0])) if (radius > 0).any() else 0.004 * side.max()
+    spare = float(np.median(radius[radius > 0])) if (radius > 0).any() else 0.004 * size
     radius = np.where(radius > 0, radius, spare)
+    _, shells = np.unique(octave, return_index=True)
+    ends = np.append(shells[1:], len(rows))
+    starts = np.concatenate([np.arange(a, b, BLOCK) for a, b in zip(shells, ends, strict=True)])
+    counts = np.diff(np.append(starts, len(rows)))
+    corner = np.minimum.reduceat(points, starts).astype(np.float32)
+    spread = (np.maximum.reduceat(points, starts) - corner).max(axis=1)
+    finest = np.minimum.reduceat(radius, starts) / 10
+    blocks = np.column_stack([corner, np.maximum(spread / 65_000, finest), counts]).astype("<f4")
+    each = np.repeat(blocks, counts, axis=0).astype(np.float64)
+    steps = np.rint((points - each[:, :3]) / each[:, 3:4]).clip(0, 65_535).astype("<u2")
+    color = np.zeros((4, len(rows)), np.uint8)
+    color[:3] = bytes_of(array(cloud.colors)[rows]).T
+    color[3] = np.where(step > 0, 255, 0)
     # the thinned cloud must still close: spacing grows with the root of what was left out
     radius *= max(1.0, (len(cloud) / len(rows)) ** 0.5)
     top = float(np.percentile(radius, 99.5))
-    shape = np.zeros((len(rows), 4), np.int8)
+    shape = np.zeros((4, len(rows)), np.int8)
     normals = np.nan_to_num(array(cloud.normals)[rows].astype(np.float64)) @ (matrix / scale).T
-    shape[:, :3] = np.rint(normals.clip(-1, 1) * 127)
-    shape[:, 3] = np.rint((radius / top).clip(0, 1) ** 0.5 * 127).clip(1, 127)
-    data = fixed.tobytes() + color.tobytes() + shape.tobytes()
-    middle = np.median(points, axis=0)
-    box = {"low": low.tolist(), "side": side.tolist(), "middle": middle.tolist()}
-    about = {"count": len(rows), "radius": top, **box}
+    shape[:3] = np.rint(normals.clip(-1, 1) * 127).T
+    shape[3] = np.rint((radius / top).clip(0, 1) ** 0.5 * 127).clip(1, 127)
+    data = blocks.tobytes() + steps.T.tobytes() + color.tobytes() + shape.tobytes()
+    about = {
+        "count": len(rows),
+        "blocks": len(blocks),
+        "radius": top,
+        "middle": middle.tolist(),
+        "size": size,
+        "reach": float(away.max()),
+    }
     return about, gzip.compress(data, compresslevel=6, mtime=0)
 
 

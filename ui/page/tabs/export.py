@@ -22,8 +22,10 @@ from ...session.session import PREPARING
 from ...session.sessions import Session
 from .. import html as piece
 from ..core import Core, Part, Updates, html, segmented
+from ..settings import number
 
 PROJECT = "project"
+PAGE_MB = 15
 PREVIEW = "Show the mesh in the viewport"
 
 
@@ -32,8 +34,8 @@ class ExportTab(Part):
         self.core = core
         self._stops: WeakKeyDictionary[Session, threading.Event] = WeakKeyDictionary()
         """Set to cancel the export that a session is writing."""
-        self._quality: WeakKeyDictionary[Session, str] = WeakKeyDictionary()
-        """What each session's page shows sizes and times of."""
+        self._asked: WeakKeyDictionary[Session, dict[str, Any]] = WeakKeyDictionary()
+        """The quality and page size that each session's page shows sizes and times of."""
 
     def build(self) -> None:
         shown = self.core.shown
@@ -45,6 +47,9 @@ class ExportTab(Part):
         self.quality = shown(
             segmented(names, "standard", "Mesh quality", "mesh-quality", titled=True)
         )
+        self.megabytes = shown(
+            gr.Slider(5, 60, PAGE_MB, step=5, label="Page size, at most MB", elem_id="page-size")
+        )
         self.preview = shown(
             gr.Button(PREVIEW, size="sm", elem_id="mesh-preview", elem_classes="tint")
         )
@@ -55,21 +60,24 @@ class ExportTab(Part):
         self.list = shown(html("", elem_id="formats"))
 
     def wire(self) -> None:
-        self.core.bridge("export", self.on_export, [self.generated, self.quality], says=self.said)
-        self.core.on(self.quality.input, self.on_quality, [self.quality], says=self.said)
+        inputs = [self.generated, self.quality, self.megabytes]
+        self.core.bridge("export", self.on_export, inputs, says=self.said)
+        asked = [self.quality, self.megabytes]
+        self.core.on(self.quality.input, self.on_asked, asked, says=self.said)
+        self.core.on(self.megabytes.release, self.on_asked, asked, says=self.said)
         choices = [self.generated, self.quality]
         self.core.on(self.preview.click, self.on_preview, choices, says=self.said)
         self.core.bridge("export-cancel", self.on_cancel, [], says=self.said)
 
     def refresh(self, session: Session) -> Updates:
         return {
-            self.list: self._formats(session, self._quality.get(session, "standard")),
+            self.list: self._formats(session),
             self.preview: self._preview_button(session),
         }
 
     def opened(self, session: Session) -> Updates:
-        self._quality.pop(session, None)  # a page begins with the standard
-        return self.refresh(session) | {self.quality: "standard"}
+        self._asked.pop(session, None)  # a page begins with the standard
+        return self.refresh(session) | {self.quality: "standard", self.megabytes: PAGE_MB}
 
     def preparing(self, session: Session) -> Updates:
         return self.refresh(session)
@@ -80,6 +88,7 @@ class ExportTab(Part):
         data: dict[str, Any],
         generated: Any,
         quality: Any = "standard",
+        megabytes: Any = PAGE_MB,
     ) -> Iterator[Updates]:
         """One click: written from the published scene, which a running job does not touch."""
         key = str(data.get("key", ""))
@@ -90,11 +99,9 @@ class ExportTab(Part):
             raise WorldBusy(PREPARING)
         label = "Project" if key == PROJECT else known[key].label
         yield {self.said: piece.said(f"Writing {label} …"), self.file: gr.update(visible=False)}
-        options: dict[str, Any] = {}
-        if key != PROJECT and "generated" in known[key].options:
-            options["generated"] = bool(generated)
-        if key != PROJECT and "quality" in known[key].options:
-            options["quality"] = _checked(quality)
+        asked = {"generated": bool(generated), **_checked(quality, megabytes)}
+        offered = {} if key == PROJECT else known[key].options
+        options = {name: value for name, value in asked.items() if name in offered}
         if key == PROJECT:
             name, content = project_file(session)
         elif known[key].slow:
@@ -116,9 +123,9 @@ class ExportTab(Part):
                 self.file: gr.update(value=str(path), visible=True, label=f"Download {name}"),
             }
 
-    def on_quality(self, session: Session, quality: Any) -> Updates:
-        """Another quality: sizes and times of meshes change."""
-        self._quality[session] = _checked(quality)
+    def on_asked(self, session: Session, quality: Any, megabytes: Any = PAGE_MB) -> Updates:
+        """Another quality or page size: what the exports will cost changes."""
+        self._asked[session] = _checked(quality, megabytes)
         return self.refresh(session)
 
     def on_preview(self, session: Session, generated: Any, quality: Any) -> Iterator[Updates]:
@@ -129,7 +136,7 @@ class ExportTab(Part):
             return
         if session.preparing:
             raise WorldBusy(PREPARING)
-        options = {"generated": bool(generated), "quality": _checked(quality)}
+        options = {"generated": bool(generated), "quality": _checked(quality)["quality"]}
         yield {self.said: piece.said("Building the mesh …")}
         for update in self._followed(session, partial(session.preview_mesh, **options)):
             if isinstance(update, str):
@@ -189,7 +196,8 @@ class ExportTab(Part):
             raise outcome[0]
         yield outcome[0]
 
-    def _formats(self, session: Session, quality: str = "standard") -> str:
+    def _formats(self, session: Session) -> str:
+        asked = self._asked.get(session, {})
         scene, wait = session.world.scene, PREPARING if session.preparing else ""
         why = "" if scene.views or len(scene.cloud) else "The world is empty. Open a capture first."
         about = "The whole world with its history; can be opened again."
@@ -204,7 +212,7 @@ class ExportTab(Part):
         groups = []
         for group, title in GROUPS.items():
             rows = [
-                self._row(scene, key, form, wait, quality)
+                self._row(scene, key, form, wait, asked)
                 for key, form in exporters().items()
                 if form.group == group
             ]
@@ -213,12 +221,12 @@ class ExportTab(Part):
         return piece.render("export.html", "formats", groups=groups)
 
     def _row(
-        self, scene: Scene, key: str, form: Exporter, wait: str, quality: str
+        self, scene: Scene, key: str, form: Exporter, wait: str, asked: dict[str, Any]
     ) -> dict[str, str]:
         why = wait or why_not(scene, key)
         cost = ""
         if not why:
-            guess = estimate(scene, key, quality=quality)
+            guess = estimate(scene, key, **asked)
             cost = f"about {piece.size(guess.bytes)}, {_duration(guess.seconds)}"
         return {
             "key": key,
@@ -230,10 +238,10 @@ class ExportTab(Part):
         }
 
 
-def _checked(quality: Any) -> str:
+def _checked(quality: Any, megabytes: Any = PAGE_MB) -> dict[str, Any]:
     if quality not in QUALITIES:
         raise ExportError(f"The quality of a mesh is one of {', '.join(QUALITIES)}.")
-    return quality
+    return {"quality": quality, "megabytes": number(megabytes, "Page size", 1, 200)}
 
 
 def _duration(seconds: float) -> str:
