@@ -1,11 +1,13 @@
 """Memory that is given back, a cloud that keeps the whole place, keyframes of large captures."""
 
 import gc
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from tests.conftest import turned_cameras
 from worldstereo._core import resident
 from worldstereo._core.cache import ByteCache
 from worldstereo.cameras import Cameras, look_at
@@ -155,9 +157,12 @@ def test_a_resting_world_is_the_same_world():
         assert not world.rest()
 
 
-def test_the_bytes_of_a_world_are_those_of_the_process():
+@pytest.mark.parametrize("drawn", [False, True], ids=["grown", "drawn"])
+def test_the_bytes_of_a_world_are_those_of_the_process(drawn: bool):
+    """Also of one whose given and generated points were drawn apart, for which both are copied."""
     if resident.resident_bytes() == 0 or resident.folder() is None:
         pytest.skip("this system does not say what is resident")
+    path = Trajectory(turned_cameras(2, 60, 80))
     worlds = []
 
     def grown() -> World:
@@ -165,6 +170,14 @@ def test_the_bytes_of_a_world_are_those_of_the_process():
         with world.step("grow") as draft:
             points = torch.rand(400_000, 3, generator=torch.Generator().manual_seed(1))
             draft.geometry.update(points, torch.eye(4), merge_threshold=1e-6, radii=points[:, 0])
+        if drawn:
+            with world.step("invent") as draft:
+                points = torch.rand(400_000, 3, generator=torch.Generator().manual_seed(2))
+                draft.geometry.update(points, torch.eye(4), merge_threshold=1e-6, source=0)
+                draft.views.append(replace(looking_at(0.0), step=1))
+            for _ in range(3):
+                Guide(world.scene, path)[0]
+            assert set(world.scene.cloud.step.tolist()) == {0, 1}
         return world
 
     worlds.append(grown())  # compiles, fills what is kept once

@@ -9,7 +9,6 @@ published scene, so the frame that a person sees in the preview is the frame a m
 from collections.abc import Iterator
 from threading import Lock
 from typing import NamedTuple
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -17,9 +16,10 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from worldstereo._core.cache import ByteCache
+from worldstereo._core.resident import in_memory, tensors_in
 from worldstereo.cameras import Cameras
 from worldstereo.memory.stereo.dense import ViewIndex, synthesize
-from worldstereo.render import RenderResult, render_points
+from worldstereo.render import RenderResult, render_points, tree_bytes
 from worldstereo.scene import Origin, PointCloud, Scene
 from worldstereo.trajectory import Trajectory
 
@@ -216,16 +216,23 @@ def _splats(
     return given, made
 
 
+PARTS = ByteCache(256 * 2**20)
+"""The given and the generated points of clouds, by cloud: split once, then drawn in each frame."""
+
+
+def parts_bytes(cloud: PointCloud) -> int:
+    """Bytes that are kept ready to draw a cloud's given and generated points apart."""
+    parts = PARTS.get(cloud, "parts") or ()
+    return PARTS.bytes_of(cloud) + sum(tree_bytes(part.points) for part in parts)
+
+
 def _parts(cloud: PointCloud) -> tuple[PointCloud, PointCloud]:
-    """The given and the generated points of a cloud, split once."""
-    parts = _PARTS.get(cloud)
+    parts = PARTS.get(cloud, "parts")
     if parts is None:
         made = cloud.step > 0
-        parts = _PARTS[cloud] = cloud.rows(~made), cloud.rows(made)
+        parts = cloud.rows(~made), cloud.rows(made)
+        PARTS.put(cloud, "parts", parts, in_memory(tensors_in(parts)))
     return parts
-
-
-_PARTS: WeakKeyDictionary[PointCloud, tuple[PointCloud, PointCloud]] = WeakKeyDictionary()
 
 
 def _still_invented(

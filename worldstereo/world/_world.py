@@ -19,6 +19,7 @@ from worldstereo._core.resident import held, release, tensors_in, trim
 from worldstereo.cameras import Cameras
 from worldstereo.errors import WorldBusy
 from worldstereo.generators import Generator
+from worldstereo.guide import PARTS, parts_bytes
 from worldstereo.memory.geometric import UPDATE_FREQUENCIES, GlobalGeometricMemory
 from worldstereo.memory.localize import Localizer
 from worldstereo.memory.stereo import SpatialStereoMemory
@@ -212,7 +213,7 @@ class World:
         )
         memory += self._geometry.index_bytes
         memory += sum(CACHE.bytes_of(view) for view in self.scene.views)
-        memory += tree_bytes(self.scene.cloud.points)
+        memory += tree_bytes(self.scene.cloud.points) + parts_bytes(self.scene.cloud)
         return memory, disk
 
     def rest(self) -> bool:
@@ -227,6 +228,7 @@ class World:
                 self._stereo.rest()
                 self._localizer = self._table = None
                 self.scene.cloud.rest()
+                PARTS.forget(id(self.scene.cloud))
                 for view in self.scene.views:
                     CACHE.forget(view)
                 self._give_back()
