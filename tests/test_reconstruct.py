@@ -32,7 +32,7 @@ from worldstereo.reconstruct import (
     reconstruct_surface,
     render_mesh,
 )
-from worldstereo.reconstruct._charts import charts
+from worldstereo.reconstruct._charts import charts, corners_of
 from worldstereo.reconstruct._color import texel_map
 from worldstereo.reconstruction import (
     ReconstructedScene,
@@ -401,6 +401,19 @@ def test_the_page_is_one_file_without_a_network(scene):
         export(scene, "html", megabytes=0)
     named = export(replace(scene, name="</script><b>x"), "html").decode()
     assert "</script><b>x" not in named
+
+
+def test_vertices_split_at_charts_stay_what_they_were_in_large_meshes():
+    """70,000 charts over 120,000 vertices: their numbers together do not fit into 32 bits."""
+    some = np.random.default_rng(0)
+    faces = some.integers(0, 120_000, (70_000, 3))
+    chart = np.arange(70_000, dtype=np.int32)
+    old, corners = corners_of(chart, faces, 120_000)
+    assert (old[corners] == faces).all()
+    owner = np.full(len(old), -1)
+    for column in corners.T:  # no vertex is shared by two charts
+        assert ((owner[column] == -1) | (owner[column] == chart)).all()
+        owner[column] = chart
 
 
 # ---- documented API ----------------------------------------------------------------------------

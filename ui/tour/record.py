@@ -199,7 +199,9 @@ class _Player:
 
     def _fly(self, step: Step) -> None:
         session = self._session
-        here = session.viewport.camera() or default_view(session.scene)
+        here = session.viewport.camera()
+        if here is None:
+            here = default_view(session.scene)
         frames = max(2, round(step.seconds * self._tour.fps))
         path = Trajectory.preset(
             step.what,

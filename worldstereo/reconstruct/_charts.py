@@ -51,6 +51,15 @@ def charts(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndar
     return chart, flat
 
 
+def corners_of(
+    chart: np.ndarray, faces: np.ndarray, vertices: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Vertices split where charts meet: (K,) the old one of each, and (F, 3) the new faces."""
+    pairs = chart.astype(np.int64)[:, None] * vertices + faces  # beyond 32 bits for noisy rooms
+    key, corner = np.unique(pairs, return_inverse=True)
+    return key % vertices, corner.reshape(-1, 3)
+
+
 def neighbours(faces: np.ndarray) -> np.ndarray:
     """(P, 2) faces that share an edge."""
     edges = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])

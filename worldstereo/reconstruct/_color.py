@@ -20,7 +20,7 @@ from torch import Tensor
 from worldstereo._core.parallel import parallel_for, spans
 from worldstereo.cameras import Cameras
 from worldstereo.progress import OnStep, ignore
-from worldstereo.reconstruct._charts import charts
+from worldstereo.reconstruct._charts import charts, corners_of
 from worldstereo.reconstruct._mesh import Mesh, Texture, vertex_normals
 from worldstereo.reconstruct._raster_kernels import draw, gather, texels
 from worldstereo.scene import View, to_bytes
@@ -182,18 +182,18 @@ def unwrapped(mesh: Mesh, size: int, check: Callable[[], None] = lambda: None) -
     check()
     faces = mesh.faces.numpy()
     chart, flat = charts(mesh.vertices.numpy(), faces)
-    key, corner = np.unique(chart[:, None] * len(mesh.vertices) + faces, return_inverse=True)
-    uv = np.zeros((len(key), 2), np.float32)
+    old, corner = corners_of(chart, faces, len(mesh.vertices))
+    uv = np.zeros((len(old), 2), np.float32)
     uv[corner.ravel()] = flat.reshape(-1, 2)
     check()
     atlas = xatlas.Atlas()
-    atlas.add_uv_mesh(uv, corner.reshape(-1, 3).astype(np.uint32), chart.astype(np.uint32)[:, None])
+    atlas.add_uv_mesh(uv, corner.astype(np.uint32), chart.astype(np.uint32)[:, None])
     pack = xatlas.PackOptions()
     pack.resolution, pack.padding, pack.bilinear, pack.rotate_charts = size, 2, True, False
     atlas.generate(xatlas.ChartOptions(), pack)
     check()
     origin, triangles, packed = atlas.get_mesh(0)
-    source = torch.from_numpy((key % len(mesh.vertices))[origin.astype(np.int64)])
+    source = torch.from_numpy(old[origin.astype(np.int64)])
     columns = {
         name: value[source]
         for name in ("vertices", "normals", "colors", "invented")
