@@ -365,7 +365,7 @@ def _list_formats(command: Export) -> None:
             if scene is not None:
                 cost = why_not(scene, name)
                 if not cost:
-                    guess = estimate(scene, name)
+                    guess = estimate(scene, name, megabytes=command.megabytes)
                     cost = f"about {guess.bytes / 1e6:.1f} MB, {guess.seconds:.0f} s"
             print(f"  {name:14} {form.describes} {cost}".rstrip())
 

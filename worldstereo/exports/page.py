@@ -65,22 +65,22 @@ def write_page(
     template = parts.joinpath("viewer.html").read_text("utf-8")
     fixed["VIEWER"] = parts.joinpath("viewer.js").read_text("utf-8")
 
-    def used() -> int:
-        return len(template) + len(_json(about)) + sum(map(len, fixed.values())) + 1_000
+    def room() -> int:
+        """Bytes that are left for the points; 1,000 of the rest are what the page knows of them."""
+        return budget - len(template) - len(_json(about)) - sum(map(len, fixed.values())) - 1_000
 
-    if used() >= budget:
+    if room() <= 0:
         about["views"] = [{**v, "image": ""} for v in about["views"]]
-    most, data = max_points, b""
+    left, most, data = room(), max_points, b""
     for _ in range(6):
         rows = chosen_points(scene.cloud, generated, most)
         about["points"], data = _points(scene, rows, matrix, scale)
-        room = budget - used()
         size = 4 * (len(data) // 3 + 1)
-        if size <= room:
+        if size <= left:
             break
-        most = int(len(rows) * 0.97 * max(0.05, room / size))
+        most = int(len(rows) * 0.97 * max(0.05, left / size))
         if most < 100:
-            needed = (budget - room) / 1e6 + 1
+            needed = (budget - left) / 1e6 + 1
             raise ExportError(f"{megabytes:g} MB hold no world; {needed:.0f} would do.")
     values = fixed | {"ABOUT": _json(about), "POINTS": base64.b64encode(data).decode()}
     # in one pass: what is filled in is never read as a place to fill
