@@ -2,18 +2,26 @@
 
 import io
 import json
+from types import SimpleNamespace
+from typing import Any, cast
 
 import av
 import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from tests.conftest import room, turned_cameras
 from ui.tour.__main__ import SCRIPTS
 from ui.tour.film import Film
+from ui.tour.record import _Player
 from ui.tour.script import FIELDS, Tour
 from worldstereo.errors import InputRefused
+from worldstereo.scene import Scene, View
+from worldstereo.trajectory import Trajectory
+from worldstereo.world import default_view
 
 
 def test_the_bundled_scripts_are_tours():
@@ -103,3 +111,21 @@ def test_nothing_is_left_where_the_film_cannot_be_written(tmp_path):
         film.write(tmp_path / "taken.mp4", 4, (64, 48))
     assert [path.name for path in tmp_path.iterdir()] == ["taken.mp4"]
     film.close()
+
+
+def test_a_camera_flies_from_where_the_visitor_is(monkeypatch):
+    """Or from the world's own first view, where no page says where the visitor is."""
+    cameras = turned_cameras(2)
+    color, depth = room(cameras)
+    views = tuple(View.of(color[i], depth[i], cameras[i], frame=i) for i in range(2))
+    flown: list[Trajectory] = []
+    for here in (cameras[1], None):
+        viewport = SimpleNamespace(camera=lambda here=here: here, play=flown.append, playing=False)
+        session: Any = SimpleNamespace(viewport=viewport, scene=Scene(views=views, unit=2.0))
+        tour = Tour.of({"steps": [{"fly": "truck", "seconds": 1}], "fps": 10})
+        player = _Player(None, session, tour, cast(Any, None), None, lambda *_: None)
+        monkeypatch.setattr(player, "_pass", lambda seconds: None)
+        player._fly(tour.steps[0])
+    assert [len(path) for path in flown] == [10, 10]
+    assert torch.allclose(flown[0].cameras[0].c2w, cameras[1].c2w, atol=1e-5)
+    assert torch.allclose(flown[1].cameras[0].c2w, default_view(session.scene).c2w, atol=1e-5)

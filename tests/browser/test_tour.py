@@ -1,6 +1,5 @@
 """The README's picture is made by a tour, and shows today's page."""
 
-import json
 import os
 import subprocess
 import sys
@@ -29,12 +28,8 @@ def small(path: Path) -> np.ndarray:
 
 
 def test_the_picture_in_the_readme_is_what_a_visitor_sees(tmp_path):
-    """And a camera that flies afterwards moves the place in the film."""
-    script = json.loads((ROOT / "ui" / "tour" / "scripts" / "picture.json").read_text())
-    script["steps"] += [{"fly": "orbit", "seconds": 2, "value": 40}, {"pause": 0.5}]
-    path = tmp_path / "script.json"
-    path.write_text(json.dumps(script))
-    command = [sys.executable, "-m", "ui.tour", "living-room", "--script", str(path)]
+    tour = Tour.read(ROOT / "ui" / "tour" / "scripts" / "picture.json")
+    command = [sys.executable, "-m", "ui.tour", "living-room", "--script", "picture"]
     told = subprocess.run(
         [*command, "--pictures", str(tmp_path), "--out", str(tmp_path / "tour.mp4")],
         capture_output=True, text=True, cwd=ROOT, env=os.environ | {"CHROMIUM": CHROMIUM or ""},
@@ -42,8 +37,6 @@ def test_the_picture_in_the_readme_is_what_a_visitor_sees(tmp_path):
     assert told.returncode == 0, told.stderr[-2000:]
     with av.open(str(tmp_path / "tour.mp4")) as container:
         frames = [frame.to_image() for frame in container.decode(video=0)]
-    assert len(frames) >= 2 * Tour.read(path).fps and frames[0].size == (1440, 900)
+    assert len(frames) >= 2 * tour.fps and frames[0].size == (1440, 900)
     difference = np.abs(small(tmp_path / "readme.jpg") - small(ROOT / "assets" / "readme.jpg"))
     assert difference.mean() < STALE, "make it again: see docs/tours.md"
-    still, flown = (np.asarray(frames[i].convert("L"), float) for i in (10, -1))
-    assert np.abs(still - flown).mean() > 5
