@@ -80,6 +80,13 @@ def off(viewport: Viewport, goal) -> float:
     return float("inf") if here is None else float((here.position - goal.position).norm())
 
 
+def at_rest(page, viewport: Viewport) -> bool:
+    """Whether the page has reported no other camera for a second."""
+    before = viewport.camera()
+    page.wait_for_timeout(1000)
+    return before is not None and off(viewport, before) == 0
+
+
 @pytest.mark.filterwarnings("ignore")  # of uvicorn and playwright, not ours
 def test_the_stage_is_drawn_flown_and_clicked(address):
     from playwright.sync_api import sync_playwright
@@ -120,6 +127,7 @@ def test_the_stage_is_drawn_flown_and_clicked(address):
         assert float(here.forward @ cameras[1].forward) > 0.999
         viewport.play(Trajectory(cameras[[1, 0]], fps=4.0))
         until(page, lambda: off(viewport, cameras[0]) < 0.02 and not viewport.playing)
+        until(page, lambda: at_rest(page, viewport))  # a ray and its camera are of one moment
         # a click becomes the point of the cloud under the pointer
         said.clear()
         picks: list[Pick] = []
