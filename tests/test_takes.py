@@ -2,12 +2,13 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from tests import textured
 from worldstereo import Capture, Trajectory, WarpGenerator, World
-from worldstereo.memory.stereo.agreement import agreement
+from worldstereo.memory.stereo.agreement import BENT, HALF, ROOM, _aligned, agreement
 from worldstereo.memory.stereo.keypoints import KeypointMemory
 from worldstereo.project import load_world, save_world
 from worldstereo.scene import View
@@ -52,6 +53,91 @@ def test_agreement_tells_this_world_from_another():
     hidden[..., :160] = True
     said = agreement(memory, half, same.depth, shell, views, hidden=hidden)
     assert said.share > 0.95 and int(said.map[:, :8].max()) == 0
+
+
+def remembered(views) -> KeypointMemory:
+    memory = KeypointMemory()
+    for number, view in enumerate(views):
+        memory.observe(view, number, views)
+    return memory
+
+
+def test_small_bends_of_a_frame_agree():
+    """Pictures bent by waves of two pixels, as depth that is a little wrong bends them, show the
+    same surfaces; bent by the third of a window they do not."""
+    import cv2
+
+    views = textured.views(3)
+    memory = remembered(views)
+    camera = textured.camera_at((0.1, -0.1, 0.1), (-0.6, 0.25, 4.0))
+    exact = textured.view_of(camera)
+    shell = View.of(exact.color, torch.zeros_like(exact.depth), camera, step=1)
+    y, x = np.mgrid[:240, :320].astype(np.float32)
+    share = []
+    for pixels, length in ((2.0, 25), (7.0, 60)):
+        u = x + pixels * np.sin(2 * np.pi * y / length).astype(np.float32)
+        v = y + pixels * np.sin(2 * np.pi * x / length).astype(np.float32)
+        image = exact.color.permute(1, 2, 0).numpy()
+        bent = cv2.remap(image, u, v, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT)
+        color = torch.from_numpy(bent).permute(2, 0, 1).contiguous().clamp(0, 1)
+        share.append(agreement(memory, color, exact.depth, shell, views).share)
+    assert share[0] > 0.9 and share[1] < 0.1
+
+
+def test_alignment_finds_a_known_motion():
+    """Windows cut where an affine motion says are aligned to what was cut; none moves further than
+    allowed."""
+    import cv2
+
+    rng = np.random.default_rng(3)
+    image = cv2.GaussianBlur(rng.normal(size=(200, 200)).astype(np.float32) * 100, (0, 0), 2)
+    side, reach = 2 * HALF + 1, HALF + ROOM
+    around = image[100 - reach : 101 + reach, 100 - reach : 101 + reach]
+    step = (np.arange(side) - HALF).astype(np.float32)
+    x, y = np.meshgrid(step, step)
+    u = 100 + 2 + x + 0.3 + 0.03 * x - 0.02 * y  # two whole pixels are found by searching
+    v = 100 - 1 + y - 0.2 + 0.02 * x
+    wanted = cv2.remap(image, u.astype(np.float32), v.astype(np.float32), cv2.INTER_CUBIC)
+    at, shown = np.array([[2, -1]]), np.ones((1, side, side), bool)
+    steps = list(_aligned(around[None], at, wanted[None], shown))
+    apart = [np.abs(window[0] - wanted).mean() for _, window in steps]
+    assert apart[-1] < 0.3 * apart[0]
+    assert np.allclose(steps[-1][0], [[0.3, -0.2]], atol=0.05)
+    far = cv2.remap(image, (u + 3).astype(np.float32), v.astype(np.float32), cv2.INTER_CUBIC)
+    steps = list(_aligned(around[None], at, far[None], shown))
+    assert max(np.abs(motion).max() for motion, _ in steps) <= BENT
+
+
+def test_what_the_given_views_dispute_is_not_asked():
+    """A picture on the wall that was exchanged between the views: frames may show either, and what
+    else they show is asked as before."""
+    views = textured.views(4)
+    spot = torch.tensor([-0.2, -0.3, 4.0])  # the middle of the picture, on the back wall
+
+    def hung(view: View, seed: int) -> View:
+        other = textured.view_of(view.cameras, seed)
+        grid = view.cameras.pixel_grid()
+        points = view.cameras.unproject(grid, view.depth.reshape(-1)).reshape(240, 320, 3)
+        here = ((points - spot).abs() < torch.tensor([0.7, 0.7, 0.05])).all(-1)
+        color = torch.where(here, other.color, view.color)
+        return View.of(color, view.depth, view.cameras, step=view.step)
+
+    given = [hung(view, 20 + k) for k, view in enumerate(views)]
+    camera = textured.camera_at((0.1, -0.1, 0.1), (-0.6, 0.25, 4.0))
+    frame, other = textured.view_of(camera), textured.view_of(camera, seed=5)
+    shell = View.of(frame.color, torch.zeros_like(frame.depth), camera, step=1)
+    memory = remembered(given)
+    said = agreement(memory, hung(frame, 30).color, frame.depth, shell, given)
+    assert said.expected > 50 and said.share > 0.95
+    assert not bool(said.contradicted(240, 320).any())
+    false = agreement(memory, other.color, frame.depth, shell, given)
+    assert false.expected > 50 and false.share < 0.1
+    # generated views are no witnesses: what they show otherwise leaves the given views' word
+    made = [replace(hung(view, 40 + k), step=1) for k, view in enumerate(views)]
+    memory = remembered([*views, *made])
+    said = agreement(memory, frame.color, frame.depth, shell, [*views, *made])
+    plain = agreement(remembered(views), frame.color, frame.depth, shell, views)
+    assert said.expected >= plain.expected
 
 
 def test_what_is_seen_again_is_refined_and_not_stored_twice():

@@ -27,7 +27,7 @@ from worldstereo.generators import (
 )
 from worldstereo.guide import Guide, splat_cloud
 from worldstereo.memory.geometric import UPDATE_FREQUENCIES
-from worldstereo.memory.stereo.agreement import FrameAgreement, agreement
+from worldstereo.memory.stereo.agreement import FrameAgreement, Witnesses, agreement
 from worldstereo.progress import OnStep, ignore
 from worldstereo.scene import Capture, Clip, Origin, Scene, View
 from worldstereo.trajectory import Trajectory
@@ -248,6 +248,7 @@ class _Check:
         learned = generator.limits.steps is not None and not isinstance(generator, Inventor)
         self.every = 1 if learned else max(1, -(-len(trajectory) // CHECKED))
         self.said: dict[int, FrameAgreement] = {}
+        self.witnesses = Witnesses(self.views)
 
     def __call__(self, frame: Frame, t: int) -> FrameAgreement | None:
         if t % self.every or self.memory.size == 0:
@@ -255,7 +256,13 @@ class _Check:
         view = View.of(frame.color, torch.zeros_like(frame.depth), self.cameras[t], step=self.step)
         hidden = frame.origin == int(Origin.RIG)
         self.said[t] = agreement(
-            self.memory, frame.color, frame.depth, view, self.views, hidden=hidden
+            self.memory,
+            frame.color,
+            frame.depth,
+            view,
+            self.views,
+            hidden=hidden,
+            witnesses=self.witnesses,
         )
         return self.said[t]
 

@@ -7,11 +7,13 @@ that windows across depth edges are compared where both pictures show the same a
 The share of entries that answer is the frame's agreement; a cell of the picture in which entries
 were expected and none answers is contradicted.
 
+Windows are compared after a small affine motion that takes out what a little error of depth bends.
 Only entries whose depth was measured are asked: where the memory completed or invented a depth it
-does not know where the entry belongs.
+does not know where the entry belongs. Nor are entries asked that another given view contradicts:
+where the given views dispute with each other, a frame cannot agree with both.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -26,9 +28,16 @@ HALF = 10
 """Half the side of a window in pixels."""
 REACH = 3
 """How far from its projection an entry may be found, pixels."""
-ALIKE = 0.7
-"""Correlation from which on a window shows the same surface detail: 3 to 8 % of windows of another
-world reach it by chance, 93 to 99 % of windows that were warped from other views do."""
+ALIKE = 0.75
+"""Correlation from which on an aligned window shows the same surface detail."""
+BENT = 1.0
+"""Most pixels by which aligning may move any pixel of a window against its whole-pixel place."""
+ALIGNING = 4
+"""Steps of the alignment."""
+WITNESSES = 6
+"""Given views asked about the entries of a frame, those that see them most as the frame does."""
+ROOM = REACH + 2
+"""Pixels around a window that are kept for searching and aligning."""
 BLUR = 1.0
 """Standard deviation in pixels of the smoothing of both pictures: a warped frame is softer than the
 view it came from."""
@@ -38,6 +47,8 @@ SHARED = 0.5
 """Share of a window that a view must show of the same surfaces."""
 TRUSTED = 0.25
 """Entries below this confidence have no measured depth."""
+FINE = 3
+"""Coarsest level of an entry that a window can show: beyond it the entry's blob is wider."""
 ENOUGH = 2
 """Expected entries that a cell needs before it can be contradicted."""
 CELLS = (12, 16)
@@ -68,6 +79,68 @@ class FrameAgreement(NamedTuple):
         return torch.nn.functional.interpolate(bad, (height, width), mode="nearest")[0] > 0.5
 
 
+class Witnesses:
+    """What the given views say about each other's entries.
+
+    An entry that another given view should show and does not (a reflection, what moved, depth or a
+    pose that is wrong) is disputed, and tells nothing about a generated frame. Answers are kept for
+    the frames of a clip.
+    """
+
+    def __init__(self, views: Sequence[View]) -> None:
+        self.views = tuple(views)
+        self._given = [number for number, view in enumerate(views) if view.step == 0]
+        self._grays: dict[int, np.ndarray] = {}
+        self._denied: dict[tuple[float, ...], bool] = {}
+
+    def gray(self, number: int) -> np.ndarray:
+        """A view's picture as windows are compared in it."""
+        if number not in self._grays:
+            self._grays[number] = _smoothed(self.views[number].color)
+        return self._grays[number]
+
+    def disputed(self, memory: KeypointMemory, slots: np.ndarray, view: View) -> np.ndarray:
+        """(P,) bool: entries that one of the given views nearest to the frame contradicts."""
+        out = np.zeros(len(slots), bool)
+        source, pixels = _sources(memory, slots)
+        keys = [(int(s), *p) for s, p in zip(source, pixels.tolist(), strict=True)]
+        points = memory.correspondences[torch.from_numpy(slots), 0].double().numpy()
+        for number in self._nearest(points, view):
+            new = [
+                i
+                for i, key in enumerate(keys)
+                if key[0] != number and (number, *key) not in self._denied
+            ]
+            if new:
+                denied = self._denies(memory, number, slots[new])
+                self._denied.update(
+                    ((number, *keys[i]), bool(no)) for i, no in zip(new, denied, strict=True)
+                )
+            out |= [self._denied.get((number, *key), False) for key in keys]
+        return out
+
+    def _denies(self, memory: KeypointMemory, number: int, slots: np.ndarray) -> np.ndarray:
+        """(P,) bool: entries that a given view should show and does not."""
+        view, out = self.views[number], np.zeros(len(slots), bool)
+        shown, pixels = expected_entries(memory, view, view.depth, self.views, slots)
+        if len(shown):
+            bare = np.zeros((view.height, view.width), bool)
+            usable, best, _ = _compare(
+                memory, shown, pixels, self.gray(number), view.depth, bare, view, self, number
+            )
+            out = np.isin(slots, shown[usable & (best < ALIKE)])
+        return out
+
+    def _nearest(self, points: np.ndarray, view: View) -> list[int]:
+        """Given views that see the entries most as the frame does."""
+        middle = np.median(points, axis=0) if len(points) else np.zeros(3)
+        eyes = [self.views[number].cameras.position for number in self._given]
+        rays = torch.stack([view.cameras.position, *eyes]).double().cpu().numpy() - middle
+        rays /= np.maximum(np.linalg.norm(rays, axis=1, keepdims=True), 1e-12)
+        order = np.argsort(-(rays[1:] @ rays[0]), kind="stable")[:WITNESSES]
+        return [self._given[k] for k in order]
+
+
 def agreement(
     memory: KeypointMemory,
     color: Float[Tensor, "3 H W"],
@@ -76,6 +149,7 @@ def agreement(
     views: Sequence[View],
     *,
     hidden: Bool[Tensor, "1 H W"] | None = None,
+    witnesses: Witnesses | None = None,
 ) -> FrameAgreement:
     """Searches a frame for the entries that it should show.
 
@@ -84,39 +158,22 @@ def agreement(
         view: the frame's camera, as a view.
         views: the remembered views, whose pictures the entries come from.
         hidden: pixels that show no part of the world, as the camera's own rig.
+        witnesses: of the same views, kept from frame to frame of a clip: no entry is asked twice.
     """
     nothing = FrameAgreement(0, 0, 0.0, torch.zeros(CELLS, dtype=torch.uint8))
-    slots, pixels = expected_entries(memory, view, depth, views)
-    rows = torch.from_numpy(slots)
-    sure = memory.confidence[rows, 0].numpy()
+    witnesses = Witnesses(views) if witnesses is None else witnesses
     barred = np.zeros((view.height, view.width), bool)
     if hidden is not None:
         barred = hidden[0].cpu().numpy()
+    slots, pixels = expected_entries(memory, view, depth, views)
     u, v = pixels.astype(int).T
-    asked = (sure >= TRUSTED) & ~barred[v, u]
-    order = np.argsort(-sure[asked], kind="stable")[:MAX_ENTRIES]
-    slots, pixels = slots[asked][order], pixels[asked][order]
+    open_ = ~barred[v, u]
+    slots, pixels = _trusted(memory, slots[open_], pixels[open_])
     if len(slots) == 0:
         return nothing
     frame = _smoothed(color)
-    windows = _Windows(frame, depth[0].cpu().numpy(), barred, pixels, view)
-    seen_by = memory.metadata["seen_by"][torch.from_numpy(slots)].numpy()
-    expected = np.zeros(len(slots), bool)
-    best, drift = np.full(len(slots), -1.0), np.zeros(len(slots))
-    grays: dict[int, np.ndarray] = {}
-    for column in range(seen_by.shape[1]):
-        left = (best < ALIKE) & (seen_by[:, column] >= 0) & (seen_by[:, column] < len(views))
-        rows = left.nonzero()[0]
-        if len(rows) == 0:
-            continue
-        for number in np.unique(seen_by[rows, column]).tolist():
-            if number not in grays:
-                grays[number] = _smoothed(views[number].color)
-        wanted, shared = windows.wanted(rows, seen_by[rows, column], views, grays)
-        usable, score, where = windows.search(rows, wanted, shared)
-        expected[rows] |= usable
-        better = usable & (score > best[rows])
-        best[rows[better]], drift[rows[better]] = score[better], where[better]
+    expected, best, drift = _compare(memory, slots, pixels, frame, depth, barred, view, witnesses)
+    expected[expected] = ~witnesses.disputed(memory, slots[expected], view)
     pixels, best, drift = pixels[expected], best[expected], drift[expected]
     if len(pixels) == 0:
         return nothing
@@ -134,6 +191,61 @@ def agreement(
         float(np.median(drift[answers])) if answers.any() else 0.0,
         torch.from_numpy(said.astype(np.uint8).reshape(CELLS)),
     )
+
+
+def _trusted(
+    memory: KeypointMemory, slots: np.ndarray, pixels: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Of entries and where they are expected those that are asked, the surest first: of measured
+    depth, no wider than a window, and one of those that lie at one pixel of one view."""
+    rows = torch.from_numpy(slots)
+    sure = memory.confidence[rows, 0].numpy()
+    level = memory.metadata["level"][rows].numpy()
+    order = np.argsort(-sure, kind="stable")
+    order = order[((sure >= TRUSTED) & (level <= FINE))[order]]
+    source, at = _sources(memory, slots[order])
+    _, first = np.unique(np.column_stack([source, at]), axis=0, return_index=True)
+    order = order[np.sort(first)][:MAX_ENTRIES]
+    return slots[order], pixels[order]
+
+
+def _sources(memory: KeypointMemory, slots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The view that each entry came from, and its pixel there: (P,), (P, 2)."""
+    metadata, rows = memory.metadata, torch.from_numpy(slots)
+    return metadata["frame"][rows].numpy(), metadata["pixel"][rows].numpy()
+
+
+def _compare(
+    memory: KeypointMemory,
+    slots: np.ndarray,
+    pixels: np.ndarray,
+    frame: np.ndarray,
+    depth: Float[Tensor, "1 H W"],
+    barred: np.ndarray,
+    view: View,
+    witnesses: Witnesses,
+    without: int = -1,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Which entries a picture lets be judged, the best correlation of each with what the views that
+    saw it show (all but `without`), and how far from its projection that was found."""
+    views = witnesses.views
+    windows = _Windows(frame, depth[0].cpu().numpy(), barred, pixels, view)
+    seen_by = memory.metadata["seen_by"][torch.from_numpy(slots)].numpy()
+    seen_by = np.where(seen_by == without, -1, seen_by)
+    expected = np.zeros(len(slots), bool)
+    best, drift = np.full(len(slots), -1.0), np.zeros(len(slots))
+    for column in range(seen_by.shape[1]):
+        left = (best < ALIKE) & (seen_by[:, column] >= 0) & (seen_by[:, column] < len(views))
+        rows = left.nonzero()[0]
+        if len(rows) == 0:
+            continue
+        grays = {k: witnesses.gray(k) for k in np.unique(seen_by[rows, column]).tolist()}
+        wanted, shared = windows.wanted(rows, seen_by[rows, column], views, grays)
+        usable, score, where = windows.search(rows, wanted, shared)
+        expected[rows] |= usable
+        better = usable & (score > best[rows])
+        best[rows[better]], drift[rows[better]] = score[better], where[better]
+    return expected, best, drift
 
 
 def _smoothed(color: Float[Tensor, "3 H W"]) -> np.ndarray:
@@ -166,8 +278,8 @@ class _Windows:
         K, c2w = (getattr(view.cameras, n).double().cpu().numpy() for n in ("K", "c2w"))
         ray = np.stack([u + 0.5, v + 0.5, np.ones(u.shape)], -1) @ np.linalg.inv(K).T
         self.points = (ray * self.depth[..., None]) @ c2w[:3, :3].T + c2w[:3, 3]
-        wide = np.pad(frame, HALF + REACH, mode="edge")
-        reach = np.arange(2 * (HALF + REACH) + 1)
+        wide = np.pad(frame, HALF + ROOM, mode="edge")
+        reach = np.arange(2 * (HALF + ROOM) + 1)
         self.around = wide[(y[:, None] + reach)[:, :, None], (x[:, None] + reach)[:, None, :]]
 
     def wanted(
@@ -214,16 +326,74 @@ class _Windows:
         a = mask * (a - ((mask * a).sum(1) / count)[:, None])
         length = np.linalg.norm(a, axis=1)
         usable = (mask.mean(1) >= SHARED) & (length > FLAT * np.sqrt(count))
-        best, drift = np.full(n, -1.0), np.zeros(n)
+        best, at = np.full(n, -1.0), np.zeros((n, 2), int)
         around, floor = self.around[rows], FLAT / 2 * np.sqrt(count)
-        for dy in range(2 * REACH + 1):
-            for dx in range(2 * REACH + 1):
-                b = around[:, dy : dy + side, dx : dx + side].reshape(n, -1)
-                masked = mask * b
-                spread = np.einsum("np,np->n", masked, b) - masked.sum(1) ** 2 / count
-                other = np.maximum(np.sqrt(np.maximum(spread, 0)), floor)
-                score = np.einsum("np,np->n", a, b) / np.maximum(length * other, 1e-6)
+
+        def alike(b: np.ndarray) -> np.ndarray:
+            masked = mask * b
+            spread = np.einsum("np,np->n", masked, b) - masked.sum(1) ** 2 / count
+            other = np.maximum(np.sqrt(np.maximum(spread, 0)), floor)
+            return np.einsum("np,np->n", a, b) / np.maximum(length * other, 1e-6)
+
+        for dy in range(-REACH, REACH + 1):
+            for dx in range(-REACH, REACH + 1):
+                y, x = dy + ROOM, dx + ROOM
+                score = alike(around[:, y : y + side, x : x + side].reshape(n, -1))
                 better = score > best
                 best = np.where(better, score, best)
-                drift = np.where(better, np.hypot(dx - REACH, dy - REACH), drift)
-        return usable, best, drift
+                at[better] = dx, dy
+        moved = at.astype(float)
+        for bend, b in _aligned(around, at, wanted, shared):
+            score = alike(b.reshape(n, -1))
+            better = score > best
+            best = np.where(better, score, best)
+            moved[better] = (at + bend)[better]
+        return usable, best, np.linalg.norm(moved, axis=1)
+
+
+def _aligned(
+    around: np.ndarray, at: np.ndarray, wanted: np.ndarray, shared: np.ndarray
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Windows moved by a small affine motion toward what is wanted, step by step, and the motion of
+    their middle: (n, 2), (n, side, side). No pixel moves by more than `BENT`.
+
+    Depth that is a little wrong or oblique shears a window; correlation of whole-pixel shifts takes
+    that for another picture. Source: Lucas & Kanade 1981, with gain and offset of the brightness.
+    """
+    n, side = wanted.shape[:2]
+    step = np.arange(side) - HALF
+    x, y = (g.ravel() / HALF for g in np.meshgrid(step, step))
+    basis = np.stack([np.ones_like(x), x, y])  # of the motion along one axis
+    gy, gx = np.gradient(around, axis=(1, 2))
+    layers = np.stack([around, gx, gy], -1)
+    mask = shared.reshape(n, -1).astype(float)
+    target = wanted.reshape(n, -1)
+    motion = np.zeros(
+        (n, 2, 3)
+    )  # along x and y: pixels at the middle, and more at the window's edge
+    row = np.arange(n)[:, None]
+    for _ in range(ALIGNING + 1):
+        u = at[:, :1] + motion[:, 0] @ basis + (x * HALF + HALF + ROOM)
+        v = at[:, 1:] + motion[:, 1] @ basis + (y * HALF + HALF + ROOM)
+        i, j = np.floor(u).astype(int), np.floor(v).astype(int)
+        i, j = i.clip(0, layers.shape[2] - 2), j.clip(0, layers.shape[1] - 2)
+        a, b = (u - i)[..., None], (v - j)[..., None]
+        top = layers[row, j, i] * (1 - a) + layers[row, j, i + 1] * a
+        low = layers[row, j + 1, i] * (1 - a) + layers[row, j + 1, i + 1] * a
+        now = top * (1 - b) + low * b
+        yield motion[:, :, 0], now[..., 0].reshape(wanted.shape)
+        columns = [now[..., 0], np.ones_like(target)]
+        columns += [now[..., 1] * f for f in basis] + [now[..., 2] * f for f in basis]
+        J = np.stack(columns, -1)
+        weighted = mask[..., None] * J
+        normal = np.einsum("npk,npl->nkl", weighted, J)
+        right = np.einsum("npk,np->nk", weighted, target)
+        ridge = 1e-3 * np.trace(normal[:, 2:, 2:], axis1=1, axis2=2)[:, None] / 6 + 1e-3
+        normal[:, np.arange(2, 8), np.arange(2, 8)] += ridge
+        normal[:, [0, 1], [0, 1]] += 1e-6
+        found = np.linalg.solve(normal, right[..., None])[..., 0]
+        gain = np.where(np.abs(found[:, :1]) > 0.1, found[:, :1], 1.0)
+        motion = motion + (found[:, 2:] / gain).reshape(n, 2, 3)
+        reach = np.abs(motion).sum(2)  # at the corner that moves most
+        far = np.sqrt((reach**2).sum(1))
+        motion = motion * np.minimum(1, BENT / np.maximum(far, 1e-9))[:, None, None]

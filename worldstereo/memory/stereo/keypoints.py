@@ -434,12 +434,19 @@ def find_entries(
 
 
 def expected_entries(
-    memory: KeypointMemory, view: View, depth: Float[Tensor, "1 H W"], views: Sequence[View] = ()
+    memory: KeypointMemory,
+    view: View,
+    depth: Float[Tensor, "1 H W"],
+    views: Sequence[View] = (),
+    among: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Slots of the entries that a picture should show, and where: (P,), (P, 2) pixels."""
-    seen = _visible(memory, view, depth, views)
-    slots = seen.expected.nonzero()[0]
-    return slots, seen.pixels[slots]
+    """Slots of the entries that a picture should show, and where: (P,), (P, 2) pixels.
+
+    `among`: the only slots that are asked about, in order; else all are.
+    """
+    seen = _visible(memory, view, depth, views, among)
+    rows = seen.expected.nonzero()[0]
+    return (rows if among is None else among[rows]), seen.pixels[rows]
 
 
 class _Seen(NamedTuple):
@@ -452,12 +459,18 @@ class _Seen(NamedTuple):
 
 
 def _visible(
-    memory: KeypointMemory, view: View, depth: Float[Tensor, "1 H W"], views: Sequence[View]
+    memory: KeypointMemory,
+    view: View,
+    depth: Float[Tensor, "1 H W"],
+    views: Sequence[View],
+    among: np.ndarray | None = None,
 ) -> _Seen:
+    """Of all entries, or of those `among`; rows are theirs."""
     bank = memory._bank
-    size = bank.size
-    points = bank.column("points")[:, 0].double().numpy()
-    sure = bank.column("confidence")[:, 0].numpy()
+    chosen = slice(None) if among is None else torch.from_numpy(among)
+    points = bank.column("points")[chosen, 0].double().numpy()
+    sure = bank.column("confidence")[chosen, 0].numpy()
+    size = len(points)
     K = view.cameras.K.double().numpy()
     c2w = view.cameras.c2w.double().numpy()
     q = (points - c2w[:3, 3]) @ c2w[:3, :3]
@@ -472,7 +485,8 @@ def _visible(
     slots = (inside & (shown > 0) & (np.abs(z - shown) < slack * z)).nonzero()[0]
     expected = np.zeros(size, bool)
     if len(slots):
-        expected[slots] = _expected(bank, slots, points, c2w, K, views)
+        at = slots if among is None else among[slots]
+        expected[slots] = _expected(bank, at, points[slots], c2w, K, views)
     return _Seen(slots, expected, pixels, z)
 
 
@@ -488,7 +502,7 @@ def _expected(
     columns = bank.columns
     rows = torch.from_numpy(slots)
     normal = columns["normal"][rows].double().numpy()
-    toward = c2w[:3, 3] - points[slots]
+    toward = c2w[:3, 3] - points
     toward /= np.maximum(np.linalg.norm(toward, axis=1, keepdims=True), 1e-12)
     facing = (normal * toward).sum(1)
     shown = ~normal.any(1) | (facing > TURNED)
@@ -497,8 +511,8 @@ def _expected(
     centre = np.stack([v.cameras.c2w[:3, 3].double().numpy() for v in views])
     focal = np.array([float(v.cameras.K[0, 0]) for v in views])
     source = columns["frame"][rows].long().clamp(0, len(views) - 1).numpy()
-    before = np.linalg.norm(points[slots] - centre[source], axis=1) / focal[source]
-    now = np.linalg.norm(points[slots] - c2w[:3, 3], axis=1) / K[0, 0]
+    before = np.linalg.norm(points - centre[source], axis=1) / focal[source]
+    now = np.linalg.norm(points - c2w[:3, 3], axis=1) / K[0, 0]
     octaves = np.log2(np.maximum(now, 1e-12) / np.maximum(before, 1e-12))
     left = columns["level"][rows].numpy() - octaves  # the level at which it would be found now
     return shown & (np.abs(octaves) <= RESCALED) & (left >= 0)
