@@ -10,6 +10,7 @@ import argparse
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ import torch
 from worldstereo import Capture, Trajectory, View, WarpGenerator, World, read
 from worldstereo.guide import Guide, splat_cloud
 from worldstereo.memory.localize import Localizer
-from worldstereo.memory.stereo.agreement import agreement
+from worldstereo.memory.stereo.agreement import Witnesses, agreement
 from worldstereo.memory.stereo.dense import ViewIndex, synthesize
 from worldstereo.memory.stereo.references import references
 from worldstereo.scene import Origin
@@ -93,35 +94,56 @@ def localisation(m: Measured) -> dict[str, float | int]:
     }
 
 
-def agreements(m: Measured, other: Measured | None, frames: int = 9) -> dict[str, float]:
-    """Agreement of a warp clip, and of pictures of another capture at the same cameras."""
-    scene = m.world.scene
-    camera = scene.views[len(scene.views) // 2].cameras
-    path = Trajectory.preset("truck", camera, distance=2.0, frames=frames, amount=0.5, up=scene.up)
-    began = time.process_time()
-    clip = explore(m.world, path)
-    whole = time.process_time() - began
-    out = {
-        "warp clip": -1.0 if clip.agreement is None else clip.agreement,
-        "drift px": clip.drift_px,
-    }
-    memory, views = m.world._keypoints, scene.views
-    began = time.process_time()
-    expected = answered = 0
-    for t in clip.agreement_frames:
-        color = clip.color[t]
-        if other is not None:
+MOVES: dict[str, tuple[str, dict[str, Any]]] = {
+    "to the side": ("truck", {"amount": 0.5}),
+    "orbit": ("orbit", {"value": 20.0}),
+}
+"""Clips whose agreement is measured: a preset of `Trajectory` and how far it goes."""
+
+
+def agreements(m: Measured, other: Measured | None, frames: int = 5) -> dict[str, float]:
+    """Agreement of warp clips, and of pictures of another capture at the same cameras."""
+    out: dict[str, float] = {}
+    for name, (preset, far) in MOVES.items():
+        scene = m.world.scene
+        camera = scene.views[len(scene.views) // 2].cameras
+        path = Trajectory.preset(preset, camera, distance=2.0, frames=frames, up=scene.up, **far)
+        began = time.process_time()
+        clip = explore(m.world, path)
+        whole = time.process_time() - began
+        m.world.undo()
+        out[name] = -1.0 if clip.agreement is None else clip.agreement
+        out[f"{name}: drift px"] = clip.drift_px
+        memory, views = m.world._keypoints, m.world.scene.views
+        witnesses = Witnesses(views)
+        expected = answered = 0
+        seconds = 0.0
+        for t in clip.agreement_frames:
+            shell = View.of(clip.color[t], torch.zeros_like(clip.depth[t]), path.cameras[t], step=1)
+            hidden = clip.origin[t] == int(Origin.RIG)
+            began = time.process_time()
+            agreement(
+                memory,
+                clip.color[t],
+                clip.depth[t],
+                shell,
+                views,
+                hidden=hidden,
+                witnesses=witnesses,
+            )
+            seconds += time.process_time() - began
+            if other is None:
+                continue
             view = other.views[(3 * t) % len(other.views)]
-            color = torch.nn.functional.interpolate(view.color[None], color.shape[-2:])[0]
-        shell = View.of(color, torch.zeros_like(clip.depth[t]), path.cameras[t], step=1)
-        hidden = clip.origin[t] == int(Origin.RIG)
-        said = agreement(memory, color, clip.depth[t], shell, views, hidden=hidden)
-        expected, answered = expected + said.expected, answered + said.answered
-    checked = time.process_time() - began
-    if other is not None:
-        out["another world"] = answered / max(1, expected)
-    out["share of the clip's CPU time"] = checked / whole
-    m.world.undo()
+            color = torch.nn.functional.interpolate(view.color[None], clip.color.shape[-2:])[0]
+            said = agreement(
+                memory, color, clip.depth[t], shell, views, hidden=hidden, witnesses=witnesses
+            )
+            expected, answered = expected + said.expected, answered + said.answered
+        if other is not None:
+            out[f"{name}: another world"] = answered / max(1, expected)
+        out[f"{name}: CPU s a frame"] = seconds / max(1, len(clip.agreement_frames))
+        out[f"{name}: share of the clip's CPU time"] = seconds / whole
     return out
 
 

@@ -34,6 +34,8 @@ BENT = 1.0
 """Most pixels by which aligning may move any pixel of a window against its whole-pixel place."""
 ALIGNING = 4
 """Steps of the alignment."""
+DAMPING = 1e-3
+"""Share of the mean curvature that holds back motion along which a window shows nothing."""
 WITNESSES = 6
 """Given views asked about the entries of a frame, those that see them most as the frame does."""
 ROOM = REACH + 2
@@ -320,35 +322,60 @@ class _Windows:
         """Whether each window can be judged, its best correlation within the reach over shared
         pixels, and how far from the middle that lies."""
         n, side = wanted.shape[:2]
-        mask = shared.reshape(n, -1).astype(np.float32)
-        count = np.maximum(mask.sum(1), 1)
-        a = wanted.reshape(n, -1)
-        a = mask * (a - ((mask * a).sum(1) / count)[:, None])
-        length = np.linalg.norm(a, axis=1)
-        usable = (mask.mean(1) >= SHARED) & (length > FLAT * np.sqrt(count))
+        template = _Template.of(wanted, shared)
+        usable = (shared.reshape(n, -1).mean(1) >= SHARED) & template.has_detail
         best, at = np.full(n, -1.0), np.zeros((n, 2), int)
-        around, floor = self.around[rows], FLAT / 2 * np.sqrt(count)
-
-        def alike(b: np.ndarray) -> np.ndarray:
-            masked = mask * b
-            spread = np.einsum("np,np->n", masked, b) - masked.sum(1) ** 2 / count
-            other = np.maximum(np.sqrt(np.maximum(spread, 0)), floor)
-            return np.einsum("np,np->n", a, b) / np.maximum(length * other, 1e-6)
-
+        around = self.around[rows]
         for dy in range(-REACH, REACH + 1):
             for dx in range(-REACH, REACH + 1):
                 y, x = dy + ROOM, dx + ROOM
-                score = alike(around[:, y : y + side, x : x + side].reshape(n, -1))
+                score = template.like(around[:, y : y + side, x : x + side])
                 better = score > best
                 best = np.where(better, score, best)
                 at[better] = dx, dy
         moved = at.astype(float)
-        for bend, b in _aligned(around, at, wanted, shared):
-            score = alike(b.reshape(n, -1))
-            better = score > best
-            best = np.where(better, score, best)
-            moved[better] = (at + bend)[better]
+        bent = (usable & (best < ALIKE)).nonzero()[0]
+        template = template.of_rows(bent)
+        for motion, window in _aligned(around[bent], at[bent], wanted[bent], shared[bent]):
+            score = template.like(window)
+            better = score > best[bent]
+            best[bent[better]] = score[better]
+            moved[bent[better]] = (at[bent] + motion)[better]
         return usable, best, np.linalg.norm(moved, axis=1)
+
+
+class _Template(NamedTuple):
+    """What windows should look like, where they show the same."""
+
+    values: np.ndarray
+    """(n, P) float32, mean 0 over the mask, 0 outside it."""
+    mask: np.ndarray
+    area: np.ndarray
+    """(n,) pixels of the mask."""
+    length: np.ndarray
+
+    @staticmethod
+    def of(wanted: np.ndarray, shared: np.ndarray) -> "_Template":
+        mask = shared.reshape(len(shared), -1).astype(np.float32)
+        count = np.maximum(mask.sum(1), 1)
+        values = wanted.reshape(mask.shape)
+        values = mask * (values - ((mask * values).sum(1) / count)[:, None])
+        return _Template(values, mask, count, np.linalg.norm(values, axis=1))
+
+    def of_rows(self, rows: np.ndarray) -> "_Template":
+        return _Template(*(each[rows] for each in self))
+
+    @property
+    def has_detail(self) -> np.ndarray:
+        return self.length > FLAT * np.sqrt(self.area)
+
+    def like(self, windows: np.ndarray) -> np.ndarray:
+        """(n,) correlation with windows; what shows nothing there is like nothing."""
+        b = windows.reshape(self.mask.shape)
+        masked = self.mask * b
+        spread = np.einsum("np,np->n", masked, b) - masked.sum(1) ** 2 / self.area
+        other = np.maximum(np.sqrt(np.maximum(spread, 0)), FLAT / 2 * np.sqrt(self.area))
+        return np.einsum("np,np->n", self.values, b) / np.maximum(self.length * other, 1e-6)
 
 
 def _aligned(
@@ -361,39 +388,36 @@ def _aligned(
     that for another picture. Source: Lucas & Kanade 1981, with gain and offset of the brightness.
     """
     n, side = wanted.shape[:2]
-    step = np.arange(side) - HALF
-    x, y = (g.ravel() / HALF for g in np.meshgrid(step, step))
-    basis = np.stack([np.ones_like(x), x, y])  # of the motion along one axis
+    step = np.arange(side, dtype=np.float32) - HALF
+    x, y = (grid.ravel() for grid in np.meshgrid(step, step))
+    # Along either axis a pixel moves by what its window's middle does and by shares of its place.
+    basis = np.stack([np.ones_like(x), x / HALF, y / HALF])
     gy, gx = np.gradient(around, axis=(1, 2))
     layers = np.stack([around, gx, gy], -1)
-    mask = shared.reshape(n, -1).astype(float)
-    target = wanted.reshape(n, -1)
-    motion = np.zeros(
-        (n, 2, 3)
-    )  # along x and y: pixels at the middle, and more at the window's edge
+    mask, target = shared.reshape(n, side * side, 1), wanted.reshape(n, side * side, 1)
+    motion = np.zeros((n, 2, 3), np.float32)
     row = np.arange(n)[:, None]
     for _ in range(ALIGNING + 1):
-        u = at[:, :1] + motion[:, 0] @ basis + (x * HALF + HALF + ROOM)
-        v = at[:, 1:] + motion[:, 1] @ basis + (y * HALF + HALF + ROOM)
+        u = at[:, :1] + x + (HALF + ROOM) + motion[:, 0] @ basis
+        v = at[:, 1:] + y + (HALF + ROOM) + motion[:, 1] @ basis
         i, j = np.floor(u).astype(int), np.floor(v).astype(int)
-        i, j = i.clip(0, layers.shape[2] - 2), j.clip(0, layers.shape[1] - 2)
-        a, b = (u - i)[..., None], (v - j)[..., None]
+        a, b = ((f - k)[..., None].astype(np.float32) for f, k in ((u, i), (v, j)))
         top = layers[row, j, i] * (1 - a) + layers[row, j, i + 1] * a
         low = layers[row, j + 1, i] * (1 - a) + layers[row, j + 1, i + 1] * a
         now = top * (1 - b) + low * b
-        yield motion[:, :, 0], now[..., 0].reshape(wanted.shape)
-        columns = [now[..., 0], np.ones_like(target)]
-        columns += [now[..., 1] * f for f in basis] + [now[..., 2] * f for f in basis]
-        J = np.stack(columns, -1)
-        weighted = mask[..., None] * J
-        normal = np.einsum("npk,npl->nkl", weighted, J)
-        right = np.einsum("npk,np->nk", weighted, target)
-        ridge = 1e-3 * np.trace(normal[:, 2:, 2:], axis1=1, axis2=2)[:, None] / 6 + 1e-3
-        normal[:, np.arange(2, 8), np.arange(2, 8)] += ridge
-        normal[:, [0, 1], [0, 1]] += 1e-6
-        found = np.linalg.solve(normal, right[..., None])[..., 0]
-        gain = np.where(np.abs(found[:, :1]) > 0.1, found[:, :1], 1.0)
-        motion = motion + (found[:, 2:] / gain).reshape(n, 2, 3)
-        reach = np.abs(motion).sum(2)  # at the corner that moves most
-        far = np.sqrt((reach**2).sum(1))
-        motion = motion * np.minimum(1, BENT / np.maximum(far, 1e-9))[:, None, None]
+        yield motion[:, :, 0].astype(float), now[..., 0].reshape(wanted.shape)
+        slopes = now[..., 1:, None] * basis.T[:, None]
+        J = np.concatenate(
+            [now[..., :1], np.ones_like(target), slopes.reshape(n, side * side, 6)], -1
+        )
+        weighted = (mask * J).transpose(0, 2, 1)
+        normal = (weighted @ J).astype(float)
+        right = (weighted @ target).astype(float)
+        diagonal = np.einsum("nkk->nk", normal)
+        diagonal[:, 2:] += DAMPING * diagonal[:, 2:].mean(1, keepdims=True)
+        diagonal += 1e-3  # a window without any detail
+        found = np.linalg.solve(normal, right)[..., 0]
+        gain = np.where(found[:, :1] > 0.1, found[:, :1], 1.0)
+        motion += (found[:, 2:] / gain).reshape(n, 2, 3).astype(np.float32)
+        farthest = np.linalg.norm(np.abs(motion).sum(2), axis=1)  # at most, in a corner
+        motion *= np.minimum(1, BENT / np.maximum(farthest, 1e-9))[:, None, None]
