@@ -75,7 +75,7 @@ def remember_given(
     draft.changes |= {"unit": entered.unit, "rig": entered.rig}
     notices = draft.changes.get("notices", draft.scene.notices)
     draft.changes["notices"] = tuple(dict.fromkeys((*notices, *entered.notices)))
-    draft.changes["checks"] = tuple(decision.words for decision in entered.decisions)
+    draft.changes["checks"] = entered.checks
     for index, view in enumerate(entered.views):
         on_step(index, len(entered.views), f"Remembering view {index + 1} of {len(entered.views)}")
         whole = view if deleted is None else without_pixels(view, deleted[index])

@@ -101,6 +101,12 @@ class Intake:
     decisions: tuple[Decision, ...] = ()
     """What the self-check found out about each stage, in order; `Decision.words` is one line."""
 
+    @property
+    def checks(self) -> tuple[str, ...]:
+        """A line about each decision that the capture took itself, registration first."""
+        first = "" if self.registration is None else self.registration.check
+        return tuple(line for line in (first, *(d.words for d in self.decisions)) if line)
+
 
 def enter(
     views: Sequence[View],

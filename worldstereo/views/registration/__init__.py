@@ -2,8 +2,9 @@
 
 Pairs of overlapping views are matched by optical flow on what depth and poses predict; a pair
 enters the solution only if a rigid motion explains matches that were held out; then all poses are
-solved for together, the first view fixed. A view that agrees with nobody keeps its pose and is
-named.
+solved for together, the first view fixed (or another, where that leaves most in their places). A
+view that agrees with nobody keeps its pose and is named. The given poses are kept unless matches
+held out of all this fit significantly better at the moved ones (`_judge`).
 
 Sources: Triggs et al. 2000 (bundle adjustment), Huber 1964 (robust weights), Kroeger et al. 2016
 (DIS optical flow).
@@ -47,6 +48,8 @@ class Registration:
     """u of the capture in scene units, as the field of corrections counts lengths in it."""
     earlier: tuple[Cameras, ...] = ()
     """The corrected poses of revision 1, 2, ... up to the one before this; each as long as then."""
+    check: str = ""
+    """What matches held out of the solution said about it, in a line; "" if they were not asked."""
 
     def __len__(self) -> int:
         return len(self.agrees)
@@ -85,6 +88,8 @@ class Registration:
     ) -> Cameras:
         start = self.given if revision == 0 else self.earlier[revision - 1]
         n = min(len(start), len(self.corrected))
+        if torch.equal(start.c2w[:n], self.corrected.c2w[:n].to(start.c2w)):
+            return cameras
         trusted = [i for i in range(n) if self.agrees[i]] or list(range(n))
         before, after = (_poses(c, self.unit)[trusted] for c in (start, self.corrected))
         field = CorrectionField(before, after, float(start.K[0, 0, 0]), 1.0)
@@ -142,20 +147,28 @@ def register_workings(
     start = np.stack([v.pose.c2w for v in views])
     if previous is not None and old:
         start[:old] = _poses(previous.corrected, unit)[:old]
-    solved, agrees, notices = solve(views, start, old, on_step)
+    solved, agrees, notices, check = solve(views, start, old, on_step)
     if previous is not None:
         agrees = [a or (i < old and previous.agrees[i]) for i, a in enumerate(agrees)]
     moved = [_moved_px(views[i], views[i].pose.c2w, solved[i]) for i in range(n)]
     given_all = _batch(given, None)
+    corrected = _batch(given, solved, unit)
+    stayed = [i for i in range(n) if np.array_equal(solved[i], start[i])]
+    for i in stayed:  # to the last bit
+        if previous is not None and i < old:
+            corrected.c2w[i] = previous.corrected.c2w[i]
+        elif np.array_equal(start[i], _pose_in_u(given[i], unit)):
+            corrected.c2w[i] = given_all.c2w[i]
     return Registration(
         revision=1 if previous is None else previous.revision + 1,
         given=given_all,
-        corrected=_batch(given, solved, unit),
+        corrected=corrected,
         moved_px=torch.tensor(moved, dtype=torch.float32),
         agrees=tuple(agrees),
         notices=tuple(notices),
         unit=unit,
         earlier=() if previous is None else (*previous.earlier, previous.corrected),
+        check="" if check is None else check.words,
     )
 
 
@@ -187,7 +200,8 @@ def register_new(
     for k, i in enumerate(index):
         if i >= old:
             judged[k] = _pose_in_u(given[i], unit)
-    solved, agrees, notices = solve(views, start, known, on_step, [i + 1 for i in index], judged)
+    numbers = [i + 1 for i in index]
+    solved, agrees, notices, check = solve(views, start, known, on_step, numbers, judged)
     corrected = torch.stack([camera.c2w.double() for camera in placed])
     moved = torch.zeros(len(given))
     all_agree = [True] * len(given)
@@ -197,10 +211,12 @@ def register_new(
     for k, i in enumerate(index):
         all_agree[i] = agrees[k] or (i < old and all_agree[i])
         if i >= old:
+            moved[i] = _moved_px(views[k], judged[k], solved[k])
+            if np.array_equal(solved[k], start[k]):
+                continue  # where it was placed, to the last bit
             pose = torch.from_numpy(solved[k].copy())
             pose[:3, 3] *= unit
             corrected[i] = pose
-            moved[i] = _moved_px(views[k], judged[k], solved[k])
     batch = _batch(given, None)
     return Registration(
         revision=1 if previous is None else previous.revision + 1,
@@ -211,6 +227,7 @@ def register_new(
         notices=tuple(notices),
         unit=unit,
         earlier=() if previous is None else (*previous.earlier, previous.corrected),
+        check="" if check is None else check.words,
     )
 
 

@@ -22,6 +22,9 @@ from worldstereo.views.fusion import (
 CELL = 12  # pixels; one match a cell
 TOLERANCE = 0.06  # relative depth agreement while poses are still off
 LEAST = 30  # fewer matches than this do not carry a pair
+FIT, CHOOSE = 0.6, 0.2  # shares of the cells: poses are solved from, pairs chosen by; rest: judge
+SEED = 15
+TILES = 4
 NEAREST = 32  # other views, nearest in pose, that may overlap one
 OVERLAP = 0.08  # smallest share of a view that the other must see
 
@@ -38,8 +41,14 @@ class Match:
     j: int
     points: np.ndarray
     pixels: np.ndarray
+    fit: np.ndarray
+    """(n,) bool: what poses are solved from; drawn by cell, so the same in every round."""
     held: np.ndarray
-    """(n,) bool: every fourth match, kept out of the solution to judge it."""
+    """(n,) bool: kept out of the solution, to choose the pairs that enter it."""
+    judge: np.ndarray
+    """(n,) bool: kept out of both, to judge what came of it."""
+    tile: np.ndarray
+    """(n,) which of `TILES` x `TILES` parts of the picture: matches in one err together."""
     likeness: float
     """Correlation of the two pictures where they show the same surface, small details aside."""
     reach: float
@@ -122,6 +131,12 @@ def project(
     return K[0] * q[:, 0] / z + K[2], K[1] * q[:, 1] / z + K[3], q[:, 2]
 
 
+def distances(m: Match, T: np.ndarray, K: np.ndarray, which: np.ndarray) -> np.ndarray:
+    """Pixels between where matches are and where the motion `T` from i to j puts them."""
+    u, v, _ = project(m.points[which], T[:3], K)
+    return np.hypot(u - m.pixels[which, 0], v - m.pixels[which, 1])
+
+
 def chosen_pairs(
     views: Sequence[Working], new: Sequence[int], neighbours: int
 ) -> list[tuple[int, int]]:
@@ -159,16 +174,28 @@ def match(views: Sequence[Working], i: int, j: int) -> Match | None:
     strength = np.minimum(cv2.cornerMinEigenVal(here, 9), cv2.cornerMinEigenVal(there, 9))
     strength = np.where((inner > 0) & (residual < 1.0) & (p.rim > 2), strength, 0)
     y, x = _best_per_cell(strength)
+    row, column = y // CELL, x // CELL
     if len(x) < LEAST:
         return None
     fx, fy = flow[y, x].T
     d = p.disparity[y, x]
     moved = d + p.slope_x[y, x] * fx + p.slope_y[y, x] * fy
     u, v, _ = project(_ray(p.pose, x + fx, y + fy, moved), relative(p.pose, q.pose), q.pose.K)
-    held = (np.arange(len(x)) % 4) == 1
+    drawn = _drawn(strength.shape, i, j)[row, column]
+    fit, judge = drawn < FIT, drawn >= FIT + CHOOSE
+    held = ~fit & ~judge
     likeness = _likeness(here, there, known)
     reach = float(np.median(np.hypot(fx, fy)))
-    return Match(i, j, _ray(p.pose, x, y, d), np.stack([u, v], 1), held, likeness, reach)
+    points, pixels = _ray(p.pose, x, y, d), np.stack([u, v], 1)
+    h, w = strength.shape
+    tile = y * TILES // h * TILES + x * TILES // w
+    return Match(i, j, points, pixels, fit, held, judge, tile, likeness, reach)
+
+
+def _drawn(shape: tuple[int, int], i: int, j: int) -> np.ndarray:
+    """A number in [0, 1) for each cell of view `i` when it is matched with view `j`."""
+    size = shape[0] // CELL + 1, shape[1] // CELL + 1
+    return np.random.default_rng((SEED, i, j)).random(size)
 
 
 def _likeness(a: np.ndarray, b: np.ndarray, where: np.ndarray) -> float:

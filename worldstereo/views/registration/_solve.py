@@ -10,7 +10,14 @@ import numpy as np
 from worldstereo.progress import OnStep
 from worldstereo.views.fusion import METRES, Pose, Working, parallel_for
 from worldstereo.views.registration._field import exp6, log6
-from worldstereo.views.registration._matches import Match, as_given, chosen_pairs, match, project
+from worldstereo.views.registration._judge import Check, anchor, better_per_view, compared
+from worldstereo.views.registration._matches import (
+    Match,
+    as_given,
+    chosen_pairs,
+    distances,
+    match,
+)
 
 HUBER = 1.0  # pixels
 REJECT = 20.0  # pixels
@@ -32,8 +39,12 @@ def solve(
     on_step: OnStep,
     numbers: Sequence[int] | None = None,
     judged: np.ndarray | None = None,
-) -> tuple[np.ndarray, list[bool], list[str]]:
-    """Poses of all views (the first `old` and view 0 stay), who agrees, and what to say.
+) -> tuple[np.ndarray, list[bool], list[str], Check | None]:
+    """Poses of all views (the first `old` and view 0 stay), who agrees, what to say, and a check.
+
+    Where most views keep their places only if view 0 moves, it is view 0 that moves. What was
+    solved is kept if matches that had no part in it fit significantly better; None: nothing to
+    check.
 
     Args:
         numbers: what each view is called in what is said; from 1 on without it.
@@ -41,11 +52,12 @@ def solve(
     """
     n = len(views)
     if n < 2:
-        return start, [True] * n, []
+        return start, [True] * n, [], None
     new = list(range(max(old, 0), n))
     poses, judged = start.copy(), start if judged is None else judged
     free = np.array([i >= max(old, 1) for i in range(n)])
     accepted: list[Match] = []
+    explained: list[Match] = []
     rounds = ROUNDS
     for turn in range(rounds):
         placed = [v.moved(with_c2w(v, poses[i])) for i, v in enumerate(views)]
@@ -57,17 +69,66 @@ def solve(
             pairs = [(m.i, m.j) for m in accepted if m.reach >= SHORT]
         found = near + _all_matches(placed, pairs, on_step, turn, rounds)
         found.sort(key=lambda m: (m.i, m.j))
-        accepted = [m for m in found if _explained(m, views, judged)]
+        explained = [m for m in found if _explained(m, views, judged)]
         last = turn == ROUNDS - 1
-        accepted = _solve_poses(views, start, judged, poses, accepted, free, last)
+        accepted = _solve_poses(views, start, judged, poses, explained, free, last)
         if not accepted:
             break
+    if old == 0 and accepted:
+        poses, free = _anchored(views, start, poses, accepted)
+    alike = [m for m in explained if m.likeness >= LIKE]
+    poses, accepted, check = _kept_if_better(views, start, judged, poses, accepted, alike, free)
     agreeing = {k for m in accepted for k in (m.i, m.j)}
     agrees = [i in agreeing for i in range(n)]
-    for i in range(n):
-        if not agrees[i]:
-            poses[i] = start[i]
-    return poses, agrees, _notices(views, agrees, new, numbers or range(1, n + 1))
+    return poses, agrees, _notices(views, agrees, new, numbers or range(1, n + 1)), check
+
+
+def _anchored(
+    views: Sequence[Working], start: np.ndarray, poses: np.ndarray, accepted: Sequence[Match]
+) -> tuple[np.ndarray, np.ndarray]:
+    """The poses in the frame that most of the given ones share, and who may move in it."""
+    agreeing = sorted({k for m in accepted for k in (m.i, m.j)})
+    fixed = anchor(views, start, poses, agreeing, AGREED)
+    if fixed != 0:
+        poses = start[fixed] @ np.linalg.inv(poses[fixed]) @ poses
+        poses[fixed] = start[fixed]
+    return poses, np.arange(len(poses)) != fixed
+
+
+def _kept_if_better(
+    views: Sequence[Working],
+    start: np.ndarray,
+    judged: np.ndarray,
+    poses: np.ndarray,
+    accepted: list[Match],
+    matches: list[Match],
+    free: np.ndarray,
+) -> tuple[np.ndarray, list[Match], Check | None]:
+    """Poses that matches without a part in them prefer to `start`; views they do not stay there.
+
+    Args:
+        accepted: the pairs that the poses were solved from.
+        matches: all pairs that may judge.
+    """
+    free = free.copy()
+    refused: set[int] = set()
+    while True:
+        agreeing = {k for m in accepted for k in (m.i, m.j)}
+        for i in range(len(poses)):
+            if i not in agreeing or i in refused:
+                poses[i] = start[i]
+        better = better_per_view(views, start, poses, matches)
+        worse = [i for i in agreeing - refused if free[i] and not better[i]]
+        if not worse:
+            break
+        refused |= set(worse)
+        free[worse] = False
+        poses[worse] = start[worse]
+        accepted = _solve_poses(views, start, judged, poses, accepted, free, True)
+    check = compared(views, start, poses, matches)
+    if check is not None and not check.kept:
+        poses = start.copy()
+    return poses, accepted, check
 
 
 def _all_matches(
@@ -98,7 +159,7 @@ def _explained(m: Match, views: Sequence[Working], start: np.ndarray) -> bool:
     if before < AGREED:
         return True
     for _ in range(5):
-        r, J = _jacobian(m.points[~m.held], m.pixels[~m.held], T, K)
+        r, J = _jacobian(m.points[m.fit], m.pixels[m.fit], T, K)
         w = _huber(r)[:, None, None]
         H = np.einsum("nai,naj->ij", J * w, J) + np.diag([PRIOR] * 3 + [PRIOR_LENGTH] * 3)
         T = T @ exp6(-np.linalg.solve(H, np.einsum("nai,na->i", J * w, r)))
@@ -107,8 +168,9 @@ def _explained(m: Match, views: Sequence[Working], start: np.ndarray) -> bool:
 
 def _residual(m: Match, T: np.ndarray, K: np.ndarray, which: np.ndarray) -> float:
     """Median distance in pixels between model and matches."""
-    u, v, _ = project(m.points[which], T[:3], K)
-    return float(np.median(np.hypot(u - m.pixels[which, 0], v - m.pixels[which, 1])))
+    if not which.any():
+        return np.nan  # nobody to say so: such a pair does not count
+    return float(np.median(distances(m, T, K, which)))
 
 
 def _huber(r: np.ndarray) -> np.ndarray:
@@ -205,7 +267,7 @@ def _gauss_newton_step(
     )
     for m in matches:
         T = np.linalg.inv(poses[m.j]) @ poses[m.i]
-        keep = ~m.held
+        keep = m.fit
         r, Ji = _jacobian(m.points[keep], m.pixels[keep], T, views[m.j].pose.K)
         J = np.concatenate([Ji, _jacobian_second(Ji, m.points[keep], T)], axis=2)
         w = _huber(r)[:, None, None]
