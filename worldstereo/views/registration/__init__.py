@@ -23,7 +23,8 @@ from worldstereo.progress import OnStep, ignore
 from worldstereo.scene import View
 from worldstereo.views.fusion import Working, make_working
 from worldstereo.views.registration._field import CorrectionField
-from worldstereo.views.registration._matches import overlaps, project
+from worldstereo.views.registration._judge import motion_px
+from worldstereo.views.registration._matches import overlaps
 from worldstereo.views.registration._solve import solve, with_c2w
 
 
@@ -150,7 +151,7 @@ def register_workings(
     solved, agrees, notices, check = solve(views, start, old, on_step)
     if previous is not None:
         agrees = [a or (i < old and previous.agrees[i]) for i, a in enumerate(agrees)]
-    moved = [_moved_px(views[i], views[i].pose.c2w, solved[i]) for i in range(n)]
+    moved = [motion_px(views[i], views[i].pose.c2w, solved[i]) for i in range(n)]
     given_all = _batch(given, None)
     corrected = _batch(given, solved, unit)
     stayed = [i for i in range(n) if np.array_equal(solved[i], start[i])]
@@ -211,7 +212,7 @@ def register_new(
     for k, i in enumerate(index):
         all_agree[i] = agrees[k] or (i < old and all_agree[i])
         if i >= old:
-            moved[i] = _moved_px(views[k], judged[k], solved[k])
+            moved[i] = motion_px(views[k], judged[k], solved[k])
             if np.array_equal(solved[k], start[k]):
                 continue  # where it was placed, to the last bit
             pose = torch.from_numpy(solved[k].copy())
@@ -296,18 +297,6 @@ def median_depth(views: Sequence[View]) -> float:
     samples = [s if len(s) else v.depth[v.depth > 0] for s, v in zip(samples, views, strict=True)]
     depth = torch.cat(samples) if samples else torch.zeros(0)
     return float(depth.median()) if len(depth) else 1.0
-
-
-def _moved_px(view: Working, before: np.ndarray, after: np.ndarray) -> float:
-    known = view.depth[view.depth > 0]
-    depth = float(np.median(known)) if len(known) else 1.0
-    h, w = view.depth.shape
-    u, v = np.meshgrid(np.linspace(0, w - 1, 5), np.linspace(0, h - 1, 4))
-    u, v = u.ravel(), v.ravel()
-    fx, fy, cx, cy = view.pose.K
-    points = np.stack([(u - cx) / fx, (v - cy) / fy, np.ones(len(u))], 1) * depth
-    x, y, _ = project(points, (np.linalg.inv(after) @ before)[:3], view.pose.K)
-    return float(np.hypot(x - u, y - v).mean())
 
 
 def _pose_in_u(camera: Cameras, unit: float) -> np.ndarray:

@@ -13,12 +13,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from worldstereo.views.fusion import Working
-from worldstereo.views.registration._matches import Match, distances
+from worldstereo.views.registration._matches import Match, distances, project
 
 SURE = 3.0
 """Of a sum of differences over its root sum of squares. Were better and worse equally likely, more
 would come by chance in less than exp(-SURE**2 / 2) = 1.1 % of captures, however they are spread."""
-CANDIDATES = 64  # views asked whether the world should stay where they are
+FELT = 0.1  # pixels; a view that moves by less is where it was: optical flow is no finer
+CANDIDATES = 32  # views asked whether the world should stay where they are
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,9 @@ class Check:
     def words(self) -> str:
         """One line for a person."""
         what = f"{self.moved} of {self.views} poses moved" if self.kept else "given poses kept"
+        if not self.moved:
+            off = f"{self.before_px:.2f} px off ({self.matches} matches)"
+            return f"registration: {what}, held-out matches {off}"
         return (
             f"registration: {what}, held-out matches {self.before_px:.2f} px off as given, "
             f"{self.after_px:.2f} as moved ({self.matches} matches; certainty {self.sure:.1f}, "
@@ -51,11 +55,11 @@ class Check:
 def compared(
     views: Sequence[Working], given: np.ndarray, moved: np.ndarray, matches: Sequence[Match]
 ) -> Check | None:
-    """A paired test over a capture; None where no pose moved or nothing was held out."""
+    """A paired test over a capture; None where nothing was held out."""
     moving = [i for i in range(len(views)) if not np.array_equal(given[i], moved[i])]
     before, after, gains = [], [], []
     for m in matches:
-        if not moving or not m.judge.any():
+        if not m.judge.any():
             continue
         a, b = (_distances(m, views, p[m.i], p[m.j]) for p in (given, moved))
         before.append(a)
@@ -72,9 +76,9 @@ def compared(
 def better_per_view(
     views: Sequence[Working], given: np.ndarray, moved: np.ndarray, matches: Sequence[Match]
 ) -> np.ndarray:
-    """(n,) bool: whether a view's held-out matches fit better where it was moved to.
+    """(n,) bool: whether a view was moved by more than nothing, to where its matches fit better.
 
-    Asked with all other views where they were moved to.
+    Asked of held-out ones, with all other views where they were moved to.
     """
     gains = np.zeros(len(views))
     for m in matches:
@@ -83,7 +87,23 @@ def better_per_view(
         after = _distances(m, views, moved[m.i], moved[m.j])
         gains[m.i] += _by_tile(m, _distances(m, views, given[m.i], moved[m.j]) - after).sum()
         gains[m.j] += _by_tile(m, _distances(m, views, moved[m.i], given[m.j]) - after).sum()
-    return gains > 0
+    far = [motion_px(v, given[i], moved[i]) > FELT for i, v in enumerate(views)]
+    return np.array(far) & (gains > 0)
+
+
+def motion_px(view: Working, before: np.ndarray, after: np.ndarray) -> float:
+    """How far a picture moves, in pixels at its median depth, when its camera does."""
+    if np.array_equal(before, after):
+        return 0.0
+    known = view.depth[view.depth > 0]
+    depth = float(np.median(known)) if len(known) else 1.0
+    h, w = view.depth.shape
+    u, v = np.meshgrid(np.linspace(0, w - 1, 5), np.linspace(0, h - 1, 4))
+    u, v = u.ravel(), v.ravel()
+    fx, fy, cx, cy = view.pose.K
+    points = np.stack([(u - cx) / fx, (v - cy) / fy, np.ones(len(u))], 1) * depth
+    x, y, _ = project(points, (np.linalg.inv(after) @ before)[:3], view.pose.K)
+    return float(np.hypot(x - u, y - v).mean())
 
 
 def certainty(gains: np.ndarray) -> float:
@@ -107,15 +127,10 @@ def anchor(
     if 0 not in agreeing:
         return 0
     asked = [agreeing[k] for k in _evenly(len(agreeing), CANDIDATES)]
-    focal = np.array([views[j].pose.K[0] for j in asked])
-    depth = np.array([_depth(views[j]) for j in asked])
 
     def staying(i: int) -> int:
         hung = given[i] @ np.linalg.inv(moved[i]) @ moved[asked]
-        off = np.linalg.inv(given[asked]) @ hung
-        cosine = (np.trace(off[:, :3, :3], axis1=1, axis2=2) - 1) / 2
-        turn = np.arccos(np.clip(cosine, -1, 1))
-        return int((focal * (turn + np.linalg.norm(off[:, :3, 3], axis=1) / depth) < stays).sum())
+        return sum(motion_px(views[j], given[j], hung[k]) < stays for k, j in enumerate(asked))
 
     now = staying(0)
     counts = [staying(i) for i in asked]
@@ -131,11 +146,6 @@ def _by_tile(m: Match, values: np.ndarray) -> np.ndarray:
     """The median of the values in each part of the picture that has any."""
     tile = m.tile[m.judge]
     return np.array([np.median(values[tile == t]) for t in np.unique(tile)])
-
-
-def _depth(view: Working) -> float:
-    known = view.depth[view.depth > 0]
-    return float(np.median(known[::7])) if len(known) else 1.0
 
 
 def _evenly(n: int, most: int) -> list[int]:
