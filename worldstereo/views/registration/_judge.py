@@ -19,6 +19,7 @@ SURE = 3.0
 """Of a sum of differences over its root sum of squares. Were better and worse equally likely, more
 would come by chance in less than exp(-SURE**2 / 2) = 1.1 % of captures, however they are spread."""
 FELT = 0.1  # pixels; a view that moves by less is where it was: optical flow is no finer
+ASTRAY = 1 / 3  # where poses drift steadily from the first view on, it is 1/2
 CANDIDATES = 32  # views asked whether the world should stay where they are
 
 
@@ -112,30 +113,26 @@ def certainty(gains: np.ndarray) -> float:
 
 
 def anchor(
-    views: Sequence[Working],
-    given: np.ndarray,
-    moved: np.ndarray,
-    agreeing: Sequence[int],
-    stays: float,
+    views: Sequence[Working], given: np.ndarray, moved: np.ndarray, agreeing: Sequence[int]
 ) -> int:
-    """The view whose given pose the world is hung on: view 0, unless most speak against it.
+    """The view whose given pose the world is hung on: view 0, unless it is off and most are not.
 
-    Poses are solved up to a motion of the whole world. Another view is taken where at least half
-    of the agreeing ones stay within `stays` pixels of their given poses if it does, and fewer do
-    if view 0 does.
+    Poses are solved up to a motion of the whole world. The better half of the agreeing views are
+    asked how far they move at most; another view is taken where that is less than `ASTRAY` of what
+    it is with view 0.
     """
     if 0 not in agreeing:
         return 0
     asked = [agreeing[k] for k in _evenly(len(agreeing), CANDIDATES)]
 
-    def staying(i: int) -> int:
+    def far(i: int) -> float:
         hung = given[i] @ np.linalg.inv(moved[i]) @ moved[asked]
-        return sum(motion_px(views[j], given[j], hung[k]) < stays for k, j in enumerate(asked))
+        moves = [motion_px(views[j], given[j], hung[k]) for k, j in enumerate(asked)]
+        return sorted(moves)[(len(moves) - 1) // 2]
 
-    now = staying(0)
-    counts = [staying(i) for i in asked]
-    best = int(np.argmax(counts))
-    return asked[best] if counts[best] > now and 2 * counts[best] >= len(asked) else 0
+    most = [far(i) for i in asked]
+    best = int(np.argmin(most))
+    return asked[best] if most[best] < ASTRAY * far(0) else 0
 
 
 def _distances(m: Match, views: Sequence[Working], i: np.ndarray, j: np.ndarray) -> np.ndarray:

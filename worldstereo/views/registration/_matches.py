@@ -22,7 +22,7 @@ from worldstereo.views.fusion import (
 CELL = 12  # pixels; one match a cell
 TOLERANCE = 0.06  # relative depth agreement while poses are still off
 LEAST = 30  # fewer matches than this do not carry a pair
-FIT, CHOOSE = 0.6, 0.2  # shares of the cells: poses are solved from, pairs chosen by; rest: judge
+FIT, CHOOSE = 0.7, 0.15  # shares of the cells: poses are solved from, pairs chosen by; rest: judge
 SEED = 15
 TILES = 4
 NEAREST = 32  # other views, nearest in pose, that may overlap one

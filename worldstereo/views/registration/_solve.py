@@ -88,7 +88,7 @@ def _anchored(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The poses in the frame that most of the given ones share, and who may move in it."""
     agreeing = sorted({k for m in accepted for k in (m.i, m.j)})
-    fixed = anchor(views, start, poses, agreeing, AGREED)
+    fixed = anchor(views, start, poses, agreeing)
     if fixed != 0:
         poses = start[fixed] @ np.linalg.inv(poses[fixed]) @ poses
         poses[fixed] = start[fixed]
