@@ -4,7 +4,6 @@ The oracle answers from the true picture of the camera that it recognises by its
 """
 
 import threading
-import time
 
 import numpy as np
 import pytest
@@ -13,7 +12,7 @@ import torch
 from tests import textured_room
 from tests.conftest import room, room_capture
 from worldstereo import Cameras, Capture, Guide, Origin, Trajectory, WarpGenerator, World
-from worldstereo.errors import Cancelled, InvalidRequest, WeightsMissing
+from worldstereo.errors import Cancelled, InvalidRequest, OutOfMemory, WeightsMissing
 from worldstereo.generators import SamplerConfig
 from worldstereo.generators.inpaint import (
     DiffusersPainter,
@@ -21,6 +20,7 @@ from worldstereo.generators.inpaint import (
     InpaintOptions,
     OpenCVPainter,
     PainterFailed,
+    PainterLimits,
     download,
     find_model,
     offer,
@@ -38,11 +38,13 @@ from worldstereo.world import (
     complete,
     completion_budget,
     explore,
+    front_at,
     keep,
     leave_empty,
     region_of,
     start,
     takes,
+    unknown_along,
 )
 
 SIZE = (96, 72)
@@ -240,10 +242,6 @@ def shifted(image, mask, prompt, seed):
     return np.roll(image, (2, -2), (0, 1))
 
 
-def never(image, mask, prompt, seed):
-    threading.Event().wait(60)
-
-
 BAD = {
     "another shape": lambda i, m, p, s: np.zeros((40, 200, 3), np.uint8),
     "NaN": lambda i, m, p, s: np.full(i.shape, np.nan, np.float32),
@@ -267,22 +265,78 @@ def test_a_bad_painter_is_named_and_the_world_is_unchanged(name):
     assert explore(world, path(world, 2)).generator == "warp"
 
 
-def test_a_painter_that_never_answers_is_left_in_time_or_when_cancelled():
+class Silent:
+    """Answers when it is told to; a test that fails to leave it ends by itself, late."""
+
+    def __init__(self):
+        self.begun, self.told, self.ended = (threading.Event() for _ in range(3))
+
+    def __call__(self, image, mask, prompt, seed):
+        self.begun.set()
+        self.told.wait(60)
+        self.ended.set()
+        return image
+
+    def was_left(self) -> bool:
+        """Whether its call was begun and still goes on; then it may end."""
+        left = self.begun.is_set() and not self.ended.is_set()
+        self.told.set()
+        return left and self.ended.wait(60)
+
+
+def test_a_painter_that_never_answers_is_left_in_its_call():
     world = made_world()
     scene = world.scene
-    slow = InpaintGenerator(never, options=InpaintOptions(seconds=0.3))
-    with pytest.raises(PainterFailed, match="no picture in 0 s"):
+    silent = Silent()
+    slow = InpaintGenerator(silent, options=InpaintOptions(seconds=0.3))
+    with pytest.raises(PainterFailed, match=r"no picture in 0\.3 s"):
         explore(world, path(world, 3), generator=slow)
+    assert silent.was_left() and world.scene is scene and not world.busy
+
+
+def test_a_cancel_leaves_a_painter_in_its_call():
+    world = made_world()
+    scene = world.scene
+    silent = Silent()
 
     def stop(step: int, total: int, message: str) -> None:
         if "Painting, " in message:
             raise Cancelled("Cancelled.")
 
-    began = time.monotonic()
     with pytest.raises(Cancelled):
-        explore(world, path(world, 3), generator=InpaintGenerator(never), on_step=stop)
-    assert time.monotonic() - began < 30
-    assert world.scene is scene
+        explore(world, path(world, 3), generator=InpaintGenerator(silent), on_step=stop)
+    assert silent.was_left() and world.scene is scene and not world.busy
+
+
+FULL = {
+    "of Python": MemoryError(),
+    "of a card": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB"),
+    "of torch on a CPU": RuntimeError("[enforce fail at alloc_cpu.cpp:117] err == 0. "
+                                      "DefaultCPUAllocator: can't allocate memory"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FULL)
+@pytest.mark.parametrize("stepwise", [False, True])
+def test_a_painter_out_of_memory_keeps_the_world_and_says_the_way_out(name, stepwise):
+    class Full:
+        limits = PainterLimits()
+
+        def __call__(self, image, mask, prompt, seed):
+            raise FULL[name]
+
+    class FullInSteps(Full):
+        def paint(self, image, mask, prompt, seed, wish, on_step):
+            raise FULL[name]
+
+    world = made_world()
+    scene = world.scene
+    painter = FullInSteps() if stepwise else Full()
+    with pytest.raises(OutOfMemory, match="smaller size or another painter") as caught:
+        explore(world, path(world, 3), generator=InpaintGenerator(painter))
+    assert "\n" not in str(caught.value)
+    assert world.scene is scene and not world.busy and len(world.history) == 1
+    assert explore(world, path(world, 2)).generator == "warp"
 
 
 def test_an_answer_of_another_size_or_moved_by_two_pixels_is_put_right():
@@ -371,7 +425,7 @@ def test_no_keyframe_is_painted_where_everything_is_known():
     world = made_world()
     camera = world.scene.views[1].cameras
     way = Trajectory(Cameras.stack([camera]))
-    clip = explore(world, way, generator=InpaintGenerator(never))
+    clip = explore(world, way, generator=InpaintGenerator(BAD["an error"]))
     assert world.history[-1].details["keyframes"] == [] and len(clip) == 1
 
 
@@ -527,9 +581,110 @@ def test_a_place_is_completed_from_one_view_within_the_budget():
     clips = complete(world, 12, generator=generator, size=(width, height))
     painted = sum(len(record.details.get("keyframes", ())) for record in world.history)
     assert 3 <= painted <= 12 and len(clips) == len(world.history) - 1
-    turn = Trajectory.preset("look_around", camera, distance=2.0, frames=8, up=world.scene.up)
+    turn = Trajectory.preset("pan", camera, frames=16, value=337.5, up=world.scene.up)
     left = [frame.unknown for frame in Guide(world.scene, turn)]
     assert sum(left) / len(left) < 0.25
     steps = len(world.history)
     world.undo()
     assert len(world.history) == steps - 1
+
+
+# ---- a part chosen by a person -------------------------------------------------------------------
+
+
+def invented_part(world: World, way: Trajectory) -> torch.Tensor:
+    """(H, W): what the last camera of a path shows of inventions."""
+    made = Guide(world.scene, way)[len(way) - 1].made
+    assert made is not None and int(made.sum()) > 100
+    return made[0]
+
+
+@pytest.mark.parametrize("name", ["warp", "inpaint"])
+def test_a_part_left_empty_along_a_path_stays_so_whoever_generates(name):
+    """One step; no later visit, of any generator, puts a surface there; undo brings it back."""
+    world = made_world()
+    way = path(world)
+    generators = {"warp": WarpGenerator(), "inpaint": InpaintGenerator(Oracle(way))}
+    explore(world, way, generator=generators[name])
+    part = invented_part(world, way)
+    region = region_of(way.cameras[-1], part)
+    with pytest.raises(ValueError, match="take"):
+        explore(world, way, generator=generators[name], empty=region, update="manual")
+    explore(world, way, generator=generators[name], empty=region)
+    for other in generators.values():
+        explore(world, way, generator=other)
+        frame = Guide(world.scene, way)[len(way) - 1]
+        known = frame.mask[0] if frame.made is None else frame.mask[0] & ~frame.made[0]
+        still = part & ~known
+        assert frame.made is None or int((frame.made[0] & still).sum()) < 0.05 * int(still.sum())
+    for _ in range(3):
+        world.undo()
+    assert torch.equal(invented_part(world, way), part)
+
+
+def test_what_was_captured_is_neither_painted_again_nor_emptied():
+    world = made_world()
+    way = path(world)
+    painter = Oracle(way)
+    explore(world, way, generator=InpaintGenerator(painter))
+    frame = Guide(world.scene, way)[0]
+    assert frame.made is not None
+    captured = frame.mask[0] & ~frame.made[0]
+    scene, region = world.scene, region_of(way.cameras[0], captured)
+    for how in ({"again": region}, {"empty": region}):
+        with pytest.raises(InvalidRequest, match="what was captured stays"):
+            explore(world, way, generator=InpaintGenerator(painter), **how)
+    with pytest.raises(InvalidRequest, match="what was captured stays"):
+        leave_empty(world, way.cameras[0], captured)
+    assert world.scene is scene and not world.busy
+
+
+def test_a_part_painted_again_as_a_take_leaves_the_memories_as_they_were():
+    world = made_world()
+    way = path(world)
+    explore(world, way, generator=InpaintGenerator(Oracle(way)))
+    shown = [frame.color for frame in Guide(world.scene, way)]
+    region = region_of(way.cameras[-1], invented_part(world, way))
+    grey = InpaintGenerator(lambda i, m, p, s: np.where(m[..., None], np.uint8(90), i))
+    take = explore(world, way, generator=grey, again=region, update="manual")
+    assert take.take and not torch.equal(take.color[-1], shown[-1])
+    assert all(torch.equal(a.color, b) for a, b in zip(Guide(world.scene, way), shown, strict=True))
+
+
+def test_what_a_path_left_unknown_is_not_painted_on_a_second_visit():
+    """More is unknown than one keyframe shows; the second visit is the same and calls nobody."""
+    world = made_world()
+    camera = world.scene.views[1].cameras
+    ends = [Trajectory.preset("pan", camera, frames=2, value=v).cameras[-1] for v in (-70.0, 70.0)]
+    way = Trajectory(Cameras.stack([ends[0], camera, ends[1]]), "both ways")
+    calls = []
+
+    def counted(image, mask, prompt, seed):
+        calls.append(seed)
+        return OpenCVPainter()(image, mask)
+
+    generator = InpaintGenerator(counted, options=InpaintOptions(keyframes=1))
+    first = explore(world, way, generator=generator)
+    assert max(frame.unknown for frame in Guide(world.scene, way)) > 0.05
+    second = explore(world, way, generator=generator)
+    assert len(calls) == 1 and torch.equal(first.color8, second.color8)
+    other = Trajectory(way.cameras, "both ways, slower", fps=12.0)
+    explore(world, other, generator=generator)
+    assert len(calls) == 2  # another path has keyframes of its own
+
+
+def test_a_place_is_completed_from_where_a_person_looks():
+    world = made_world()
+    camera = world.scene.views[1].cameras
+    looking = Trajectory.preset("pan", camera, frames=2, value=35.0).cameras[-1]
+    front = front_at(looking, SIZE)
+    (clip,) = complete(world, 1, generator=InpaintGenerator(OpenCVPainter()), to=front, size=SIZE)
+    assert torch.allclose(clip.trajectory.cameras[-1].c2w, looking.c2w.float(), atol=1e-5)
+    assert world.history[-1].details["keyframes"]
+
+
+def test_the_share_of_a_path_that_is_unknown_is_told_quickly_and_about_right():
+    world = made_world()
+    way = path(world)
+    unknown = np.mean([frame.unknown for frame in Guide(world.scene, way)])
+    assert abs(unknown_along(world.scene, way) - unknown) < 0.05

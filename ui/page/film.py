@@ -13,23 +13,25 @@ import torch
 
 from worldstereo.errors import WorldStereoError
 from worldstereo.scene import Clip, Scene
-from worldstereo.world import compare
+from worldstereo.world import compare, region_of
 
 from .. import inspector
 from ..session.sessions import Session
 from . import html as piece
 from .core import BUSY, Core, Part, Updates, html
 from .follow import Follow
-from .settings import FIRST_PRESET, parameter, path_named
+from .settings import FIRST_PRESET, number, parameter, path_named, whole
+from .tabs.generate import GenerateTab
 from .tabs.path import PathTab
 
 SIDE = 960  # px of a frame on the page
+MOST_STROKES, MOST_POINTS = 400, 40_000  # of one brushing
 PAIR = 640  # px of each of two frames side by side
 
 
 class Film(Part):
-    def __init__(self, core: Core, path: PathTab, follow: Follow) -> None:
-        self.core, self.path, self.follow = core, path, follow
+    def __init__(self, core: Core, path: PathTab, follow: Follow, generate: GenerateTab) -> None:
+        self.core, self.path, self.follow, self.generate = core, path, follow, generate
 
     def build(self) -> None:
         self.screen = self.core.shown(html("", elem_id="screen"))
@@ -41,6 +43,7 @@ class Film(Part):
         bridge("continue", self.on_continue, self.path.inputs)
         bridge("keep", self.on_keep)
         bridge("discard", self.on_discard)
+        bridge("brushed", self.on_brushed, self.generate.inputs)
 
     def refresh(self, session: Session) -> Updates:
         """Another scene: the film of the last one leaves."""
@@ -93,6 +96,34 @@ class Film(Part):
         session.discard(_take(session.scene, data))
         said = piece.said("The take is discarded; Undo brings it back.")
         return self.follow.refresh(session) | {self.core.message: said}
+
+    def on_brushed(self, session: Session, data: dict[str, Any], *values: Any) -> Iterator[Updates]:
+        """A part of a frame that a person brushed over: paint it again, or leave it empty.
+
+        The path is made anew, as one step: what was captured, and what was invented elsewhere, is
+        shown as it was.
+        """
+        clip = session.scene.clips[_clip_index(session.scene, data.get("clip"))]
+        if clip.take:
+            raise WorldStereoError("A take is not remembered yet. Keep it, then brush.")
+        now = session.registration.revision if session.registration else 0
+        if clip.registration != now:
+            raise WorldStereoError("The views were registered anew since. Generate the clip again.")
+        frame = whole(data.get("frame"), "frame", 0, len(clip) - 1)
+        camera = clip.trajectory.cameras[frame]
+        mask = brushed(data.get("strokes"), data.get("width"), camera.width, camera.height)
+        region = region_of(camera, torch.from_numpy(mask))
+        options: dict[str, Any] = self.generate.wish(session, values).options | {"update": None}
+        if data.get("kind") == "again":
+            others = [other.seed for other in session.scene.clips if same_path(clip, other)]
+            options |= {"again": region, "seed": (max(others) + 1) % 2**31}
+        elif data.get("kind") == "empty":
+            options |= {"empty": region, "seed": clip.seed}
+        else:
+            raise WorldStereoError("A brushed part is painted again or left empty.")
+        session.explore(clip.trajectory, **options)
+        yield {self.screen: "", self.core.message: ""}
+        yield from self.follow.job(session)
 
     def on_continue(
         self, session: Session, data: dict[str, Any], *values: Any
@@ -159,6 +190,36 @@ def agreement_of(clip: Clip) -> str:
     if clip.agreement is None:
         return ""
     return f"Agreement {100 * clip.agreement:.0f} %, {clip.drift_px:.1f} px"
+
+
+def brushed(strokes: Any, width: Any, columns: int, rows: int) -> np.ndarray:
+    """(rows, columns) bool: the pixels under strokes, whose points and width are shares of a
+    picture's sides; the width is one of its width.
+
+    Raises:
+        WorldStereoError: no strokes, or values that no brush makes.
+    """
+    import cv2
+
+    if not isinstance(strokes, list) or not 0 < len(strokes) <= MOST_STROKES:
+        raise WorldStereoError("Brush over a part of the picture first.")
+    mask = np.zeros((rows, columns), np.uint8)
+    thick = max(1, round(number(width, "width of the brush", 0.001, 0.5) * columns))
+    points = 0
+    for stroke in strokes:
+        try:
+            line = np.asarray(stroke, np.float64)
+        except (TypeError, ValueError):
+            line = np.zeros(0)
+        points += len(line)
+        known = line.ndim == 2 and line.shape[1:] == (2,) and bool(np.isfinite(line).all())
+        if not known or len(line) == 0 or points > MOST_POINTS:
+            raise WorldStereoError("These strokes cannot be read. Brush again.")
+        pixels = np.rint(line.clip(0, 1) * (columns - 1, rows - 1)).astype(np.int32)
+        cv2.polylines(mask, [pixels.reshape(-1, 1, 2)], False, 1, thick)
+        for end in (pixels[0], pixels[-1]):
+            cv2.circle(mask, end.tolist(), thick // 2, 1, -1)
+    return mask > 0
 
 
 def _clip_index(scene: Scene, value: Any) -> int:

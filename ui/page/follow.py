@@ -92,7 +92,10 @@ class Follow:
         try:
             job.result()
         except Cancelled:
-            said = piece.said("Cancelled. The world is unchanged.")
+            kept = "Finished keyframes stay; Undo takes them back."
+            said = piece.said(
+                f"Cancelled. {kept if job.kind == 'complete' else 'The world is unchanged.'}"
+            )
             yield self.refresh(session) | {message: said}
         except WorldStereoError as error:  # written for this reader; any other error is a bug
             yield self.refresh(session) | {message: piece.failed(str(error))}

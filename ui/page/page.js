@@ -70,6 +70,7 @@
   let film = null; // {root, frames, at, speed, loop, timer}
   const draw = (at) => {
     const { root, frames } = film;
+    if (at !== film.at) wipe(); // strokes are of one frame
     film.at = Math.max(0, Math.min(frames.length - 1, at));
     root.querySelector('img').src = frames[film.at];
     if (film.second) root.querySelector('img[data-second]').src = film.second[film.at];
@@ -98,7 +99,51 @@
     document.querySelectorAll('.pic.now').forEach((one) => one.classList.remove('now'));
     return true;
   };
+  // the brush: strokes on a frame, in shares of its width and height
+  const inner = () => { // where the picture is in its element, which it need not fill
+    const image = film.root.querySelector('img'), box = image.getBoundingClientRect();
+    const scale = Math.min(box.width / image.naturalWidth, box.height / image.naturalHeight);
+    const [w, h] = [scale * image.naturalWidth, scale * image.naturalHeight];
+    return { x: (box.width - w) / 2, y: (box.height - h) / 2, w, h, box };
+  };
+  const breadth = () => +film.root.querySelector('[data-film=width]').value / 100;
+  const ink = () => {
+    const canvas = film.root.querySelector('.brush'), { x, y, w, h, box } = inner(), pen = canvas.getContext('2d');
+    [canvas.width, canvas.height] = [Math.round(box.width), Math.round(box.height)];
+    [pen.lineCap, pen.lineJoin, pen.lineWidth, pen.strokeStyle] = ['round', 'round', breadth() * w, '#ff3fb4'];
+    for (const stroke of film.strokes) {
+      pen.beginPath();
+      for (const [u, v] of [stroke[0], ...stroke]) pen.lineTo(x + u * w, y + v * h);
+      pen.stroke();
+    }
+    for (const button of film.root.querySelectorAll('[data-film=brushed]')) button.disabled = film.strokes.length === 0;
+  };
+  const wipe = () => { if (film.strokes.length) { film.strokes = []; ink(); } };
+  let drawing = null; // the stroke that a pointer is at
+  const dab = (event) => {
+    const { x, y, w, h, box } = inner();
+    drawing.push([(event.clientX - box.left - x) / w, (event.clientY - box.top - y) / h].map((part) => Math.round(1e4 * Math.max(0, Math.min(1, part))) / 1e4));
+    ink();
+  };
+  document.addEventListener('pointerdown', (event) => {
+    if (!event.target.matches?.('.player .brush')) return;
+    event.preventDefault();
+    film.strokes.push(drawing = []);
+    dab(event);
+  });
+  document.addEventListener('pointermove', (event) => { if (drawing) dab(event); });
+  for (const end of ['pointerup', 'pointercancel']) document.addEventListener(end, () => { drawing = null; });
+
   const filmActions = {
+    brush: (button) => {
+      rest();
+      const on = film.root.toggleAttribute('data-brush');
+      button.setAttribute('aria-pressed', on);
+      film.strokes = [];
+      ink();
+    },
+    brushed: (button) => send('brushed', { kind: button.dataset.kind, clip: film.root.dataset.clip, frame: film.at, width: breadth(), strokes: film.strokes }),
+    wipe: () => wipe(),
     toggle: () => { if (film.root.hasAttribute('data-playing')) rest(); else roll(); },
     speed: () => { pace(SPEEDS[(SPEEDS.indexOf(film.speed) + 1) % SPEEDS.length]); if (film.root.hasAttribute('data-playing')) roll(); },
     loop: (button) => { film.loop = !film.loop; button.setAttribute('aria-pressed', film.loop); },
@@ -113,13 +158,13 @@
     if (!root.dataset.frames) return;
     rest();
     const frames = root.dataset.frames.split('|'), seconds = frames.length / +root.dataset.fps;
-    film = { root, frames, second: root.dataset.second ? root.dataset.second.split('|') : null, at: 0, loop: false };
+    film = { root, frames, second: root.dataset.second ? root.dataset.second.split('|') : null, at: 0, loop: false, strokes: [] };
     pace(seconds >= 3 ? 1 : seconds >= 1.5 ? 0.5 : 0.25); // a short clip is seen, not flashed
     draw(0);
     if (!matchMedia('(prefers-reduced-motion: reduce)').matches) roll();
   };
   document.addEventListener('change', (event) => { if (event.target.matches('[data-beside]')) send('beside', { clip: event.target.dataset.clip, key: event.target.value }); });
-  document.addEventListener('input', (event) => { if (event.target.dataset?.film === 'scrub') { rest(); draw(+event.target.value); } });
+  document.addEventListener('input', (event) => { if (event.target.dataset?.film === 'scrub') { rest(); draw(+event.target.value); } else if (event.target.dataset?.film === 'width') ink(); });
 
   // ---- keys: also inside the viewport, which takes the focus while flying
   const press = (selector) => { const button = $(selector); if (button && !button.disabled && button.offsetParent) button.click(); };

@@ -65,7 +65,7 @@ class Panel(Core):
         self.generate = GenerateTab(self, self.action, self.follow, self.clip, self.path)
         self.world = WorldTab(self, self.action, self.hud, self.follow)
         self.export = ExportTab(self)
-        self.film = Film(self, self.path, self.follow)
+        self.film = Film(self, self.path, self.follow, self.generate)
         self.stage = Stage(
             self, self.hud, self.follow, self.memory, self.path, self.world, self.film
         )

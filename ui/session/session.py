@@ -20,12 +20,12 @@ from worldstereo import world as edits
 from worldstereo.cameras import Cameras
 from worldstereo.errors import OutOfMemory, WorldBusy, WorldStereoError
 from worldstereo.exports.conventions import to_file
-from worldstereo.generators import Frame, Inspectable, SamplerConfig
+from worldstereo.generators import EmptyRegion, Frame, Inspectable, SamplerConfig
 from worldstereo.progress import OnStep, ignore
 from worldstereo.scene import Capture, Clip, LeftOut, Scene
 from worldstereo.trajectory import Trajectory
 from worldstereo.views.registration import Registration
-from worldstereo.world import AddReport, NextView, explore, next_best_views
+from worldstereo.world import AddReport, NextView, explore, front_at, next_best_views
 
 from ..viewport.events import Event, JobChanged, Measured, Selected
 from ..viewport.viewport import Viewport
@@ -43,6 +43,8 @@ log = logging.getLogger(__name__)
 
 PREPARING = "A new world is being prepared. Wait for it, or cancel it first."
 GHOSTS = 3  # cameras proposed at once
+FRAMES_TO_A_KEYFRAME = 3  # of the path on which a place is completed
+NOBODY_LOOKS = "The stage is not connected yet. Wait a moment and try again."
 NO_VIEWS = "This world has no views to match against."
 
 
@@ -188,6 +190,18 @@ class Session:
         per_pixel = self._shared.pace.get(self.pace_of(generator), guess)
         return per_pixel * frames * width * height
 
+    def estimate_keyframes(
+        self, generator: str, keyframes: int, width: int, height: int
+    ) -> float | None:
+        """Seconds that completing a place with so many keyframes takes at most."""
+        choice = self.generators.get(generator)
+        if choice is not None and choice.modes is not None:
+            fits = choice.modes(1, width, height, self.sampler)
+            one = next((fit.seconds for fit in fits if fit.fits), None)
+        else:
+            one = self.estimate(generator, FRAMES_TO_A_KEYFRAME, width, height)
+        return None if one is None else keyframes * one
+
     def pace_of(self, generator: str) -> str:
         """The name under which the speed of a generator in its mode is kept."""
         choice = self.generators.get(generator)
@@ -273,10 +287,13 @@ class Session:
         mode: str = "",
         aside: bool = False,
         update: str | None = None,
+        again: EmptyRegion | None = None,
+        empty: EmptyRegion | None = None,
     ) -> Job:
         """Generate the views of a path; they appear in `job.frames` as they are made.
 
         Args:
+            again: a region that is painted anew. empty: one that stays empty from now on.
             update: when it is remembered, "per_frame", "per_step" or "manual": a take, which waits
                 for `keep` or `discard`; default: as the world says.
             aside: the generator, mode and prompt last chosen stay as they are.
@@ -301,8 +318,9 @@ class Session:
                 self._chose(choice, mode, sampler, prompt)
 
         def work(job: Job) -> Clip:
-            rest = {"seed": seed, "prompt": prompt, "negative_prompt": negative_prompt}
-            rest["update"] = update
+            rest: dict[str, Any] = {"seed": seed, "prompt": prompt}
+            rest["negative_prompt"] = negative_prompt
+            rest |= {"update": update, "again": again, "empty": empty}
             return self._explore(job, choice, trajectory, guide=kind, sampler=sampler, **rest)
 
         return self._start("explore", work, accepted=chosen)
@@ -311,6 +329,7 @@ class Session:
         self,
         budget: int,
         *,
+        here: bool = False,
         generator: str = "",
         width: int = 640,
         height: int = 480,
@@ -323,12 +342,22 @@ class Session:
     ) -> Job:
         """Invent what surrounds the known, keyframe by keyframe; each is a step of its own.
 
+        Args:
+            here: begin in the direction in which the visitor looks, not where most is missing.
+
         Raises:
-            WorldStereoError: an unknown generator, one that cannot run here, or no view.
+            WorldStereoError: an unknown generator, one that cannot run here, no view, or nobody
+                is looking.
             WorldBusy: another job of this session runs.
         """
         choice = self._usable(generator)
         sampler = sampler_of(steps, guidance)
+        front = None
+        if here:
+            camera = self.viewport.stage_camera()
+            if camera is None:
+                raise WorldStereoError(NOBODY_LOOKS)
+            front = front_at(camera, (width, height))
 
         def work(job: Job) -> tuple[Clip, ...]:
             held = self.mode if choice.modes is not None else ""
@@ -340,6 +369,7 @@ class Session:
                         self.world,
                         budget,
                         generator=made,
+                        to=front,
                         size=(width, height),
                         seed=seed,
                         prompt=prompt,
@@ -347,6 +377,9 @@ class Session:
                         sampler=sampler,
                         on_step=job.on_step,
                     )
+            except OutOfMemory:
+                self._shared.forget(choice.name)
+                raise
             finally:
                 if self.scene.revision != before:  # finished steps stay, whatever ended the rest
                     self._saving.save(job)
@@ -383,7 +416,7 @@ class Session:
         """
         camera = self.viewport.stage_camera()
         if camera is None:
-            raise WorldStereoError("The stage is not connected yet. Wait a moment and try again.")
+            raise WorldStereoError(NOBODY_LOOKS)
         path = Trajectory(Cameras.stack([camera]), "view from here")
         choices = (self.generator, *self.generators)
         name = next((one for one in choices if self._makes(one, path)), self.generator)

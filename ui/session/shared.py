@@ -41,9 +41,9 @@ class Shared:
         self.pace: dict[str, float] = {}
         self.depth_model = DepthModel(config.depth_model)
         self.examples: tuple[Example, ...] = config.examples
-        self.generators: dict[str, GeneratorChoice] = {
-            choice.name: choice for choice in config.generators
-        }
+        # What this machine can run comes first; among equals the order of the configuration stays.
+        offered = sorted(config.generators, key=lambda choice: bool(choice.why_not))
+        self.generators: dict[str, GeneratorChoice] = {choice.name: choice for choice in offered}
         self._made: dict[str, tuple[str, Generator]] = {}
         self._making = threading.Lock()  # weights take minutes: readers of files must not wait
         self._lock = threading.Lock()

@@ -8,9 +8,11 @@ from worldstereo.world._coverage import (
     Known,
     NextView,
     coverage,
+    front_at,
     next_best_views,
     propose_path,
     unknown,
+    unknown_along,
 )
 from worldstereo.world._edits import delete_points, moved, set_registration, set_scale, set_up
 from worldstereo.world._explore import default_view, explore, pivot_distance, sky_of, start
@@ -40,6 +42,7 @@ __all__ = [
     "delete_points",
     "discard",
     "explore",
+    "front_at",
     "keep",
     "leave_empty",
     "locate",
@@ -59,4 +62,5 @@ __all__ = [
     "takes",
     "trim",
     "unknown",
+    "unknown_along",
 ]

@@ -179,6 +179,25 @@ def next_best_views(
     return tuple(NextView(_sized(candidates[i], *size), gains[i], shares[i]) for i in chosen)
 
 
+def front_at(camera: Cameras, size: tuple[int, int]) -> NextView:
+    """A front that a person chose: where they look, however much is missing there.
+
+    Args:
+        size: of its picture, pixels.
+    """
+    return NextView(_sized(camera, *size), 1.0, 1.0)
+
+
+def unknown_along(scene: Scene, path: Trajectory, frames: int = 6) -> float:
+    """About which share of a path's pictures no point of the cloud covers; quick, from a few."""
+    points = _thinned(scene.cloud.points)
+    few = np.unique(np.linspace(0, len(path) - 1, min(frames, len(path))).astype(int)).tolist()
+    wide = path.cameras.width >= path.cameras.height
+    small = SMALL if wide else SMALL[::-1]
+    shares = [1 - float(_seen(points, path.cameras[i].scaled(*small))[0].mean()) for i in few]
+    return sum(shares) / len(shares)
+
+
 def propose_path(
     scene: Scene,
     *,

@@ -8,6 +8,7 @@ Every function here is one step of the world: on any error the world is as it wa
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -36,7 +37,10 @@ from worldstereo.world._invent import (
     empty_regions,
     fold_inventions,
     forget_inventions,
+    left_empty,
+    packed,
     scene_of,
+    visited,
 )
 from worldstereo.world._remember import forget, remember_cloud, remember_generated, remember_given
 from worldstereo.world._takes import make_room
@@ -127,6 +131,7 @@ def explore(
     write_geometry: bool = True,
     write_stereo: bool = True,
     again: EmptyRegion | None = None,
+    empty: EmptyRegion | None = None,
     keyframes: int | None = None,
 ) -> Clip:
     """Generate the views of a path and fold what nobody had seen into both memories.
@@ -145,10 +150,12 @@ def explore(
         update: another frequency than the world's own for this clip.
         keyframes: most cameras that a generator which invents may paint.
         again: a region (`region_of`) whose inventions are forgotten first, to be painted again.
+        empty: a region whose inventions are forgotten, and which stays empty from now on.
 
     Raises:
         WorldStereoError: the world is empty.
-        ValueError: the generator cannot make such a path; the text says which it can.
+        ValueError: the generator cannot make such a path, a region holds no invention, or a take
+            is asked for with a region to stay empty; the text says which.
         WorldBusy, Cancelled: another step runs; `on_step` raised it.
     """
     generator = generator or world.generator
@@ -156,15 +163,23 @@ def explore(
     update = update or world.update_frequency
     if update not in UPDATE_FREQUENCIES:
         raise ValueError(f"update must be one of {', '.join(UPDATE_FREQUENCIES)}, got {update!r}.")
+    if update == "manual" and empty is not None:
+        raise ValueError("a region cannot be left empty by a take, which is not remembered.")
     scene = world.scene
     if not scene.views and len(scene.cloud) == 0:
         raise WorldStereoError("The world is empty. Open an example or a capture first.")
     with world.step(f"explore {trajectory.name}") as draft:
         draft.write_geometry, draft.write_stereo = write_geometry, write_stereo
         scene = draft.scene
-        if again is not None:
-            forget_inventions(draft, again)
-            scene, guide = scene_of(draft), guide.kind if isinstance(guide, Guide) else guide
+        known = _Held(draft) if update == "manual" else None
+        for region in (again, empty):
+            if region is not None:
+                forget_inventions(draft, region)
+                scene, guide = scene_of(draft), guide.kind if isinstance(guide, Guide) else guide
+        regions = empty_regions(world.history)
+        if empty is not None:
+            regions = (*regions, empty)
+            draft.details["empty"] = packed(empty)
         if not isinstance(guide, Guide):
             guide = Guide(scene, trajectory, guide)
         request = GenerationRequest(
@@ -181,19 +196,22 @@ def explore(
             seed=seed,
             sampler=sampler or SamplerConfig(),
             on_state=on_state,
-            empty=empty_regions(world.history),
+            empty=regions,
             keyframes=keyframes,
         )
         judge = _judge(guide, scene, trajectory)
         check = _Check(draft, generator, trajectory)
         frames: list[Frame] = []
-        known = _Held(draft) if update == "manual" else None
         if isinstance(generator, Inventor):
+            if again is None and empty is None and visited(world.history, trajectory):
+                request = replace(request, keyframes=0)
             request = fold_inventions(draft, scene, generator, request, on_step)
             made, update_frames = generator.frames(request, on_step), ""
         else:
             made, update_frames = generator(request, on_step), update
         for frame in made:
+            if regions and not isinstance(generator, Inventor):
+                frame = left_empty(frame, trajectory.cameras[len(frames)], regions)
             said = check(frame, len(frames))
             if update_frames == "per_frame":
                 remember_generated(draft, frame, judge, len(frames), generator, said)
@@ -214,6 +232,7 @@ def explore(
             "registration": clip.registration,
             "update_frequency": update,
             **({"take": True} if update == "manual" else {}),
+            **({"again": True} if again is not None else {}),
         }
         if update == "manual":
             assert known is not None

@@ -12,14 +12,16 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from worldstereo.cameras import Cameras
+from worldstereo.errors import InvalidRequest
 from worldstereo.generators import (
     EmptyRegion,
+    Frame,
     GenerationRequest,
     as_view,
 )
 from worldstereo.guide import Guide
 from worldstereo.progress import OnStep
-from worldstereo.scene import Scene
+from worldstereo.scene import Origin, Scene
 from worldstereo.trajectory import Trajectory
 from worldstereo.world._remember import remember_view, without_pixels
 from worldstereo.world._world import Draft, StepRecord, World, published_cloud
@@ -65,18 +67,36 @@ def fold_inventions(
     return replace(request, guide=whole, views=tuple(draft.views))
 
 
+def visited(history: Sequence[StepRecord], path: Trajectory) -> bool:
+    """Whether this path was painted, and nothing was taken away or found anew since.
+
+    What its keyframes left unknown then is not painted on a second visit, which is to be the same.
+    """
+    wanted = path.to_json()
+    for record in reversed(history):
+        details = record.details
+        if "trajectory" not in details:
+            return False
+        if details["trajectory"] == wanted and "keyframes" in details and "take" not in details:
+            return True
+        if "again" in details or "empty" in details:
+            return False
+    return False
+
+
 def leave_empty(world: World, camera: Cameras, mask: Bool[Tensor, "H W"]) -> int:
     """Keep what a camera sees under a mask empty: inventions there go, and none come again.
 
     Returns how many points of the cloud were removed. One step, which can be undone.
 
     Raises:
-        ValueError: the mask has another size than the camera's picture, or marks nothing.
+        ValueError: the mask has another size than the camera's picture, or marks nothing that is
+            unknown or was invented.
     """
     region = region_of(camera, mask)
     with world.step("leave empty") as draft:
         removed = forget_inventions(draft, region)
-        draft.details["empty"] = _packed(region)
+        draft.details["empty"] = packed(region)
     return removed
 
 
@@ -100,8 +120,18 @@ def forget_inventions(draft: Draft, region: EmptyRegion) -> int:
     """Forget the invented surfaces that a region's camera shows under its mask.
 
     Given surfaces stay. Returns how many points of the cloud were removed.
+
+    Raises:
+        InvalidRequest: all that is marked is known from what was given.
     """
-    depth = Guide(scene_of(draft), Trajectory(Cameras.stack([region.camera])))[0].depth[0]
+    frame = Guide(scene_of(draft), Trajectory(Cameras.stack([region.camera])))[0]
+    free = ~frame.mask if frame.made is None else ~frame.mask | frame.made
+    if not bool((free[0].to(region.mask.device) & region.mask).any()):
+        raise InvalidRequest(
+            "Nothing that is marked was invented; what was captured stays as it is. Mark a part "
+            "that was painted."
+        )
+    depth = frame.depth[0]
     marked = torch.where(region.mask, depth, 0.0)
 
     def shown(points: Tensor) -> Tensor:
@@ -140,7 +170,16 @@ def empty_regions(history: Sequence[StepRecord]) -> tuple[EmptyRegion, ...]:
     return tuple(found)
 
 
-def _packed(region: EmptyRegion) -> dict[str, Any]:
+def left_empty(frame: Frame, camera: Cameras, regions: Sequence[EmptyRegion]) -> Frame:
+    """A frame without the surfaces that it invents where a person wants none."""
+    inside = torch.zeros_like(frame.depth, dtype=torch.bool)
+    for region in regions:
+        inside |= region.covers(camera, frame.depth)
+    inside &= frame.origin == int(Origin.INVENTED)
+    return frame._replace(depth=frame.depth.masked_fill(inside, 0.0))
+
+
+def packed(region: EmptyRegion) -> dict[str, Any]:
     """A region as a world's history keeps it, its mask small."""
     h, w = region.mask.shape
     scale = min(1.0, STORED / max(h, w))

@@ -13,7 +13,7 @@ import numpy as np
 
 from worldstereo.errors import WorldStereoError
 from worldstereo.generators import Fit, GeneratorLimits, SamplerConfig
-from worldstereo.world import completion_budget
+from worldstereo.world import completion_budget, unknown_along
 
 from ...session.session import PREPARING
 from ...session.sessions import GeneratorChoice, Session
@@ -27,6 +27,8 @@ from .path import PathTab
 
 NOTHING = "Nothing generated yet. Press G."
 REMEMBER = {"Each view": "per_frame", "After the clip": "per_step", "Not yet: a take": "manual"}
+FRONTS = {"Where most is missing": "coverage", "Where I look": "here"}
+MOST_KEYFRAMES = 24
 READING = "Reading what the checkpoint would take …"
 
 
@@ -101,7 +103,11 @@ class GenerateTab(Part):
             )
         with gr.Accordion("Complete this place", open=False):
             self.whole = shown(html(""))
-            self.budget = gr.Slider(1, 24, 4, step=1, label="Keyframes", elem_id="budget")
+            self.front = segmented(list(FRONTS.items()), "coverage", "Begin", "front", titled=True)
+            self.budget = gr.Slider(
+                1, MOST_KEYFRAMES, 4, step=1, label="Keyframes", elem_id="budget"
+            )
+            self.takes_up_to = shown(html("", elem_id="takes-up-to"))
             self.complete = gr.Button("Complete this place", size="sm", elem_id="complete")
         gr.Markdown("## New views", elem_classes="gap-top")
         self.takes = shown(html("", elem_id="takes"))
@@ -116,9 +122,13 @@ class GenerateTab(Part):
     def wire(self) -> None:
         on, path, clip = self.core.on, self.path, self.clip
         on(self.action.go.click, self.on_generate, self.inputs)
-        on(self.complete.click, self.on_complete, lambda: [*self.inputs, self.budget])
+        on(self.complete.click, self.on_complete, lambda: [*self.inputs, self.front, self.budget])
+        counted = [self.budget, self.clip.size, self.clip.name]
+        for changed in (self.budget.change, self.clip.size.input, self.clip.name.input):
+            on(changed, self.on_budget, counted, latest=True)
         on(clip.name.input, self.on_generator, lambda: [*path.inputs, self.prompt])
         on(self.mode.input, self.on_mode, [self.mode])
+        on(self.core.tabs.select, self.on_looked, counted)
         on(self.steps.release, self.on_sampler, [self.steps, self.guidance])
         on(self.guidance.release, self.on_sampler, [self.steps, self.guidance])
         on(clip.frames.release, self.on_clip, lambda: path.inputs)
@@ -143,6 +153,7 @@ class GenerateTab(Part):
             pictures = [clip.color8[i].permute(1, 2, 0).cpu().numpy() for i in few]
             updates[self.latest] = self._pictures(pictures, [i + 1 for i in few])
         updates[self.whole] = self._missing(session)
+        updates[self.about] = self._about(session.generator, session)
         if not clips:
             updates[self.latest] = piece.empty(NOTHING)
         return updates
@@ -226,13 +237,40 @@ class GenerateTab(Part):
 
     def on_complete(self, session: Session, *values: Any) -> Iterator[Updates]:
         """Keyframe by keyframe around what is known; each can be undone."""
-        wish = self.wish(session, values[:-1])
-        budget = whole(values[-1], "keyframes", 1, 24)
+        wish = self.wish(session, values[:-2])
+        front, budget = values[-2], whole(values[-1], "keyframes", 1, MOST_KEYFRAMES)
+        if front not in FRONTS.values():
+            raise WorldStereoError(f"Begin is one of {', '.join(FRONTS)}.")
         choice = session.generators[wish.generator]
         width, height = chosen_size(wish.size, session.scene, choice.limits)
-        session.complete(budget, width=width, height=height, **wish.options)
+        options = {key: value for key, value in wish.options.items() if key != "update"}
+        session.complete(budget, here=front == "here", width=width, height=height, **options)
         yield {self.core.message: ""}
         yield from self.follow.job(session)
+
+    def on_looked(self, session: Session, *counted: Any) -> Updates:
+        """Another tab was opened: the path may have changed since this one was filled."""
+        about = {self.about: self._about(session.generator, session)}
+        return about | self.on_budget(session, *counted)
+
+    def on_budget(self, session: Session, budget: Any, size: Any, name: Any) -> Updates:
+        """What completing the place takes at most, before it is begun."""
+        keyframes = whole(budget, "keyframes", 1, MOST_KEYFRAMES)
+        choice = session.generators.get(str(name))
+        limits = choice.limits if choice else None
+        if choice is None or choice.why_not or not sizes(session.scene, limits):
+            return {self.takes_up_to: ""}
+        seconds = session.estimate_keyframes(
+            choice.name, keyframes, *chosen_size(str(size), session.scene, limits)
+        )
+        return {
+            self.takes_up_to: piece.render(
+                "generate.html",
+                "takes_up_to",
+                keyframes=f"{keyframes} {piece.plural('keyframe', keyframes)}",
+                about="" if seconds is None else piece.duration(seconds),
+            )
+        }
 
     def on_generator(self, session: Session, *values: Any) -> Iterator[Updates]:
         """Another generator: what it accepts decides what the tab offers."""
@@ -250,10 +288,10 @@ class GenerateTab(Part):
             modes = self._modes(session)
         except (WorldStereoError, ValueError) as error:
             session.generator = before
-            yield {self.clip.name: before, self.about: self._about(before)}
+            yield {self.clip.name: before, self.about: self._about(before, session)}
             raise WorldStereoError(str(error)) from error
         limits = choice.limits
-        updates: Updates = {self.about: self._about(name)} | modes
+        updates: Updates = {self.about: self._about(name, session)} | modes
         if limits is not None:
             frames = min(MAX_FRAMES, accepted_frames(whole(settings[3], "views", 1, 1000), limits))
             updates |= {
@@ -340,12 +378,17 @@ class GenerateTab(Part):
         tiles = list(zip(small, numbers, strict=True))
         return piece.render("generate.html", "pictures", tiles=tiles)
 
-    def _about(self, name: str) -> str:
-        """What the chosen generator does, then one line about each of the others."""
-        choices = self.core.sessions.generators
-        others = [choice for choice in choices.values() if choice.name != name]
+    def _about(self, name: str, session: Session | None = None) -> str:
+        """What each generator would add here, in the order in which they are offered."""
+        unknown = None
+        if session is not None and session.plan is not None and len(session.scene.cloud) > 0:
+            unknown = f"{100 * unknown_along(session.scene, session.plan):.0f} %"
         return piece.render(
-            "generate.html", "about", description=choices[name].description, others=others
+            "generate.html",
+            "about",
+            name=name,
+            choices=list(self.core.sessions.generators.values()),
+            unknown=unknown,
         )
 
     def _missing(self, session: Session) -> str:

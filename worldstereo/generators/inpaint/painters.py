@@ -8,16 +8,18 @@ or not at all, so every answer is checked before it is used, and a call can be l
 """
 
 import threading
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+import torch
 from jaxtyping import Bool, UInt8
 
 from worldstereo._core.lazy import loaded
-from worldstereo.errors import WorldStereoError
+from worldstereo.errors import OutOfMemory, WorldStereoError
 from worldstereo.generators.registry import GeneratorSettings
 from worldstereo.progress import OnStep
 
@@ -183,15 +185,38 @@ def call(
 
     Raises:
         PainterFailed: it raised, took longer than `seconds`, or answered with no such picture.
+        OutOfMemory: it needs more memory than there is.
         Cancelled: `on_step` raised it.
     """
     # What the painter is given is its own: it may write into it.
     given = image.copy(), mask.copy(), prompt, seed
-    if isinstance(painter, StepwisePainter):
-        answer = painter.paint(*given, wish, on_step)
-    else:
-        answer = _watched(lambda: painter(*given), on_step, seconds)
+    try:
+        if isinstance(painter, StepwisePainter):
+            answer = painter.paint(*given, wish, on_step)
+        else:
+            answer = _watched(lambda: painter(*given), on_step, seconds)
+    except Exception as error:
+        if not ran_out_of_memory(error):
+            raise
+        traceback.clear_frames(error.__traceback__)  # they hold what filled it
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        h, w = mask.shape
+        raise OutOfMemory(
+            f"The painter ran out of memory on a picture of {w} x {h} px. Choose a smaller size or "
+            f"another painter; the world is kept."
+        ) from None
     return checked(answer, image, mask)
+
+
+def ran_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that a card or this machine has too little memory.
+
+    On a CPU torch raises no class of its own for it, but a `RuntimeError` of its allocator.
+    """
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
 
 
 def _watched(work: Callable[[], Any], on_step: OnStep, seconds: float) -> Any:
@@ -215,12 +240,12 @@ def _watched(work: Callable[[], Any], on_step: OnStep, seconds: float) -> Any:
         on_step(0, 1, f"Painting, {waited:.0f} s")
         if waited > seconds:
             raise PainterFailed(
-                f"The painter gave no picture in {seconds:.0f} s. Choose another one or a smaller "
+                f"The painter gave no picture in {seconds:g} s. Choose another one or a smaller "
                 f"size."
             )
     if failure:
         error = failure[0]
-        if isinstance(error, WorldStereoError):
+        if isinstance(error, WorldStereoError) or ran_out_of_memory(error):
             raise error
         raise PainterFailed(
             f"The painter failed: {type(error).__name__}: {str(error)[:160]}."

@@ -19,7 +19,12 @@ import torch
 
 from worldstereo.errors import OutOfMemory, WeightsMissing, WorldStereoError
 from worldstereo.generators.base import Fit
-from worldstereo.generators.inpaint.painters import PainterFailed, PainterLimits, Wish
+from worldstereo.generators.inpaint.painters import (
+    PainterFailed,
+    PainterLimits,
+    Wish,
+    ran_out_of_memory,
+)
 from worldstereo.progress import OnStep, ignore
 
 log = logging.getLogger(__name__)
@@ -140,7 +145,7 @@ class DiffusersPainter:
         """One picture; `on_step` is asked after each denoising step.
 
         Raises:
-            OutOfMemory: the card is too small.
+            OutOfMemory: it needs more memory than there is.
             PainterFailed: the model raised an error of its own.
         """
         from PIL import Image
@@ -179,13 +184,15 @@ class DiffusersPainter:
         try:
             with torch.no_grad():
                 result = pipeline(**{k: v for k, v in wanted.items() if k in accepted})
-        except torch.cuda.OutOfMemoryError:
-            raise OutOfMemory(
-                "The card is too small for this inpainting model. Choose a smaller one."
-            ) from None
         except Exception as error:
             if stopped:
                 raise stopped[0] from None
+            if ran_out_of_memory(error):
+                self.close()
+                raise OutOfMemory(
+                    f"{self.survey.kind} needs more memory than there is on {self.device.type}. "
+                    f"Choose a smaller model; the world is kept."
+                ) from None
             log.warning("inpainting model failed: %s", error)
             raise PainterFailed(
                 f"{self.survey.kind} failed: {type(error).__name__}: {str(error)[:160]}."
@@ -227,6 +234,8 @@ class DiffusersPainter:
                     self.folder, use_safetensors=True, local_files_only=True, dtype=half, **absent
                 )
             except Exception as error:  # any of a dozen classes, for a damaged or foreign folder
+                if ran_out_of_memory(error):
+                    raise
                 log.warning("inpainting model refused: %s", error)
                 raise WeightsMissing(
                     f"{self.folder.name}: diffusers cannot load it for inpainting "
