@@ -32,7 +32,8 @@ from tests.fake_session import (
 )
 from worldstereo import exports
 from worldstereo.errors import Cancelled, ExportError, WorldBusy, WorldStereoError
-from worldstereo.generators import GeneratorLimits
+from worldstereo.generators import GeneratorLimits, WarpGenerator
+from worldstereo.generators.registry import GeneratorChoice
 from worldstereo.reconstruct import QUALITIES
 from worldstereo.scene import DepthKind, LeftOut, PointCloud, Scene
 from worldstereo.trajectory import PRESETS
@@ -221,7 +222,17 @@ def test_hostile_names_stay_text_everywhere_on_the_page(panel, session):
             piece.empty(text),
             piece.render("export.html", "progress", text=text),
             piece.render("export.html", "written", serial=1, text=text),
-            piece.render("generate.html", "about", description=text, others=[]),
+            piece.render(
+                "generate.html",
+                "about",
+                name=text,
+                choices=[
+                    GeneratorChoice(text, text, text, None, WarpGenerator),
+                    GeneratorChoice("off", text, text, None, WarpGenerator, text),
+                ],
+                unknown=text,
+            ),
+            piece.render("generate.html", "takes_up_to", keyframes=text, about=text),
             piece.render(
                 "world.html",
                 "examples",

@@ -111,6 +111,8 @@
     const canvas = film.root.querySelector('.brush'), { x, y, w, h, box } = inner(), pen = canvas.getContext('2d');
     [canvas.width, canvas.height] = [Math.round(box.width), Math.round(box.height)];
     [pen.lineCap, pen.lineJoin, pen.lineWidth, pen.strokeStyle] = ['round', 'round', breadth() * w, '#ff3fb4'];
+    pen.rect(x, y, w, h);
+    pen.clip();
     for (const stroke of film.strokes) {
       pen.beginPath();
       for (const [u, v] of [stroke[0], ...stroke]) pen.lineTo(x + u * w, y + v * h);
