@@ -124,7 +124,7 @@ def flicker(
     return cross_view_error(color, depth, cameras, 1)
 
 
-class Fit(NamedTuple):
+class MemoryModeFit(NamedTuple):
     accuracy: float
     """Median distance of the points found to the reference."""
     completeness: float
@@ -136,7 +136,7 @@ class Fit(NamedTuple):
 
 def geometry_error(
     found: Float[Tensor, "N 3"], reference: Float[Tensor, "M 3"], threshold: float
-) -> Fit:
+) -> MemoryModeFit:
     """Two point sets against each other; share within `threshold` counts for the F-score."""
     if len(found) == 0 or len(reference) == 0:
         raise ValueError(f"both sets must hold points, got {len(found)} and {len(reference)}.")
@@ -149,4 +149,4 @@ def geometry_error(
     precision, recall = (float((d <= threshold).double().mean()) for d in (there, back))
     both = precision + recall
     score = 2 * precision * recall / both if both else 0.0
-    return Fit(float(there.median()), float(back.median()), precision, recall, score)
+    return MemoryModeFit(float(there.median()), float(back.median()), precision, recall, score)

@@ -42,7 +42,7 @@ from worldstereo.reconstruct import (
     render_mesh,
 )
 from worldstereo.scene import Scene, View
-from worldstereo.views.intake import Intake, IntakeOptions, enter
+from worldstereo.views.intake import IntakeOptions, PreprocessedViews, preprocess_views
 
 SETS = ("livingroom1", "icl-nuim-5", "tum-rpy", "workshop")
 VOXEL = 0.01
@@ -70,7 +70,9 @@ class World:
 
     def __init__(self, split: Split, *, register: bool, options: IntakeOptions) -> None:
         began = time.process_time()
-        self.intake: Intake = enter(split.kept, register=register, options=options)
+        self.intake: PreprocessedViews = preprocess_views(
+            split.kept, register=register, options=options
+        )
         self.seconds = time.process_time() - began
         views = self.intake.views
         self.scene = Scene(views=views, unit=self.intake.unit, metres_per_unit=1.0)
@@ -266,7 +268,7 @@ def compare(
 def cost(views: Sequence[View]) -> dict[str, dict[str, float]]:
     """Seconds and peak memory beyond what was there before, of up to 50 frames."""
     views = list(views)[:50]
-    intake = enter(views)
+    intake = preprocess_views(views)
     scene = Scene(views=intake.views, unit=intake.unit, metres_per_unit=1.0)
     few = Scene(views=intake.views[:2], unit=intake.unit, metres_per_unit=1.0)
     cameras = [v.given for v in views]

@@ -32,7 +32,7 @@ from worldstereo.inputs.limits import LOCAL
 from worldstereo.memory.stereo import dense as synthesis
 from worldstereo.progress import OnStep, ignore
 from worldstereo.views import intake
-from worldstereo.views.fusion import make_working
+from worldstereo.views.fusion import make_view_arrays
 from worldstereo.world import start
 
 POSES = ("lund-door", "lund-door/bare", "plush", "buddha", "livingroom1/4", "livingroom1",
@@ -316,7 +316,7 @@ def views(root: Path, name: str) -> dict:
         kept = [views_[n] for i, n in enumerate(names) if i % 8 != 4]
         targets = [views_[n] for n in names[4::8]]
         points = None if capture.cloud is None else capture.cloud.points
-        done = intake.enter(kept, points=points)
+        done = intake.preprocess_views(kept, points=points)
         index = synthesis.ViewIndex(list(done.views))
         scores = []
         for target in targets:
@@ -348,7 +348,7 @@ def single(root: Path, name: str, frames: int) -> dict:
             ),
         )[: min(4, n - 1)]
         for target in others:
-            seen = seen_mask([make_working(view)], make_working(target), None)
+            seen = seen_mask([make_view_arrays(view)], make_view_arrays(target), None)
             row = {}
             for label, estimator in (
                 ("depth", RecordedDepth(view.depth)),

@@ -24,6 +24,7 @@ from bench.harness import Context, Row
 from bench.views_poses import FoundPoses, nearest_warped, scored, splatted
 from bench.views_sets import (
     Job,
+    arrays_of_views,
     depth_errors,
     image_of,
     jobs,
@@ -35,7 +36,6 @@ from bench.views_sets import (
     seen_mask,
     sparsification,
     splat_and_nearest,
-    workings,
 )
 from bench.views_sheet import sheet
 from worldstereo.cameras import Cameras
@@ -44,8 +44,8 @@ from worldstereo.memory.stereo.dense import SynthesisOptions
 from worldstereo.render import RenderResult, render_points
 from worldstereo.scene import Origin, PointCloud, View
 from worldstereo.views import intake
-from worldstereo.views.fusion import fetch, make_working, pose_distance, pose_of
-from worldstereo.views.intake import Intake, IntakeOptions
+from worldstereo.views.fusion import fetch, make_view_arrays, pose_distance, pose_of
+from worldstereo.views.intake import IntakeOptions, PreprocessedViews
 
 WHOLE, ENTIRE = SynthesisOptions(), IntakeOptions()
 SETS = (
@@ -104,7 +104,7 @@ class Remembered:
     def __init__(self, job: Job, options: IntakeOptions, register: bool) -> None:
         start, used = time.perf_counter(), time.process_time()
         self.job = job
-        self.intake: Intake = intake.enter(
+        self.intake: PreprocessedViews = intake.preprocess_views(
             job.kept, options=options, register=register, points=job.points
         )
         self.seconds = (time.perf_counter() - start) / len(job.kept)
@@ -149,7 +149,7 @@ class Bench:
         self.jobs = jobs(name, views, fixtures, points=points)
         if quick:
             self.jobs = [replace(job, targets=job.targets[:2]) for job in self.jobs[:1]]
-        self.kept = [workings(job.kept) for job in self.jobs]
+        self.kept = [arrays_of_views(job.kept) for job in self.jobs]
         self.targets = [
             (k, target, picture(target), self._seen(k, target))
             for k, job in enumerate(self.jobs)
@@ -157,7 +157,7 @@ class Bench:
         ]
 
     def _seen(self, k: int, target: View) -> np.ndarray:
-        return seen_mask(self.kept[k], make_working(target), self.jobs[k].rig)
+        return seen_mask(self.kept[k], make_view_arrays(target), self.jobs[k].rig)
 
     def remember(self, options: IntakeOptions = ENTIRE, register: bool = True):  # noqa: ANN201
         return [Remembered(job, options, register) for job in self.jobs]
@@ -189,11 +189,11 @@ def _figures(row: dict[str, float]) -> str:
 
 def baselines(bench: Bench) -> None:
     bench.score(
-        "splat, nearest fill", lambda k, t: splat_and_nearest(bench.kept[k], make_working(t))
+        "splat, nearest fill", lambda k, t: splat_and_nearest(bench.kept[k], make_view_arrays(t))
     )
 
     def nearest(k: int, target: View) -> np.ndarray:
-        pose = make_working(target).pose
+        pose = make_view_arrays(target).pose
         best = min(
             range(len(bench.kept[k])), key=lambda i: pose_distance(bench.kept[k][i].pose, pose)
         )
@@ -206,7 +206,7 @@ def baselines(bench: Bench) -> None:
 def at_found_pose(bench: Bench, memory: Sequence[Remembered]) -> None:
     """Whole pipeline and baselines where each target was really taken, if it was found."""
     finders = [FoundPoses(m.views, m.intake.unit) for m in memory]
-    kept = [workings(m.views) for m in memory]
+    kept = [arrays_of_views(m.views) for m in memory]
     for label in ("found pose: all rungs", "found pose: nearest view, warped", "found pose: splat"):
         if label.endswith("splat") and not any(bool(v.mask.any()) for v in bench.jobs[0].kept):
             continue
@@ -309,17 +309,19 @@ def rungs(bench: Bench) -> None:
     """Every rung on top of those before it, then every one left out of the whole."""
     entered, made, register = OFF_INTAKE, OFF_SYNTHESIS, False
     memory = bench.remember(entered, register)
-    for label, enter, make in RUNGS:
-        if enter:
-            register = enter.get("register", register)
-            entered = replace(entered, **{k: v for k, v in enter.items() if k != "register"})
+    for label, preprocess_views, make in RUNGS:
+        if preprocess_views:
+            register = preprocess_views.get("register", register)
+            entered = replace(
+                entered, **{k: v for k, v in preprocess_views.items() if k != "register"}
+            )
             memory = bench.remember(entered, register)
         made = replace(made, **make)
         entry = float(np.mean([m.seconds for m in memory]))
         bench.score("+ " + label, lambda k, t: image_of(memory[k](t, made)), s_entry=entry)  # noqa: B023
-    for label, enter, make in RUNGS[1:]:
-        options = IntakeOptions(**{k: False for k in enter if k != "register"})
-        memory = bench.remember(options, "register" not in enter)
+    for label, preprocess_views, make in RUNGS[1:]:
+        options = IntakeOptions(**{k: False for k in preprocess_views if k != "register"})
+        memory = bench.remember(options, "register" not in preprocess_views)
         made = SynthesisOptions(**{k: type(v)(0) for k, v in make.items()})
         bench.score("- " + label, lambda k, t: image_of(memory[k](t, made)))  # noqa: B023
 
@@ -337,7 +339,7 @@ def consistency(bench: Bench, memory: Sequence[Remembered]) -> None:
         rig = np.zeros(truth_a.shape[:2], bool) if m.intake.rig is None else m.intake.rig[0].numpy()
         unit = m.intake.unit
         there = View.of(first.color, first.depth, m.camera(a))
-        here = make_working(View.of(second.color, second.depth, m.camera(b)), unit)
+        here = make_view_arrays(View.of(second.color, second.depth, m.camera(b)), unit)
         made = (first.origin == Origin.INVENTED)[0].numpy() | (second.origin == Origin.INVENTED)[
             0
         ].numpy()
@@ -345,7 +347,7 @@ def consistency(bench: Bench, memory: Sequence[Remembered]) -> None:
             (there, image_of(second), generated),
             (View.of(a.color, first.depth, m.camera(a)), truth_b, truths),
         ):
-            color, agreement, _ = fetch(here.depth, here.pose, make_working(image, unit), 0.02)
+            color, agreement, _ = fetch(here.depth, here.pose, make_view_arrays(image, unit), 0.02)
             difference = np.abs(color - other).mean(2)
             both = (agreement > 0) & ~rig
             if (both & ~made).any():

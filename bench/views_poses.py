@@ -15,7 +15,7 @@ from worldstereo.cameras import Cameras
 from worldstereo.memory.localize import Localizer
 from worldstereo.memory.stereo.dense import SynthesisOptions, synthesize
 from worldstereo.scene import View
-from worldstereo.views.fusion import Working, make_working, pose_distance, pose_of
+from worldstereo.views.fusion import ViewArrays, make_view_arrays, pose_distance, pose_of
 
 BESIDE = 0.05  # u; a radian counts like 0.3 m
 PLAIN = SynthesisOptions(
@@ -52,9 +52,9 @@ def nearest_warped(views: Sequence[View], camera: Cameras, unit: float) -> np.nd
     return image_of(synthesize(camera, [best], unit=unit, options=PLAIN))
 
 
-def splatted(kept: Sequence[Working], camera: Cameras, target: View) -> np.ndarray:
+def splatted(kept: Sequence[ViewArrays], camera: Cameras, target: View) -> np.ndarray:
     """Baseline: measured points of the registered views, holes from the nearest pixel."""
-    at = make_working(View.of(target.color, target.depth, camera))
+    at = make_view_arrays(View.of(target.color, target.depth, camera))
     return splat_and_nearest(kept, at)
 
 

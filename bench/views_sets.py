@@ -15,7 +15,7 @@ import torch
 from worldstereo import inputs
 from worldstereo.memory.stereo.dense import Synthesis
 from worldstereo.scene import Origin, View
-from worldstereo.views.fusion import Working, make_working, nearest_fill, relative
+from worldstereo.views.fusion import ViewArrays, make_view_arrays, nearest_fill, relative
 
 PHOTO_SIDE = 960
 
@@ -128,7 +128,7 @@ def flow_registered(a: np.ndarray, truth: np.ndarray) -> np.ndarray:
     return moved.clip(0, 1)
 
 
-def splat(kept: Sequence[Working], target: Working, rig: np.ndarray | None = None):  # noqa: ANN201
+def splat(kept: Sequence[ViewArrays], target: ViewArrays, rig: np.ndarray | None = None):  # noqa: ANN201
     """One pixel per measured point of the kept views at the target's given pose: colour, mask."""
     H, W = target.pose.shape
     buffer = np.full(H * W, np.inf)
@@ -156,20 +156,20 @@ def splat(kept: Sequence[Working], target: Working, rig: np.ndarray | None = Non
     return out.reshape(H, W, 3), np.isfinite(buffer).reshape(H, W)
 
 
-def splat_and_nearest(kept: Sequence[Working], target: Working) -> np.ndarray:
+def splat_and_nearest(kept: Sequence[ViewArrays], target: ViewArrays) -> np.ndarray:
     """Baseline: all measured points of the kept views, holes from the nearest pixel."""
     return nearest_fill(*splat(kept, target))
 
 
-def seen_mask(kept: Sequence[Working], target: Working, rig: np.ndarray | None) -> np.ndarray:
+def seen_mask(kept: Sequence[ViewArrays], target: ViewArrays, rig: np.ndarray | None) -> np.ndarray:
     """What the kept views measured at the target's given pose, closed 5x5; the same for all."""
     mask = splat(kept, target, rig)[1].astype(np.uint8)
     mask = cv2.morphologyEx(mask, cv2.MORPH_CLOSE, np.ones((5, 5), np.uint8)) > 0
     return mask if rig is None else mask | rig
 
 
-def workings(views: Sequence[View]) -> list[Working]:
-    return [make_working(view) for view in views]
+def arrays_of_views(views: Sequence[View]) -> list[ViewArrays]:
+    return [make_view_arrays(view) for view in views]
 
 
 def scores(image: np.ndarray, truth: np.ndarray, seen: np.ndarray) -> dict[str, float]:

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from bench.views_sets import image_of, psnr, splat_and_nearest, ssim
-from worldstereo.views.fusion import make_working
+from worldstereo.views.fusion import make_view_arrays
 
 
 def sheet(bench: Any, memory: Sequence[Any], folder: Path) -> None:
@@ -20,7 +20,7 @@ def sheet(bench: Any, memory: Sequence[Any], folder: Path) -> None:
         k, target, truth, _ = bench.targets[i]
         result = memory[k](target, splat=memory[k].splat(target))
         image = image_of(result)
-        plain = splat_and_nearest(bench.kept[k], make_working(target))
+        plain = splat_and_nearest(bench.kept[k], make_view_arrays(target))
         origin = colors[result.origin[0].numpy()].astype(np.float32)
         tiles = [truth, plain, image, np.clip(3 * np.abs(image - truth), 0, 1), origin]
         labels = [

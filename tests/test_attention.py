@@ -95,7 +95,7 @@ def test_the_torch_path_works_piece_by_piece(monkeypatch):
     mask[5] = True  # one query with more pairs than a piece holds
     offsets, column = grouped(mask)
     whole = csr_attention(q, k, v, offsets, column, num_heads=2, compiled=False)
-    monkeypatch.setattr(attention, "LEAST_PIECE", 29)
+    monkeypatch.setattr(attention, "MIN_CHUNK_PAIRS", 29)
     monkeypatch.setattr(attention, "PAIR_BYTES", 1 << 20)
     assert len(attention._pieces(offsets, 2)) > 5
     pieces = csr_attention(q, k, v, offsets, column, num_heads=2, compiled=False)

@@ -274,9 +274,13 @@ def test_sensor_holes_are_completed_by_the_model_where_measured_depth_confirms_i
     views, truths = holed_views()
     names = ("rig", "by_others", "stereo", "contradict", "judged")
     alone = dict.fromkeys(names, False)
-    plain = intake.enter(views, register=False, options=IntakeOptions(**alone, learned=False))
+    plain = intake.preprocess_views(
+        views, register=False, options=IntakeOptions(**alone, learned=False)
+    )
     right = Recorded(views, truths, wrong=False)
-    done = intake.enter(views, register=False, estimator=right, options=IntakeOptions(**alone))
+    done = intake.preprocess_views(
+        views, register=False, estimator=right, options=IntakeOptions(**alone)
+    )
     assert right.calls == len(views)
     for before, after, view, truth in zip(plain.views, done.views, views, truths, strict=True):
         learned = after.kind == int(DepthKind.LEARNED)
@@ -288,6 +292,8 @@ def test_sensor_holes_are_completed_by_the_model_where_measured_depth_confirms_i
         assert torch.equal(after.depth[known], before.depth[known])
     assert "comes from the depth model" in " ".join(done.notices)
     wrong = Recorded(views, truths, wrong=True)
-    same = intake.enter(views, register=False, estimator=wrong, options=IntakeOptions(**alone))
+    same = intake.preprocess_views(
+        views, register=False, estimator=wrong, options=IntakeOptions(**alone)
+    )
     for a, b in zip(plain.views, same.views, strict=True):
         assert torch.equal(a.depth, b.depth) and torch.equal(a.kind, b.kind)

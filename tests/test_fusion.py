@@ -10,15 +10,15 @@ from worldstereo.cameras import Cameras, look_at
 from worldstereo.scene import View
 from worldstereo.views import fusion
 from worldstereo.views.fusion import (
-    Fetched,
+    SourceCameras,
     blend,
     kernels,
-    make_working,
+    make_view_arrays,
     membrane,
     pose_of,
     relative,
 )
-from worldstereo.views.fusion._working import WorkingCache
+from worldstereo.views.fusion._view_arrays import ViewArraysCache
 
 W, H = 83, 61  # primes: a swapped axis cannot pass
 
@@ -54,7 +54,7 @@ def test_a_step_is_an_edge_on_both_sides():
 def test_a_warped_view_shows_the_other_cameras_depth():
     """Surfels of one view drawn at another camera give the depth that camera has in closed form."""
     first, second = views(2)
-    warped = fusion.warp(make_working(first), pose_of(second.cameras))
+    warped = fusion.warp(make_view_arrays(first), pose_of(second.cameras))
     truth = second.depth[0].numpy()
     hit = warped < kernels.EMPTY
     error = np.abs(warped - truth)[hit] / truth[hit]
@@ -63,7 +63,7 @@ def test_a_warped_view_shows_the_other_cameras_depth():
 
 
 def test_surfel_warp_equals_its_twin():
-    first, second = (make_working(v) for v in views(2))
+    first, second = (make_view_arrays(v) for v in views(2))
     out = fusion.warp(first, second.pose)
     other = twin.surfel_warp(
         *(torch.from_numpy(a) for a in (first.disparity, first.slope_x, first.slope_y)),
@@ -82,7 +82,7 @@ def test_surfel_warp_equals_its_twin():
 @pytest.mark.parametrize("trust", [1.0, 0.3])
 def test_fused_depth_equals_its_twin(free: float, trust: float):
     """With one view lying about its depth, so that hypotheses compete; sensors, and photos."""
-    works = [make_working(v) for v in views(4)]
+    works = [make_view_arrays(v) for v in views(4)]
     works = [w.with_depth(w.disparity, np.full((H, W), trust, np.float32)) for w in works]
     lying = works[1].disparity * np.where(np.arange(W) % 20 < 6, 1.5, 1).astype(np.float32)
     works[1] = works[1].with_depth(lying, works[1].confidence)
@@ -97,7 +97,8 @@ def test_fused_depth_equals_its_twin(free: float, trust: float):
         torch.from_numpy(np.stack([v.pose.K for v in served])),
         torch.from_numpy(np.stack([relative(target, v.pose) for v in served])),
         torch.from_numpy(target.K), tau=fusion.AGREE, free=free, near=fusion.NEAR,
-        steep=torch.full((3,), 0.0 if trust > 0.5 else fusion.STEEP), least=fusion.LEAST_SAID,
+        steep=torch.full((3,), 0.0 if trust > 0.5 else fusion.STEEP),
+        least=fusion.MIN_SUPPORT_SHARE,
     ).numpy()  # fmt: skip
     close = np.abs(out - other) <= 1e-4 * np.maximum(out, other)
     assert (out > 0).mean() > 0.7
@@ -106,7 +107,7 @@ def test_fused_depth_equals_its_twin(free: float, trust: float):
 
 def test_the_free_space_test_refuses_a_wall_others_look_through():
     """A false surface in front, claimed by the nearest view, is seen through by two others."""
-    works = [make_working(v) for v in views(5)]
+    works = [make_view_arrays(v) for v in views(5)]
     target, truth = works[2].pose, works[2].depth
     disparity = works[1].disparity.copy()
     disparity[15:45, 25:60] *= 1.6
@@ -129,13 +130,13 @@ def test_a_guess_seen_from_the_side_hides_nothing(trust: float, expected: float)
     K = torch.tensor([[66.0, 0.0, 41.5], [0.0, 66.0, 30.5], [0.0, 0.0, 1.0]])
     up, middle = torch.tensor([0.0, -1.0, 0.0]), torch.tensor([0.0, 0.0, 1.2])
 
-    def wall_from(eye: list[float], at: torch.Tensor, z: float) -> fusion.Working:
+    def wall_from(eye: list[float], at: torch.Tensor, z: float) -> fusion.ViewArrays:
         """A view of the plane of all points that lie at `z`."""
         camera = Cameras(K, look_at(torch.tensor(eye), at, up), W, H)
         rays = torch.cat([camera.pixel_grid(), torch.ones(H * W, 1)], 1) @ torch.linalg.inv(K).mT
         depth = (z - eye[2]) / (rays @ camera.c2w[2, :3])  # per unit of depth a ray rises so much
         view = View.of(torch.rand(3, H, W), depth.reshape(1, H, W), camera)
-        work = make_working(view)
+        work = make_view_arrays(view)
         return work.with_depth(work.disparity, np.full((H, W), trust, np.float32))
 
     beside = [wall_from([x, 0.0, 0.0], torch.tensor([x, 0.0, 9.0]), 3.0) for x in (-0.1, 0.1)]
@@ -149,8 +150,8 @@ def test_a_guess_seen_from_the_side_hides_nothing(trust: float, expected: float)
 
 
 def test_attention_to_a_view_equals_its_twin():
-    target, source = (make_working(v) for v in views(2))
-    fetched = Fetched([source], target.pose)
+    target, source = (make_view_arrays(v) for v in views(2))
+    fetched = SourceCameras([source], target.pose)
     limits = fetched.limits(0)
     agree, feather, near, *_ = limits
     color = np.zeros((H, W, 3), np.float32)
@@ -175,8 +176,8 @@ def test_attention_to_a_view_equals_its_twin():
 def test_fetched_colours_are_those_of_the_surface():
     """In the room the colour is a function of the point, so a fetch returns the target's own."""
     target, source = views(2)
-    work = make_working(target)
-    color, agreement, _ = fusion.fetch(work.depth, work.pose, make_working(source))
+    work = make_view_arrays(target)
+    color, agreement, _ = fusion.fetch(work.depth, work.pose, make_view_arrays(source))
     sure = agreement > 0.5
     assert sure.mean() > 0.3
     error = np.abs(color - target.color.permute(1, 2, 0).numpy())[sure]
@@ -189,7 +190,7 @@ def test_a_scene_seen_from_afar_and_from_close_up_keeps_its_surface():
     plane = torch.full((1, H, W), 3.0)
     up, ahead = torch.tensor([0.0, -1.0, 0.0]), torch.tensor([0.0, 0.0, 9.0])
     source = Cameras(K, look_at(torch.zeros(3), ahead, up), W, H)
-    work = make_working(View.of(torch.rand(3, H, W), plane, source))
+    work = make_view_arrays(View.of(torch.rand(3, H, W), plane, source))
     for distance in (1.0, 21.0):  # a third, and seven times as far
         eye = torch.tensor([0.0, 0.0, 3.0 - distance])
         target = pose_of(Cameras(K, look_at(eye, ahead, up), W, H))
@@ -254,8 +255,8 @@ def test_background_trust_is_on_the_far_side():
 
 def test_the_cache_forgets_what_was_used_longest_ago():
     some = views(3)
-    one = make_working(some[0])
-    cache = WorkingCache(limit=int(2.5 * one.nbytes))
+    one = make_view_arrays(some[0])
+    cache = ViewArraysCache(limit=int(2.5 * one.nbytes))
     first = cache.get(some[0], 1.0)
     assert cache.get(some[0], 1.0) is first
     cache.get(some[1], 1.0)
@@ -272,7 +273,7 @@ def test_a_pyramid_averages_the_front_surface():
     color = torch.zeros(3, H, W)
     color[:, :, 41:] = 1.0
     camera = turned_cameras(1)[0].scaled(W, H)
-    level = make_working(View.of(color, depth, camera)).level(1)
+    level = make_view_arrays(View.of(color, depth, camera)).level(1)
     assert level.color.shape == (H // 2, W // 2, 3)
     assert int(level.color[10, 20].max()) == 0  # columns 40 and 41: half behind
     assert int(level.color[10, 21].min()) == 255
@@ -290,7 +291,7 @@ def test_weights_change_no_faster_than_cameras_move():
     assert (guess[1:] < weight[1:])[:60].all()  # of guessed depth only near views are believed
 
 
-def _beside(work: fusion.Working, x: float) -> fusion.Working:
+def _beside(work: fusion.ViewArrays, x: float) -> fusion.ViewArrays:
     c2w = work.pose.c2w.copy()
     c2w[:3, 3] += [x, 0, 0]
     return work.moved(fusion.Pose(work.pose.K, c2w, work.pose.width, work.pose.height))
@@ -298,12 +299,12 @@ def _beside(work: fusion.Working, x: float) -> fusion.Working:
 
 def test_the_nearest_two_views_count_in_full_and_sources_change_gradually():
     """Along a straight path past five views no weight jumps; far views never vanish."""
-    work = make_working(views(1)[0])
+    work = make_view_arrays(views(1)[0])
     row = [_beside(work, x) for x in (-2.0, -1.0, 0.0, 1.0, 2.0)]
     steps = np.linspace(-2, 2, 401)
     share = np.stack([fusion.standing(row, _beside(work, float(x)).pose) for x in steps])
     assert (np.sort(share, 1)[:, -2:] == 1).all()
-    assert (share >= fusion.LEAST_STANDING).all()
+    assert (share >= fusion.MIN_STANDING).all()
     assert np.abs(np.diff(share, axis=0)).max() < 0.1  # a step is a hundredth of the spacing
     np.testing.assert_allclose(share, share[::-1, ::-1], rtol=1e-9)
     assert (fusion.standing(row[:2], work.pose) == 1).all()
@@ -311,11 +312,11 @@ def test_the_nearest_two_views_count_in_full_and_sources_change_gradually():
 
 def test_depth_that_moves_nothing_does_not_part_views():
     """From the same place a sample 8 % too far still shows the point; from the side it does not."""
-    work = make_working(views(1)[0])
+    work = make_view_arrays(views(1)[0])
     off = work.with_depth(work.disparity / np.float32(1.08), work.confidence)
     for x, seen in ((0.0, True), (1.0, False)):
         source = _beside(off, x)
-        fetched = Fetched([source], work.pose, slip=fusion.SLIP)
+        fetched = SourceCameras([source], work.pose, slip=fusion.SLIP)
         weight = np.zeros((H, W), np.float32)
         blend.weigh(work.depth, work.pose.K, *fetched.arguments(0), *fetched.limits(0), weight)
         inner = weight[4:-4, 4:-4][work.depth[4:-4, 4:-4] > 0]
@@ -324,7 +325,7 @@ def test_depth_that_moves_nothing_does_not_part_views():
 
 def test_the_noise_of_a_far_view_does_not_stand_in_front():
     """A far view puts the wall 5 % nearer: the near ones keep it; a real step of 20 % stays."""
-    work = make_working(views(1)[0])
+    work = make_view_arrays(views(1)[0])
     for factor, moved in ((1.05, False), (1.2, True)):
         far = work.with_depth(work.disparity * np.float32(factor), work.confidence)
         row = [_beside(work, x) for x in (-0.001, 0.001)] + [_beside(far, 0.2)]

@@ -8,7 +8,7 @@ from worldstereo.cameras import Cameras
 from worldstereo.generators import Frame, WarpGenerator
 from worldstereo.scene import Origin, View
 from worldstereo.trajectory import Trajectory
-from worldstereo.views.fusion import make_working
+from worldstereo.views.fusion import make_view_arrays
 from worldstereo.world import World, explore, set_registration, start
 
 COLUMNS = ("color8", "depth", "confidence8", "kind", "gain")
@@ -74,7 +74,7 @@ def test_only_what_nobody_showed_is_added(make, guide: str):
         unseen += int((~truth & invented).sum())
         assert torch.equal(view.depth[0][added], clip.depth[t, 0][added])
         assert float(view.confidence.max()) <= 0.021
-        assert make_working(view).vote == 0
+        assert make_view_arrays(view).vote == 0
     assert wrong <= 0.03 * seen and unseen > 500 and missed <= 0.1 * unseen
     if make is Boaster and guide == "fused":
         set_registration(world, True)

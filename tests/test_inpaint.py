@@ -31,7 +31,7 @@ from worldstereo.generators.inpaint import (
 )
 from worldstereo.generators.inpaint.compose import harmonised, painted, worth_painting
 from worldstereo.generators.inpaint.depth import out_of_free_space
-from worldstereo.generators.inpaint.painters import Wish, checked
+from worldstereo.generators.inpaint.painters import PaintRequest, checked
 from worldstereo.progress import ignore
 from worldstereo.scene import PointCloud, View
 from worldstereo.world import (
@@ -326,7 +326,7 @@ def test_a_painter_out_of_memory_keeps_the_world_and_says_the_way_out(name, step
             raise FULL[name]
 
     class FullInSteps(Full):
-        def paint(self, image, mask, prompt, seed, wish, on_step):
+        def paint(self, image, mask, prompt, seed, options, on_step):
             raise FULL[name]
 
     world = made_world()
@@ -363,7 +363,16 @@ def test_known_pixels_are_never_the_painters():
     def brighter(image, mask, prompt, seed):
         return np.clip(image.astype(int) + 20, 0, 255).astype(np.uint8)
 
-    out = painted(brighter, color, hole, prompt="", seed=0, wish=Wish(), on_step=ignore, seconds=9)
+    out = painted(
+        brighter,
+        color,
+        hole,
+        prompt="",
+        seed=0,
+        options=PaintRequest(),
+        on_step=ignore,
+        seconds=9,
+    )
     np.testing.assert_array_equal(out[~hole], color[~hole])
 
 
@@ -495,7 +504,7 @@ def test_a_model_is_left_within_one_denoising_step(models):
 
     image, mask = np.zeros((64, 64, 3), np.uint8), np.ones((64, 64), bool)
     with pytest.raises(Cancelled):
-        painter.paint(image, mask, "a room", 0, Wish(steps=5), stop)
+        painter.paint(image, mask, "a room", 0, PaintRequest(steps=5), stop)
     assert seen[-1] == "step 2 of 5"
 
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from tests.conftest import room, turned_cameras
 from worldstereo.cameras import Cameras
 from worldstereo.scene import DepthKind, Origin, View
-from worldstereo.views.fusion import make_working
-from worldstereo.views.intake import IntakeOptions, cloud_from, enter, generated
+from worldstereo.views.fusion import make_view_arrays
+from worldstereo.views.intake import IntakeOptions, cloud_from, generated, preprocess_views
 from worldstereo.views.intake import _depth as stages
 from worldstereo.views.intake._exposure import exposure_gains
 from worldstereo.views.intake._rig import find_rig
@@ -39,14 +39,14 @@ def test_every_pixel_ends_with_depth_and_a_kind():
     depth = some[1].depth.clone()
     depth[0, 30:60, 40:90] = 0
     some[1] = View.of(some[1].color, depth, some[1].given)
-    entered = enter(some, register=False, options=QUICK)
+    entered = preprocess_views(some, register=False, options=QUICK)
     view = entered.views[1]
     assert bool((view.depth > 0).all())
     hole = view.kind[0, 33:57, 45:85]
-    assert set(hole.unique().tolist()) <= {DepthKind.BY_OTHERS, DepthKind.COMPLETED}
-    assert float((hole == DepthKind.BY_OTHERS).float().mean()) > 0.8
+    assert set(hole.unique().tolist()) <= {DepthKind.REPROJECTED, DepthKind.INPAINTED}
+    assert float((hole == DepthKind.REPROJECTED).float().mean()) > 0.8
     truth = views(4)[1].depth[0, 33:57, 45:85]
-    filled = hole == DepthKind.BY_OTHERS
+    filled = hole == DepthKind.REPROJECTED
     error = ((view.depth[0, 33:57, 45:85] - truth).abs() / truth)[filled]
     assert float(error.quantile(0.9)) < 0.02
     measured = (view.kind == DepthKind.MEASURED) & (depth > 0)
@@ -61,8 +61,8 @@ def test_entering_again_changes_nothing():
     depth = some[0].depth.clone()
     depth[0, 20:50, 20:60] = 0
     some[0] = View.of(some[0].color, depth, some[0].given)
-    once = enter(some, register=False, options=QUICK)
-    twice = enter(once.views, register=False, options=QUICK)
+    once = preprocess_views(some, register=False, options=QUICK)
+    twice = preprocess_views(once.views, register=False, options=QUICK)
     for a, b in zip(once.views, twice.views, strict=True):
         same = a.kind == b.kind
         assert float(same.float().mean()) > 0.98
@@ -70,7 +70,7 @@ def test_entering_again_changes_nothing():
 
 
 def test_points_that_others_look_through_are_dropped():
-    works = [make_working(v) for v in views(5)]
+    works = [make_view_arrays(v) for v in views(5)]
     disparity = works[2].disparity.copy()
     disparity[30:60, 40:80] *= 2.0
     works[2] = works[2].with_depth(disparity, works[2].confidence)
@@ -88,8 +88,8 @@ def test_depth_of_others_is_taken_only_where_it_looks_alike():
     depth, color = some[1].depth.clone(), some[1].color.clone()
     depth[0, 30:60, 30:100] = 0
     color[:, 30:60, 60:100] = color[:, 30:60, 60:100] * 0.3  # something dark that only it shows
-    works = [make_working(v) for v in some]
-    works[1] = make_working(View.of(color, depth, some[1].given))
+    works = [make_view_arrays(v) for v in some]
+    works[1] = make_view_arrays(View.of(color, depth, some[1].given))
     _, confidence = stages.measured_by(works[1], [works[0], works[2], works[3]])
     assert (confidence[34:56, 34:56] == 0.5).mean() > 0.9
     assert (confidence[34:56, 64:96] == 0).mean() > 0.9
@@ -102,7 +102,7 @@ def test_exposure_is_told_towards_the_first_view():
     works = []
     for view, gain in zip(some, truth, strict=True):
         color = (0.25 + 0.4 * view.color) * torch.exp(-gain)[:, None, None]
-        works.append(make_working(View.of(color, view.depth, view.given)))
+        works.append(make_view_arrays(View.of(color, view.depth, view.given)))
     pairs = [(i, j) for i in range(4) for j in range(i + 1, 4)]
     gains, left_out = exposure_gains(works, pairs)
     np.testing.assert_allclose(gains, truth.numpy(), atol=0.02)
@@ -126,13 +126,13 @@ def test_a_gripper_is_a_rig_and_a_still_camera_is_none():
     for view in some:
         color = view.color.clone()
         color[:, 60:, 90:] = noise[:, 60:, 90:]
-        painted.append(make_working(View.of(color, view.depth, view.given)))
+        painted.append(make_view_arrays(View.of(color, view.depth, view.given)))
     found = find_rig(painted)
     assert found is not None
     mask = found[0]
     assert mask[70:, 100:].mean() > 0.95
     assert mask[:50, :80].mean() < 0.02
-    still = [make_working(some[0])] * 6
+    still = [make_view_arrays(some[0])] * 6
     assert find_rig(still) is None
 
 
@@ -154,7 +154,7 @@ def test_plain_walls_and_dark_floors_are_no_rig():
         picture = picture * (1 - 0.3 * radius)
         color = picture.expand(3, h, w).clamp(0, 1).contiguous()
         views.append(
-            make_working(View.of(color, torch.full((1, h, w), 2.0), Cameras(K, poses[i], w, h)))
+            make_view_arrays(View.of(color, torch.full((1, h, w), 2.0), Cameras(K, poses[i], w, h)))
         )
     assert find_rig(views) is None
 
@@ -190,10 +190,10 @@ def test_a_views_points_lie_on_its_surface_with_normals():
 
 def test_one_after_the_other_ends_like_all_at_once():
     some = views(5)
-    whole = enter(some, options=QUICK)
+    whole = preprocess_views(some, options=QUICK)
     step = None
     for n in range(1, 6):
-        step = enter(some[:n], previous=step, options=QUICK)
+        step = preprocess_views(some[:n], previous=step, options=QUICK)
     assert step is not None and whole.registration is not None
     for a, b in zip(whole.views, step.views, strict=True):
         torch.testing.assert_close(a.cameras.c2w, b.cameras.c2w, rtol=0, atol=5e-3)
@@ -207,7 +207,7 @@ def test_views_of_different_sizes_and_without_depth_enter():
     color, depth = room(small)
     some.append(View.of(color[3], depth[3], small[3]))
     some[1] = View.of(some[1].color, torch.zeros_like(some[1].depth), some[1].given)
-    entered = enter(some, register=False, options=QUICK)
+    entered = preprocess_views(some, register=False, options=QUICK)
     assert [(v.width, v.height) for v in entered.views] == [(W, H), (W, H), (W, H), (67, 53)]
     assert float((entered.views[1].depth > 0).float().mean()) > 0.9
 
@@ -215,7 +215,7 @@ def test_views_of_different_sizes_and_without_depth_enter():
 @pytest.mark.parametrize("count", [1, 2])
 def test_captures_without_any_depth_enter(count: int):
     some = [View.of(v.color, torch.zeros_like(v.depth), v.given) for v in views(count)]
-    entered = enter(some, register=False, options=QUICK)
+    entered = preprocess_views(some, register=False, options=QUICK)
     assert len(entered.views) == count and entered.unit > 0
     assert len(cloud_from(entered.views[0])) == int(
         (entered.views[0].depth[0, 1::2, 1::2] > 0).sum()
@@ -223,7 +223,7 @@ def test_captures_without_any_depth_enter(count: int):
 
 
 def test_equal_views_enter_and_agree():
-    entered = enter([views(1)[0]] * 4, options=QUICK)
+    entered = preprocess_views([views(1)[0]] * 4, options=QUICK)
     assert entered.registration is not None
     assert float(entered.registration.moved_px.max()) < 0.1
     assert entered.rig is None
@@ -233,7 +233,9 @@ def test_equal_views_enter_and_agree():
 @settings(max_examples=2, deadline=None)
 def test_scale_does_not_matter(exponent: float):
     factor = 10.0**exponent
-    one, other = (enter(views(3, s), register=False, options=QUICK) for s in (1.0, factor))
+    one, other = (
+        preprocess_views(views(3, s), register=False, options=QUICK) for s in (1.0, factor)
+    )
     assert other.unit == pytest.approx(one.unit * factor, rel=1e-4)
     for a, b in zip(one.views, other.views, strict=True):
         torch.testing.assert_close(a.depth * factor, b.depth, rtol=1e-3, atol=1e-3 * factor)
@@ -242,6 +244,6 @@ def test_scale_does_not_matter(exponent: float):
 
 def test_what_cannot_enter_is_said():
     with pytest.raises(ValueError, match="at least one view"):
-        enter([])
+        preprocess_views([])
     with pytest.raises(ValueError, match="given ones"):
-        enter([replace(views(1)[0], step=2)])
+        preprocess_views([replace(views(1)[0], step=2)])

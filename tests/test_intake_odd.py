@@ -13,8 +13,8 @@ from worldstereo import inputs
 from worldstereo.cameras import Cameras
 from worldstereo.memory.stereo.dense import SynthesisOptions, choose_views, synthesize
 from worldstereo.scene import View
-from worldstereo.views.fusion import make_working
-from worldstereo.views.intake import IntakeOptions, enter
+from worldstereo.views.fusion import make_view_arrays
+from worldstereo.views.intake import IntakeOptions, preprocess_views
 from worldstereo.views.registration import doubts, register
 from worldstereo.views.registration._field import exp6
 
@@ -31,7 +31,7 @@ def remembered(color: Tensor, depth: Tensor, cameras: Cameras, **how) -> tuple[V
     """All views but the middle one, entered."""
     middle = len(cameras) // 2
     kept = [i for i in range(len(cameras)) if i != middle]
-    return enter(
+    return preprocess_views(
         [View.of(color[i], depth[i], cameras[i], frame=i) for i in kept], options=QUICK, **how
     ).views
 
@@ -76,7 +76,7 @@ def test_a_mover_leaves_no_ghost():
     assert float(wrong.float().mean()) < 0.01
     off = ((made.depth - depth[2]).abs() > 0.05 * depth[2])[0]
     assert float(off.float().mean()) < 0.02
-    blind = enter(
+    blind = preprocess_views(
         [View.of(color[i], moving[i], cameras[i], frame=i) for i in (0, 1, 3, 4)],
         register=False, options=replace(QUICK, contradict=False),
     ).views  # fmt: skip
@@ -158,7 +158,7 @@ def test_a_real_view_off_by_ten_degrees_is_named_and_kept(livingroom: list[View]
     assert found.agrees == (True, True, True, False, True, True)
     torch.testing.assert_close(found.corrected.c2w[3], wrong.c2w)
     assert "View 4 agrees with no other" in " ".join(found.notices)
-    entered = enter(views, options=QUICK)
+    entered = preprocess_views(views, options=QUICK)
     torch.testing.assert_close(entered.views[3].cameras.c2w, wrong.c2w)
     assert any("View 4" in line for line in entered.notices)
 
@@ -183,9 +183,9 @@ def test_real_poses_that_are_all_wrong_are_kept(livingroom: list[View]):
 
 @pytest.mark.data
 def test_real_millimetres_are_noticed_and_right_units_are_not(livingroom: list[View]):
-    assert doubts([make_working(view, 1.8) for view in livingroom]) == []
+    assert doubts([make_view_arrays(view, 1.8) for view in livingroom]) == []
     large = [View.of(v.color, v.depth * 1000, v.given) for v in livingroom]
-    said = doubts([make_working(view, 1800.0) for view in large])
+    said = doubts([make_view_arrays(view, 1800.0) for view in large])
     assert any("millimetres read as metres" in line for line in said)
 
 
@@ -194,7 +194,7 @@ def test_a_real_capture_without_depth_is_measured(livingroom: list[View]):
     """Depth missing in all views: stereo finds it; the sensor, which nobody saw, is the judge."""
     some = livingroom[1:5]
     views = [View.of(v.color, torch.zeros_like(v.depth), v.given) for v in some]
-    entered = enter(views)
+    entered = preprocess_views(views)
     errors = []
     for view, truth in zip(entered.views, some, strict=True):
         known = (truth.depth > 0) & (view.confidence >= 0.29)

@@ -5,7 +5,7 @@ import torch
 
 from tests.conftest import room, turned_cameras
 from worldstereo.scene import DepthKind, View
-from worldstereo.views.fusion import make_working
+from worldstereo.views.fusion import make_view_arrays
 from worldstereo.views.intake import cloud_from
 from worldstereo.views.intake._depth import INFINITY, Completion, Unmeasured
 from worldstereo.views.intake._judge import Judge
@@ -16,7 +16,7 @@ W, H = 166, 122
 def test_wrong_depth_and_wrong_gains_are_found_out_and_a_tie_is_kept():
     cameras = turned_cameras(4).scaled(W, H)
     color, depth = room(cameras)
-    work = [make_working(View.of(color[i], depth[i], cameras[i])) for i in range(4)]
+    work = [make_view_arrays(View.of(color[i], depth[i], cameras[i])) for i in range(4)]
     none = np.zeros((4, 3))
     judge = Judge(work)
     same = judge.decide("contradict", (work, none), (work, none))
@@ -38,7 +38,7 @@ def test_wrong_depth_and_wrong_gains_are_found_out_and_a_tie_is_kept():
 def test_two_views_cannot_judge():
     cameras = turned_cameras(2).scaled(W, H)
     color, depth = room(cameras)
-    work = [make_working(View.of(color[i], depth[i], cameras[i])) for i in range(2)]
+    work = [make_view_arrays(View.of(color[i], depth[i], cameras[i])) for i in range(2)]
     none = np.zeros((2, 3))
     assert Judge(work).decide("exposure", (work, none), (work, none)) is None
 
@@ -46,7 +46,7 @@ def test_two_views_cannot_judge():
 def test_of_several_ways_the_one_that_predicts_best_is_chosen_and_of_equal_ones_the_first():
     cameras = turned_cameras(4).scaled(W, H)
     color, depth = room(cameras)
-    work = [make_working(View.of(color[i], depth[i], cameras[i])) for i in range(4)]
+    work = [make_view_arrays(View.of(color[i], depth[i], cameras[i])) for i in range(4)]
     generator = np.random.default_rng(2)
     bad = [
         w.with_depth(
@@ -69,7 +69,7 @@ def test_each_way_of_completion_treats_a_region_as_it_says():
     color, depth = room(cameras)
     hole = torch.zeros(1, H, W, dtype=torch.bool)
     hole[:, 30:80, 40:110] = True
-    view = make_working(View.of(color[0], depth[0].masked_fill(hole, 0.0), cameras[0]))
+    view = make_view_arrays(View.of(color[0], depth[0].masked_fill(hole, 0.0), cameras[0]))
     found = Unmeasured(view, [])
     ((region, said),) = found.regions
     assert said == "untested" and bool((region == hole[0].numpy()).all())
@@ -90,7 +90,7 @@ def test_what_lies_at_infinity_is_no_point_of_the_cloud():
     far[:, :20] = 1000.0
     kind = torch.full((1, H, W), int(DepthKind.MEASURED), dtype=torch.uint8)
     measured = View.of(color[0], far, cameras[0], kind=kind)
-    completed = kind.masked_fill(far == 1000.0, int(DepthKind.COMPLETED))
+    completed = kind.masked_fill(far == 1000.0, int(DepthKind.INPAINTED))
     guessed = View.of(color[0], far, cameras[0], kind=completed)
     count = len(cloud_from(measured).points)
     assert len(cloud_from(guessed).points) == count - 10 * (W // 2)

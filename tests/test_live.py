@@ -93,7 +93,7 @@ def test_in_motion_a_small_picture_comes_before_the_rest():
 
 
 def test_the_camera_of_the_stage_shows_the_stage_to_its_corners():
-    """A ray through each corner of the stage leaves through the same corner of the picture."""
+    """A ray through each corner of the viewport leaves through the same corner of the picture."""
     pose = poses(turned_cameras(2, 97, 71)[1])[0]
     for size in ((331, 211), (1921, 1083), (390, 388)):
         camera = stage_camera((pose, FOV), size, SCALE)

@@ -14,7 +14,7 @@ from tests.fake_session import quietly
 from tests.model_page import choose, generate, merged, model_choice, page_with, text
 from tests.tiny_model import write_tiny_model
 from worldstereo.errors import OutOfMemory, WorldStereoError
-from worldstereo.generators import Fit, SamplerConfig
+from worldstereo.generators import MemoryModeFit, SamplerConfig
 
 with quietly():
     from ui.page.page import Panel
@@ -144,7 +144,9 @@ def test_a_checkpoint_that_cannot_be_used_is_off_with_its_reason(folder, tmp_pat
 
 
 def test_nothing_that_does_not_fit_can_be_asked_for():
-    small = Fit("full", "all on the card", False, 41.0, 9.0, "needs 41 GiB, the card has 16")
+    small = MemoryModeFit(
+        "full", "all on the card", False, 41.0, 9.0, "needs 41 GiB, the card has 16"
+    )
     made: list[str] = []
 
     def make(**how: Any) -> Any:
@@ -160,7 +162,7 @@ def test_nothing_that_does_not_fit_can_be_asked_for():
         line = text(generate(panel, session, mode="full")[panel.message])
         assert "needs 41 GiB, the card has 16" in line and made == []
         with pytest.raises(WorldStereoError, match="no memory mode 'huge'"):
-            panel.generate.wish(session, ["diffusion", "", 0, "", 4, 5, "", "huge"])
+            panel.generate.form(session, ["diffusion", "", 0, "", 4, 5, "", "huge"])
 
 
 def test_an_official_example_brings_its_path_and_its_prompt(folder, data):

@@ -8,7 +8,7 @@ from tests.test_multiview import blind, truth, wall
 from worldstereo.cameras import Cameras
 from worldstereo.scene import DepthKind, View
 from worldstereo.views import multiview
-from worldstereo.views.intake import IntakeOptions, enter
+from worldstereo.views.intake import IntakeOptions, preprocess_views
 from worldstereo.views.intake import _stereo as stereo
 from worldstereo.views.multiview import _kernels as kernels
 from worldstereo.views.multiview.arrays import MatchOptions, enlarged_by_color, job_of
@@ -90,10 +90,10 @@ def test_photos_larger_than_they_are_matched_at(monkeypatch: pytest.MonkeyPatch)
     away[:3, :3] = away[:3, :3] @ torch.diag(torch.tensor([-1.0, 1.0, -1.0]))
     turned = Cameras(large[0].K, away, 166, 122)
     photos.append(View.of(photos[0].color, torch.zeros(1, 122, 166), turned, name="other"))
-    entered = enter(photos, options=IntakeOptions(rig=False))
+    entered = preprocess_views(photos, options=IntakeOptions(rig=False))
     assert any("1 of 5" in notice and "other" in notice for notice in entered.notices)
     assert not bool(entered.views[4].mask.any())
-    allowed = {int(DepthKind.STEREO), int(DepthKind.COMPLETED)}
+    allowed = {int(DepthKind.STEREO), int(DepthKind.INPAINTED)}
     for view, picture in list(zip(entered.views, pictures, strict=False))[:4]:
         assert view.depth.shape == (1, 122, 166)
         assert set(view.kind.unique().tolist()) <= allowed

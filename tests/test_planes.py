@@ -9,7 +9,7 @@ from worldstereo.cameras import Cameras, look_at
 from worldstereo.memory.stereo.dense import SynthesisOptions, synthesize
 from worldstereo.memory.stereo.dense._planes import continued, find_planes
 from worldstereo.scene import Origin, View
-from worldstereo.views.fusion._working import Pose, Working, invert
+from worldstereo.views.fusion._view_arrays import Pose, ViewArrays, invert
 
 W, H = 160, 120
 K = np.array([140.0, 140.0, 79.5, 59.5])
@@ -28,9 +28,9 @@ def pose(x: float = 0.0) -> Pose:
     return Pose(K, c2w, W, H)
 
 
-def view(depth: np.ndarray, x: float = 0.0) -> Working:
+def view(depth: np.ndarray, x: float = 0.0) -> ViewArrays:
     depth = depth.astype(np.float32)
-    return Working(
+    return ViewArrays(
         pose=pose(x), color=np.zeros((*depth.shape, 3), np.uint8), depth=depth,
         disparity=invert(depth), confidence=(depth > 0).astype(np.float32),
     )  # fmt: skip

@@ -22,7 +22,7 @@ from websockets.datastructures import Headers
 from websockets.http11 import Response
 
 from ui.server.proxy import PAGE_HEAD, ProxyLimits, Sockets, routes, same_origin
-from ui.server.request_filter import LARGEST, UploadedOnly
+from ui.server.request_filter import MAX_BODY, RequestFilter
 from ui.viewport.viewport import Viewport
 
 PAGE = b"<!doctype html><html><head><title>stage</title></head><body>client</body></html>"
@@ -370,7 +370,7 @@ def test_only_files_that_were_uploaded_may_be_named(tmp_path, caplog):
         return PlainTextResponse(await request.body())
 
     routes = [Route(p, echo, methods=["POST"]) for p in ("/queue/join", "/run/x", "/upload")]
-    gate = Middleware(UploadedOnly, lambda: str(uploads), {3: [False]})
+    gate = Middleware(RequestFilter, lambda: str(uploads), {3: [False]})
     file = {"meta": {"_type": "gradio.FileData"}}
 
     def event(path: object) -> str:
@@ -393,8 +393,8 @@ def test_only_files_that_were_uploaded_may_be_named(tmp_path, caplog):
                 assert path in ("", "x.ply") or path not in record.getMessage()
         for sent in ("", "7", '{"fn_index": 3, "data": {"path": "/etc/passwd"}}', event(7)):
             assert client.post("/queue/join", content=sent).text == sent  # Gradio judges
-        assert client.post("/upload", content=b"x" * (LARGEST + 1)).status_code == 200
-        assert client.post("/queue/join", content=b"x" * (LARGEST + 1)).status_code == 413
+        assert client.post("/upload", content=b"x" * (MAX_BODY + 1)).status_code == 200
+        assert client.post("/queue/join", content=b"x" * (MAX_BODY + 1)).status_code == 413
 
 
 @pytest.mark.timeout(20)  # copied anew for each chunk, it would take minutes
@@ -415,7 +415,7 @@ def test_an_event_in_many_small_chunks_is_put_together_once(tmp_path):
         raise AssertionError(message)
 
     scope = {"type": "http", "method": "POST", "path": "/queue/join", "headers": []}
-    asyncio.run(UploadedOnly(app, lambda: str(tmp_path), {})(scope, receive, send))
+    asyncio.run(RequestFilter(app, lambda: str(tmp_path), {})(scope, receive, send))
     assert len(heard) == count + 1 and heard[-1]["body"] == b"7"
 
 
@@ -423,7 +423,7 @@ def test_what_no_page_sends_is_refused_in_one_line(tmp_path, caplog):
     async def echo(request: Request) -> PlainTextResponse:
         return PlainTextResponse(await request.body())
 
-    gate = Middleware(UploadedOnly, lambda: str(tmp_path), {0: [], 5: [True], 7: [False, False]})
+    gate = Middleware(RequestFilter, lambda: str(tmp_path), {0: [], 5: [True], 7: [False, False]})
     route = Route("/{path:path}", echo, methods=["POST"])
 
     def event(index: object, *data: object) -> bytes:

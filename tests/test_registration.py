@@ -10,7 +10,7 @@ from tests.conftest import room
 from worldstereo.cameras import Cameras, look_at
 from worldstereo.scene import View
 from worldstereo.views import registration as module
-from worldstereo.views.fusion import make_working
+from worldstereo.views.fusion import make_view_arrays
 from worldstereo.views.registration import _solve, doubts, register, registered
 from worldstereo.views.registration._field import CorrectionField, exp6, log6
 from worldstereo.views.registration._judge import SURE, certainty
@@ -129,7 +129,7 @@ def test_inverted_poses_and_millimetres_are_noticed():
     def works(cameras: Cameras, scale: float = 1.0):
         u = 4.0 * scale
         some = [View.of(color[i].float(), depth[i].float() * scale, cameras[i]) for i in range(5)]
-        return [make_working(view, u) for view in some]
+        return [make_view_arrays(view, u) for view in some]
 
     far = torch.eye(4).double()
     far[:3, 3] = torch.tensor([3.0, 1.0, -2.0])

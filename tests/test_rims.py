@@ -8,7 +8,7 @@ from worldstereo.cameras import Cameras
 from worldstereo.memory.stereo.dense import SynthesisOptions, synthesize
 from worldstereo.memory.stereo.dense._rims import firm_pixels
 from worldstereo.scene import Origin, View
-from worldstereo.views.fusion._working import Pose, Working, invert
+from worldstereo.views.fusion._view_arrays import Pose, ViewArrays, invert
 
 W, H = 96, 64
 K = np.array([80.0, 80.0, 47.5, 31.5])
@@ -17,8 +17,8 @@ WALL = np.full((H, W), 3.0, np.float32)
 BOX = np.where(np.arange(W) < 40, np.float32(1.5), WALL)  # something near on the left
 
 
-def view(depth: np.ndarray) -> Working:
-    return Working(
+def view(depth: np.ndarray) -> ViewArrays:
+    return ViewArrays(
         pose=POSE, color=np.zeros((H, W, 3), np.uint8), depth=depth, disparity=invert(depth),
         confidence=np.ones((H, W), np.float32),
     )  # fmt: skip

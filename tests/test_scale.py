@@ -17,7 +17,7 @@ from worldstereo.memory.geometric import GlobalGeometricMemory
 from worldstereo.memory.geometric import _thinning as thinning
 from worldstereo.scene import Capture, View
 from worldstereo.trajectory import Trajectory
-from worldstereo.views.fusion import make_working
+from worldstereo.views.fusion import make_view_arrays
 from worldstereo.views.intake import keyframes
 from worldstereo.world import World, explore, start
 
@@ -127,7 +127,7 @@ def test_guides_share_one_limit(monkeypatch):
 
 def test_a_working_view_on_disk_is_the_same_view():
     view = looking_at(0.3, 320, 240)
-    here, there = make_working(view), make_working(view)
+    here, there = make_view_arrays(view), make_view_arrays(view)
     there.spill()
     there.let_go()
     for name in ("color", "depth", "disparity", "confidence", "slope_x", "slope_y", "rim"):

@@ -16,7 +16,7 @@ from tests.conftest import InstantGenerator, room_capture
 from ui.session.config import bundled_examples
 from ui.session.opening import sketch_of
 from ui.session.preview import along, describe, frames_inside
-from ui.session.retention import Keeping, tidy
+from ui.session.retention import RetentionPolicy, tidy
 from ui.session.sessions import (
     Example,
     GeneratorChoice,
@@ -301,7 +301,7 @@ def test_the_chain_from_a_file_to_new_views_and_back(opened):
     assert {int(value) for value in np.unique(job.frames[0])} == {128}
     assert session.can_undo and session.undo()
     assert len(session.scene.views) == len(before.views)
-    assert not session.can_undo  # nothing would be left on the stage
+    assert not session.can_undo  # nothing would be left on the viewport
     assert not session.undo()
     assert session.redo() and len(session.scene.views) == 5
     assert session.viewport.settle()
@@ -807,15 +807,21 @@ def test_old_worlds_go_and_none_in_use_goes(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     (tmp_path / ".gone-f.world" / "members").mkdir(parents=True)  # a deletion that was cut short
     with Project(d):
-        assert tidy(tmp_path, Keeping(worlds=2, gigabytes=0), in_use=[e]) == [c]
+        assert tidy(tmp_path, RetentionPolicy(worlds=2, gigabytes=0), in_use=[e]) == [c]
     assert [p.exists() for p in (a, b, c, d, e)] == [True, True, False, True, True]
     assert not list(tmp_path.glob(".gone-*"))
     big = saved_world(tmp_path, "big", 2.5, size=5000)
-    assert tidy(tmp_path, Keeping(worlds=0, gigabytes=5e-6)) == [big]
-    assert tidy(tmp_path, Keeping(worlds=0, gigabytes=0)) == []
-    assert set(tidy(tmp_path, Keeping(worlds=0, gigabytes=1e-9))) == {b, d, e}  # the newest stays
+    assert tidy(tmp_path, RetentionPolicy(worlds=0, gigabytes=5e-6)) == [big]
+    assert tidy(tmp_path, RetentionPolicy(worlds=0, gigabytes=0)) == []
+    assert set(tidy(tmp_path, RetentionPolicy(worlds=0, gigabytes=1e-9))) == {
+        b,
+        d,
+        e,
+    }  # the newest stays
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.world", "examples", "notes.txt"]
-    assert "newest 2 worlds" in str(Keeping(worlds=2)) and str(Keeping(worlds=0, gigabytes=0))
+    assert "newest 2 worlds" in str(RetentionPolicy(worlds=2)) and str(
+        RetentionPolicy(worlds=0, gigabytes=0)
+    )
 
 
 def test_a_session_keeps_its_own_world(opened, tmp_path):

@@ -8,7 +8,7 @@ import torch
 
 from tests.conftest import room, turned_cameras
 from ui.session.jobs import Job
-from ui.session.progress import MEASURED, PHOTOS, WHOLE, Course, ProgressStage, stages_of
+from ui.session.progress import MEASURED, PHOTOS, WHOLE, ProgressStage, StagedProgress, stages_of
 from worldstereo._core import parallel as _parallel
 from worldstereo.errors import Cancelled
 from worldstereo.generators import WarpGenerator
@@ -18,7 +18,7 @@ from worldstereo.world import World, start
 
 def follow(stages):
     seen = []
-    return seen, Course(lambda *report: seen.append(report), stages)
+    return seen, StagedProgress(lambda *report: seen.append(report), stages)
 
 
 def test_stages_that_count_differently_make_one_bar():
@@ -98,7 +98,7 @@ def test_opening_names_only_stages_that_are_known(depth, stages):
 
 def test_an_estimated_photo_is_only_remembered():
     view = posed(1, depth=True)[0]
-    rough = replace(view, kind=view.kind.clone().fill_(int(DepthKind.COMPLETED)))
+    rough = replace(view, kind=view.kind.clone().fill_(int(DepthKind.INPAINTED)))
     assert [stage.says for stage in stages_of([rough])] == ["Remembering view"]
 
 

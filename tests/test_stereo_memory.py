@@ -14,7 +14,7 @@ from torch import Tensor
 from tests.conftest import room, turned_cameras
 from worldstereo.cameras import Cameras
 from worldstereo.memory.attention import has_numba
-from worldstereo.memory.stereo import Miss, SpatialStereoMemory
+from worldstereo.memory.stereo import Rejection, SpatialStereoMemory
 from worldstereo.memory.stereo import _matches as matching
 from worldstereo.render import RenderResult
 
@@ -124,18 +124,18 @@ def judge(memory, camera, query, point, sure, normal, level, occluder, b) -> int
     if du > 2 * wide or dv > 2 * tall:
         return 0
     if sure < memory.correspondence_threshold:
-        return Miss.CONFIDENCE
+        return Rejection.CONFIDENCE
     if du > wide or dv > tall:
-        return Miss.WINDOW
+        return Rejection.WINDOW
     if abs(z - qz) > qz * share:
-        return Miss.DEPTH
+        return Rejection.DEPTH
     if occluder is not None:
         h, w = occluder.depth.shape[-2:]
         column, row = math.floor(u * w / camera.width), math.floor(v * h / camera.height)
         if 0 <= column < w and 0 <= row < h and occluder.mask[b, 0, row, column] > 0:
             front = float(occluder.depth[b, 0, row, column].double())
             if z > front * (1 + share):
-                return Miss.OCCLUDED
+                return Rejection.OCCLUDED
     return 5
 
 
@@ -223,10 +223,10 @@ def test_window_and_depth_reach_exactly_as_far_as_promised():
     result = memory.correspondence_mask(query, camera, reasons=True)
     assert result.indices[2].tolist() == [0, 1, 2, 4, 7, 8]
     assert dict(zip(result.misses[2].tolist(), result.codes.tolist(), strict=True)) == {
-        3: Miss.WINDOW,
-        5: Miss.WINDOW,
-        6: Miss.DEPTH,
-        9: Miss.DEPTH,
+        3: Rejection.WINDOW,
+        5: Rejection.WINDOW,
+        6: Rejection.DEPTH,
+        9: Rejection.DEPTH,
     }
 
 

@@ -313,7 +313,7 @@ def test_two_views_that_see_nothing_in_common_stay_apart():
     pose[:3, 3] += torch.tensor([300.0, 0.0, 0.0])
     far = Cameras(views[1].cameras.K, pose, W, H)
     pair = [views[0], View.of(views[1].color, views[1].depth, far, frame=1)]
-    entered = intake.enter(pair)
+    entered = intake.preprocess_views(pair)
     assert entered.registration is not None
     assert not entered.registration.agrees[1]
     for i, view in enumerate(entered.views):
@@ -351,15 +351,15 @@ def test_no_stage_left_out_is_worse_than_the_plain_splat():
         splat.color.permute(1, 2, 0).contiguous().numpy(), splat.depth[0].numpy() > 0
     )
     least = psnr(torch.from_numpy(plain).permute(2, 0, 1)) - 0.1
-    whole = intake.enter(kept)
+    whole = intake.preprocess_views(kept)
     for name in (f.name for f in fields(SynthesisOptions) if f.type in (bool, "bool")):
         options = SynthesisOptions(**{name: False})
         made = synthesize(target, whole.views, unit=whole.unit, rig=whole.rig, options=options)
         assert psnr(made.color) > least, name
     for name in (f.name for f in fields(intake.IntakeOptions)):
-        left = intake.enter(kept, options=intake.IntakeOptions(**{name: False}))
+        left = intake.preprocess_views(kept, options=intake.IntakeOptions(**{name: False}))
         made = synthesize(target, left.views, unit=left.unit, rig=left.rig)
         assert psnr(made.color) > least, name
-    unregistered = intake.enter(kept, register=False)
+    unregistered = intake.preprocess_views(kept, register=False)
     made = synthesize(target, unregistered.views, unit=unregistered.unit)
     assert psnr(made.color) > least

@@ -206,7 +206,7 @@ def test_surface_draws_the_same_points_as_discs(viewport):
 
 
 def test_a_mesh_stands_where_its_points_stood_and_leaves_with_the_next_step(viewport):
-    """Its file is +Y up and in metres; on the stage its vertices are the world's, scaled."""
+    """Its file is +Y up and in metres; on the viewport its vertices are the world's, scaled."""
     up = torch.nn.functional.normalize(torch.tensor([0.2, -1.0, 0.1]), dim=0)
     scene = Scene(1, "a", cloud=wall(50), unit=2.0, up=up, metres_per_unit=0.5)
     mesh = Mesh.of(torch.rand(5, 3) + 1, torch.tensor([[0, 1, 2], [2, 3, 4]]))
@@ -431,7 +431,7 @@ def test_a_box_selects_what_projects_into_it_and_is_in_sight(cameras):
     near, far = wall(5003, z=2.0), wall(5003, z=3.5)
     points = np.concatenate([near.points, far.points])
     K = camera.K.clone()
-    K[:2, 2] = torch.tensor([camera.width / 2, camera.height / 2])  # as on the stage
+    K[:2, 2] = torch.tensor([camera.width / 2, camera.height / 2])  # as on the viewport
     centred = Cameras(K, camera.c2w, camera.width, camera.height)
     pixels, depth = centred.project(torch.from_numpy(points))
     u, v = pixels[:, 0] / camera.width, pixels[:, 1] / camera.height

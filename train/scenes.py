@@ -524,8 +524,12 @@ def _hit_boxes(local: Tensor, along: Tensor, inside: Tensor, shape: int) -> Tens
     del shape
     inverse = 1 / torch.where(along.abs() < 1e-7, torch.full_like(along, 1e-7), along)
     a, b = -local[..., None] * inverse, inverse.abs()
-    enter, leave = (a - b).amax(1), (a + b).amin(1)
-    t = torch.where((enter < leave) & (enter > 1e-3), enter, torch.full_like(enter, FAR))
+    preprocess_views, leave = (a - b).amax(1), (a + b).amin(1)
+    t = torch.where(
+        (preprocess_views < leave) & (preprocess_views > 1e-3),
+        preprocess_views,
+        torch.full_like(preprocess_views, FAR),
+    )
     if inside.any():
         t[0] = leave[0]
     return t

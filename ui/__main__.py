@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # nothing of ours asks anybody outside
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
-SHORTEST_TOKEN = 16
+MIN_TOKEN = 16
 SIZES = {"b": 1, "kb": 1 << 10, "mb": 1 << 20, "gb": 1 << 30, "tb": 1 << 40}
 
 
@@ -98,9 +98,9 @@ class AppConfig:
         if not self.idle_minutes > 0:
             raise ValueError(f"idle-minutes must be above 0, got {self.idle_minutes}.")
         byte_count(self.max_upload)
-        if self.api_token is not None and len(self.api_token) < SHORTEST_TOKEN:
+        if self.api_token is not None and len(self.api_token) < MIN_TOKEN:
             raise ValueError(
-                f"api-token takes at least {SHORTEST_TOKEN} characters, got {len(self.api_token)}."
+                f"api-token takes at least {MIN_TOKEN} characters, got {len(self.api_token)}."
             )
 
 
@@ -118,7 +118,7 @@ def sessions_config(config: AppConfig) -> "SessionsConfig":
     from worldstereo.inputs.limits import LOCAL, SPACE
 
     from .session.config import SessionsConfig, bundled_examples
-    from .session.retention import Keeping
+    from .session.retention import RetentionPolicy
 
     settings = GeneratorSettings(
         model=config.model,
@@ -135,7 +135,7 @@ def sessions_config(config: AppConfig) -> "SessionsConfig":
         limits=SPACE if public else LOCAL,
         depth_model=not public,
         projects=config.projects,
-        keep=Keeping(worlds=config.keep_worlds, gigabytes=config.keep_gb),
+        keep=RetentionPolicy(worlds=config.keep_worlds, gigabytes=config.keep_gb),
         # What this machine can run comes first.
         generators=tuple(sorted(choices(settings), key=lambda choice: bool(choice.why_not))),
         examples=bundled_examples(config.examples),

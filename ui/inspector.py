@@ -38,10 +38,10 @@ REASONS = {
 }
 DEPTHS = {
     DepthKind.MEASURED: "measured",
-    DepthKind.BY_OTHERS: "from other views",
+    DepthKind.REPROJECTED: "from other views",
     DepthKind.STEREO: "multi-view stereo",
     DepthKind.LEARNED: "depth model",
-    DepthKind.COMPLETED: "estimated",
+    DepthKind.INPAINTED: "estimated",
     DepthKind.GENERATED: "generated",
     DepthKind.RIG: "fixed to the camera",
     DepthKind.MASKED: "masked",

@@ -42,7 +42,7 @@ from worldstereo.reconstruct import (
 )
 from worldstereo.scene import Clip, DepthKind, Origin, PointCloud, Scene, View
 from worldstereo.trajectory import Trajectory
-from worldstereo.views.intake import IntakeOptions, cloud_from, enter
+from worldstereo.views.intake import IntakeOptions, cloud_from, preprocess_views
 
 METHODS = ("neural", "mvs", "hybrid")
 DENSITY = {"low": 4, "medium": 2, "high": 1}
@@ -315,7 +315,7 @@ def _quality(surface: Surface, views: Sequence[View]) -> dict[str, Any]:
         if min(view.width, view.height) >= 7:
             pair = (drawn.color.numpy(), truth.numpy())
             likeness.append(structural_similarity(*pair, channel_axis=0, data_range=1.0))
-        both = seen & (view.depth[0] > 0) & (view.kind[0] != int(DepthKind.COMPLETED))
+        both = seen & (view.depth[0] > 0) & (view.kind[0] != int(DepthKind.INPAINTED))
         if bool(both.any()):
             apart.append(((drawn.depth - view.depth)[0][both].abs() / view.depth[0][both]).median())
     mean = float(np.mean(errors)) if errors else 1.0
@@ -347,8 +347,8 @@ def _entered(
     nothing = torch.zeros(1, *frames.shape[-2:])
     views = [View.of(c, nothing, cameras[i], frame=i) for i, c in enumerate(frames)]
     options = IntakeOptions() if compare else IntakeOptions(contradict=False, complete=False)
-    intake = enter(views, register=register, seed=seed, on_step=on_step, options=options)
-    measured = [int(DepthKind.MEASURED), int(DepthKind.STEREO), int(DepthKind.BY_OTHERS)]
+    intake = preprocess_views(views, register=register, seed=seed, on_step=on_step, options=options)
+    measured = [int(DepthKind.MEASURED), int(DepthKind.STEREO), int(DepthKind.REPROJECTED)]
     kinds = torch.tensor(measured, dtype=torch.uint8)
     matched = sum(int(torch.isin(v.kind, kinds).sum()) for v in intake.views)
     views, rough = list(intake.views), False
@@ -358,7 +358,7 @@ def _entered(
         for i, color in enumerate(frames):
             on_step(i, len(frames), "Estimating depth")
             depth = estimator(color, cameras[i]).depth
-            kind = (depth > 0).to(torch.uint8) * int(DepthKind.COMPLETED)
+            kind = (depth > 0).to(torch.uint8) * int(DepthKind.INPAINTED)
             views.append(View.of(color, depth, cameras[i], kind=kind, frame=i))
     known = torch.cat([v.depth[v.depth > 0][::17] for v in views])
     unit = float(known.median()) if len(known) else 1.0
@@ -369,7 +369,7 @@ def _entered(
 
 def _of_clip(clip: Clip) -> Scene:
     made = clip.origin == int(Origin.INVENTED)
-    kind = torch.where(made, int(DepthKind.GENERATED), int(DepthKind.BY_OTHERS)).to(torch.uint8)
+    kind = torch.where(made, int(DepthKind.GENERATED), int(DepthKind.REPROJECTED)).to(torch.uint8)
     kind[clip.depth <= 0] = int(DepthKind.UNKNOWN)
     cameras = clip.trajectory.cameras
     views = [

@@ -28,9 +28,9 @@ class DepthKind(IntEnum):
 
     UNKNOWN = 0
     MEASURED = 1
-    BY_OTHERS = 2
+    REPROJECTED = 2
     STEREO = 3
-    COMPLETED = 4
+    INPAINTED = 4
     GENERATED = 5
     RIG = 6
     """Fixed to the camera (a gripper, a bonnet): never part of the world; depth is 0."""
@@ -47,9 +47,9 @@ NO_PART = (int(DepthKind.RIG), int(DepthKind.MASKED))
 KIND_CONFIDENCE = {
     DepthKind.UNKNOWN: 0.0,
     DepthKind.MEASURED: 1.0,
-    DepthKind.BY_OTHERS: 0.5,
+    DepthKind.REPROJECTED: 0.5,
     DepthKind.STEREO: 0.3,
-    DepthKind.COMPLETED: 0.2,
+    DepthKind.INPAINTED: 0.2,
     DepthKind.GENERATED: 0.02,  # times the generator's own confidence
     DepthKind.RIG: 0.0,
     DepthKind.MASKED: 0.0,

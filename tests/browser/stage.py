@@ -1,4 +1,4 @@
-"""What the stage's tests share: small worlds to open, and hands for what lies on the stage."""
+"""What the viewport's tests share: small worlds to open, and hands for what lies in it."""
 
 import io
 import json
@@ -35,7 +35,7 @@ def send(page: Any, path: Path) -> None:
 
 
 def at(page: Any, u: float, v: float) -> tuple[float, float]:
-    """A place on the stage, 0 to 1 from the top left."""
+    """A place on the viewport, 0 to 1 from the top left."""
     box = page.locator("#viewport").bounding_box()
     assert box is not None
     return box["x"] + u * box["width"], box["y"] + v * box["height"]
@@ -115,6 +115,6 @@ def on_page(page: Any, name: str, *local: float) -> tuple[float, float]:
 
 
 def place(page: Any, name: str) -> np.ndarray:
-    """(4, 4) of a node of the stage."""
+    """(4, 4) of a node of the viewport."""
     script = f"name => {STAGE}.__viserMutable.nodeRefFromName[name].matrixWorld.elements"
     return np.array(page.evaluate(script, name)).reshape(4, 4).T

@@ -81,7 +81,7 @@ def slide_until(page, slider, value, condition):
 def test_the_whole_story(visit, app, tmp_path):
     page = visit()
 
-    # the example opens by itself, with a path planned, its preview made and the stage drawn
+    # the example opens by itself, with a path planned, its preview made and the viewport drawn
     idle(page)
     page.wait_for_selector("#preview img[data-final=true]")
     assert number_of(page, "given") == 6 and number_of(page, "made") == 0
@@ -131,7 +131,7 @@ def test_the_whole_story(visit, app, tmp_path):
     assert number_of(page, "points") >= points
     grown = number_of(page, "points")
 
-    # a click in a generated picture: correspondences, attention, lines in the stage
+    # a click in a generated picture: correspondences, attention, lines in the viewport
     tab(page, "Memory")
     picture = page.locator("#card #pixels")
     picture.wait_for()

@@ -122,7 +122,7 @@ def test_a_file_of_ones_own(visit, tmp_path):
     a_keyframe_is_dragged(page)
     another_keyframe_is_chosen(page)
 
-    # the picture of the stage is a picture
+    # the picture of the viewport is a picture
     with page.expect_download() as arriving:
         page.locator("#act-shot").click()
     assert arriving.value.suggested_filename == "worldstereo.png"

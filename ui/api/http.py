@@ -49,10 +49,10 @@ from ..session.sessions import Sessions
 
 log = logging.getLogger(__name__)
 
-LARGEST = 1 << 20  # bytes of one JSON body
-LONGEST_WAIT = 30.0  # seconds
+MAX_BODY = 1 << 20  # bytes of one JSON body
+MAX_WAIT = 30.0  # seconds
 KEYFRAMES = 200  # of one path
-LONGEST_TEXT = 10_000  # characters of a prompt
+MAX_PROMPT = 10_000  # characters of a prompt
 
 
 class Refused(Exception):
@@ -193,7 +193,7 @@ class _Api:
 
     async def _wait(self, request: Request) -> Response:
         session = await self._session(request)
-        wait = _number(request.query_params.get("wait", "0"), "wait", 0, LONGEST_WAIT)
+        wait = _number(request.query_params.get("wait", "0"), "wait", 0, MAX_WAIT)
         end = time.monotonic() + wait
         while session.busy and time.monotonic() < end:
             await asyncio.sleep(0.1)
@@ -312,8 +312,8 @@ class _Api:
             seed=whole(body.get("seed", 0), "seed", 0, 2**31 - 1),
             steps=None if steps is None else whole(steps, "steps", 1, 1000),
             guidance=None if guidance is None else _number(guidance, "guidance", 0, 100),
-            prompt=str(body.get("prompt", ""))[:LONGEST_TEXT],
-            negative_prompt=str(body.get("negative_prompt", ""))[:LONGEST_TEXT],
+            prompt=str(body.get("prompt", ""))[:MAX_PROMPT],
+            negative_prompt=str(body.get("negative_prompt", ""))[:MAX_PROMPT],
         )
 
     def cancel(self, session: Session, body: dict[str, Any]) -> None:
@@ -361,8 +361,8 @@ async def _body(request: Request) -> dict[str, Any]:
     raw = bytearray()
     async for chunk in request.stream():
         raw += chunk
-        if len(raw) > LARGEST:
-            raise Refused(413, f"A request takes at most {LARGEST:,} bytes.")
+        if len(raw) > MAX_BODY:
+            raise Refused(413, f"A request takes at most {MAX_BODY:,} bytes.")
     if not raw.strip():
         return {}
     try:

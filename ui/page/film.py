@@ -113,7 +113,7 @@ class Film(Part):
         camera = clip.trajectory.cameras[frame]
         mask = brushed(data.get("strokes"), data.get("width"), camera.width, camera.height)
         region = region_of(camera, torch.from_numpy(mask))
-        options: dict[str, Any] = self.generate.wish(session, values).options | {"update": None}
+        options: dict[str, Any] = self.generate.form(session, values).options | {"update": None}
         if data.get("kind") == "again":
             others = [other.seed for other in session.scene.clips if same_path(clip, other)]
             options |= {"again": region, "seed": (max(others) + 1) % 2**31}

@@ -221,7 +221,7 @@ def reasons(why: dict[str, str]) -> Markup:
     return render("action.html", "reasons", why=json.dumps(why))
 
 
-# ---- what floats on the stage --------------------------------------------------------------------
+# ---- what floats in the viewport -------------------------------------------------------------
 
 
 def hint() -> Markup:
@@ -239,7 +239,7 @@ def hud(**facts: str) -> Markup:
 
 
 def preparing(step: int, total: int, message: str, seconds_left: float | None) -> Markup:
-    """On the stage while a world is made: that what is seen is not yet what will be used."""
+    """On the viewport while a world is made: that what is seen is not yet what will be used."""
     return render("stage.html", "preparing", **_course(step, total, message, seconds_left))
 
 
@@ -252,7 +252,7 @@ def tools(
     live: bool,
     why: dict[str, str],
 ) -> Markup:
-    """The stage's tools; `why` maps a tool to the reason why it cannot work now."""
+    """The viewport's tools; `why` maps a tool to the reason why it cannot work now."""
     return render(
         "stage.html",
         "tools",
@@ -331,7 +331,7 @@ KEYS = (
     ("Delete, Backspace", "delete the selected points"),
     ("H", "back to the first view"),
     ("1 to 5", "World, Path, Generate, Memory, Export"),
-    ("C", "save a picture of the stage"),
+    ("C", "save a picture of the viewport"),
     ("T", "light or dark"),
     ("?", "this list"),
 )

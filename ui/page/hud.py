@@ -1,4 +1,4 @@
-"""What floats on the viewport: the line at the bottom, and the tools at the right."""
+"""What floats in the viewport: the line at the bottom, and the tools at the right."""
 
 from typing import Any
 

@@ -18,7 +18,7 @@
   const local = {
     theme: () => { store('theme', document.body.classList.contains('dark') ? 'light' : 'dark'); paint(); },
     shot: () => {
-      // The stage draws only when something changes, and a canvas can be read only in the very
+      // The viewport draws only when something changes, and a canvas can be read only in the very
       // frame that drew it: nudge it, and look after each frame until it is not empty.
       const view = frame()?.contentWindow, all = [...(view?.document.querySelectorAll('canvas') ?? [])];
       const canvas = all.sort((a, b) => b.width * b.height - a.width * a.height)[0];
@@ -199,7 +199,7 @@
     else keys[event.key]?.();
   };
   document.addEventListener('keydown', onKey);
-  // the stage is a frame of its own: that it has the focus shows only to who came by keys
+  // the viewport is a frame of its own: that it has the focus shows only to who came by keys
   const mark = (name, on) => $('#shell')?.toggleAttribute(name, on);
   const byHand = () => mark('data-by-keys', false);
   document.addEventListener('keydown', (event) => { if (event.key === 'Tab') mark('data-by-keys', true); });

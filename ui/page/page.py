@@ -33,7 +33,6 @@ from .follow import Follow
 from .header import Header
 from .history import History
 from .hud import Hud
-from .stage import Stage
 from .strip import Strip
 from .tabs.export import ExportTab
 from .tabs.generate import GenerateTab
@@ -41,6 +40,7 @@ from .tabs.memory import MemoryTab
 from .tabs.path import PathTab
 from .tabs.world import WorldTab
 from .theme import theme
+from .viewport_panel import ViewportPanel
 
 HERE = Path(__file__).resolve().parent
 TABS = ("World", "Path", "Generate", "Memory", "Export")
@@ -66,7 +66,7 @@ class Panel(Core):
         self.world = WorldTab(self, self.action, self.hud, self.follow)
         self.export = ExportTab(self)
         self.film = Film(self, self.path, self.follow, self.generate)
-        self.stage = Stage(
+        self.viewport_panel = ViewportPanel(
             self, self.hud, self.follow, self.memory, self.path, self.world, self.film
         )
         self.history = History(self, self.follow, thumbnails)
@@ -75,7 +75,7 @@ class Panel(Core):
             self.header,
             self.strip,
             self.hud,
-            self.stage,
+            self.viewport_panel,
             self.film,
             self.history,
             *self.tab_parts,
@@ -97,7 +97,7 @@ class Panel(Core):
             self.token = gr.State("")
             with gr.Column(elem_id="shell"):
                 self.header.build()
-                self.stage.build()
+                self.viewport_panel.build()
                 self.strip.build()
                 with gr.Column(elem_id="side"):
                     self._build_tabs()
@@ -147,7 +147,7 @@ class Panel(Core):
                 return
             if self.sessions.examples and session.job is None:
                 session.example(self.sessions.examples[0].key)
-        first = {self.token: session.token} | self.stage.open(session)
+        first = {self.token: session.token} | self.viewport_panel.open(session)
         if lost:
             first[self.message] = piece.failed(
                 "The world in the address is closed; this is a new one."

@@ -208,7 +208,9 @@ def start_camera(session: Session, start: str) -> Cameras:
     if start == "here":
         here = session.viewport.camera()
         if here is None:
-            raise WorldStereoError("The stage is not connected yet. Wait a moment and try again.")
+            raise WorldStereoError(
+                "The viewport is not connected yet. Wait a moment and try again."
+            )
         return here
     return default_view(scene)
 

@@ -12,8 +12,8 @@ import gradio as gr
 from gradio.utils import get_upload_folder
 from starlette.routing import BaseRoute
 
-from .proxy import Relayed, Sockets, routes
-from .request_filter import UploadedOnly
+from .proxy import Sockets, ViewportEndpoint, routes
+from .request_filter import RequestFilter
 
 
 class Address(Protocol):
@@ -46,7 +46,7 @@ def launch(
     address: Address,
     look: Look,
     *,
-    viewport: Callable[[str], Relayed | None],
+    viewport: Callable[[str], ViewportEndpoint | None],
     stats: Callable[[], Mapping[str, int]],
     sockets: Sockets,
     more: Sequence[BaseRoute] = (),
@@ -71,7 +71,7 @@ def launch(
         allowed_paths=[str(folder) for folder in look.folders],
         app_kwargs={
             "routes": [*routes(viewport, stats=stats, sockets=sockets), *more],
-            "middleware": [(UploadedOnly, (get_upload_folder, takes), {})],
+            "middleware": [(RequestFilter, (get_upload_folder, takes), {})],
         },
         run_history=False,
         footer_links=[],

@@ -44,7 +44,7 @@ html:not(.panel) .mantine-Paper-root:has(.mantine-ScrollArea-root) {{display: no
 if (new URLSearchParams(location.search).has("panel"))
   document.documentElement.classList.add("panel");
 </script>"""
-"""Our controls are on the page around the stage; `?panel` brings viser's own back."""
+"""Our controls are on the page around the viewport; `?panel` brings viser's own back."""
 
 SECURITY = {
     "X-Content-Type-Options": "nosniff",
@@ -68,7 +68,7 @@ class ProxyLimits:
     """What one page may ask of the relay."""
 
     message_bytes: int = 64 << 20
-    """Largest message from a browser; a screenshot of the stage can take tens of megabytes."""
+    """Largest message from a browser; a screenshot of the viewport can take tens of megabytes."""
 
     event_bytes: int = 64 << 10
     """Largest message on the event socket."""
@@ -83,7 +83,7 @@ class ProxyLimits:
     """Events a slow page may be behind; beyond it the oldest are dropped."""
 
 
-class Relayed(Protocol):
+class ViewportEndpoint(Protocol):
     """What the proxy knows of a viewport."""
 
     @property
@@ -128,7 +128,7 @@ class Sockets:
 
 
 def routes(
-    lookup: Callable[[str], Relayed | None],
+    lookup: Callable[[str], ViewportEndpoint | None],
     *,
     stats: Callable[[], Mapping[str, int]] = dict,
     sockets: Sockets | None = None,
@@ -186,7 +186,7 @@ class _Page:
 class _Proxy:
     def __init__(
         self,
-        lookup: Callable[[str], Relayed | None],
+        lookup: Callable[[str], ViewportEndpoint | None],
         stats: Callable[[], Mapping[str, int]],
         sockets: Sockets,
         limits: ProxyLimits,

@@ -16,12 +16,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 log = logging.getLogger(__name__)
 
-LARGEST = 16 << 20  # bytes of one event; uploads go another way
+MAX_BODY = 16 << 20  # bytes of one event; uploads go another way
 REFUSED = "That file was not uploaded here. Choose it again under World."
 UNUSED = ("/call/", "/component_server")  # routes of Gradio's for pages with public events
 
 
-class UploadedOnly:
+class RequestFilter:
     """ASGI middleware: events of the page may only name files in the folder of uploads.
 
     What is no JSON, or names a handler that there is not, is answered with 400.
@@ -48,8 +48,8 @@ class UploadedOnly:
                 return
             heard.append(message)
             body += message.get("body", b"")  # in place: bytes would be copied for every chunk
-            if len(body) > LARGEST:
-                answer = {"detail": f"An event takes at most {LARGEST >> 20} MiB."}
+            if len(body) > MAX_BODY:
+                answer = {"detail": f"An event takes at most {MAX_BODY >> 20} MiB."}
                 await JSONResponse(answer, status_code=413)(scope, receive, send)
                 return
             if not message.get("more_body"):

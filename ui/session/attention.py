@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 KEPT = 4  # clips: each holds the scene that it began with
 
 
-class Listener:
+class RequestRecorder:
     """A generator that passes everything on and remembers what it was asked last."""
 
     def __init__(self, generator: Generator) -> None:
@@ -39,7 +39,7 @@ class Listener:
 
 
 @dataclass(frozen=True, eq=False)
-class Asked:
+class ClipRecord:
     """What a clip was made from."""
 
     clip: Clip
@@ -55,9 +55,9 @@ class Attention:
 
     def __init__(self, shared: Shared) -> None:
         self._shared = shared
-        self._kept: deque[Asked] = deque(maxlen=KEPT)
+        self._kept: deque[ClipRecord] = deque(maxlen=KEPT)
 
-    def keep(self, clip: Clip, made_by: Listener, generator: str, mode: str) -> None:
+    def keep(self, clip: Clip, made_by: RequestRecorder, generator: str, mode: str) -> None:
         """After a clip was made; does nothing where its generator has no attention to show."""
         model = made_by.generator
         layers = model.layers if isinstance(model, Inspectable) else 0
@@ -76,9 +76,9 @@ class Attention:
             )
             request = replace(request, guide=again)
         count = request.sampler.steps or steps[2]
-        self._kept.append(Asked(clip, request, generator, mode, layers, count))
+        self._kept.append(ClipRecord(clip, request, generator, mode, layers, count))
 
-    def of(self, scene: Scene, view: int) -> Asked:
+    def of(self, scene: Scene, view: int) -> ClipRecord:
         """What the frame behind a view was made from.
 
         Raises:
@@ -97,7 +97,7 @@ class Attention:
 
     def row(
         self,
-        asked: Asked,
+        asked: ClipRecord,
         frame: int,
         pixel: tuple[float, float],
         layer: int,

@@ -1,4 +1,4 @@
-"""`Saving`: a session's world on disk, written after each step and found again after a crash."""
+"""`Autosave`: a session's world on disk, written after each step and found again after a crash."""
 
 import logging
 import threading
@@ -16,7 +16,7 @@ from .shared import Shared
 log = logging.getLogger(__name__)
 
 
-class Saving:
+class Autosave:
     """The project file of one world. A failure to save is told, never lost work.
 
     Args:

@@ -8,7 +8,7 @@ from worldstereo.generators.registry import GeneratorChoice, choice
 from worldstereo.inputs import LOCAL, Limits
 from worldstereo.scene import Capture
 
-from .retention import Keeping
+from .retention import RetentionPolicy
 
 ASSETS = Path(__file__).resolve().parents[2] / "assets"
 
@@ -63,7 +63,7 @@ class SessionsConfig:
     projects: Path | None = None
     """Folder of the saved worlds; None saves nothing."""
 
-    keep: Keeping = Keeping()
+    keep: RetentionPolicy = RetentionPolicy()
     """How many of them stay on disk."""
 
     generator: str = "warp"

@@ -23,8 +23,8 @@ log = logging.getLogger(__name__)
 State = Literal["waiting", "running", "done", "cancelled", "failed"]
 OVER = ("done", "cancelled", "failed")
 
-MOST_OFTEN = 0.125  # seconds between two progress reports of one follower
-LEAST_OFTEN = 0.5
+MIN_REPORT_SECONDS = 0.125  # seconds between two progress reports of one follower
+MAX_REPORT_SECONDS = 0.5
 SOON, FEW = 3.0, 0.1  # before so many seconds, and so small a share, nobody can say how long
 
 
@@ -122,12 +122,12 @@ class Job:
         while True:
             with self._news:
                 if self._version == seen and not self.over:
-                    self._news.wait(LEAST_OFTEN)
+                    self._news.wait(MAX_REPORT_SECONDS)
                 seen, over = self._version, self.over
             yield self.progress
             if over:
                 return
-            self._over.wait(MOST_OFTEN)
+            self._over.wait(MIN_REPORT_SECONDS)
 
     # ---- for the work --------------------------------------------------------------------------
 

@@ -1,6 +1,6 @@
-"""`Opening`: how a session's world begins, from a file or an example, and what is seen meanwhile.
+"""`WorldLoader`: how a session's world begins, from a file or an example, and what is seen of it.
 
-Preparing a capture takes seconds to a minute. Until its world is published the stage shows the
+Preparing a capture takes seconds to a minute. Until its world is published the viewport shows the
 capture as it was given, a sketch: thinned, nothing cleaned, moved or filled. The world itself is
 what it was before, and nothing is generated from a sketch.
 """
@@ -19,21 +19,21 @@ from worldstereo.trajectory import Trajectory
 from worldstereo.views.registration import median_depth
 from worldstereo.world import World, sky_of, start
 
-from .autosave import Saving, reason
+from .autosave import Autosave, reason
 from .config import Example
 from .jobs import Job
-from .progress import Course, stages_of
+from .progress import StagedProgress, stages_of
 from .shared import Shared
 
 log = logging.getLogger(__name__)
 
 KEYFRAMES = 21  # of a path that came with a file
-SKETCHED = 110_000  # points of a sketch: below what a stage shows before it knows its renderer
+SKETCHED = 110_000  # points of a sketch: below what a viewport shows before it knows its renderer
 APART = 10.0  # of the cameras' own spread: the unit where neither depth nor points tell it
 SKETCH = -1  # revision of a sketch: that of no published scene
 
 
-class Opening:
+class WorldLoader:
     """Fills one world. Every method but `read` runs on the worker's thread, inside a job.
 
     Args:
@@ -47,7 +47,7 @@ class Opening:
         token: str,
         world: World,
         shared: Shared,
-        saving: Saving,
+        saving: Autosave,
         *,
         planned: Callable[[Trajectory | None], None],
         begun: Callable[[Capture], None],
@@ -102,7 +102,7 @@ class Opening:
         if capture.views:
             self._show(sketch_of(capture))
         try:
-            course = Course(job.on_step, stages_of(capture.views))
+            course = StagedProgress(job.on_step, stages_of(capture.views))
             with job.stopping():
                 start(self._world, capture, on_step=course)
             path = capture.trajectory
@@ -110,7 +110,7 @@ class Opening:
                 path = path.resampled(KEYFRAMES)  # the release thins it to its keyframes too
             self._planned(path)
             self._begun(capture)
-        finally:  # ready, refused or cancelled: the stage shows the world again
+        finally:  # ready, refused or cancelled: the viewport shows the world again
             self._show(None)
 
     def _show(self, sketch: Scene | None) -> None:

@@ -16,7 +16,7 @@ from worldstereo.world import NextView
 
 LONG_SIDE = 640  # px of a draft
 CLOSE = 0.02  # of the scene's unit: nearer than this the camera is inside a surface
-ENOUGH = 3  # points within reach of the path: fewer may be floaters
+MIN_POINTS = 3  # points within reach of the path: fewer may be floaters
 SAMPLES = 4000  # along a path, at most
 
 
@@ -133,7 +133,7 @@ def frames_inside(cloud: PointCloud, plan: Trajectory, unit: float) -> list[int]
     distance, sample = np.asarray(found[0]), np.asarray(found[1])
     hit = distance <= reach[near]
     counts = np.bincount(frame_of[sample[hit]], minlength=len(path))
-    return np.flatnonzero(counts >= ENOUGH).tolist()
+    return np.flatnonzero(counts >= MIN_POINTS).tolist()
 
 
 def along(path: np.ndarray, step: float) -> tuple[np.ndarray, np.ndarray]:

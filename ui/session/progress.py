@@ -1,4 +1,4 @@
-"""`Course`: one total for work that passes several stages, each of which counts in its own way.
+"""`StagedProgress`: one total for work of several stages, each of which counts in its own way.
 
 Opening a capture reports (3 of 6), then (0 of 45), then (0 of 12): as many bars, were they shown as
 they come. The stages and what each costs are known beforehand, so a person sees one bar.
@@ -69,7 +69,7 @@ def stages_of(views: Sequence[View], *, register: bool = True) -> tuple[Progress
     return tuple(stage for stage in MEASURED if stage.says != "Registering views")
 
 
-class Course:
+class StagedProgress:
     """An `OnStep` that passes reports on with one total; it never shrinks and never goes back.
 
     A stage that was entered is over when a later one begins. One that is left out gives its share

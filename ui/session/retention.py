@@ -16,7 +16,7 @@ GONE = ".gone-"  # what is being deleted: no longer a world, whatever happens on
 
 
 @dataclass(frozen=True, kw_only=True)
-class Keeping:
+class RetentionPolicy:
     """How much of what people made stays on disk when they have left."""
 
     worlds: int = 40
@@ -37,7 +37,7 @@ class Keeping:
         return ", ".join(limits) or "all worlds"
 
 
-def tidy(folder: Path, keep: Keeping, in_use: Collection[Path] = ()) -> list[Path]:
+def tidy(folder: Path, keep: RetentionPolicy, in_use: Collection[Path] = ()) -> list[Path]:
     """Delete the oldest saved worlds beyond what is kept; returns those that went.
 
     Args:

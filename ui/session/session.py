@@ -29,14 +29,14 @@ from worldstereo.world import AddReport, NextView, explore, front_at, next_best_
 
 from ..viewport.events import Event, JobChanged, Measured, Selected
 from ..viewport.viewport import Viewport
-from .attention import Attention, Listener
-from .autosave import Saving
+from .attention import Attention, RequestRecorder
+from .autosave import Autosave
 from .config import GeneratorChoice
 from .depth_model import DepthModel
 from .jobs import Job
-from .opening import Opening
+from .opening import WorldLoader
 from .preview import PlannedPath, Preview, PreviewedGuide, Unseen, new_points
-from .progress import ADDED, Course, stages_of
+from .progress import ADDED, StagedProgress, stages_of
 from .shared import Shared
 
 log = logging.getLogger(__name__)
@@ -93,14 +93,14 @@ class Session:
         self._drawing_by_hand = False
         self._notices: tuple[str, ...] = ()
         self._closed = False
-        self._saving = Saving(
+        self._saving = Autosave(
             token,
             self.world,
             shared,
             plan=lambda: self.plan,
             told=lambda state: self.viewport.emit(JobChanged(state)),
         )
-        self._opening = Opening(
+        self._opening = WorldLoader(
             token,
             self.world,
             shared,
@@ -249,7 +249,7 @@ class Session:
             return self._shared.read_pictures(photos, lambda: job.cancelled)
 
         def work(job: Job) -> AddReport:
-            course = Course(job.on_step, ADDED)
+            course = StagedProgress(job.on_step, ADDED)
             with job.stopping():
                 report = edits.add(self.world, job.first_result, on_step=course)
             if report.added:
@@ -469,7 +469,7 @@ class Session:
         def work(job: Job) -> Scene:
             plan, before = self.plan, self.world.registration
             given = [view for view in self.scene.views if view.step == 0]
-            course = Course(job.on_step, stages_of(given, register=on))
+            course = StagedProgress(job.on_step, stages_of(given, register=on))
             with job.stopping():
                 scene = edits.set_registration(self.world, on, on_step=course)
             after = self.world.registration
@@ -512,7 +512,7 @@ class Session:
     ) -> Clip:
         mode = self.mode if choice.modes is not None else ""
         made = self._shared.generator(choice.name, mode, job.on_step)
-        heard = Listener(made)
+        heard = RequestRecorder(made)
         began = time.monotonic()
 
         def on_frame(index: int, frame: Frame) -> None:

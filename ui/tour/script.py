@@ -25,9 +25,9 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "wait": ("seconds", "patience"),
     "picture": (),
 }
-LARGEST = 1 << 20  # bytes of a script
-LONGEST = 600.0  # seconds of one step
-MOST = 500  # steps
+MAX_BYTES = 1 << 20  # bytes of a script
+MAX_SECONDS = 600.0  # seconds of one step
+MAX_STEPS = 500  # steps
 SIZES = (320, 3840)  # px of an edge
 
 
@@ -62,7 +62,7 @@ class Tour:
         Raises:
             InputRefused: no such file, or no tour; in one line.
         """
-        if not path.is_file() or path.stat().st_size > LARGEST:
+        if not path.is_file() or path.stat().st_size > MAX_BYTES:
             raise InputRefused(f"{path.name}: no script of a tour; it is a JSON file with steps.")
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
@@ -83,8 +83,8 @@ class Tour:
         if not isinstance(size, list) or len(size) != 2:
             raise ValueError("size must be [width, height].")
         width, height = (int(_number("size", edge, *SIZES)) // 2 * 2 for edge in size)
-        if not 1 <= len(found["steps"]) <= MOST:
-            raise ValueError(f"it must have 1 to {MOST} steps, got {len(found['steps'])}.")
+        if not 1 <= len(found["steps"]) <= MAX_STEPS:
+            raise ValueError(f"it must have 1 to {MAX_STEPS} steps, got {len(found['steps'])}.")
         steps = tuple(_step(i, entry) for i, entry in enumerate(found["steps"], 1))
         fps = int(_number("fps", found.get("fps", 24), 1, 60))
         texts = (str(found.get(key, ""))[:200] for key in ("title", "subtitle"))
@@ -100,7 +100,7 @@ def _step(index: int, entry: Any) -> Step:
     _fields(name, entry, (kind, *FIELDS[kind]))
     what = entry[kind]
     if kind == "pause":
-        return Step("pause", seconds=_number(name, what, 0, LONGEST))
+        return Step("pause", seconds=_number(name, what, 0, MAX_SECONDS))
     if not isinstance(what, str) or len(what) > 400:
         raise ValueError(f"{name}: {kind} must be a text.")
     if kind == "fly":
@@ -108,7 +108,7 @@ def _step(index: int, entry: Any) -> Step:
             raise ValueError(f"{name}: fly must be one of {', '.join(PRESETS)}, got {what[:40]!r}.")
         value = entry.get("value")
         value = None if value is None else _number(name, value, -1e6, 1e6)
-        return Step("fly", what, _number(name, entry.get("seconds", 4), 0.1, LONGEST), value)
+        return Step("fly", what, _number(name, entry.get("seconds", 4), 0.1, MAX_SECONDS), value)
     if kind == "click":
         at = entry.get("at", [0.5, 0.5])
         if not isinstance(at, list) or len(at) != 2:
@@ -116,7 +116,7 @@ def _step(index: int, entry: Any) -> Step:
         x, y = (_number(name, share, 0, 1) for share in at)
         return Step("click", what, at=(x, y))
     if kind == "wait":
-        shown = _number(name, entry.get("seconds", 3), 0, LONGEST)
+        shown = _number(name, entry.get("seconds", 3), 0, MAX_SECONDS)
         patience = _number(name, entry.get("patience", 300), 1, 3600)
         return Step("wait", what, shown, patience=patience)
     bare = Path(what).name == what and Path(what).suffix in (".jpg", ".png")

@@ -18,7 +18,7 @@ from worldstereo.world import default_view, pivot_distance
 from .frames import COMFORT, blend_poses, camera_of, fitting_fov, pose_matrix, poses
 
 Aim = tuple[np.ndarray, float]
-"""Pose (4, 4) on the stage and vertical field of view in radians."""
+"""Pose (4, 4) in the viewport and vertical field of view in radians."""
 
 BEHIND, ABOVE = 0.35, 0.12  # of the distance to what is looked at: where a visitor begins
 FAR_OFF = 1.5  # a scale that was guessed worse than this says nothing of where to stand
@@ -96,7 +96,7 @@ class Motion:
 class Framing:
     """Brings every tab to a first camera, and looks after it until it has arrived.
 
-    A turn of the stage's up axis and a move of the camera reach a page in no fixed order, and a
+    A turn of the viewport's up axis and a move of the camera reach a page in no fixed order, and a
     page that is just connecting hears neither: so ask again until it reports the right pose.
     """
 
@@ -122,7 +122,7 @@ class Framing:
             client.camera.up_direction = up
 
     def follow(self, scene: Scene, scale: float, factor: float, *, elsewhere: bool) -> None:
-        """Another scene is drawn, `factor` times as large as the last on the stage.
+        """Another scene is drawn, `factor` times as large as the last in the viewport.
 
         Where that was a poor guess, or the scene is of another place, tabs begin anew.
         """
@@ -148,7 +148,7 @@ class Framing:
         self.step(self._server.get_clients())
 
     def carry(self, factor: float) -> None:
-        """The stage has grown by a factor: every eye keeps its place in the world."""
+        """The viewport has grown by a factor: every eye keeps its place in the world."""
         initial = self._server.initial_camera
         initial.position = np.asarray(initial.position) * factor
         initial.look_at = np.asarray(initial.look_at) * factor
@@ -242,7 +242,7 @@ def aim(client: viser.ClientHandle, now: Aim, reach: float) -> None:
 
 
 def on_stage(camera: Cameras, scale: float) -> np.ndarray:
-    """Pose (4, 4) of a single camera of the world, on the stage."""
+    """Pose (4, 4) of a single camera of the world, in the viewport."""
     pose = poses(camera)[0].copy()
     pose[:3, 3] *= scale
     return pose
@@ -251,7 +251,7 @@ def on_stage(camera: Cameras, scale: float) -> np.ndarray:
 def first_aim(scene: Scene, scale: float) -> tuple[Aim, float] | None:
     """Where a visitor begins: behind and a little above the view that a first path starts from.
 
-    Returns the aim and how far ahead the camera should orbit, on the stage; None for an empty
+    Returns the aim and how far ahead the camera should orbit, in the viewport; None for an empty
     scene. Standing back, frusta and path are in sight.
     """
     if not scene.views and len(scene.cloud) == 0:

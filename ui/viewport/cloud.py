@@ -26,7 +26,7 @@ PREVIEW_POINTS = 2_000_000  # common viewers hold this many at 60 Hz on a laptop
 SOFTWARE: dict[DrawMode, int] = {"points": 500_000, "surface": 60_000}
 """Shown where the page renders without a GPU: one to two frames a second. All 450,000 points of an
 example as discs took eight seconds a frame, and the page stood still meanwhile."""
-MOST_STALE = 0.02  # share of a node's points that may be left at an old place, drawn again nearby
+MAX_STALE = 0.02  # share of a node's points that may be left at an old place, drawn again nearby
 WIDEST = 1.7  # of the width of a sample on a surface that faces the view
 POINT_SCALE = 1.35  # of the pixel's width on the surface: closes the gaps
 LOOSE = 1.3  # times wider are the points of a thinned cloud: they lie irregularly
@@ -43,13 +43,13 @@ class Node:
     handle: Any
     rows: np.ndarray
     size: float
-    """Width of a point on the stage; 0 for discs."""
+    """Width of a point in the viewport; 0 for discs."""
     stale: np.ndarray
     """True for rows that have moved since and are drawn again by another node."""
 
 
 class CloudDrawing:
-    """The cloud on the stage. Every method runs in the viewport's thread.
+    """The cloud in the viewport. Every method runs in the viewport's thread.
 
     Attributes:
         bytes_sent: bytes of point data handed to viser so far, counted once however many look on.
@@ -64,9 +64,9 @@ class CloudDrawing:
         self._eyes: np.ndarray | None = None
         self._thinned = False
         self._cloud: PointCloud | None = None
-        self._drawn = np.zeros((0, 3), np.float32)  # stage positions as drawn, per row
+        self._drawn = np.zeros((0, 3), np.float32)  # viewport positions as drawn, per row
         self._chance = np.zeros(0, np.float32)  # a row is shown while its chance is below `share`
-        self._widths = np.zeros(0, np.float32)  # spacing on the stage, per row
+        self._widths = np.zeros(0, np.float32)  # spacing in the viewport, per row
         self._random = np.random.default_rng(7)
         self._share = 1.0
         self._limits = dict.fromkeys(DRAW_MODES, FIRST_POINTS)
@@ -88,7 +88,7 @@ class CloudDrawing:
 
     @property
     def shown(self) -> int:
-        """Points on the stage."""
+        """Points in the viewport."""
         return sum(int((~node.stale).sum()) for node in self._nodes.values())
 
     @property
@@ -188,7 +188,7 @@ class CloudDrawing:
     def _carry_nodes(self, match: np.ndarray, moved: np.ndarray) -> None:
         for name, node in list(self._nodes.items()):
             rows, stale = match[node.rows], node.stale | moved[node.rows]
-            if (rows >= 0).all() and stale.mean() <= MOST_STALE:
+            if (rows >= 0).all() and stale.mean() <= MAX_STALE:
                 node.rows, node.stale = rows, stale  # perhaps at other rows, but still there
                 continue
             rows = np.sort(rows[(rows >= 0) & ~stale])
@@ -304,7 +304,7 @@ class CloudDrawing:
         if self._cloud is None or self._share >= 1 or self.limit == FIRST_POINTS:
             return ""
         return (
-            f"The stage shows {self.shown:,} of {len(self._cloud):,} points, evenly thinned; "
+            f"The viewport shows {self.shown:,} of {len(self._cloud):,} points, evenly thinned; "
             f"generation and exports use all of them."
         )
 

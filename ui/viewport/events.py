@@ -1,6 +1,6 @@
 """What the viewport tells the rest of the app: frozen values, and their form on the page's socket.
 
-Coordinates are those of the world (scene units), whatever scale the stage is drawn in.
+Coordinates are those of the world (scene units), whatever scale the viewport is drawn in.
 """
 
 from collections.abc import Callable
@@ -36,7 +36,7 @@ class Pick(Event):
     revision: int
     """Revision of the scene that the row belongs to."""
     screen: tuple[float, float] = (0.5, 0.5)
-    """Where on the stage, 0 to 1 from the top left."""
+    """Where in the viewport, 0 to 1 from the top left."""
 
     def as_json(self) -> dict[str, Any]:
         return {"kind": self.kind, "point": [round(v, 4) for v in self.point]}
@@ -122,7 +122,7 @@ class Selected(Event):
 
 @dataclass(frozen=True, eq=False)
 class Drawn(Event):
-    """The stage shows this revision of the scene now."""
+    """The viewport shows this revision of the scene now."""
 
     kind: ClassVar[str] = "scene"
     revision: int
@@ -162,7 +162,7 @@ class Playing(Event):
 
 @dataclass(frozen=True, eq=False)
 class LiveShown(Event):
-    """The stage shows the live view from where the visitor rests."""
+    """The viewport shows the live view from where the visitor rests."""
 
     kind: ClassVar[str] = "live"
     unknown: float

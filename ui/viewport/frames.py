@@ -1,6 +1,6 @@
-"""Between the world's frame and the stage's: scale, poses, and small line drawings of cameras.
+"""Between the world's frame and the viewport's: scale, poses, and small line drawings of cameras.
 
-The stage is the world times `scale`, chosen so that viser's fixed flying speed (2 units a second)
+The viewport is the world times `scale`, chosen so that viser's fixed flying speed (2 units a s)
 crosses the scene's own unit of length in about a second. Poses are OpenCV on both sides.
 """
 
@@ -14,7 +14,7 @@ COMFORT = 2.5  # stage units that one scene unit u (median depth) becomes
 
 
 def stage_scale(unit: float) -> float:
-    """Stage units per scene unit for a scene whose median depth is `unit`."""
+    """Viewport units per scene unit for a scene whose median depth is `unit`."""
     return COMFORT / unit if np.isfinite(unit) and unit > 0 else 1.0
 
 
@@ -34,14 +34,14 @@ def vertical_fov(cameras: Cameras) -> float:
 
 
 def fitting_fov(cameras: Cameras, aspect: float) -> float:
-    """Vertical field of view, in radians, that shows the whole frame on a stage of this aspect."""
+    """Vertical field of view, in radians, that shows the whole frame at this aspect."""
     fx, fy = (float(v) for v in cameras.K.reshape(-1, 3, 3)[0].diagonal()[:2])
     tall, wide = cameras.height / 2 / fy, cameras.width / 2 / fx
     return float(np.clip(2 * np.arctan(max(tall, wide / max(aspect, 0.2))), 0.2, 2.4))
 
 
 def camera_of(c2w: np.ndarray, fov: float, width: int, height: int, scale: float = 1.0) -> Cameras:
-    """A camera of the world from a pose on the stage and a vertical field of view in radians."""
+    """A camera of the world from a pose in the viewport and a vertical field of view in radians."""
     matrix = np.asarray(c2w, np.float64).copy()
     matrix[:3, 3] /= scale
     focal = float(height / 2 / np.tan(fov / 2))
@@ -69,7 +69,7 @@ def blend_poses(a: np.ndarray, b: np.ndarray, s: float) -> np.ndarray:
 
 
 def pyramid_lines(cameras: Cameras, scale: float, size: float) -> np.ndarray:
-    """Eight line segments per camera, (8 n, 2, 3) float32 on the stage; `size` is their depth."""
+    """Eight line segments per camera, (8 n, 2, 3) float32; `size` is their depth drawn."""
     c2w = poses(cameras)
     K = cameras.K.detach().cpu().double().numpy().reshape(-1, 3, 3)
     wide = size * cameras.width / 2 / K[:, 0, 0]

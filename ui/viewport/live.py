@@ -31,7 +31,7 @@ REST = 0.15  # seconds without movement after which the camera rests
 LONG_SIDE = 960  # px of a full picture, at most
 FIRST = 3  # the first picture at rest has this part of the full size
 FRAME = 0.08  # seconds that a picture in motion may take
-SMALLEST = 120  # px of the longer side of a picture in motion, at least
+MIN_SIDE = 120  # px of the longer side of a picture in motion, at least
 FAR = 160.0  # stage units; viser's background holds depths up to 167
 STRIPE = 60  # pairs of hatching stripes along the diagonal of a picture
 
@@ -43,7 +43,7 @@ class Place:
     scene: Scene
     aim: Aim
     size: tuple[int, int]
-    """Of the stage, px."""
+    """Of the viewport, px."""
     scale: float
     moment: float
     """When the camera arrived there."""
@@ -61,7 +61,7 @@ class Place:
         )
 
     def camera(self, long_side: float = LONG_SIDE) -> Cameras:
-        """The camera of the stage, with its longer side at `long_side` px or less."""
+        """The camera of the viewport, with its longer side at `long_side` px or less."""
         return stage_camera(self.aim, self.size, self.scale, long_side)
 
 
@@ -139,7 +139,7 @@ class LiveView:
     def _pictures(self, place: Place) -> Iterator[LivePicture]:
         if place.in_motion:  # not stopped by movement, which would let none be finished
             side = float(np.sqrt(FRAME / self._pace * place.size[0] / max(1, place.size[1])))
-            yield self._picture(place, max(SMALLEST, min(LONG_SIDE / FIRST, side)), moving=True)
+            yield self._picture(place, max(MIN_SIDE, min(LONG_SIDE / FIRST, side)), moving=True)
         with self._news:
             rest = place.moment + REST - time.monotonic()
             self._news.wait_for(lambda: self._closed or self._wanted is not place, max(0.0, rest))
@@ -181,7 +181,7 @@ class LiveView:
 def stage_camera(
     aim: Aim, size: tuple[int, int], scale: float, long_side: float = LONG_SIDE
 ) -> Cameras:
-    """What the stage shows, as a camera of the world of even size; every corner is a corner."""
+    """What the viewport shows, as a camera of the world of even size; every corner is a corner."""
     pose, fov = aim
     factor = min(1.0, long_side / max(size))
     width, height = (max(16, 2 * round(side * factor / 2)) for side in size)

@@ -21,11 +21,11 @@ from .frames import poses, pyramid_lines, vertical_fov, wxyz
 PICTURED = 16  # pictures beyond that hide the place, and cost six draw calls each: lines only
 GENERATED = 12  # generated views drawn, without pictures: their frames would hide the place
 THUMBNAIL = 160  # px, the longer side of a picture on a frustum
-FRUSTUM = 0.11  # depth of a frustum on the stage
+FRUSTUM = 0.11  # depth of a frustum in the viewport
 MAX_MATCHES = 300  # line segments; 5,000 cost 0.2 s a frame in software
 PLAN_FRUSTA = 12
 LIFT = 0.04  # of the way to the eye, for marks on surfaces
-GIZMO = 0.35  # reach of a gizmo's arms on the stage
+GIZMO = 0.35  # reach of a gizmo's arms in the viewport
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class ViewFrusta:
             self._lines.visible = visible
 
     def hide_near(self, eye: np.ndarray) -> None:
-        """Hide the frusta around a position on the stage: their pictures would cover it."""
+        """Hide the frusta around a position in the viewport: their pictures would cover it."""
         for view, handle in self._drawn.values():
             position = poses(view.cameras)[0, :3, 3] * self._scale
             near = float(np.linalg.norm(position - eye)) < 1.5 * FRUSTUM
@@ -243,7 +243,7 @@ class Marks:
             self.matches(np.array(point) * scale, matches, scale)
 
     def matches(self, at: np.ndarray, matches: Sequence[MatchLine], scale: float) -> None:
-        """Lines from a point on the stage to views; the heaviest `MAX_MATCHES` of them."""
+        """Lines from a point in the viewport to views; the heaviest `MAX_MATCHES` of them."""
         self.clear("matches")
         self.point(at)
         kept = sorted(matches, key=lambda match: -match.weight)[:MAX_MATCHES]
@@ -263,7 +263,7 @@ class Marks:
     def measured(
         self, start: np.ndarray, end: np.ndarray | None, eye: np.ndarray, text: str = ""
     ) -> None:
-        """A length between two points on the stage, or its first end alone.
+        """A length between two points in the viewport, or its first end alone.
 
         Drawn a little towards the eye, where it looks the same and no surface hides it.
         """
@@ -411,7 +411,7 @@ def add_lines(
     color: tuple[int, int, int],
     width: float,
 ) -> Any:
-    """Line segments (n, 2, 3) on the stage, `width` in pixels."""
+    """Line segments (n, 2, 3) in the viewport, `width` in pixels."""
     return server.scene.add_line_segments(
         name,
         np.ascontiguousarray(segments, np.float32),

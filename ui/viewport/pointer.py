@@ -1,4 +1,4 @@
-"""What a pointer does on the stage: pick a point, measure between two, box many.
+"""What a pointer does in the viewport: pick a point, measure between two, box many.
 
 Runs in the viewport's thread, in units of the world; rays and rectangles come from viser.
 """
@@ -26,7 +26,7 @@ class Pointer:
     ) -> None:
         self._server, self._marks, self._emit = server, marks, emit
         self._scene, self._scale = Scene(), 1.0
-        self._ends: list[np.ndarray] | None = None  # clicked while measuring, on the stage
+        self._ends: list[np.ndarray] | None = None  # clicked while measuring, in the viewport
         self._boxing = False
 
     def draw(self, scene: Scene, scale: float) -> None:
@@ -36,7 +36,7 @@ class Pointer:
             self._ends = []
 
     def hit(self, origin: np.ndarray, direction: np.ndarray) -> Hit | None:
-        """What a ray of the stage meets first; the hit is in stage units."""
+        """What a ray of the viewport meets first; the hit is in viewport units."""
         cloud = self._scene.cloud
         if len(cloud) == 0:
             return None

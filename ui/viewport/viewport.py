@@ -1,4 +1,4 @@
-"""The stage: owns one viser server, draws a scene in it, and turns clicks and flights into events.
+"""The viewport: owns one viser server, draws a scene in it, turns clicks and flights into events.
 
 viser's own threads, gradio's handlers and the world's writer only put work into the inbox; the
 viewport's thread takes it out, touches every viser handle, and moves the camera. Methods return at
@@ -76,7 +76,7 @@ def silent() -> Iterator[None]:
 
 
 class Viewport:
-    """One visitor's stage.
+    """One visitor's viewport.
 
     Args:
         on_event: called in the viewport's thread for every event.
@@ -113,7 +113,7 @@ class Viewport:
         self._cloud_root = self._server.scene.add_frame("/cloud", show_axes=False)
         self._live = LiveView(lambda picture: self._post(lambda: self._show_live(picture)))
         self._software = False
-        self._covered: int | None = None  # the client whose stage the live view covers
+        self._covered: int | None = None  # the client whose viewport the live view covers
         self._views = ViewFrusta(self._server, self._posted(self._view_clicked))
         self._plan_drawing = PlanDrawing(self._server)
         self._marks = Marks(self._server)
@@ -190,7 +190,7 @@ class Viewport:
 
     @property
     def notices(self) -> tuple[str, ...]:
-        """What the stage does not show, one line each."""
+        """What the viewport does not show, one line each."""
         return tuple(line for line in (self._cloud.notice,) if line)
 
     def emit(self, event: Event) -> None:
@@ -255,7 +255,7 @@ class Viewport:
         self._post(lambda: self._color_by(mode))
 
     def renderer(self, software: bool) -> None:
-        """Whether the page renders without a GPU: then the stage shows fewer points."""
+        """Whether the page renders without a GPU: then the viewport shows fewer points."""
         self._post(lambda: self._set_renderer(software))
 
     def show_views(self, visible: bool) -> None:
@@ -438,7 +438,7 @@ class Viewport:
             self._framing.set_up(scene)
         factor, self._scale = scale / self._scale, scale
         eyes = [poses(view.cameras)[0, :3, 3] for view in scene.views]
-        with self._server.atomic():  # one replaces the other: nobody sees an empty stage
+        with self._server.atomic():  # one replaces the other: nobody sees an empty viewport
             if sketch != self._sketched:
                 self._cloud.clear()  # points of a sketch are wider: none may stay in the world
             places = np.array(eyes, np.float32).reshape(-1, 3)

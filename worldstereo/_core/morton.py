@@ -22,7 +22,7 @@ GONE = np.float32(3e18)
 REACH = 1e15
 """Coordinates must be smaller than this for the compiled kernels; others take the plain paths."""
 INDEX_BITS = 25
-MOST = 1 << INDEX_BITS
+MAX_COUNT = 1 << INDEX_BITS
 """Points a tree can hold: the sort word has this many index bits beside 3 x 13 bits of position."""
 _STEPS = 8191
 _PIECE = 1 << 16
@@ -32,7 +32,7 @@ class MortonTree:
     """A cloud in Morton order with boxes over runs of 16, 128, 1024, ... points.
 
     Raises:
-        ValueError: a coordinate of `REACH` or more, or more points than `MOST`.
+        ValueError: a coordinate of `REACH` or more, or more points than `MAX_COUNT`.
     """
 
     def __init__(self, points: Float[np.ndarray, "N 3"]) -> None:
@@ -104,8 +104,8 @@ def morton_order(points: Float[np.ndarray, "N 3"]) -> Int[np.ndarray, "N"]:
         ValueError: more points than the sort word can number.
     """
     n = len(points)
-    if n > MOST:
-        raise ValueError(f"a Morton order holds at most {MOST} points, got {n}.")
+    if n > MAX_COUNT:
+        raise ValueError(f"a Morton order holds at most {MAX_COUNT} points, got {n}.")
     if n == 0:
         return np.zeros(0, np.int32)
     low, high = bulk_bounds(points)
@@ -113,7 +113,7 @@ def morton_order(points: Float[np.ndarray, "N 3"]) -> Int[np.ndarray, "N"]:
     step = np.float32(_STEPS / max(float((high - low).max()), 1e-30))
     for_pieces(n, lambda a, b: morton_keys(points, low, step, key, a, b))
     key.sort()
-    order = (key & np.uint64(MOST - 1)).astype(np.int32)
+    order = (key & np.uint64(MAX_COUNT - 1)).astype(np.int32)
     crowded = crowded_runs(key, 8 * BLOCK)
     for start, stop in crowded.tolist():
         rows = np.sort(order[start:stop])

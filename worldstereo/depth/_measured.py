@@ -12,7 +12,7 @@ _BLOCKS = 27  # along the longer side: neighbours say the same, so whole blocks 
 _FOLDS = 5
 _CLOSE = 0.05  # of the depth: as near as sensors and stereo agree between views
 _SHARE = 0.7  # of the held-out pixels around that must be so near
-_ENOUGH = 20
+_MIN_SAMPLES = 20
 _BETTER = 0.5  # of the error of one plane that faces the camera: what fits no better knows nothing
 
 
@@ -61,7 +61,7 @@ def confirmed(
     error = torch.full_like(measured, torch.inf)
     for k in range(_FOLDS):
         rest, held = known & (fold != k), known & (fold == k)
-        if int(rest.sum()) < 16 or int(held.sum()) < _ENOUGH:
+        if int(rest.sum()) < 16 or int(held.sum()) < _MIN_SAMPLES:
             return depth, torch.zeros_like(known)
         fitted = _fitted(depth, measured, rest, generator)
         error[held] = (fitted[held] / measured[held] - 1).abs()
@@ -78,6 +78,6 @@ def confirmed(
         )
         for mask in (known, good)
     )  # fmt: skip
-    believed = (there >= _ENOUGH) & (right >= _SHARE * there)
+    believed = (there >= _MIN_SAMPLES) & (right >= _SHARE * there)
     final = _fitted(depth, measured, known, generator)
     return final, torch.from_numpy(believed)[None].to(known.device) & (final > 0)

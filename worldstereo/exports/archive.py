@@ -89,7 +89,7 @@ def invented_mask(scene: Scene, view: View) -> np.ndarray:
     return array(view.kind[0]) == int(DepthKind.GENERATED)
 
 
-def rig_mask(scene: Scene, view: View) -> np.ndarray:
+def camera_fixed_mask(scene: Scene, view: View) -> np.ndarray:
     """(H, W) True where the camera sees what is fixed to it: a gripper, a bonnet."""
     clip = clip_of(scene, view)
     if clip is not None:

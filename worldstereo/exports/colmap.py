@@ -15,6 +15,7 @@ from worldstereo.exports.archive import (
     array,
     as_json,
     bytes_of,
+    camera_fixed_mask,
     chosen_points,
     invented_mask,
     mask_png,
@@ -22,7 +23,6 @@ from worldstereo.exports.archive import (
     picture,
     pictures,
     pixels_of,
-    rig_mask,
 )
 from worldstereo.exports.conventions import conventions
 from worldstereo.exports.ply import write_ply
@@ -75,7 +75,7 @@ def write_colmap(
         f"images/{p.name}.{images}": picture(pixels_of(p.view.color8), images) for p in shown
     }
     for p in shown:
-        hidden = invented_mask(scene, p.view) | rig_mask(scene, p.view)
+        hidden = invented_mask(scene, p.view) | camera_fixed_mask(scene, p.view)
         if p.view.step > 0 or hidden.any():
             members[f"masks/{p.name}.{images}.png"] = mask_png(hidden)
     suffix = "txt" if text else "bin"

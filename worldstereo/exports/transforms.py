@@ -11,6 +11,7 @@ import numpy as np
 from worldstereo.exports.archive import (
     array,
     as_json,
+    camera_fixed_mask,
     depth_png,
     depth_step,
     invented_mask,
@@ -19,7 +20,6 @@ from worldstereo.exports.archive import (
     picture,
     pictures,
     pixels_of,
-    rig_mask,
 )
 from worldstereo.exports.conventions import conventions
 from worldstereo.exports.ply import write_ply
@@ -48,7 +48,7 @@ def write_transforms(
     # nerfstudio stops unless depth is there for every frame or for none: 0 says "unknown".
     deep = any(d.max(initial=0) > 0 for d in depths)
     step = depth_step(depths)
-    rigs = [rig_mask(scene, p.view) for p in shown]
+    rigs = [camera_fixed_mask(scene, p.view) for p in shown]
     masked = not train_on_invented or any(bool(rig.any()) for rig in rigs)
     members: dict[str, bytes] = {}
     frames: list[dict[str, Any]] = []

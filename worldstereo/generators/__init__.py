@@ -6,7 +6,6 @@ The published model is in `worldstereo.generators.diffusion`, which needs packag
 from worldstereo.generators.base import (
     Closable,
     EmptyRegion,
-    Fit,
     Frame,
     GenerationRequest,
     Generator,
@@ -15,6 +14,7 @@ from worldstereo.generators.base import (
     Invention,
     Inventor,
     Look,
+    MemoryModeFit,
     OnState,
     SamplerConfig,
     as_view,
@@ -25,7 +25,7 @@ from worldstereo.generators.warp import WarpGenerator
 __all__ = [
     "Closable",
     "EmptyRegion",
-    "Fit",
+    "MemoryModeFit",
     "Frame",
     "GenerationRequest",
     "Generator",

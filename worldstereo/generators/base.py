@@ -157,7 +157,7 @@ class GenerationRequest:
 
 
 @dataclass(frozen=True)
-class Fit:
+class MemoryModeFit:
     """One memory mode of a generator: whether it fits this machine, and what it would take."""
 
     mode: str

@@ -13,7 +13,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 from worldstereo._core.lazy import loaded
-from worldstereo.generators.base import Fit, Generator, GeneratorLimits, SamplerConfig
+from worldstereo.generators.base import Generator, GeneratorLimits, MemoryModeFit, SamplerConfig
 
 GROUP = "worldstereo.generators"
 log = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ class GeneratorChoice:
     """Called with `mode` and `on_step` where there are `modes`, else without arguments."""
     why_not: str = ""
     """Why it cannot run here and what would change that; "" where it can."""
-    modes: Callable[[int, int, int, SamplerConfig], Sequence[Fit]] | None = None
+    modes: Callable[[int, int, int, SamplerConfig], Sequence[MemoryModeFit]] | None = None
     """The preflight of a clip (frames, width, height, sampler): ways to hold the weights, and
     which of them fit. None where there is one way only."""
 

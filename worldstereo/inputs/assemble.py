@@ -17,8 +17,8 @@ from worldstereo.inputs.lens import Lens, undistorted
 from worldstereo.inputs.limits import Losses, refusal, shown
 from worldstereo.scene import KIND_CONFIDENCE, DepthKind, PointCloud, View
 
-BIG = 1e4  # scene units from the origin above which float32 wants a local origin
-FARTHEST = 1e12  # scene units of depth: its square is still a float32
+LOCAL_ORIGIN_ABOVE = 1e4  # scene units from the origin above which float32 wants a local origin
+MAX_DEPTH = 1e12  # scene units of depth: its square is still a float32
 SHAPE = 0.01  # two sizes have one shape when their ratios differ by less
 ONE_SURFACE = 0.1  # neighbours whose inverse depth differs by less lie on one surface
 
@@ -202,11 +202,11 @@ def _depth(
     if shot.float_unit is not None and images.is_float_depth(shot.depth, data):
         unit = shot.float_unit
     far = float(raw.max(initial=0)) * unit
-    if far > FARTHEST:
+    if far > MAX_DEPTH:
         raise refusal(
             source,
             f"{shot.where}: depth {shown(shot.depth, 32)} reaches {far:.3g} units",
-            f"Up to {FARTHEST:.0e} is accepted",
+            f"Up to {MAX_DEPTH:.0e} is accepted",
         )
     depth = raw * np.float32(unit)
     h, w = depth.shape
@@ -383,6 +383,6 @@ def nearest(depth: np.ndarray, width: int, height: int) -> np.ndarray:
 
 
 def _origin(positions: np.ndarray) -> np.ndarray:
-    if len(positions) == 0 or np.abs(positions).max() <= BIG:
+    if len(positions) == 0 or np.abs(positions).max() <= LOCAL_ORIGIN_ABOVE:
         return np.zeros(3)
     return np.round(np.median(positions, axis=0))

@@ -20,12 +20,12 @@ from worldstereo.inputs.assemble import Shot, assemble, cloud_of
 from worldstereo.inputs.capture import captured
 from worldstereo.inputs.lens import MODELS, Lens, lens_of
 from worldstereo.inputs.limits import Losses, refusal, shown
-from worldstereo.inputs.surface import LARGEST
+from worldstereo.inputs.surface import MAX_COORDINATE
 from worldstereo.scene import Capture
 
 _BINARY = tuple(MODELS)  # COLMAP numbers its models in this order
 _AGAIN = "Export the model again"
-MOST_MODELS = 24  # models of one capture that are looked at
+MAX_MODELS = 24  # models of one capture that are looked at
 
 
 class _Picture(NamedTuple):
@@ -65,7 +65,7 @@ def read_best(bundle: Bundle) -> Capture | None:
     if len(found) == 1:
         return read(bundle, *found[0])
     counts: list[int] = []
-    for folder, suffix in found[:MOST_MODELS]:
+    for folder, suffix in found[:MAX_MODELS]:
         try:
             pictures = _form(bundle, folder, suffix).pictures(Losses("pictures"))
             there = [_located(bundle, folder, p, f"images.{suffix}") in bundle for p in pictures]
@@ -378,13 +378,17 @@ def _points(
     odd = ((rows[:, 3:] != np.round(rows[:, 3:])) | (rows[:, 3:] < 0) | (rows[:, 3:] > 255)).any(1)
     for bad, wrong, way_out in (
         (~np.isfinite(rows).all(axis=1), "is not finite", "Only finite coordinates are accepted"),
-        ((far > LARGEST).any(axis=1), "is too far away", f"Up to {LARGEST:.0e} is accepted"),
+        (
+            (far > MAX_COORDINATE).any(axis=1),
+            "is too far away",
+            f"Up to {MAX_COORDINATE:.0e} is accepted",
+        ),
         (odd, "has a colour that is not three bytes", "Whole numbers from 0 to 255 are accepted"),
     ):
         if bad.any():
             line = refusal(source, f"point {int(bad.argmax())} {wrong}", way_out)
             losses.lost(line, int(bad.sum()))
-    good = np.isfinite(rows).all(axis=1) & ~(far > LARGEST).any(axis=1) & ~odd
+    good = np.isfinite(rows).all(axis=1) & ~(far > MAX_COORDINATE).any(axis=1) & ~odd
     losses.settle(int(good.sum()))
     kept = rows[good]
     return kept[:, :3], kept[:, 3:].astype(np.uint8), losses.notices(len(kept))

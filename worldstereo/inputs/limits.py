@@ -15,7 +15,7 @@ from worldstereo.errors import InputRefused
 
 log = logging.getLogger(__name__)
 
-LONGEST_LINE = 200
+MAX_LINE = 200
 _MB, _GB = 1 << 20, 1 << 30
 
 
@@ -147,13 +147,13 @@ def refusal(name: str, wrong: str, way_out: str) -> InputRefused:
     """
     head, tail = f"{shown(name)}: ", f". {way_out.rstrip('.')}."
     wrong = " ".join(wrong.split()).rstrip(".")
-    room = LONGEST_LINE - len(head) - len(tail)
+    room = MAX_LINE - len(head) - len(tail)
     if len(wrong) > room:
         wrong = wrong[: max(room - 1, 0)] + "…"
-    return InputRefused((head + wrong + tail)[:LONGEST_LINE])
+    return InputRefused((head + wrong + tail)[:MAX_LINE])
 
 
-LEAST = 3  # rows that must be left: with two, nobody can tell which of them is wrong
+MIN_ROWS = 3  # rows that must be left: with two, nobody can tell which of them is wrong
 
 
 class Losses:
@@ -183,7 +183,7 @@ class Losses:
 
     def settle(self, kept: int) -> None:
         """Raises the first reason unless most rows, and at least three, are left."""
-        if self.first is not None and (kept < LEAST or kept <= self.count):
+        if self.first is not None and (kept < MIN_ROWS or kept <= self.count):
             raise self.first
 
     def notices(self, kept: int) -> tuple[str, ...]:

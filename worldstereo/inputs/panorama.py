@@ -23,7 +23,7 @@ from worldstereo.scene import Capture, DepthKind, View
 ROUGH = "Depth was guessed from one panorama: a rough layout, good for small camera moves."
 HEAD = 1 << 16  # bytes searched for the mark of a panorama
 _WIDE = 90.0  # degrees a view sees
-_LARGEST = 4096  # columns kept: views have at most this over pi
+_MAX_WIDTH = 4096  # columns kept: views have at most this over pi
 _STEEP = 50.0  # degrees from the horizon that views of a partial panorama reach
 
 
@@ -140,7 +140,7 @@ def read(
     for i, cut in enumerate(cuts):
         view = _view(pixels, sphere, cut, np.eye(4), i)
         depth = layout.depth(cut.R, cut.K, cut.width, cut.height)
-        kind, sure = DepthKind.COMPLETED, 0.2
+        kind, sure = DepthKind.INPAINTED, 0.2
         if learned:
             estimate = estimator(view.color, view.cameras)
             # Where views overlap they must agree: each is fitted to what the sphere knows so far.
@@ -238,9 +238,9 @@ def _label(around: float, pitch: float) -> str:
 
 def fitted_sphere(pixels: np.ndarray, sphere: Sphere) -> tuple[np.ndarray, Sphere, list[str]]:
     """Not larger than the views need."""
-    if sphere.width <= _LARGEST:
+    if sphere.width <= _MAX_WIDTH:
         return pixels, sphere, []
-    scale = _LARGEST / sphere.width
+    scale = _MAX_WIDTH / sphere.width
     height, width = pixels.shape[:2]
     size = fitted(width, height, max(16, round(max(width, height) * scale)))
     whole = (width, height) == (sphere.width, sphere.height)

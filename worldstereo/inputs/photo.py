@@ -84,6 +84,6 @@ def guessed(
         name=shown(name, 80),
     )
     layout = isinstance(estimator, LayoutDepth)
-    kind = DepthKind.COMPLETED if layout else DepthKind.LEARNED
+    kind = DepthKind.INPAINTED if layout else DepthKind.LEARNED
     view = with_depth(view, estimate.depth, kind, 1.0)
     return replace(view, confidence8=to_bytes(estimate.confidence)), estimate.rough

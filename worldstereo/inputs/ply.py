@@ -32,7 +32,7 @@ _TYPES = {
 }  # fmt: skip
 _FORMATS = ("ascii", "binary_little_endian", "binary_big_endian")
 INDICES = ("vertex_indices", "vertex_index")
-_MOST_PARTS = 2000  # elements, or properties of one: their reading is quadratic
+_MAX_PARTS = 2000  # elements, or properties of one: their reading is quadratic
 POINTS = ("vertex", "vertices", "point", "points")
 
 
@@ -146,10 +146,10 @@ def _header(name: str, data: bytes) -> tuple[str, list[_Element], int, list[str]
                     f"declares {shown(words[1], 24)} twice",
                     "One element of a name is accepted",
                 )
-            if len(elements) == _MOST_PARTS:
+            if len(elements) == _MAX_PARTS:
                 raise refusal(
                     name,
-                    f"declares more than {_MOST_PARTS} elements",
+                    f"declares more than {_MAX_PARTS} elements",
                     "Export it with fewer",
                 )
             elements.append(_Element(words[1], int(words[2]), ()))
@@ -162,10 +162,10 @@ def _header(name: str, data: bytes) -> tuple[str, list[_Element], int, list[str]
                 raise refusal(
                     name, f"declares property {shown(prop.name, 24)} twice", "Export it again"
                 )
-            if len(last.properties) == _MOST_PARTS:
+            if len(last.properties) == _MAX_PARTS:
                 raise refusal(
                     name,
-                    f"declares more than {_MOST_PARTS} properties of {shown(last.name, 24)}",
+                    f"declares more than {_MAX_PARTS} properties of {shown(last.name, 24)}",
                     "Export it with fewer",
                 )
             elements[-1] = _Element(last.name, last.rows, (*last.properties, prop))

@@ -360,7 +360,7 @@ def _guessed(capture: Capture, estimator: DepthEstimator) -> Capture:
     """Depth of the layout or of a model for views that no second one can measure."""
     views, rough = [], False
     layout = isinstance(estimator, LayoutDepth)
-    kind = DepthKind.COMPLETED if layout else DepthKind.LEARNED
+    kind = DepthKind.INPAINTED if layout else DepthKind.LEARNED
     for view in capture.views:
         estimate = estimator(view.color, view.cameras)
         rough |= estimate.rough

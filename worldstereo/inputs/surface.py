@@ -9,12 +9,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from worldstereo.inputs.assemble import BIG, evenly
+from worldstereo.inputs.assemble import LOCAL_ORIGIN_ABOVE, evenly
 from worldstereo.inputs.limits import Limits, refusal
 from worldstereo.scene import PointCloud
 
 SAMPLES = 400_000  # points drawn from a mesh, unless the limits keep fewer
-LARGEST = 1e12
+MAX_COORDINATE = 1e12
 USUAL = 98  # percentile of colours that says on which scale they are
 ABOVE_ONE = 2.0  # shares of 1 may overshoot: light above white is cut
 UNTOLD = 0.45  # linear grey of faces without a colour beside coloured ones
@@ -96,12 +96,12 @@ def checked(name: str, surface: Surface, what: str = "vertex") -> Surface:
             raise refusal(name, wrong, "Only finite coordinates are accepted. Remove such points")
         surface = _without(surface, good)
         vertices, faces = surface.vertices, surface.faces
-    if np.abs(vertices).max() > LARGEST:
+    if np.abs(vertices).max() > MAX_COORDINATE:
         row = int(np.abs(vertices).max(axis=1).argmax())
         raise refusal(
             name,
             f"{what} {row} is {np.abs(vertices).max():.3g} units away",
-            f"Coordinates up to {LARGEST:.0e} are accepted",
+            f"Coordinates up to {MAX_COORDINATE:.0e} are accepted",
         )
     if len(faces):
         bad = (faces < 0) | (faces >= len(vertices))
@@ -209,7 +209,7 @@ def cloud_of(
     far = np.abs(points).max()
     middle = np.round((points.min(axis=0) + points.max(axis=0)) / 2)
     origin = (0.0, 0.0, 0.0)
-    if far > BIG and far > 4 * np.ptp(points, axis=0).max():
+    if far > LOCAL_ORIGIN_ABOVE and far > 4 * np.ptp(points, axis=0).max():
         points = points - middle
         origin = (float(middle[0]), float(middle[1]), float(middle[2]))
         at = ", ".join(f"{v:.0f}" for v in middle)

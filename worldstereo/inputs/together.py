@@ -15,7 +15,7 @@ from worldstereo.inputs.registry import Reader, of_file
 from worldstereo.scene import Capture
 
 _ONE_MODEL = (".glb", ".gltf", ".obj", ".ply", ".stl", ".off")  # the same one: colours first
-_MOST_NAMED = 4
+_MAX_NAMED = 4
 
 
 def best(bundle: Bundle, reader: Reader, members: list[str]) -> Capture:
@@ -35,7 +35,7 @@ def best(bundle: Bundle, reader: Reader, members: list[str]) -> Capture:
             first = first or error
             continue
         left = [shown(members[k], 32) for k in order if k != i]
-        names = ", ".join(left[:_MOST_NAMED]) + (", …" if len(left) > _MOST_NAMED else "")
+        names = ", ".join(left[:_MAX_NAMED]) + (", …" if len(left) > _MAX_NAMED else "")
         said = (
             f"{len(members)} captures of this kind are in it; {shown(members[i], 40)} was opened, "
             f"left aside: {names}."

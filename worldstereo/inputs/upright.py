@@ -14,7 +14,7 @@ from worldstereo.scene import View
 
 _PICTURES = 24  # looked at, evenly
 _LONG = 0.04  # of the long side: shorter segments point anywhere
-_LEAST = 20  # lines below which nothing is proved
+_MIN_LINES = 20  # lines below which nothing is proved
 _NEAR = math.radians(2)  # of the axis: a line that counts for it
 _CLEAR, _SOME = 3.0, 2.0  # times as many lines as would point there by chance
 _AGREE = 15.0  # degrees from the level axis within which some more lines than by chance suffice
@@ -73,7 +73,7 @@ def from_looks(poses: Sequence[np.ndarray], look: Callable[[int], Look]) -> Upri
     off = math.degrees(math.acos(min(1.0, abs(float(best @ starts[0])))))
     chance = len(normals) * math.sin(_NEAR)  # lines of a picture without any upright thing
     agrees = level is None or off < _AGREE
-    if lines >= max(_LEAST, (_SOME if agrees else _CLEAR) * chance):
+    if lines >= max(_MIN_LINES, (_SOME if agrees else _CLEAR) * chance):
         return Upright(best, "lines", lines)
     return Upright(starts[0], "level" if level is not None else "mean", lines)
 

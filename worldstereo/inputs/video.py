@@ -27,7 +27,7 @@ _SMALL = 320  # long side at which motion and sharpness are measured
 _PER_SECOND = 10.0
 _STEP = 0.03  # of the long side: the least motion between two keyframes
 _STRIDE = 0.16  # of the long side: two thirds and more of the picture stay common
-_FEWEST = 24  # keyframes of a video that moves enough
+_MIN_KEYFRAMES = 24  # keyframes of a video that moves enough
 _HLG, _PQ = 18, 16  # transfer characteristics (ITU-T H.273)
 _WHITE = 203.0  # nits of reference white in a high dynamic range video (ITU-R BT.2408)
 
@@ -278,11 +278,11 @@ def _survey(film: _Film, on_step: OnStep) -> _Survey:
 def _choose(way: np.ndarray, sharp: np.ndarray, most: int) -> list[int]:
     """The sharpest of each of up to `most` equal stretches of the way.
 
-    As many as keep two thirds of the picture from one to the next, `_FEWEST` at least, and never
+    As many as keep two thirds of the picture from one to the next, `_MIN_KEYFRAMES` at least, never
     two nearer than `_STEP`: a video that hardly moves gives few.
     """
     way = way[: len(sharp)]
-    wanted = max(_FEWEST, math.ceil(way[-1] / (_STRIDE * _SMALL)))
+    wanted = max(_MIN_KEYFRAMES, math.ceil(way[-1] / (_STRIDE * _SMALL)))
     count = int(min(wanted, most, max(1, way[-1] / (_STEP * _SMALL)), len(way)))
     marks = np.linspace(0, way[-1] + 1e-6, count + 1)
     stretch = np.clip(np.searchsorted(marks, way, "right") - 1, 0, count - 1)

@@ -39,7 +39,7 @@ ALIASES = {
 WAN_KEYS = ("base_model", "controlnet_cfg")
 """Keys of a published variant's own config: they choose the backbone by themselves."""
 WHOLE = ("num_layers", "hidden_dim", "num_heads", "channels", "patch_size", "max_frames")
-LARGEST = {"num_layers": 200, "hidden_dim": 16384, "num_heads": 512, "channels": 64,
+MAX_VALUES = {"num_layers": 200, "hidden_dim": 16384, "num_heads": 512, "channels": 64,
            "patch_size": 256, "max_frames": 10_000}  # fmt: skip
 
 
@@ -130,7 +130,7 @@ def _check_backbone(c: dict[str, Any]) -> None:
                 f"vdm_config.{name} must be one of {', '.join(options)}, got {c[name]!r}."
             )
     for name in (*WHOLE, "num_timesteps"):
-        value, most = c[name], LARGEST.get(name, 1_000_000)
+        value, most = c[name], MAX_VALUES.get(name, 1_000_000)
         if isinstance(value, bool) or not isinstance(value, int):
             raise TypeError(f"vdm_config.{name} must be a whole number, got {value!r}.")
         if not 1 <= value <= most:

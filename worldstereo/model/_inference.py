@@ -349,7 +349,7 @@ def condition_capture(
     if sphere is None:
         image = arguments.fitted(image, camera.height, camera.width)
         estimate = best_estimator()(image, camera)
-        kind = int(DepthKind.COMPLETED if estimate.rough else DepthKind.LEARNED)
+        kind = int(DepthKind.INPAINTED if estimate.rough else DepthKind.LEARNED)
         kinds = torch.full_like(estimate.depth, kind, dtype=torch.uint8)
         views = (View.of(image, estimate.depth, camera, kind=kinds),)
         rough = estimate.rough

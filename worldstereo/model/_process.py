@@ -17,7 +17,7 @@ from torch import Tensor
 
 SCHEDULES = ("linear", "scaled_linear", "cosine", "flow")
 PREDICTIONS = ("epsilon", "v_prediction", "sample", "flow")
-LEAST_SIGNAL = 1e-3  # below it, noise says nothing about the picture
+MIN_SIGNAL = 1e-3  # below it, noise says nothing about the picture
 
 
 class Levels(NamedTuple):
@@ -57,9 +57,9 @@ class Process:
         """The clean picture and the noise that a prediction implies."""
         a, s = levels
         if self.prediction == "epsilon":
-            return (state - s * predicted) / a.clamp_min(LEAST_SIGNAL), predicted
+            return (state - s * predicted) / a.clamp_min(MIN_SIGNAL), predicted
         if self.prediction == "sample":
-            return predicted, (state - a * predicted) / s.clamp_min(LEAST_SIGNAL)
+            return predicted, (state - a * predicted) / s.clamp_min(MIN_SIGNAL)
         if self.prediction == "flow":
             clean = (state - s * predicted) / (a + s)
             return clean, clean + predicted

@@ -57,10 +57,10 @@ def build_index(points: Tensor | np.ndarray, kind: str = "auto") -> SpatialIndex
 def exact_index(points: Float[np.ndarray, "N 3"]) -> SpatialIndex:
     """The fastest exact index at hand for points that live on the CPU."""
     if has_compiler():
-        from worldstereo._core.morton import MOST, REACH, reach
+        from worldstereo._core.morton import MAX_COUNT, REACH, reach
         from worldstereo.neighbors.compiled import CompiledIndex
 
-        if len(points) < MOST and reach(points) < REACH:
+        if len(points) < MAX_COUNT and reach(points) < REACH:
             return CompiledIndex(points)
     return ScipyIndex(points)
 

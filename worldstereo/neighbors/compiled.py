@@ -5,7 +5,7 @@ from jaxtyping import Float, Int
 
 from worldstereo._core.morton import (
     GONE,
-    MOST,
+    MAX_COUNT,
     REACH,
     MortonTree,
     bulk_bounds,
@@ -20,14 +20,14 @@ from worldstereo.neighbors._plain import ScipyIndex, brute_force, squares
 
 PER_CELL = 4.0  # points aimed at per occupied cell; anything from 2 to 12 costs the same
 CELLS = 6  # cells per point at most, 4 bytes each; of a small cloud four times as many
-MANY_CELLS = 1 << 24
+MAX_CELLS = 1 << 24
 PIECE = 512  # queries a thread takes at once
 SMALL = 256  # up to here the tree alone is as quick
 WIDE = 512  # more neighbours than this are ranked at once when they are a fair part of the cloud
 
 
 class CompiledIndex:
-    """Exact neighbours of a cloud of at most `_morton.MOST` points.
+    """Exact neighbours of a cloud of at most `_morton.MAX_COUNT` points.
 
     Memory per point: 16 bytes of grid order and columns, at most 24 of cells, and 19 of the tree,
     which is built when the first query needs it. Removed points stay and are stepped over.
@@ -126,7 +126,7 @@ class Grid:
         self.shape = shape
         self.starts = np.empty(shape[0] * shape[1] * shape[2] + 1, np.int32)
         kernels.cell_starts(key, self.starts)
-        self.order = (key & np.uint64(MOST - 1)).astype(np.int32)
+        self.order = (key & np.uint64(MAX_COUNT - 1)).astype(np.int32)
         self._where: np.ndarray | None = None
         self.x, self.y, self.z = (np.empty(n, np.float32) for _ in range(3))
         for_pieces(n, lambda a, b: gather(points, self.order, self.x, self.y, self.z, a, b))
@@ -139,7 +139,7 @@ class Grid:
         if not extent.max() > 0:
             return None
         h = max(cell_size(points), float(extent.max()) * 1e-6)
-        most = max(CELLS * len(points), min(4 * CELLS * len(points), MANY_CELLS), 4096)
+        most = max(CELLS * len(points), min(4 * CELLS * len(points), MAX_CELLS), 4096)
         while np.prod(np.floor(extent / h) + 1) > most:
             h *= 1.1
         magnitude = max(float(np.abs(low).max()), float(np.abs(high).max()))
@@ -170,14 +170,14 @@ class Grid:
 def query_order(queries: Float[np.ndarray, "Q 3"]) -> Int[np.ndarray, "Q"]:
     """Queries along the curve, so that consecutive ones read the same cells."""
     n = len(queries)
-    if n < 256 or n >= MOST:
+    if n < 256 or n >= MAX_COUNT:
         return np.arange(n)
     low, high = bulk_bounds(queries)
     step = np.float32(8191 / max(float((high - low).max()), 1e-30))
     key = np.empty(n, np.uint64)
     for_pieces(n, lambda a, b: morton_keys(queries, low, step, key, a, b))
     key.sort()
-    return (key & np.uint64(MOST - 1)).astype(np.int64)
+    return (key & np.uint64(MAX_COUNT - 1)).astype(np.int64)
 
 
 def cell_size(points: Float[np.ndarray, "N 3"]) -> float:

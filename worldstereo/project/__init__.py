@@ -39,9 +39,9 @@ from worldstereo.project._files import (
     LATER,
     LOCK,
     MANIFEST,
+    MAX_BYTES,
+    MAX_RATIO,
     MEMBERS,
-    MOST_BYTES,
-    MOST_RATIO,
     PREVIOUS,
     SMALL_BYTES,
     STATE,
@@ -258,7 +258,7 @@ def load(
     name: str = "",
     previous: bool = False,
     limits: Limits = LOCAL,
-    most_bytes: int = MOST_BYTES,
+    most_bytes: int = MAX_BYTES,
 ) -> ProjectState:
     """A saved project from its folder or its zip, every member's checksum verified.
 
@@ -308,7 +308,7 @@ def _read(
             return content
 
         # chunks that repeat (zeros, say) are stored once; but a small file must not fill the memory
-        most = max(SMALL_BYTES, MOST_RATIO * sum(sizes.values()))
+        most = max(SMALL_BYTES, MAX_RATIO * sum(sizes.values()))
         reader = Reader(fetch, small, min(most_bytes, most))
         values = {key: reader.value(skeleton[key], key) for key in STATE + LATER if key in skeleton}
         state = build(ProjectState, values, "it")

@@ -18,10 +18,10 @@ from worldstereo.project._codec import Unsound, fits
 
 FORMAT, VERSION = "worldstereo-project", 1
 MANIFEST, PREVIOUS, MEMBERS, LOCK = "project.json", "previous.json", "members", ".lock"
-MOST_MEMBERS = 200_000
-MOST_BYTES = 40_000_000_000
+MAX_MEMBERS = 200_000
+MAX_BYTES = 40_000_000_000
 SMALL_BYTES = 10**9  # of members together: so much may come from a file of any size
-MOST_RATIO = 20  # of what they are to what holds them, above that
+MAX_RATIO = 20  # of what they are to what holds them, above that
 NAME = re.compile(r"[0-9a-f]{64}")
 STATE = ("scene", "registration", "history", "geometry", "stereo", "plan", "settings")
 LATER = ("original", "keypoints")
@@ -51,10 +51,10 @@ def checked_manifest(fields: Any) -> tuple[dict[str, int], str | None, dict[str,
         raise Unsound(f"{MANIFEST} lacks its parts")
     if fields.get("checksum") != checksum(body):
         raise Unsound(f"{MANIFEST} is damaged (wrong checksum)")
-    if len(sizes) > MOST_MEMBERS:
-        raise Unsound(f"it names {len(sizes)} members; at most {MOST_MEMBERS} are read")
+    if len(sizes) > MAX_MEMBERS:
+        raise Unsound(f"it names {len(sizes)} members; at most {MAX_MEMBERS} are read")
     for member, size in sizes.items():
-        if not NAME.fullmatch(member) or not fits(size, int) or not 0 < size <= MOST_BYTES:
+        if not NAME.fullmatch(member) or not fits(size, int) or not 0 < size <= MAX_BYTES:
             raise Unsound(f"{MANIFEST} names a member that cannot be")
     if small is not None and (not isinstance(small, str) or small not in sizes):
         raise Unsound(f"{MANIFEST} lacks its small member")
@@ -67,8 +67,8 @@ def checked_manifest(fields: Any) -> tuple[dict[str, int], str | None, dict[str,
 def entries_of(archive: zipfile.ZipFile, name: str) -> dict[str, zipfile.ZipInfo]:
     """Members of a packed project by name; anything that is none of its files is refused."""
     entries: dict[str, zipfile.ZipInfo] = {}
-    if len(archive.infolist()) > MOST_MEMBERS:
-        raise InputRefused(f"{name}: holds too many files; at most {MOST_MEMBERS} are read.")
+    if len(archive.infolist()) > MAX_MEMBERS:
+        raise InputRefused(f"{name}: holds too many files; at most {MAX_MEMBERS} are read.")
     for info in archive.infolist():
         folder, _, last = info.filename.rpartition("/")
         member = folder == MEMBERS and bool(NAME.fullmatch(last.removesuffix(".safetensors")))
@@ -81,7 +81,7 @@ def entries_of(archive: zipfile.ZipFile, name: str) -> dict[str, zipfile.ZipInfo
         entries[info.filename] = info
     unpacked = sum(info.file_size for info in entries.values())
     packed = sum(info.compress_size for info in entries.values())
-    if unpacked > max(SMALL_BYTES, MOST_RATIO * packed):
+    if unpacked > max(SMALL_BYTES, MAX_RATIO * packed):
         raise InputRefused(
             f"{name}: unpacks to {unpacked} bytes from {packed}. Download the project again."
         )

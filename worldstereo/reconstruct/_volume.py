@@ -56,7 +56,7 @@ def frames_of(views: Sequence[View], unit: float, *, generated: bool, completed:
     """The pixels that count: measured and matched ones, and the kinds that were asked for."""
     left_out = [int(DepthKind.UNKNOWN), *NO_PART]
     left_out += [] if generated else [int(DepthKind.GENERATED)]
-    left_out += [] if completed else [int(DepthKind.COMPLETED), int(DepthKind.LEARNED)]
+    left_out += [] if completed else [int(DepthKind.INPAINTED), int(DepthKind.LEARNED)]
     table = np.ones(256, np.uint8)
     table[left_out] = 0
     depths = [np.ascontiguousarray(v.depth[0].numpy(), np.float32) for v in views]

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from worldstereo._core import parallel as _parallel
-from worldstereo._core.morton import BLOCK, MOST, REACH, MortonTree, reach
+from worldstereo._core.morton import BLOCK, MAX_COUNT, REACH, MortonTree, reach
 from worldstereo.cameras import Cameras
 from worldstereo.render import _kernels as kernels
 from worldstereo.render._plain import (
@@ -49,7 +49,7 @@ def render_compiled(
     """`render_points` on the CPU, bit for bit what `render_torch` gives."""
     n, rows = len(points), camera_rows(cameras).numpy()
     array = points.detach().contiguous().numpy()
-    if n == 0 or n >= MOST or not np.abs(rows[:, 4]).max() < REACH:
+    if n == 0 or n >= MAX_COUNT or not np.abs(rows[:, 4]).max() < REACH:
         return render_torch(points, colors, cameras, radius, near, radii)
     if tree is None:
         tree = known_tree(points, array, len(rows))

@@ -27,7 +27,7 @@ from worldstereo.trajectory._keyed import CameraIntrinsics, CameraPose, CameraTr
 
 FORMATS = {"json": (".json",), "colmap": (".txt",), "opencv": (".xml", ".yml", ".yaml")}
 FORMAT, VERSION = "worldstereo-camera-trajectory", 1
-LARGEST = 64_000_000  # bytes of a file that is read at all
+MAX_BYTES = 64_000_000  # bytes of a file that is read at all
 FIELDS = ("format", "version", "poses", "num_frames", "interpolation", "fps", "intrinsics")
 POSE_FIELDS = ("position", "rotation", "frame_index", "fov")
 LENS_FIELDS = ("focal_length", "principal_point", "width", "height", "distortion")
@@ -55,11 +55,11 @@ def load_trajectory(path: str | Path, format: str | None = None) -> CameraTrajec
     kind = _kind(path, format, InputRefused)
     try:
         with path.open("rb") as file:
-            data = file.read(LARGEST + 1)
+            data = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise InputRefused(f"{path.name}: cannot be opened ({error.strerror}).") from None
-    if len(data) > LARGEST:
-        raise InputRefused(f"{path.name}: above {LARGEST // 1_000_000} MB; a path is smaller.")
+    if len(data) > MAX_BYTES:
+        raise InputRefused(f"{path.name}: above {MAX_BYTES // 1_000_000} MB; a path is smaller.")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -322,7 +322,7 @@ def _from_tum(rows: list[tuple[int, list[str]]], fps: float) -> CameraTrajectory
 
 def _lenses_beside(path: Path) -> dict[int, CameraIntrinsics]:
     beside = path.with_name("cameras.txt")
-    if not beside.is_file() or beside.stat().st_size > LARGEST or beside == path:
+    if not beside.is_file() or beside.stat().st_size > MAX_BYTES or beside == path:
         return {}
     found: dict[int, CameraIntrinsics] = {}
     for i, line in enumerate(beside.read_text("utf-8", errors="replace").splitlines()):

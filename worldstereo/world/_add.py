@@ -15,7 +15,7 @@ from worldstereo.inputs.pictures import GUESSED, read_pictures
 from worldstereo.memory.localize import Localizer, Place
 from worldstereo.progress import OnStep, ignore
 from worldstereo.scene import Capture, View
-from worldstereo.views.intake import as_measured, enter_beside
+from worldstereo.views.intake import as_measured, preprocess_new_views
 from worldstereo.views.registration import Registration
 from worldstereo.world._original import PackedDepth
 from worldstereo.world._remember import remember_view
@@ -191,7 +191,7 @@ class _Search:
             new.append(replace(view, step=0, frame=len(given) + len(new)))
         table = draft.keypoints.table(draft.views, unit)
         points = torch.from_numpy(table.points[table.confidence >= 0.25]).float()
-        entered = enter_beside(new, given, unit, points=points, on_step=self.on_step)
+        entered = preprocess_new_views(new, given, unit, points=points, on_step=self.on_step)
         if draft.registration is not None:
             draft.registration = _extended(draft.registration, entered)
         if draft.original is not None:

@@ -20,7 +20,7 @@ FRAMES = 3
 """Frames of the path of one step: it is there to be seen; one keyframe paints."""
 OVERLAP = 0.35
 """Share of a keyframe that shows what is known already."""
-LEAST = 0.02
+MIN_UNKNOWN = 0.02
 """Unknown at the edge of the known, as a share of a picture, below which a place is complete."""
 SEEDS = 1009
 """Apart from each other, so that two keyframes do not invent alike."""
@@ -94,7 +94,7 @@ def complete(
             (to,) if to is not None else next_best_views(world.scene, 1, size=size, on_step=told)
         )
         to = None
-        if not goals or goals[0].gain < LEAST:
+        if not goals or goals[0].gain < MIN_UNKNOWN:
             break
         path = propose_path(world.scene, frames=FRAMES, size=size, to=goals[0])
         clip = explore(

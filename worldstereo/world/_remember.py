@@ -18,7 +18,7 @@ from worldstereo.memory.stereo.agreement import FrameAgreement
 from worldstereo.memory.stereo.keypoints import surface_normals
 from worldstereo.progress import OnStep
 from worldstereo.scene import DepthKind, Origin, PointCloud, View
-from worldstereo.views.intake import as_estimated, as_measured, cloud_from, enter
+from worldstereo.views.intake import as_estimated, as_measured, cloud_from, preprocess_views
 from worldstereo.world._original import Original, PackedDepth
 from worldstereo.world._world import Draft
 
@@ -67,7 +67,7 @@ def remember_given(
     points = None if cloud is None else cloud.points
     entered = as_estimated(views)
     if entered is None:
-        entered = enter(views, register=register, points=points, on_step=on_step)
+        entered = preprocess_views(views, register=register, points=points, on_step=on_step)
         draft.original = Original(
             tuple(PackedDepth.of(as_measured(view).depth) for view in views), cloud
         )

@@ -12,7 +12,7 @@ import gradio as gr
 import numpy as np
 
 from worldstereo.errors import WorldStereoError
-from worldstereo.generators import Fit, GeneratorLimits, SamplerConfig
+from worldstereo.generators import GeneratorLimits, MemoryModeFit, SamplerConfig
 from worldstereo.world import completion_budget, unknown_along
 
 from ...session.session import PREPARING
@@ -33,7 +33,7 @@ READING = "Reading what the checkpoint would take …"
 
 
 @dataclass(frozen=True)
-class Wish:
+class GenerateForm:
     """What the tab asks of `Session.explore`, checked."""
 
     generator: str
@@ -115,7 +115,7 @@ class GenerateTab(Part):
 
     @property
     def inputs(self) -> list[Any]:
-        """What `wish` takes, in its order."""
+        """What `form` takes, in its order."""
         wanted = [self.clip.name, self.clip.size, self.seed, self.prompt]
         return [*wanted, self.steps, self.guidance, self.negative, self.mode, self.remember]
 
@@ -184,7 +184,7 @@ class GenerateTab(Part):
             why["#generate"] = "No memory mode fits this clip: choose fewer or smaller views."
         return why
 
-    def wish(self, session: Session, values: Sequence[Any]) -> Wish:
+    def form(self, session: Session, values: Sequence[Any]) -> GenerateForm:
         """The values of `inputs`, checked: they may come from anybody."""
         rest = ("", "", "per_frame")[len(values) - 6 :]
         name, size, seed, prompt, steps, guidance, negative, mode, remember = (*values, *rest)
@@ -217,33 +217,33 @@ class GenerateTab(Part):
             options["negative_prompt"] = str(negative or "")[:2000]
         if choice.modes is not None:
             options["mode"] = self._checked_mode(session, str(mode or session.mode))
-        return Wish(str(name), str(size), options)
+        return GenerateForm(str(name), str(size), options)
 
     # ---- handlers ----------------------------------------------------------------------------
 
     def on_generate(self, session: Session, *values: Any) -> Iterator[Updates]:
         """The one button: start the step and follow it. The job outlives this page."""
-        wish = self.wish(session, values)
+        form = self.form(session, values)
         if session.plan is None:
             raise WorldStereoError("Plan a path first, under Path.")
         path = session.plan
-        choice = session.generators[wish.generator]
-        size = chosen_size(wish.size, session.scene, choice.limits)
+        choice = session.generators[form.generator]
+        size = chosen_size(form.size, session.scene, choice.limits)
         if choice.limits is not None and accepted_frames(len(path), choice.limits) != len(path):
             path = path.resampled(accepted_frames(len(path), choice.limits))
-        session.explore(path, width=size[0], height=size[1], **wish.options)
+        session.explore(path, width=size[0], height=size[1], **form.options)
         yield {self.core.message: ""}
         yield from self.follow.job(session)
 
     def on_complete(self, session: Session, *values: Any) -> Iterator[Updates]:
         """Keyframe by keyframe around what is known; each can be undone."""
-        wish = self.wish(session, values[:-2])
+        form = self.form(session, values[:-2])
         front, budget = values[-2], whole(values[-1], "keyframes", 1, MOST_KEYFRAMES)
         if front not in FRONTS.values():
             raise WorldStereoError(f"Begin is one of {', '.join(FRONTS)}.")
-        choice = session.generators[wish.generator]
-        width, height = chosen_size(wish.size, session.scene, choice.limits)
-        options = {key: value for key, value in wish.options.items() if key != "update"}
+        choice = session.generators[form.generator]
+        width, height = chosen_size(form.size, session.scene, choice.limits)
+        options = {key: value for key, value in form.options.items() if key != "update"}
         session.complete(budget, here=front == "here", width=width, height=height, **options)
         yield {self.core.message: ""}
         yield from self.follow.job(session)
@@ -416,7 +416,7 @@ def takes_list(session: Session) -> str:
     return piece.render("generate.html", "takes", rows=rows, why=why)
 
 
-def fits_of(session: Session) -> Sequence[Fit]:
+def fits_of(session: Session) -> Sequence[MemoryModeFit]:
     """The preflight of the planned clip; none where the generator has no memory modes."""
     choice: GeneratorChoice | None = session.generators.get(session.generator)
     if choice is None or choice.modes is None or choice.why_not:
@@ -428,7 +428,7 @@ def fits_of(session: Session) -> Sequence[Fit]:
     return choice.modes(frames, cameras.width, cameras.height, session.sampler)
 
 
-def mode_label(fit: Fit) -> str:
+def mode_label(fit: MemoryModeFit) -> str:
     """One mode in one line: its name, then what it takes and how long, or why not."""
     name = fit.mode.capitalize()
     if not fit.fits:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 MODES = ("Pixel", "References", "Sources")
 ATTENTION = "Attention"
-EMPTY = "Click a pixel in this picture, or a point in the stage, to see where it comes from."
+EMPTY = "Click a pixel in this picture, or a point in the viewport, to see where it comes from."
 COMING = (
     "A new world is being prepared: its views can be looked into when their memory is finished."
 )
@@ -143,7 +143,7 @@ class MemoryTab(Part):
             yield from self._attend(session, index, pixel, *at)
 
     def at_point(self, session: Session, point: Any, mode: str) -> Updates:
-        """A click in the stage: the view that shows the point best."""
+        """A click in the viewport: the view that shows the point best."""
         if not isinstance(point, Sequence) or len(point) != 3:
             raise WorldStereoError("The click hit nothing.")
         place = [number(value, "a coordinate") for value in point]
@@ -315,7 +315,7 @@ class MemoryTab(Part):
     # ---- a pixel of any view -----------------------------------------------------------------
 
     def _draw(self, session: Session, found: Inspection) -> None:
-        """The matches as lines in the stage."""
+        """The matches as lines in the viewport."""
         views = session.world.scene.views
         lines = []
         for match in found.matches:

@@ -37,7 +37,7 @@ OF_THIS_PATH = ("#presets", "#amount", "#start", "#add-keyframe", "#remove-keyfr
 OF_THIS_PATH += ("#clear-keyframes", "#record", "#frame", "#look")
 WAITING = {
     KEYFRAMES: "No path yet. Fly somewhere and press K, fly on and press K again.",
-    FLIGHT: "No path yet. Press F, fly through the stage, press F again.",
+    FLIGHT: "No path yet. Press F, fly through the viewport, press F again.",
 }
 
 
@@ -331,7 +331,9 @@ class PathTab(Part):
 
     def on_keyframe(self, session: Session, *values: Any) -> Iterator[Updates]:
         if not session.viewport.add_keyframe():
-            raise WorldStereoError("The stage is not connected yet. Wait a moment and try again.")
+            raise WorldStereoError(
+                "The viewport is not connected yet. Wait a moment and try again."
+            )
         yield {self.preset: KEYFRAMES, self.problem: ""} | self._looks(KEYFRAMES)
         yield from self._through(session, *values)
 
@@ -405,7 +407,7 @@ class PathTab(Part):
             UNSEEN: "From the nearest view to where most of the unseen borders on what is known.",
             KEYFRAMES: "A smooth path through the cameras you place with K. Drag a placed one "
             "by its handles; click another to get them there.",
-            FLIGHT: "Press F, fly through the stage, press F again.",
+            FLIGHT: "Press F, fly through the viewport, press F again.",
         }
         text = texts[preset] if preset in texts else PRESETS[preset].description
         return piece.muted(text)

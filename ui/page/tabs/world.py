@@ -305,7 +305,7 @@ class WorldTab(Part):
         return self.hud.refresh(session)
 
     def on_live(self, session: Session, data: dict[str, Any]) -> Updates:
-        """The stage's own switch between the live view and the cloud."""
+        """The viewport's own switch between the live view and the cloud."""
         viewport = session.viewport
         return {self.drawing: viewport.drawing if viewport.live else "live"} | self.on_drawing(
             session, viewport.drawing if viewport.live else "live"
@@ -367,7 +367,7 @@ class WorldTab(Part):
 
     def measuring(self, session: Session) -> Updates:
         """Measuring was switched on or off."""
-        says = piece.said("Click two points in the stage.") if session.viewport.measuring else ""
+        says = piece.said("Click two points in the viewport.") if session.viewport.measuring else ""
         return {self.measured_text: says, self.scale: self._scale(session)}
 
     def measured(self, session: Session, data: dict[str, Any]) -> Updates:

@@ -32,8 +32,8 @@ DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-_LARGEST_HEADER = 100_000_000
-_MOST_AXES = 16
+_MAX_HEADER = 100_000_000
+_MAX_AXES = 16
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def read_header(path: Path) -> list[Entry]:
                     f"{path} is a Git LFS pointer of {size} bytes, not the weights; download the "
                     f"real file."
                 )
-            if not 2 <= length <= _LARGEST_HEADER:
+            if not 2 <= length <= _MAX_HEADER:
                 raise WeightsMissing(f"{path} ({size} bytes) is not a safetensors file.")
             if 8 + length > size:
                 raise WeightsMissing(
@@ -168,7 +168,7 @@ def _entry(path: Path, name: str, value: object, offset: int) -> Entry:
         shape, (start, end) = tuple(value["shape"]), value["data_offsets"]
         # no axis is longer than any file, so that their product is quick
         sound = all(type(n) is int and abs(n) < 1 << 63 for n in (*shape, start, end))
-        assert sound and len(shape) <= _MOST_AXES
+        assert sound and len(shape) <= _MAX_AXES
     except (AssertionError, KeyError, TypeError, ValueError) as error:
         raise WeightsMissing(f"{path}: the header entry of {_short(name)} is damaged.") from error
     size = end - start

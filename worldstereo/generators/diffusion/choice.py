@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from worldstereo.errors import WorldStereoError
-from worldstereo.generators.base import Fit, Generator, SamplerConfig
+from worldstereo.generators.base import Generator, MemoryModeFit, SamplerConfig
 from worldstereo.generators.registry import GeneratorChoice, GeneratorSettings
 from worldstereo.progress import OnStep, ignore
 
@@ -45,7 +45,9 @@ def choose(settings: GeneratorSettings) -> GeneratorChoice:
             offline=settings.offline,
         )
 
-    def modes(frames: int, width: int, height: int, sampler: SamplerConfig) -> Sequence[Fit]:
+    def modes(
+        frames: int, width: int, height: int, sampler: SamplerConfig
+    ) -> Sequence[MemoryModeFit]:
         return survey().modes(frames, width, height, sampler)
 
     limits, why = None, NO_WEIGHTS

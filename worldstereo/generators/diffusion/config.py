@@ -26,10 +26,10 @@ DEFAULT_PROMPT = (
 STEPS, GUIDANCE = 40, 5.0
 """Of the variants that are not distilled."""
 
-LARGEST = 1 << 17
+MAX_SIZE = 1 << 17
 """Of any width or count in a config or a header: ten times what any such model has."""
-MOST_LAYERS = 1024
-LONGEST_SIDE = 16_384
+MAX_LAYERS = 1024
+MAX_SIDE = 16_384
 
 COND_MODES = ("full_vae", "first_frame_only")
 MAX_REFERENCES = 8
@@ -122,7 +122,7 @@ class ControlConfig:
         if missing:
             raise ValueError(f"controlnet_cfg lacks {', '.join(missing)}.")
         for name in _CONTROL_INTS:
-            most = MOST_LAYERS if name == "num_layers" else LARGEST
+            most = MAX_LAYERS if name == "num_layers" else MAX_SIZE
             check_whole(f"controlnet_cfg.{name}", entries.get(name, 1), most)
         for name in _CONTROL_SWITCHES:
             check_switch(f"controlnet_cfg.{name}", entries.get(name, False))
@@ -186,7 +186,7 @@ class ModelConfig:
 
 _REQUIRED = ("base_model", "controlnet_cfg", "scale_map", "nframe", "latent_cond_mode")
 _REQUIRED_DMD = ("dmd_start_steps", "dmd_end_steps", "gen_shift", "dmd_steps")
-_MOST = {"nframe": 1000, "dmd_start_steps": 1000, "dmd_end_steps": 1000, "dmd_steps": 1000}
+_MAX = {"nframe": 1000, "dmd_start_steps": 1000, "dmd_end_steps": 1000, "dmd_steps": 1000}
 """The schedule has 1000 steps."""
 
 
@@ -239,7 +239,7 @@ def named_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return entries
 
 
-def check_whole(name: str, value: Any, most: int = LARGEST) -> None:
+def check_whole(name: str, value: Any, most: int = MAX_SIZE) -> None:
     """Refuses what is no whole number from 1 to `most`.
 
     Raises:
@@ -298,7 +298,7 @@ def parse_config(
     if variant.distilled:
         whole |= {name: entries[name] for name in _REQUIRED_DMD if name != "gen_shift"}
     for name, value in whole.items():
-        check_whole(f"{where}: {name}", value, _MOST[name])
+        check_whole(f"{where}: {name}", value, _MAX[name])
     shift = entries.get("gen_shift") if variant.distilled else 1.0
     if isinstance(shift, bool) or not isinstance(shift, int | float) or not 0 < shift <= 1000:
         raise ValueError(
@@ -333,10 +333,10 @@ def _sizes(value: Any, where: str) -> tuple[tuple[int, int], ...]:
     if not listed or any(type(side) is not int for size in value for side in size):
         raise ValueError(f"{where}: scale_map must be a list of [height, width].")
     sizes = tuple((h, w) for h, w in value)
-    bad = [size for size in sizes if any(s % 16 or not 16 <= s <= LONGEST_SIDE for s in size)]
+    bad = [size for size in sizes if any(s % 16 or not 16 <= s <= MAX_SIDE for s in size)]
     if bad or not sizes:
         raise ValueError(
-            f"{where}: scale_map sizes must be multiples of 16 up to {LONGEST_SIDE}, "
+            f"{where}: scale_map sizes must be multiples of 16 up to {MAX_SIDE}, "
             f"got {_short(bad[:1] or sizes)}."
         )
     return sizes
@@ -456,7 +456,7 @@ def _shape(shapes: Mapping[str, tuple[int, ...]], name: str, axes: int) -> tuple
             f"the checkpoint has no tensor {name}: it is not a WorldStereo checkpoint."
         )
     shape = tuple(shapes[name])
-    if len(shape) < axes or not all(1 <= n <= LARGEST for n in shape):
+    if len(shape) < axes or not all(1 <= n <= MAX_SIZE for n in shape):
         raise WeightsMissing(
             f"tensor {name} has shape {_short(shape)}: it is not a WorldStereo checkpoint."
         )
@@ -466,9 +466,9 @@ def _shape(shapes: Mapping[str, tuple[int, ...]], name: str, axes: int) -> tuple
 def _count(shapes: Mapping[str, Any], prefix: str) -> int:
     """How many blocks there are; their numbers must run from 0 without a gap."""
     names = {n.removeprefix(prefix).partition(".")[0] for n in shapes if n.startswith(prefix)}
-    if len(names) > MOST_LAYERS or names != {str(i) for i in range(len(names))}:
+    if len(names) > MAX_LAYERS or names != {str(i) for i in range(len(names))}:
         raise WeightsMissing(
             f"the checkpoint's {prefix}* are {len(names)} and not numbered from 0 on "
-            f"(at most {MOST_LAYERS})."
+            f"(at most {MAX_LAYERS})."
         )
     return len(names)

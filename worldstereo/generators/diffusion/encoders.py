@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from worldstereo.errors import WeightsMissing
-from worldstereo.generators.diffusion.config import LONGEST_SIDE, check_whole, json_object
+from worldstereo.generators.diffusion.config import MAX_SIDE, check_whole, json_object
 
 TEXT_TOKENS = 512
 
@@ -95,7 +95,7 @@ def _preprocessing(settings: dict[str, Any]) -> tuple[int, int, Tensor, Tensor]:
     crop = settings.get("crop_size", size)
     crop = crop["height"] if isinstance(crop, dict) else crop
     for name, side in (("size", size), ("crop_size", crop)):
-        check_whole(f"preprocessor_config.json: {name}", side, LONGEST_SIDE)
+        check_whole(f"preprocessor_config.json: {name}", side, MAX_SIDE)
     mean = torch.tensor(settings.get("image_mean", _CLIP_MEAN), dtype=torch.float32)
     std = torch.tensor(settings.get("image_std", _CLIP_STD), dtype=torch.float32)
     sound = mean.shape == std.shape == (3,) and bool((std > 0).all())

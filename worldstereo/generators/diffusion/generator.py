@@ -20,10 +20,10 @@ from torch import Tensor
 from worldstereo.depth import DepthEstimator, align
 from worldstereo.errors import InvalidRequest, OutOfMemory
 from worldstereo.generators import (
-    Fit,
     Frame,
     GenerationRequest,
     GeneratorLimits,
+    MemoryModeFit,
     WarpGenerator,
     patch_features,
 )
@@ -172,7 +172,7 @@ class DiffusionGenerator:
     def encode(self, color: Float[Tensor, "T 3 H W"]) -> Float[Tensor, "T 48 h w"]:
         return patch_features(color)
 
-    def modes(self, *clip: Any, **options: Any) -> list[Fit]:
+    def modes(self, *clip: Any, **options: Any) -> list[MemoryModeFit]:
         """The preflight, as in `Survey.modes`: every memory mode, and whether it fits here."""
         return self.survey.modes(*clip, **options)
 

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from worldstereo.errors import WeightsMissing
 from worldstereo.generators.diffusion.checkpoint import Weights, component_files
 from worldstereo.generators.diffusion.config import (
-    LARGEST,
     LICENCE,
-    MOST_LAYERS,
+    MAX_LAYERS,
+    MAX_SIZE,
     ModelConfig,
     check_agreement,
     check_switch,
@@ -301,10 +301,10 @@ def _check_backbone(wanted: dict[str, Any]) -> None:
             if type(value) not in (int, float) or not 0 < value < 1:
                 raise ValueError(f"{where}: eps must be a number between 0 and 1.")
         else:
-            check_whole(f"{where}: {name}", value, _MOST.get(name, LARGEST))
+            check_whole(f"{where}: {name}", value, _MAX.get(name, MAX_SIZE))
 
 
-_MOST = {"num_layers": MOST_LAYERS, "rope_max_seq_len": 1 << 14}
+_MAX = {"num_layers": MAX_LAYERS, "rope_max_seq_len": 1 << 14}
 
 
 def empty_model(config: ModelConfig, arguments: dict[str, Any]) -> WorldStereoModel:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from worldstereo.errors import WeightsMissing
-from worldstereo.generators import Fit
+from worldstereo.generators import MemoryModeFit
 from worldstereo.generators.diffusion.loading import kept_float32
 from worldstereo.generators.diffusion.transformer import WorldStereoModel
 
@@ -208,7 +208,7 @@ def clip_seconds(size: ModelSize, clip: ClipSize, mode: Mode, card: Card) -> flo
     return float(passes * each)
 
 
-def preflight(size: ModelSize, clip: ClipSize, card: Card) -> list[Fit]:
+def preflight(size: ModelSize, clip: ClipSize, card: Card) -> list[MemoryModeFit]:
     """Every mode on a card, fastest first; what does not fit says why in one line."""
     found = []
     for mode in MODES.values():
@@ -225,7 +225,7 @@ def preflight(size: ModelSize, clip: ClipSize, card: Card) -> list[Fit]:
         elif mode.name != "full" and card.main is not None and whole > card.main:
             why = f"needs {whole / GIB:.0f} GiB of main memory, there are {card.main / GIB:.0f}"
         seconds = clip_seconds(size, clip, mode, card)
-        found.append(Fit(mode.name, mode.label, not why, needed / GIB, seconds, why))
+        found.append(MemoryModeFit(mode.name, mode.label, not why, needed / GIB, seconds, why))
     return found
 
 

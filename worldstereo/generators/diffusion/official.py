@@ -33,8 +33,8 @@ from worldstereo.trajectory import Trajectory
 
 PICTURES = ("image.png", "start_frame.png")
 CAPTIONS = ("long caption", "prompt", "medium caption", "short caption")
-LARGEST = 50_000_000  # bytes of a JSON file that is read at all
-MOST_FRAMES, MOST_SIDE = 1000, 4096  # of a video
+MAX_BYTES = 50_000_000  # bytes of a JSON file that is read at all
+MAX_FRAMES, MAX_SIDE = 1000, 4096  # of a video
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,8 +193,8 @@ def _cameras(path: Path, source: tuple[int, ...], size: tuple[int, int], nframe:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        if path.stat().st_size > LARGEST:
-            raise InputRefused(f"{path} is larger than {LARGEST // 1_000_000} MB.")
+        if path.stat().st_size > MAX_BYTES:
+            raise InputRefused(f"{path} is larger than {MAX_BYTES // 1_000_000} MB.")
         entries = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise InputRefused(f"{path} cannot be read as JSON.") from error
@@ -231,9 +231,9 @@ def _frames(path: Path) -> Iterator[Any]:
         av.open(file, "r", format="mov", options={"protocol_whitelist": ""}) as container,
     ):
         stream = container.streams.video[0]
-        if max(stream.width, stream.height) > MOST_SIDE:
-            raise InputRefused(f"{path} is larger than {MOST_SIDE} pixels.")
+        if max(stream.width, stream.height) > MAX_SIDE:
+            raise InputRefused(f"{path} is larger than {MAX_SIDE} pixels.")
         for i, frame in enumerate(container.decode(stream)):
-            if i == MOST_FRAMES:
-                raise InputRefused(f"{path} holds more than {MOST_FRAMES} frames.")
+            if i == MAX_FRAMES:
+                raise InputRefused(f"{path} holds more than {MAX_FRAMES} frames.")
             yield frame

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from worldstereo.generators import Fit, GeneratorLimits, SamplerConfig
+from worldstereo.generators import GeneratorLimits, MemoryModeFit, SamplerConfig
 from worldstereo.generators.diffusion.config import ModelConfig
 from worldstereo.generators.diffusion.folders import pick_variant
 from worldstereo.generators.diffusion.loading import open_checkpoint
@@ -75,7 +75,7 @@ class Survey:
         width: int | None = None,
         height: int | None = None,
         sampler: SamplerConfig | None = None,
-    ) -> list[Fit]:
+    ) -> list[MemoryModeFit]:
         """The preflight of a clip: every memory mode on the device, fastest first."""
         clip = self.clip(frames, width, height, sampler)
         return preflight(self.size, clip, Card.at(self.device))

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from worldstereo.errors import WorldStereoError
-from worldstereo.generators.base import Fit, Generator, SamplerConfig
+from worldstereo.generators.base import Generator, MemoryModeFit, SamplerConfig
 from worldstereo.generators.inpaint.generator import (
     InpaintGenerator,
     InpaintOptions,
@@ -47,7 +47,9 @@ def choose(settings: GeneratorSettings) -> GeneratorChoice:
     def make(mode: str = "auto", on_step: OnStep | None = None) -> Generator:
         return InpaintGenerator(model)
 
-    def modes(frames: int, width: int, height: int, sampler: SamplerConfig) -> Sequence[Fit]:
+    def modes(
+        frames: int, width: int, height: int, sampler: SamplerConfig
+    ) -> Sequence[MemoryModeFit]:
         """What a clip takes: the most keyframes that are painted for one."""
         assert model.limits.steps is not None
         steps = sampler.steps or model.limits.steps[2]

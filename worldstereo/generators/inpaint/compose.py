@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float
 
-from worldstereo.generators.inpaint.painters import Painter, Wish, call, limits_of
+from worldstereo.generators.inpaint.painters import Painter, PaintRequest, call, limits_of
 from worldstereo.progress import OnStep
 
 SPECK = 2.0
@@ -18,7 +18,7 @@ RIM = 10
 """Width in pixels of the known rim that colours and noise are compared on."""
 HOLES = 16
 """Largest holes with an exposure of their own; the others share that of all rims."""
-MOST = 0.15
+MAX_GAIN = 0.15
 """Largest difference in colour that is taken out; beyond it the two show different things."""
 
 
@@ -84,7 +84,7 @@ def painted(
     *,
     prompt: str,
     seed: int,
-    wish: Wish,
+    options: PaintRequest,
     on_step: OnStep,
     seconds: float,
 ) -> Float[np.ndarray, "H W 3"]:
@@ -97,7 +97,7 @@ def painted(
     import cv2
 
     shown = shown_to(painter, color, hole)
-    answer = call(painter, shown.image, shown.mask, prompt, seed, wish, on_step, seconds)
+    answer = call(painter, shown.image, shown.mask, prompt, seed, options, on_step, seconds)
     out = answer.astype(np.float32) / 255
     if out.shape[:2] != hole.shape:
         smaller = out.shape[0] > hole.shape[0]
@@ -136,7 +136,7 @@ def harmonised(
             break
         around = cv2.dilate((label == one).astype(np.uint8), np.ones((2 * RIM + 1,) * 2, np.uint8))
         shift[one] = np.median(apart[rim & (around > 0)], axis=0)
-    shift = shift.clip(-MOST, MOST).astype(np.float32)
+    shift = shift.clip(-MAX_GAIN, MAX_GAIN).astype(np.float32)
     out = out + np.where(hole[..., None], shift[label], 0)
     missing = _noise(color, rim) ** 2 - _noise(out, hole) ** 2
     if missing > 0:

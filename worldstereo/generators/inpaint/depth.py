@@ -24,7 +24,7 @@ PUSH, PUSHES = 1.04, 60
 """How a surface leaves seen space: this factor, so many times; beyond that it has no depth."""
 FAR = 4.0
 """Depth over the picture's median from which a known sky is far."""
-SEEN = (DepthKind.MEASURED, DepthKind.BY_OTHERS, DepthKind.STEREO)
+SEEN = (DepthKind.MEASURED, DepthKind.REPROJECTED, DepthKind.STEREO)
 
 
 def painted_depth(

@@ -29,7 +29,7 @@ from worldstereo.generators.base import (
 from worldstereo.generators.inpaint import keyframes
 from worldstereo.generators.inpaint.compose import painted, worth_painting
 from worldstereo.generators.inpaint.depth import painted_depth
-from worldstereo.generators.inpaint.painters import Painter, PainterLimits, Wish, limits_of
+from worldstereo.generators.inpaint.painters import Painter, PainterLimits, PaintRequest, limits_of
 from worldstereo.generators.warp import WarpGenerator
 from worldstereo.guide import Guide, GuideFrame
 from worldstereo.memory.geometric import GlobalGeometricMemory
@@ -169,7 +169,7 @@ class InpaintGenerator:
             hole,
             prompt=request.prompt[:MAX_PROMPT],
             seed=(request.seed + 7919 * index) % 2**31,
-            wish=Wish(
+            options=PaintRequest(
                 negative_prompt=request.negative_prompt[:MAX_PROMPT],
                 steps=request.sampler.steps,
                 guidance=request.sampler.guidance,

@@ -73,7 +73,7 @@ class Painter(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wish:
+class PaintRequest:
     """What a person asked for, beside the prompt."""
 
     negative_prompt: str = ""
@@ -88,7 +88,7 @@ class StepwisePainter(Protocol):
     limits: PainterLimits
 
     def paint(
-        self, image: np.ndarray, mask: np.ndarray, prompt: str, seed: int, wish: Wish,
+        self, image: np.ndarray, mask: np.ndarray, prompt: str, seed: int, options: PaintRequest,
         on_step: OnStep,
     ) -> Any:  # fmt: skip
         """As a painter's call."""
@@ -177,7 +177,7 @@ def call(
     mask: Bool[np.ndarray, "H W"],
     prompt: str,
     seed: int,
-    wish: Wish,
+    options: PaintRequest,
     on_step: OnStep,
     seconds: float,
 ) -> UInt8[np.ndarray, "H W 3"]:
@@ -192,7 +192,7 @@ def call(
     given = image.copy(), mask.copy(), prompt, seed
     try:
         if isinstance(painter, StepwisePainter):
-            answer = painter.paint(*given, wish, on_step)
+            answer = painter.paint(*given, options, on_step)
         else:
             answer = _watched(lambda: painter(*given), on_step, seconds)
     except Exception as error:

@@ -18,11 +18,11 @@ import numpy as np
 import torch
 
 from worldstereo.errors import OutOfMemory, WeightsMissing, WorldStereoError
-from worldstereo.generators.base import Fit
+from worldstereo.generators.base import MemoryModeFit
 from worldstereo.generators.inpaint.painters import (
     PainterFailed,
     PainterLimits,
-    Wish,
+    PaintRequest,
     ran_out_of_memory,
 )
 from worldstereo.progress import OnStep, ignore
@@ -91,7 +91,7 @@ class Survey:
                 tokens = 1 / scale**2 if name == "transformer" else 1 / 640
         return Survey(kind, side, total, denoiser, tokens)
 
-    def fit(self, keyframes: int, steps: int, guided: bool, device: torch.device) -> Fit:
+    def fit(self, keyframes: int, steps: int, guided: bool, device: torch.device) -> MemoryModeFit:
         """Memory and time of so many keyframes, estimated before anything is loaded."""
         from worldstereo.generators.diffusion.memory_modes import Card
 
@@ -104,7 +104,7 @@ class Survey:
         seconds = keyframes * (WORK * steps * operations / rate + 0.5)
         fits = needed < card.memory
         why = "" if fits else f"needs {needed / 2**30:.1f} GiB, {card.memory / 2**30:.1f} are there"
-        return Fit("full", f"All of {self.kind}", fits, needed / 2**30, seconds, why)
+        return MemoryModeFit("full", f"All of {self.kind}", fits, needed / 2**30, seconds, why)
 
 
 class DiffusersPainter:
@@ -136,10 +136,10 @@ class DiffusersPainter:
         self._pipeline: Any = None
 
     def __call__(self, image: np.ndarray, mask: np.ndarray, prompt: str, seed: int) -> np.ndarray:
-        return self.paint(image, mask, prompt, seed, Wish(), ignore)
+        return self.paint(image, mask, prompt, seed, PaintRequest(), ignore)
 
     def paint(
-        self, image: np.ndarray, mask: np.ndarray, prompt: str, seed: int, wish: Wish,
+        self, image: np.ndarray, mask: np.ndarray, prompt: str, seed: int, options: PaintRequest,
         on_step: OnStep,
     ) -> np.ndarray:  # fmt: skip
         """One picture; `on_step` is asked after each denoising step.
@@ -152,8 +152,8 @@ class DiffusersPainter:
 
         pipeline = self._loaded(on_step)
         assert self.limits.steps is not None
-        steps = wish.steps or self.limits.steps[2]
-        guidance = wish.guidance if wish.guidance is not None else self.limits.guidance
+        steps = options.steps or self.limits.steps[2]
+        guidance = options.guidance if options.guidance is not None else self.limits.guidance
         stopped: list[BaseException] = []
 
         def after(pipe: Any, step: int, moment: Any, tensors: dict[str, Any]) -> dict[str, Any]:
@@ -167,7 +167,7 @@ class DiffusersPainter:
         height, width = mask.shape
         wanted: dict[str, Any] = {
             "prompt": prompt,
-            "negative_prompt": wish.negative_prompt or None,
+            "negative_prompt": options.negative_prompt or None,
             "image": Image.fromarray(image),
             "mask_image": Image.fromarray(mask.astype(np.uint8) * 255),
             "height": height,

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 _SECONDS = 3600.0
-_MOST = 8  # folders kept; the oldest go first
+_MAX_FOLDERS = 8  # folders kept; the oldest go first
 _PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".heic", ".heif", ".avif")
 _WHOLE = (".zip", ".mp4", ".mov", ".m4v", ".webm", ".mkv")
 
@@ -74,7 +74,7 @@ def _forget(root: Path) -> None:
     folders = sorted((f for f in root.iterdir() if f.is_dir()), key=lambda f: f.stat().st_mtime)
     old = time.time() - _SECONDS
     for i, folder in enumerate(folders):
-        aged = folder.stat().st_mtime < old or i < len(folders) - _MOST
+        aged = folder.stat().st_mtime < old or i < len(folders) - _MAX_FOLDERS
         if aged and not ((folder / "busy").exists() and _alive(folder / "busy")):
             shutil.rmtree(folder, ignore_errors=True)
 

@@ -23,7 +23,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 PAIR_BYTES = 40  # what the torch path needs for a pair it works on, beside the results
-LEAST_PIECE = 1 << 14  # pairs: with fewer at once, calling the operators takes longer than they do
+MIN_CHUNK_PAIRS = (
+    1 << 14
+)  # pairs: with fewer at once, calling the operators takes longer than they do
 CHUNK = 512  # queries per task of the fused kernel: a few tenths of a millisecond of work
 
 
@@ -269,7 +271,7 @@ def _pieces(offsets: Tensor, num_heads: int) -> list[tuple[int, int]]:
     On a device everything is done at once.
     """
     n, pairs = len(offsets) - 1, int(offsets[-1])
-    piece = max(LEAST_PIECE, pairs * num_heads // PAIR_BYTES)
+    piece = max(MIN_CHUNK_PAIRS, pairs * num_heads // PAIR_BYTES)
     if offsets.device.type != "cpu" or pairs <= piece:
         return [(0, n)]
     marks = torch.arange(piece, pairs, piece)

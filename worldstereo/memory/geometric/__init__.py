@@ -37,7 +37,7 @@ from worldstereo.memory._checks import (
 from worldstereo.memory.geometric._features import AGGREGATIONS, INJECTIONS, PointFeatures
 from worldstereo.memory.geometric._files import MemoryFiles
 from worldstereo.memory.geometric._index import GrowingIndex
-from worldstereo.memory.geometric._store import Columns, PointStore, Version
+from worldstereo.memory.geometric._store import Columns, PointStore, Snapshot
 from worldstereo.neighbors import KINDS
 from worldstereo.render import RenderResult, check_render, render_points
 from worldstereo.scene import PointCloud
@@ -224,7 +224,7 @@ class GlobalGeometricMemory(MemoryFiles):
             stay &= self._store.column(column) >= value
         return self._store.prune(stay)
 
-    def snapshot(self) -> Version:
+    def snapshot(self) -> Snapshot:
         """A handle on the present cloud for `restore`. Later changes keep only what they overwrite.
 
         Handles may be kept in any number and restored in any order, forwards as well as back; one
@@ -232,13 +232,13 @@ class GlobalGeometricMemory(MemoryFiles):
         """
         return self._store.snapshot()
 
-    def restore(self, snapshot: Version) -> None:
+    def restore(self, snapshot: Snapshot) -> None:
         """The cloud as it was at `snapshot`, bit for bit; costs what changed in between.
 
         Raises:
             ValueError: the snapshot belongs to another memory.
         """
-        if not isinstance(snapshot, Version):
+        if not isinstance(snapshot, Snapshot):
             raise WrongType(f"snapshot must come from snapshot(), got {type(snapshot).__name__}.")
         self._store.restore(snapshot)
 

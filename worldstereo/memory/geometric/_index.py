@@ -14,7 +14,7 @@ from worldstereo.memory.geometric._store import PointStore
 from worldstereo.neighbors import SpatialIndex, build_index
 
 SHARE = 8  # the small index may hold this part of the cloud
-LEAST = 4096
+MIN_SLOTS = 4096
 BRUTE = 1 << 20  # points up to which "auto" compares all of them on a CUDA device
 
 
@@ -53,12 +53,12 @@ class GrowingIndex:
     def _in_reach(self, queries: np.ndarray) -> bool:
         if not has_compiler():
             return False
-        from worldstereo._core.morton import MOST, REACH, reach
+        from worldstereo._core.morton import MAX_COUNT, REACH, reach
 
         return (
             reach(queries) < REACH
             and self._store.reach() < REACH
-            and self._store.size < MOST
+            and self._store.size < MAX_COUNT
             and len(self._store) > 0
         )
 
@@ -99,7 +99,7 @@ class GrowingIndex:
                 self._small = None
                 assert isinstance(self._base, CompiledIndex)
                 self._base.remove(fresh)
-            if len(self._changed) <= max(LEAST, len(store) // SHARE):
+            if len(self._changed) <= max(MIN_SLOTS, len(store) // SHARE):
                 return
         points = store.positions()[: store.size]
         self._base, self._base_size = CompiledIndex(points), store.size

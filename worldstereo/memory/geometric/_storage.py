@@ -19,10 +19,10 @@ DEFAULTS = {"color": 0.5, "confidence": 1.0, "count": 1, "source": -1}
 
 
 @dataclass(eq=False)
-class Version:
+class Snapshot:
     """One remembered state: how to get here from the next newer state on the way to the present."""
 
-    newer: "Version | None" = None
+    newer: "Snapshot | None" = None
     difference: "Difference | Storage | None" = None
     tick: int = 0
     stretch: float = 1.0

@@ -6,7 +6,7 @@ the outside sees, is its rank among the living slots. Cost per update follows th
 grow geometrically, eviction takes the next of a queue sorted once per pass over the cloud, and
 compaction waits until a third of the slots is dead.
 
-Undo is a chain of differences (`Version`): each state that somebody still holds knows how to get to
+Undo is a chain of differences (`Snapshot`): each state that is still held knows how to get to
 the next newer one, and restoring walks the chain and turns the differences around (Baker 1991,
 "Shallow binding makes functional arrays fast"). A state nobody holds costs nothing.
 """
@@ -23,8 +23,8 @@ from worldstereo.memory.geometric._storage import (
     DEFAULTS,
     Columns,
     Difference,
+    Snapshot,
     Storage,
-    Version,
     blank_columns,
 )
 from worldstereo.memory.geometric._thinning import thinned
@@ -52,7 +52,7 @@ class PointStore:
         self.revision = 0
         """Another number for another state; caches elsewhere compare it."""
         self._storage = Storage(blank_columns(0))
-        self._here: weakref.ref[Version] | None = None
+        self._here: weakref.ref[Snapshot] | None = None
         self._queue = np.zeros(0, np.int64)
         self._queue_from = 0
         self._queue_tick = -1
@@ -243,16 +243,16 @@ class PointStore:
 
     # ---- undo --------------------------------------------------------------------------------
 
-    def snapshot(self) -> Version:
+    def snapshot(self) -> Snapshot:
         """A handle on the present state; while held, later changes keep what they overwrite."""
         here = self._here() if self._here is not None else None
         if here is None:
-            here = Version()
+            here = Snapshot()
             self._here = weakref.ref(here)
         here.tick, here.stretch = self.tick, self.stretch
         return here
 
-    def restore(self, version: Version) -> None:
+    def restore(self, version: Snapshot) -> None:
         """Back (or forth) to a state; costs what changed on the way.
 
         Raises:
@@ -286,7 +286,7 @@ class PointStore:
         here = self._here() if self._here is not None else None
         if here is None:
             return
-        newer = Version()
+        newer = Snapshot()
         difference.spill()
         here.newer, here.difference = newer, difference
         here.tick = self.tick if tick is None else tick

@@ -55,7 +55,7 @@ STORAGE = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch
 STORAGE["int8"] = torch.int8
 
 
-class Miss(IntEnum):
+class Rejection(IntEnum):
     """Why a near entry was refused; the first test it failed, in this order."""
 
     CONFIDENCE = 1
@@ -72,7 +72,7 @@ class MaskWithReasons(NamedTuple):
     misses: Tensor
     """(3, R) int64: the same for entries within twice the window that were refused."""
     codes: Tensor
-    """(R,) int64: `Miss` of each; of several correspondences the one that came furthest."""
+    """(R,) int64: `Rejection` of each; of several correspondences the one that came furthest."""
 
 
 class RefineResult(NamedTuple):
@@ -397,7 +397,7 @@ class SpatialStereoMemory(BankFiles):
     ) -> Any:
         """Which entries each query may attend: (3, P) int64 rows batch, query, slot, in order.
 
-        With `reasons` a `MaskWithReasons`: also the near misses, each with its `Miss` code. For
+        With `reasons` a `MaskWithReasons`: also near misses, each with its `Rejection` code. For
         inspection; does not count as use. Arguments as in `constrained_attention`.
 
         For a correspondence of confidence 1, at level 0 and without a normal, the window reaches

@@ -19,24 +19,24 @@ from worldstereo.memory.stereo._matches import BLOCK, Entries, refresh_boxes
 from worldstereo.neighbors import SpatialIndex, build_index
 
 GROUP = 64  # channels that share one scale in compressed storage
-SMALLEST_ROOM = 256
+MIN_CAPACITY = 256
 
 FLOAT, INT, LONG = torch.float32, torch.int32, torch.int64
 
 
-class Version:
+class Snapshot:
     """One state of the bank: what `snapshot` returns. Points towards the bank's present state."""
 
     __slots__ = ("__weakref__", "change", "held", "next")
 
     def __init__(self) -> None:
-        self.next: Version | None = None
+        self.next: Snapshot | None = None
         self.change: Change | None = None
         self.held = False
 
 
 class Change:
-    """What turns the state at `Version.next` back into the state at the version itself."""
+    """What turns the state at `Snapshot.next` back into the state at the version itself."""
 
     def __init__(self, scalars: "Scalars") -> None:
         self.scalars = scalars
@@ -109,8 +109,8 @@ class Bank:
         self._stale = torch.zeros(0, dtype=torch.bool)
         self._written = 0
         """Rows that ever held something; nothing needs to be kept of the others."""
-        self._root = Version()
-        self._recording: weakref.ref[Version] | None = None
+        self._root = Snapshot()
+        self._recording: weakref.ref[Snapshot] | None = None
         self._index: tuple[int, Tensor, Tensor, SpatialIndex] | None = None
         self.oriented = self.levelled = False
 
@@ -147,7 +147,7 @@ class Bank:
             return
         self.device, self._index = device, None
         self.columns = {name: value.to(device) for name, value in self.columns.items()}
-        self._root, self._recording = Version(), None
+        self._root, self._recording = Snapshot(), None
 
     def entries(self) -> Entries:
         """The geometry of the stored entries, with the boxes of their blocks up to date."""
@@ -280,11 +280,11 @@ class Bank:
 
     # ---- undo --------------------------------------------------------------------------------
 
-    def snapshot(self) -> Version:
+    def snapshot(self) -> Snapshot:
         self._root.held = True
         return self._root
 
-    def restore(self, version: Version) -> None:
+    def restore(self, version: Snapshot) -> None:
         """Back or forth to a version of this bank.
 
         Raises:
@@ -323,7 +323,7 @@ class Bank:
             if earlier is not None and earlier.change is not None:
                 earlier.change.seen.clear()  # complete: nothing more will be kept for it
                 earlier.change.spill()
-            node, self._root = self._root, Version()
+            node, self._root = self._root, Snapshot()
             node.next, node.change = self._root, Change(self.scalars)
             self._recording = weakref.ref(node)
         node = None if self._recording is None else self._recording()
@@ -342,7 +342,7 @@ class Bank:
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles start without snapshots: those belong to the original."""
-        return self.__dict__ | {"_root": Version(), "_recording": None, "_index": None}
+        return self.__dict__ | {"_root": Snapshot(), "_recording": None, "_index": None}
 
     # ---- inside ------------------------------------------------------------------------------
 
@@ -355,7 +355,7 @@ class Bank:
         room = len(self.columns["order"])
         if rows <= room:
             return
-        room = min(self.capacity, max(rows, room + room // 2, SMALLEST_ROOM))
+        room = min(self.capacity, max(rows, room + room // 2, MIN_CAPACITY))
         for name, old in self.columns.items():
             self.columns[name] = self._new(name, room)
             self.columns[name][: len(old)] = old

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from worldstereo._core.atomic import write_atomic
 from worldstereo.memory._checks import WrongType
-from worldstereo.memory.stereo._bank import Bank, Version
+from worldstereo.memory.stereo._bank import Bank, Snapshot
 
 
 class BankFiles(nn.Module):
@@ -29,20 +29,20 @@ class BankFiles(nn.Module):
     def device(self) -> torch.device:
         return self._bank.device
 
-    def snapshot(self) -> Version:
+    def snapshot(self) -> Snapshot:
         """A handle on the present state. Later changes keep only the rows they overwrite.
 
         Handles may be kept in any number and restored in any order; a dropped one costs nothing.
         """
         return self._bank.snapshot()
 
-    def restore(self, snapshot: Version) -> None:
+    def restore(self, snapshot: Snapshot) -> None:
         """The memory as it was at `snapshot`, bit for bit; costs what changed in between.
 
         Raises:
             ValueError: the snapshot belongs to another memory.
         """
-        if not isinstance(snapshot, Version):
+        if not isinstance(snapshot, Snapshot):
             raise WrongType(f"snapshot must come from snapshot(), got {type(snapshot).__name__}.")
         self._bank.restore(snapshot)
 

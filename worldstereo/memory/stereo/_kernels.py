@@ -13,7 +13,7 @@ import numpy as np
 from worldstereo._core.compiled import kernel
 
 BLOCK = 64  # entries that share one bounding box
-MOST_CELLS = 1024  # image cells a block is looked up in; testing its points costs as much
+MAX_CELLS = 1024  # image cells a block is looked up in; testing its points costs as much
 
 
 @kernel
@@ -90,7 +90,7 @@ def _block_is_out(box, camera, reach, grid, z_low, z_high):
         return True
     x0, x1 = _cell(ulo, grid[0], grid[2], grid[3]), _cell(uhi, grid[0], grid[2], grid[3])
     y0, y1 = _cell(vlo, grid[1], grid[2], grid[4]), _cell(vhi, grid[1], grid[2], grid[4])
-    if (x1 - x0 + 1) * (y1 - y0 + 1) > MOST_CELLS:
+    if (x1 - x0 + 1) * (y1 - y0 + 1) > MAX_CELLS:
         return False
     for y in range(y0, y1 + 1):
         for x in range(x0, x1 + 1):

@@ -51,7 +51,7 @@ TRUSTED = 0.25
 """Entries below this confidence have no measured depth."""
 FINE = 3
 """Coarsest level of an entry that a window can show: beyond it the entry's blob is wider."""
-ENOUGH = 2
+MIN_VOTES = 2
 """Expected entries that a cell needs before it can be contradicted."""
 CELLS = (12, 16)
 MAX_ENTRIES = 400
@@ -186,7 +186,7 @@ def agreement(
     cell = row * CELLS[1] + column
     count = np.bincount(cell, minlength=CELLS[0] * CELLS[1])
     good = np.bincount(cell, answers, minlength=len(count))
-    said = np.where(count >= ENOUGH, 1 + np.rint(254 * good / np.maximum(count, 1)), 0)
+    said = np.where(count >= MIN_VOTES, 1 + np.rint(254 * good / np.maximum(count, 1)), 0)
     return FrameAgreement(
         len(pixels),
         int(answers.sum()),

@@ -22,7 +22,7 @@ WIDE = 50.0
 """Degrees between two rays to a point from which on one says nothing about the other."""
 OCCLUDED = 2 * AGREE
 """An entry that lies so much behind what the target shows is hidden, relatively."""
-LEAST_GAIN = 0.002
+MIN_GAIN = 0.002
 """Share of the target that a further view must add to what is served already."""
 
 
@@ -145,7 +145,7 @@ def _chosen(value: np.ndarray, limit: int) -> list[int]:
         gain = np.maximum(value - covered, 0).sum(1)
         gain[chosen] = -1
         best = int(gain.argmax())
-        if gain[best] <= LEAST_GAIN * value.shape[1]:
+        if gain[best] <= MIN_GAIN * value.shape[1]:
             break
         chosen.append(best)
         covered = np.maximum(covered, value[best])

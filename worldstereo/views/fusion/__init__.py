@@ -1,6 +1,6 @@
 """Kernels on views: surfel warp, depth fusion, fetch at correspondences, gaps, membrane.
 
-Everything here works on `Working` views (numpy, lengths in u) and on one `Pose` as target. The
+Everything here works on `ViewArrays` views (numpy, lengths in u) and on one `Pose` as target. The
 compiled loops lie in `_fusion/kernels.py` and `_fusion/blend.py`; each runs over bands of rows, or
 one view a task, on the threads of `_parallel`.
 
@@ -13,16 +13,16 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from worldstereo.views.fusion._angle import WIDE
-from worldstereo.views.fusion._working import (
+from worldstereo.views.fusion._view_arrays import (
     AGREE,
     CACHE,
     Pose,
-    Working,
+    ViewArrays,
     invert,
-    make_working,
+    make_view_arrays,
     pose_of,
     relative,
-    working,
+    view_arrays,
 )
 
 __all__ = [
@@ -30,13 +30,13 @@ __all__ = [
     "CACHE",
     "WIDE",
     "Pose",
-    "Working",
+    "ViewArrays",
     "background_trust",
     "clean_disparity",
     "fetch",
     "fused_depth",
     "invert",
-    "make_working",
+    "make_view_arrays",
     "membrane",
     "nearest_fill",
     "nearest_known",
@@ -45,26 +45,28 @@ __all__ = [
     "pose_of",
     "relative",
     "unproject",
-    "working",
+    "view_arrays",
 ]
 
-METRES = 1.9
+REFERENCE_DEPTH = 1.9
 """How many metres one u was in the captures the constants below were measured on."""
 
-RADIAN = 0.3 / METRES
+RADIAN = 0.3 / REFERENCE_DEPTH
 """Distance in u that counts like one radian when poses are compared."""
 
-NEAR = 0.02 / METRES
+NEAR = 0.02 / REFERENCE_DEPTH
 FOOTPRINT = (
     0.56  # half the side of a surfel in pixels of its view: a little over 1/2 leaves no crack
 )
 STRETCH = 14.0  # longest side of a surfel over that of one facing both cameras
 EDGE_ON = 0.02  # smallest area of a surfel over that of one facing both cameras
 STEEP = 30.0  # per radian: how much more the angle counts in photos, whose depth is a guess
-LEAST_SAID = 0.1  # share of what is said about a pixel that a surface only photos show must have
+MIN_SUPPORT_SHARE = (
+    0.1  # share of what is said about a pixel that a surface only photos show must have
+)
 PAINTERS = 2  # nearest views that paint what they know
 HANDOVER = 4.0  # power of the distance by which the others count less; twice that for depth
-LEAST_STANDING = 1e-3
+MIN_STANDING = 1e-3
 NOISE = 3.0  # measures of agreement within which the heavier of two surfaces is no noise
 SLIP = 1.0  # pixels by which a sample may be displaced and still show the point
 FREE = 0.04  # a view contradicts a surface if it sees so much farther, relatively
@@ -102,7 +104,7 @@ def pose_distances(poses: Sequence[Pose], target: Pose) -> np.ndarray:
     return np.linalg.norm(c2w[:, :3, 3] - target.position, axis=1) + RADIAN * angle
 
 
-def standing(views: Sequence[Working], target: Pose, power: float = HANDOVER) -> np.ndarray:
+def standing(views: Sequence[ViewArrays], target: Pose, power: float = HANDOVER) -> np.ndarray:
     """(n,) in (0, 1]: how much each view counts beside the `PAINTERS` nearest ones, which count 1.
 
     Falls with the distance of the pose over that of the last painter's, so what the nearest know
@@ -110,9 +112,9 @@ def standing(views: Sequence[Working], target: Pose, power: float = HANDOVER) ->
     """
     if len(views) <= PAINTERS:
         return np.ones(len(views))
-    apart = np.array([0.02 / METRES + pose_distance(v.pose, target) for v in views])
+    apart = np.array([0.02 / REFERENCE_DEPTH + pose_distance(v.pose, target) for v in views])
     last = np.sort(apart)[PAINTERS - 1]
-    return np.maximum(np.minimum(1, last / apart) ** power, LEAST_STANDING)
+    return np.maximum(np.minimum(1, last / apart) ** power, MIN_STANDING)
 
 
 def unproject(pose: Pose, depth: np.ndarray) -> np.ndarray:
@@ -122,7 +124,7 @@ def unproject(pose: Pose, depth: np.ndarray) -> np.ndarray:
     return np.stack([(x - cx) / fx * depth, (y - cy) / fy * depth, depth], -1)
 
 
-def warp(view: Working, target: Pose) -> np.ndarray:
+def warp(view: ViewArrays, target: Pose) -> np.ndarray:
     """Depth of one view as the target would see it, EMPTY where nothing falls."""
     from worldstereo.views.fusion import kernels
 
@@ -135,7 +137,7 @@ def warp(view: Working, target: Pose) -> np.ndarray:
 
 
 def fused_depth(
-    views: Sequence[Working],
+    views: Sequence[ViewArrays],
     target: Pose,
     *,
     agree: float = AGREE,
@@ -165,7 +167,7 @@ def fused_depth(
         warped[i] = warp(views[i], target)
 
     parallel_for(len(views), one)
-    weight = np.array([1 / (0.05 / METRES + pose_distance(v.pose, target)) for v in views])
+    weight = np.array([1 / (0.05 / REFERENCE_DEPTH + pose_distance(v.pose, target)) for v in views])
     if nearest:
         weight *= standing(views, target, 2 * HANDOVER)
     weight = (weight / weight.max()).astype(np.float32)
@@ -184,7 +186,7 @@ def fused_depth(
     def band(i: int) -> None:
         kernels.fuse_depth(
             warped, weight, vote, steep, lowest, offset, sizes, K, back, centre, target.K, agree,
-            free, LEAST_SAID,
+            free, MIN_SUPPORT_SHARE,
             NOISE * agree if nearest else 0.0, NEAR, asked, *rows[i], out,
         )  # fmt: skip
 
@@ -192,11 +194,11 @@ def fused_depth(
     return out
 
 
-class Fetched:
+class SourceCameras:
     """Cameras of some views stacked against one target, as the blend kernels want them."""
 
     def __init__(
-        self, views: Sequence[Working], target: Pose, agree: float = AGREE, slip: float = 0.0
+        self, views: Sequence[ViewArrays], target: Pose, agree: float = AGREE, slip: float = 0.0
     ) -> None:
         self.views, self.target, self.agree, self.slip = views, target, agree, slip
         self.K = np.stack([v.pose.K for v in views])
@@ -223,7 +225,7 @@ class Fetched:
 
 
 def fetch(
-    depth: np.ndarray, target: Pose, view: Working, agree: float = AGREE
+    depth: np.ndarray, target: Pose, view: ViewArrays, agree: float = AGREE
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """One view fetched at the depth of another camera.
 
@@ -236,7 +238,7 @@ def fetch(
     color = np.zeros((*depth.shape, 3), np.float32)
     agreement = np.zeros(depth.shape, np.float32)
     angle = np.ones(depth.shape, np.float32)
-    fetched = Fetched([view], target, agree)
+    fetched = SourceCameras([view], target, agree)
     blend.fetch(
         depth, target.K, *fetched.arguments(0), *fetched.limits(0)[:3], 0.0, 0.0, 0, depth.shape[0],
         color, agreement, angle,

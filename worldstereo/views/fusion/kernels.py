@@ -122,7 +122,7 @@ def surfel_warp(d, gx, gy, Kr, Kt, T, half, max_stretch, min_area, near, out):
 
 
 @kernel(**INLINED)
-def said_by(X, Y, Z, centre, steep):
+def angular_weight(X, Y, Z, centre, steep):
     """What a view's word about a point counts, in (0, 1]: a guess errs with the angle of its ray.
 
     Twice one less the cosine stands for the square of the angle.
@@ -187,7 +187,7 @@ def fuse_depth(
                 for k in range(n):
                     i, z = index[k], depth[k]
                     X, Y = (x - Kt[2]) / Kt[0] * z, (y - Kt[3]) / Kt[1] * z
-                    said[k] = weight[i] * said_by(X, Y, z, centre[i], steep[i])
+                    said[k] = weight[i] * angular_weight(X, Y, z, centre[i], steep[i])
                     needed += least * said[k]
             k = 0
             while k < n:

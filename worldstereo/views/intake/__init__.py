@@ -21,7 +21,14 @@ from worldstereo.cameras import Cameras
 from worldstereo.depth import DepthEstimator, learned_estimator
 from worldstereo.progress import OnStep, ignore
 from worldstereo.scene import KIND_CONFIDENCE, NO_PART, DepthKind, Origin, PointCloud, View
-from worldstereo.views.fusion import RADIAN, Pose, Working, make_working, parallel_for, pose_of
+from worldstereo.views.fusion import (
+    RADIAN,
+    Pose,
+    ViewArrays,
+    make_view_arrays,
+    parallel_for,
+    pose_of,
+)
 from worldstereo.views.intake import _depth as stages
 from worldstereo.views.intake._exposure import exposure_gains
 from worldstereo.views.intake._judge import Decision, Judge
@@ -33,7 +40,7 @@ from worldstereo.views.intake._stereo import (
     at_size_of,
     fill_by_stereo,
     measure_photos,
-    photo_working,
+    photo_view_arrays,
     rescaled,
     rig_layer,
     unmatched,
@@ -44,7 +51,7 @@ from worldstereo.views.registration import (
     doubts,
     median_depth,
     register_new,
-    register_workings,
+    register_view_arrays,
 )
 
 STAGES = 6
@@ -88,7 +95,7 @@ class IntakeOptions:
 
 
 @dataclass(frozen=True, eq=False)
-class Intake:
+class PreprocessedViews:
     """Given views ready to be remembered, and what was found on the way."""
 
     views: tuple[View, ...]
@@ -108,17 +115,17 @@ class Intake:
         return tuple(line for line in (first, *(d.words for d in self.decisions)) if line)
 
 
-def enter(
+def preprocess_views(
     views: Sequence[View],
     *,
     register: bool = True,
-    previous: Intake | None = None,
+    previous: PreprocessedViews | None = None,
     points: Float[Tensor, "N 3"] | None = None,
     estimator: DepthEstimator | None = None,
     seed: int = 0,
     on_step: OnStep = ignore,
     options: IntakeOptions = IntakeOptions(),  # noqa: B008  (frozen)
-) -> Intake:
+) -> PreprocessedViews:
     """Prepare given views for the memories.
 
     Args:
@@ -153,7 +160,7 @@ def enter(
     return _added(measured, previous, register, run)
 
 
-def enter_beside(
+def preprocess_new_views(
     new: Sequence[View],
     remembered: Sequence[View],
     unit: float,
@@ -187,12 +194,12 @@ def enter_beside(
     run = _Run(IntakeOptions(rig=False, judged=False), seed, on_step, points)
     on_step(0, STAGES, "Preparing photos")
     if photos:
-        work = [photo_working(raw[i], unit) for i in local]
+        work = [photo_view_arrays(raw[i], unit) for i in local]
         scaled = None if points is None else points / unit
         work = measure_photos(work, scaled, seed=seed, on_step=on_step)
         run = replace(run, options=replace(run.options, by_others=False, stereo=False))
     else:
-        work = [make_working(raw[i], unit) for i in local]
+        work = [make_view_arrays(raw[i], unit) for i in local]
     fresh = [k for k, i in enumerate(local) if i >= old]
     if not photos:
         work = stages.apply(stages.clean, work, fresh)
@@ -225,13 +232,13 @@ class _Run:
 
 
 def _whole(
-    measured: list[View], register: bool, run: _Run, previous: Intake | None = None
-) -> Intake:
+    measured: list[View], register: bool, run: _Run, previous: PreprocessedViews | None = None
+) -> PreprocessedViews:
     """A global pass over all views."""
     options, on_step = run.options, run.on_step
     unit = median_depth(measured)
     photos = len(measured) > 1 and not any(bool(view.mask.any()) for view in measured)
-    prepare = photo_working if photos else make_working
+    prepare = photo_view_arrays if photos else make_view_arrays
     what = "Preparing photos" if photos else "Preparing depth"
     work = []
     for view in _told(measured, on_step, what):
@@ -265,7 +272,7 @@ def _whole(
     if register and len(work) > 1 and not photos:
         given = [view.given for view in measured]
         registration = continued(
-            register_workings(work, given, unit, on_step=on_step),
+            register_view_arrays(work, given, unit, on_step=on_step),
             None if previous is None else previous.registration,
         )
         notices += registration.notices
@@ -287,7 +294,7 @@ def _whole(
     layer = None
     if rig is not None:
         layer = rig_layer(rig, measured[0])
-    return Intake(
+    return PreprocessedViews(
         tuple(done), registration, layer, unit, tuple(notices), decisions=tuple(decisions)
     )
 
@@ -305,7 +312,9 @@ def _learned_said(views: Sequence[View]) -> list[str]:
     ]
 
 
-def _added(measured: list[View], previous: Intake, register: bool, run: _Run) -> Intake:
+def _added(
+    measured: list[View], previous: PreprocessedViews, register: bool, run: _Run
+) -> PreprocessedViews:
     """New views beside those of `previous`: only what lies near them is looked at again."""
     n, old, unit = len(measured), len(previous.views), previous.unit
     before = previous.registration
@@ -315,12 +324,12 @@ def _added(measured: list[View], previous: Intake, register: bool, run: _Run) ->
     ]
     poses = [pose_of(camera, unit) for camera in placed]
     local = _around(poses, range(old, n), 2 * NEIGHBOURS)
-    work = [make_working(measured[i], unit).moved(poses[i]) for i in local]
+    work = [make_view_arrays(measured[i], unit).moved(poses[i]) for i in local]
     new = [k for k, i in enumerate(local) if i >= old]
     if previous.rig is not None:
         mask = previous.rig[0].numpy()
         work = _without_rig(work, mask, new)
-    elif run.options.rig and find_rig([make_working(v, unit) for v in measured]) is not None:
+    elif run.options.rig and find_rig([make_view_arrays(v, unit) for v in measured]) is not None:
         return _whole(measured, register, run, previous)  # found now: stored views are masked too
     if run.options.clean:
         work = stages.apply(stages.clean, work, new)
@@ -353,15 +362,15 @@ def _added(measured: list[View], previous: Intake, register: bool, run: _Run) ->
         camera = _camera(measured[i], registration, i) if i >= old else placed[i]
         done[i] = _finished(measured[i], work[k], gains[k], camera, unit)
     run.on_step(STAGES, STAGES, "Views are ready")
-    return Intake(
+    return PreprocessedViews(
         tuple(done), registration, previous.rig, unit, tuple(dict.fromkeys(notices)),
         decisions=previous.decisions,
     )  # fmt: skip
 
 
 def _compared_and_completed(
-    work: list[Working], redo: Sequence[int], fixed: np.ndarray | None, run: _Run
-) -> tuple[list[Working], np.ndarray, list[Decision]]:
+    work: list[ViewArrays], redo: Sequence[int], fixed: np.ndarray | None, run: _Run
+) -> tuple[list[ViewArrays], np.ndarray, list[Decision]]:
     """The stages after registration, on the views `redo`; gains that are `fixed` stay."""
     options, on_step = run.options, run.on_step
     near = _neighbours(work)
@@ -406,12 +415,12 @@ def _compared_and_completed(
 def _completed(
     judge: Judge,
     run: _Run,
-    work: list[Working],
+    work: list[ViewArrays],
     near: list[list[int]],
     redo: Sequence[int],
     gains: np.ndarray,
     decisions: list[Decision],
-) -> list[Working]:
+) -> list[ViewArrays]:
     """Depth where no sensor measured it, completed in the way that predicts left-out views best."""
     how = run.completion
     asked = [i for i in judge.used() if i in set(redo)] if run.options.judged else []
@@ -431,7 +440,7 @@ def _completed(
         decision, how = judge.best("completion", tried)
         decisions += [] if decision is None else [decision]
 
-    def stage(view: Working, others: Sequence[Working]) -> tuple[np.ndarray, np.ndarray]:
+    def stage(view: ViewArrays, others: Sequence[ViewArrays]) -> tuple[np.ndarray, np.ndarray]:
         return stages.Unmeasured(view, others).completed(how)
 
     return _compared(stage, work, near, redo)
@@ -441,8 +450,8 @@ def _keeps(
     judge: Judge,
     run: _Run,
     stage: str,
-    before: list[Working],
-    after: list[Working],
+    before: list[ViewArrays],
+    after: list[ViewArrays],
     decisions: list[Decision],
     *,
     gains: tuple[np.ndarray, np.ndarray] | None = None,
@@ -460,7 +469,9 @@ def _keeps(
     return decision.kept
 
 
-def _measured_photos(work: list[Working], unit: float, run: _Run) -> tuple[list[Working], float]:
+def _measured_photos(
+    work: list[ViewArrays], unit: float, run: _Run
+) -> tuple[list[ViewArrays], float]:
     """Depth of photos from each other, and u, which only that depth can tell."""
     points = None if run.points is None else run.points / unit
     work = measure_photos(work, points, seed=run.seed, on_step=run.on_step)
@@ -471,7 +482,9 @@ def _measured_photos(work: list[Working], unit: float, run: _Run) -> tuple[list[
     return [rescaled(w, factor) for w in work], unit * factor
 
 
-def _without_rig(work: list[Working], mask: np.ndarray, which: Sequence[int]) -> list[Working]:
+def _without_rig(
+    work: list[ViewArrays], mask: np.ndarray, which: Sequence[int]
+) -> list[ViewArrays]:
     work = [
         replace(w, rig=mask if w.rig is None else mask | w.rig) if w.pose.shape == mask.shape else w
         for w in work
@@ -516,12 +529,12 @@ def cloud_from(view: View, *, stride: int = 2, unit: float = 1.0) -> PointCloud:
     Normals come from the gradients of disparity, radii from the spacing of the samples on the
     surface, so that a viewer can draw the points as a closed surface.
     """
-    work = make_working(view)
+    work = make_view_arrays(view)
     h, w = work.depth.shape
     far = 2 * stages.INFINITY / unit
     rows, columns = np.mgrid[stride // 2 : h : stride, stride // 2 : w : stride].reshape(2, -1)
     # What lies beyond all parallax serves views as a backdrop; it has no place in the cloud.
-    completed = view.kind[0].cpu().numpy()[rows, columns] == int(DepthKind.COMPLETED)
+    completed = view.kind[0].cpu().numpy()[rows, columns] == int(DepthKind.INPAINTED)
     known = work.depth[rows, columns] > 0
     known &= ~(completed & (work.disparity[rows, columns] <= far))
     rows, columns = rows[known], columns[known]
@@ -576,7 +589,7 @@ def as_measured(view: View) -> View:
     )
 
 
-def as_estimated(views: Sequence[View]) -> Intake | None:
+def as_estimated(views: Sequence[View]) -> PreprocessedViews | None:
     """Views whose depth is an estimate, the only one there is: they enter as they are.
 
     One photo, or pictures from one place: nothing was measured and no second view can. None where
@@ -586,7 +599,7 @@ def as_estimated(views: Sequence[View]) -> Intake | None:
         return None
     if not any(bool(view.mask.any()) for view in views):
         return None
-    return Intake(tuple(views), None, None, median_depth(views))
+    return PreprocessedViews(tuple(views), None, None, median_depth(views))
 
 
 def _at(pose: Pose, c2w: Tensor, unit: float) -> Pose:
@@ -602,7 +615,7 @@ def _camera(view: View, registration: Registration | None, i: int) -> Cameras:
     return Cameras(view.given.K, c2w, view.given.width, view.given.height)
 
 
-def _neighbours(work: Sequence[Working]) -> list[list[int]]:
+def _neighbours(work: Sequence[ViewArrays]) -> list[list[int]]:
     """For each view the others nearest in pose, in their own order."""
     poses = [w.pose for w in work]
     return [[j for j in _around(poses, [i], NEIGHBOURS) if j != i] for i in range(len(poses))]
@@ -623,11 +636,11 @@ def _around(poses: Sequence[Pose], centres: Sequence[int], count: int) -> list[i
 
 
 def _compared(
-    stage: Callable[[Working, Sequence[Working]], tuple[np.ndarray, np.ndarray]],
-    work: list[Working],
+    stage: Callable[[ViewArrays, Sequence[ViewArrays]], tuple[np.ndarray, np.ndarray]],
+    work: list[ViewArrays],
     near: list[list[int]],
     redo: Sequence[int],
-) -> list[Working]:
+) -> list[ViewArrays]:
     """Run a stage that looks at other views, all of them seeing the state before it."""
     results: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
@@ -649,17 +662,22 @@ def _compared(
     return out
 
 
-def _finished(view: View, work: Working, gain: np.ndarray, camera: Cameras, unit: float) -> View:
+def _finished(view: View, work: ViewArrays, gain: np.ndarray, camera: Cameras, unit: float) -> View:
     depth, confidence, rig = at_size_of(view, work)
     kind = torch.zeros(confidence.shape, dtype=torch.uint8)
-    for member in (DepthKind.COMPLETED, DepthKind.STEREO, DepthKind.BY_OTHERS, DepthKind.MEASURED):
+    for member in (
+        DepthKind.INPAINTED,
+        DepthKind.STEREO,
+        DepthKind.REPROJECTED,
+        DepthKind.MEASURED,
+    ):
         kind[confidence >= KIND_CONFIDENCE[member] - 0.01] = int(member)
     # Not by the enlarged confidence: between two kinds it takes every value.
     learned = np.abs(work.confidence - KIND_CONFIDENCE[DepthKind.LEARNED]) < 0.005
     if learned.any():
         at = torch.from_numpy(learned)[None, None].float()
         at = functional.interpolate(at, kind.shape[-2:], mode="nearest-exact")[0] > 0
-        kind[at & (kind == int(DepthKind.COMPLETED))] = int(DepthKind.LEARNED)
+        kind[at & (kind == int(DepthKind.INPAINTED))] = int(DepthKind.LEARNED)
     if rig is not None:
         kind[rig[None]] = int(DepthKind.RIG)
     kind[view.kind == int(DepthKind.MASKED)] = int(DepthKind.MASKED)

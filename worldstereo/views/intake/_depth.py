@@ -11,8 +11,8 @@ import numpy as np
 
 from worldstereo.scene import KIND_CONFIDENCE, DepthKind
 from worldstereo.views.fusion import (
-    METRES,
-    Working,
+    REFERENCE_DEPTH,
+    ViewArrays,
     background_trust,
     clean_disparity,
     fetch,
@@ -24,7 +24,7 @@ from worldstereo.views.fusion import (
     unproject,
 )
 
-INFINITY = 0.01 * METRES  # disparity in 1/u of what lies beyond all parallax
+INFINITY = 0.01 * REFERENCE_DEPTH  # disparity in 1/u of what lies beyond all parallax
 CONTRADICT = 0.04
 REGION = 0.003  # share of the image from which on a hole is judged by the pictures
 TESTED = 400  # samples on which a judgement must rest
@@ -33,12 +33,12 @@ DENIED = 0.06  # mean colour difference at which the pictures deny a depth
 CARRIED = 0.08  # share of the longer side that planes are carried on at the border
 CARRIED_MOST = 2.0  # factor by which depth may change on the way
 ALIKE = 0.08  # mean colour difference of pictures of one thing, exposure not yet compared
-BY_OTHERS, COMPLETED = (KIND_CONFIDENCE[k] for k in (DepthKind.BY_OTHERS, DepthKind.COMPLETED))
+REPROJECTED, INPAINTED = (KIND_CONFIDENCE[k] for k in (DepthKind.REPROJECTED, DepthKind.INPAINTED))
 
-DepthStage = Callable[[Working], tuple[np.ndarray, np.ndarray]]
+DepthStage = Callable[[ViewArrays], tuple[np.ndarray, np.ndarray]]
 
 
-def apply(stage: DepthStage, views: list[Working], which: Sequence[int]) -> list[Working]:
+def apply(stage: DepthStage, views: list[ViewArrays], which: Sequence[int]) -> list[ViewArrays]:
     """Run a stage on some views, all of them seeing the state before it."""
     results: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
@@ -49,7 +49,7 @@ def apply(stage: DepthStage, views: list[Working], which: Sequence[int]) -> list
     return [v.with_depth(*results[i]) if i in results else v for i, v in enumerate(views)]
 
 
-def mask_rig(view: Working, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def mask_rig(view: ViewArrays, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Depth without the rig, and without what the sensor returned from as near as the rig."""
     depth = view.depth.copy()
     on_rig = depth[mask & (depth > 0)]
@@ -60,7 +60,7 @@ def mask_rig(view: Working, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return d, np.where(d > 0, view.confidence, 0)
 
 
-def clean(view: Working) -> tuple[np.ndarray, np.ndarray]:
+def clean(view: ViewArrays) -> tuple[np.ndarray, np.ndarray]:
     """Lone samples and islands dropped, small gaps filled on single surfaces."""
     d = clean_disparity(view.disparity)
     if view.rig is not None:
@@ -68,7 +68,7 @@ def clean(view: Working) -> tuple[np.ndarray, np.ndarray]:
     return d, (d > 0).astype(np.float32)
 
 
-def uncontradicted(view: Working, others: Sequence[Working]) -> tuple[np.ndarray, np.ndarray]:
+def uncontradicted(view: ViewArrays, others: Sequence[ViewArrays]) -> tuple[np.ndarray, np.ndarray]:
     """Measured pixels that no majority of the other views looks through."""
     from worldstereo.views.fusion import kernels
 
@@ -82,7 +82,7 @@ def uncontradicted(view: Working, others: Sequence[Working]) -> tuple[np.ndarray
     return np.where(gone, 0, view.disparity), np.where(gone, 0, view.confidence)
 
 
-def measured_by(view: Working, others: Sequence[Working]) -> tuple[np.ndarray, np.ndarray]:
+def measured_by(view: ViewArrays, others: Sequence[ViewArrays]) -> tuple[np.ndarray, np.ndarray]:
     """Unmeasured pixels filled with what the other views measured, where it looks alike.
 
     Beside a depth edge, or under a pose that is a little wrong, what others measured lies in front
@@ -98,11 +98,11 @@ def measured_by(view: Working, others: Sequence[Working]) -> tuple[np.ndarray, n
     add &= _looks_alike(view, others, np.where(add, depth, 0))
     return (
         np.where(add, invert(depth), view.disparity),
-        np.where(add, BY_OTHERS, view.confidence),
+        np.where(add, REPROJECTED, view.confidence),
     )
 
 
-def _looks_alike(view: Working, others: Sequence[Working], depth: np.ndarray) -> np.ndarray:
+def _looks_alike(view: ViewArrays, others: Sequence[ViewArrays], depth: np.ndarray) -> np.ndarray:
     """Where some other view that confirms the depth shows the view's own colour there."""
     alike = np.zeros(depth.shape, bool)
     asked = depth
@@ -151,7 +151,7 @@ serves holes: it stands in front of nothing, and is no point of the cloud."""
 class Unmeasured:
     """One view's regions that no sensor measured, and what other pictures say of each."""
 
-    def __init__(self, view: Working, others: Sequence[Working]) -> None:
+    def __init__(self, view: ViewArrays, others: Sequence[ViewArrays]) -> None:
         import cv2
 
         self.view = view
@@ -185,7 +185,7 @@ class Unmeasured:
         if self.nothing:
             return view.disparity, view.confidence
         d = self.film(how.carried).copy()
-        confidence = np.where(self.unknown, COMPLETED, view.confidence).astype(np.float32)
+        confidence = np.where(self.unknown, INPAINTED, view.confidence).astype(np.float32)
         for region, said in self.regions:
             do = {"denied": how.denied, "untested": how.untested}.get(said, said)
             if do == "far":
@@ -196,7 +196,7 @@ class Unmeasured:
 
 
 def interpolated(
-    view: Working, d: np.ndarray, known: np.ndarray, carried: bool = True
+    view: ViewArrays, d: np.ndarray, known: np.ndarray, carried: bool = True
 ) -> np.ndarray:
     """Disparity everywhere: a membrane between what is known, planes beyond it at the border."""
     d = np.where(known, d, 0).astype(np.float32)
@@ -205,7 +205,7 @@ def interpolated(
     return membrane(d, d > 0)
 
 
-def _carried_on(view: Working, d: np.ndarray, known: np.ndarray) -> np.ndarray:
+def _carried_on(view: ViewArrays, d: np.ndarray, known: np.ndarray) -> np.ndarray:
     """Disparity carried on as planes into unknown regions at the border, a little way.
 
     There a membrane has one side only and would lay a wall across: what recedes there goes on
@@ -245,7 +245,11 @@ def _carried_on(view: Working, d: np.ndarray, known: np.ndarray) -> np.ndarray:
 
 
 def _judged(
-    view: Working, others: Sequence[Working], region: np.ndarray, far: np.ndarray, near: np.ndarray
+    view: ViewArrays,
+    others: Sequence[ViewArrays],
+    region: np.ndarray,
+    far: np.ndarray,
+    near: np.ndarray,
 ) -> str:
     """What other pictures say of a region: it is "far", "near" (the membrane fits) or the membrane
     is "denied"; "untested" where they do not show it.
@@ -263,8 +267,8 @@ def _judged(
 
 
 def photometric_error(
-    view: Working,
-    others: Sequence[Working],
+    view: ViewArrays,
+    others: Sequence[ViewArrays],
     region: np.ndarray,
     d: np.ndarray,
     *,
@@ -306,7 +310,7 @@ def _box(region: np.ndarray) -> tuple[int, int, int, int]:
 
 
 def at(
-    points: np.ndarray, view: Working, other: Working
+    points: np.ndarray, view: ViewArrays, other: ViewArrays
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Points in the axes of `view` as array indices and depth of `other`, float32."""
     T = relative(view.pose, other.pose).astype(np.float32)

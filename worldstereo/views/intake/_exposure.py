@@ -4,16 +4,16 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from worldstereo.views.fusion import AGREE, Working, fetch, parallel_for
+from worldstereo.views.fusion import AGREE, ViewArrays, fetch, parallel_for
 
 UNSATURATED = (0.06, 0.93)
 WIDEST = 0.6  # radians
-LEAST = 1000  # matches at 640x480
+MIN_MATCHES = 1000  # matches at 640x480
 QUARTER = 2  # halvings: exposure is the same all over a picture, details say nothing about it
 
 
 def exposure_gains(
-    views: Sequence[Working],
+    views: Sequence[ViewArrays],
     pairs: Sequence[tuple[int, int]],
     fixed: np.ndarray | None = None,
 ) -> tuple[np.ndarray, list[tuple[int, int]]]:
@@ -27,7 +27,7 @@ def exposure_gains(
     """
     n = len(views)
     used = sorted({i for pair in pairs for i in pair})
-    small: dict[int, Working] = {}
+    small: dict[int, ViewArrays] = {}
 
     def halved(k: int) -> None:
         small[used[k]] = views[used[k]].reduced(QUARTER)
@@ -62,7 +62,7 @@ def exposure_gains(
     return gains, left_out
 
 
-def _ratio(p: Working, q: Working) -> tuple[float, np.ndarray] | None:
+def _ratio(p: ViewArrays, q: ViewArrays) -> tuple[float, np.ndarray] | None:
     """Weight of a pair and the median log ratio of its colours, p over q."""
     import cv2
 
@@ -72,6 +72,6 @@ def _ratio(p: Working, q: Working) -> tuple[float, np.ndarray] | None:
     low, high = np.minimum(mine, theirs).min(2), np.maximum(mine, theirs).max(2)
     use = (cv2.erode(agreement, np.ones((3, 3), np.uint8)) > 0.2) & (angle < WIDEST)
     use &= (low > UNSATURATED[0]) & (high < UNSATURATED[1])
-    if use.sum() < LEAST * p.depth.size / (640 * 480):
+    if use.sum() < MIN_MATCHES * p.depth.size / (640 * 480):
         return None
     return float(use.mean()) ** 0.5, np.median(np.log(mine[use] / theirs[use]), 0)

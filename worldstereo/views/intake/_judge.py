@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from worldstereo.views.fusion import (
-    METRES,
+    REFERENCE_DEPTH,
     Pose,
-    Working,
+    ViewArrays,
     fetch,
     fused_depth,
     nearest_fill,
@@ -55,7 +55,7 @@ class Decision:
 class Judge:
     """Which views of a capture are left out in turn, and from which others each is predicted."""
 
-    def __init__(self, work: Sequence[Working]) -> None:
+    def __init__(self, work: Sequence[ViewArrays]) -> None:
         n = len(work)
         self.possible = n >= MIN_VIEWS and len({w.pose.shape for w in work}) == 1
         self.left_out: list[int] = []
@@ -72,8 +72,8 @@ class Judge:
     def decide(
         self,
         stage: str,
-        without: tuple[Sequence[Working], np.ndarray],
-        with_it: tuple[Sequence[Working], np.ndarray],
+        without: tuple[Sequence[ViewArrays], np.ndarray],
+        with_it: tuple[Sequence[ViewArrays], np.ndarray],
         *,
         layer: tuple[np.ndarray, np.ndarray] | None = None,
         least: float = -TIE,
@@ -95,7 +95,7 @@ class Judge:
         return sorted({j for i in self.left_out for j in self.others[i]})
 
     def best(
-        self, stage: str, tried: dict[Any, tuple[Sequence[Working], np.ndarray]]
+        self, stage: str, tried: dict[Any, tuple[Sequence[ViewArrays], np.ndarray]]
     ) -> tuple[Decision | None, Any]:
         """Which of several ways of doing a stage predicts best; of equally good ones the first.
 
@@ -113,7 +113,7 @@ class Judge:
 
     def _scores(
         self,
-        work: Sequence[Working],
+        work: Sequence[ViewArrays],
         gains: np.ndarray,
         layer: tuple[np.ndarray, np.ndarray] | None,
     ) -> np.ndarray:
@@ -136,10 +136,12 @@ class Judge:
         return out
 
 
-def _predicted(pose: Pose, views: Sequence[Working], gains: np.ndarray) -> np.ndarray:
+def _predicted(pose: Pose, views: Sequence[ViewArrays], gains: np.ndarray) -> np.ndarray:
     """(H, W, 3) of a pose from some views, holes from the nearest pixel."""
     depth = fused_depth(views, pose, nearest=True)
-    near = np.array([1 / (0.02 / METRES + pose_distance(pose, v.pose)) ** 2 for v in views])
+    near = np.array(
+        [1 / (0.02 / REFERENCE_DEPTH + pose_distance(pose, v.pose)) ** 2 for v in views]
+    )
     factor = np.exp(gains - near @ gains / near.sum()).astype(np.float32)
     total = np.zeros((*pose.shape, 3), np.float32)
     weights = np.zeros(pose.shape, np.float32)

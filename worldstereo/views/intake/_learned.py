@@ -8,7 +8,7 @@ import torch
 from worldstereo.depth import DepthEstimator, confirmed
 from worldstereo.progress import OnStep
 from worldstereo.scene import KIND_CONFIDENCE, DepthKind
-from worldstereo.views.fusion import Working, invert
+from worldstereo.views.fusion import ViewArrays, invert
 from worldstereo.views.intake._depth import INFINITY
 from worldstereo.views.intake._stereo import cameras_of
 
@@ -18,8 +18,8 @@ SHARE = 0.01  # of a view that must be unmeasured for a model to be worth its ti
 
 
 def fill_by_model(
-    views: list[Working], which: Sequence[int], estimator: DepthEstimator, *, on_step: OnStep
-) -> list[Working]:
+    views: list[ViewArrays], which: Sequence[int], estimator: DepthEstimator, *, on_step: OnStep
+) -> list[ViewArrays]:
     """Pixels that no sensor, view or matching knows, where held-out measurements confirm a model.
 
     Scale and shift are fitted to each view. What other pictures put at infinity stays there.

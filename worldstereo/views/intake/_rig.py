@@ -12,7 +12,7 @@ from itertools import combinations
 
 import numpy as np
 
-from worldstereo.views.fusion import Working, parallel_for, relative
+from worldstereo.views.fusion import ViewArrays, parallel_for, relative
 
 MIN_VIEWS = 4
 MAX_VIEWS = 16
@@ -28,7 +28,7 @@ STRUCTURE = 0.05  # share of a region that must be such texture
 CONFIRMED = 0.6  # share of the views, and 3 at least, that must confirm a region
 
 
-def find_rig(views: Sequence[Working]) -> tuple[np.ndarray, np.ndarray] | None:
+def find_rig(views: Sequence[ViewArrays]) -> tuple[np.ndarray, np.ndarray] | None:
     """Mask (H, W) and mean colour (H, W, 3) of the camera-fixed pixels, or None."""
     import cv2
 
@@ -94,8 +94,8 @@ def _per_view(said: np.ndarray, pairs: Sequence[tuple[int, int]], n: int) -> np.
 
 
 def _compared(
-    a: Working,
-    b: Working,
+    a: ViewArrays,
+    b: ViewArrays,
     image: np.ndarray,
     other: np.ndarray,
     depth: float,

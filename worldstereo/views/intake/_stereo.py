@@ -12,18 +12,18 @@ from torch.nn import functional
 from worldstereo.cameras import Cameras
 from worldstereo.progress import OnStep
 from worldstereo.scene import KIND_CONFIDENCE, DepthKind, View
-from worldstereo.views.fusion import Pose, Working, invert, make_working, pose_distance
+from worldstereo.views.fusion import Pose, ViewArrays, invert, make_view_arrays, pose_distance
 from worldstereo.views.intake._depth import INFINITY, interpolated
 from worldstereo.views.multiview import PHOTO_SIDE, MatchView, fill_unmeasured, photo_depth
 from worldstereo.views.multiview.arrays import enlarged_by_color, nearest, resized
 
 STEREO = KIND_CONFIDENCE[DepthKind.STEREO]
-SURE = KIND_CONFIDENCE[DepthKind.BY_OTHERS]  # confidence from which on depth may judge hypotheses
+SURE = KIND_CONFIDENCE[DepthKind.REPROJECTED]  # confidence from which on depth may judge hypotheses
 SHARE = 0.03  # of a view that must be unmeasured for stereo to be worth its time
 OTHERS = 5  # pictures that one view is matched with
 
 
-def match_view(view: Working, gain: np.ndarray, *, trusted: bool = True) -> MatchView:
+def match_view(view: ViewArrays, gain: np.ndarray, *, trusted: bool = True) -> MatchView:
     """A working view as `multiview` takes it, colours harmonised."""
     color = np.clip(view.color.astype(np.float32) / 255 * np.exp(gain).astype(np.float32), 0, 1)
     depth = np.where(view.confidence >= SURE, view.depth, 0).astype(np.float32)
@@ -36,13 +36,13 @@ def match_view(view: Working, gain: np.ndarray, *, trusted: bool = True) -> Matc
 
 
 def fill_by_stereo(
-    views: list[Working],
+    views: list[ViewArrays],
     gains: np.ndarray,
     which: Sequence[int],
     *,
     seed: int,
     on_step: OnStep,
-) -> list[Working]:
+) -> list[ViewArrays]:
     """Unmeasured regions that other pictures explain better than the membrane did.
 
     What stereo does not confirm is interpolated again, now from what it did confirm. Regions that
@@ -88,12 +88,12 @@ def fill_by_stereo(
 
 
 def measure_photos(
-    views: list[Working],
+    views: list[ViewArrays],
     points: Float[Tensor, "N 3"] | None,
     *,
     seed: int,
     on_step: OnStep,
-) -> list[Working]:
+) -> list[ViewArrays]:
     """Depth of photos that have none, from each other and from known points in the same unit."""
     pictures = [match_view(view, np.zeros(3), trusted=False) for view in views]
     found = photo_depth(pictures, points=points, seed=seed, on_step=on_step)
@@ -104,20 +104,20 @@ def measure_photos(
     return out
 
 
-def photo_working(view: View, unit: float) -> Working:
+def photo_view_arrays(view: View, unit: float) -> ViewArrays:
     """The working form of a photo at the size its depth is measured at, without any depth."""
     longest = max(view.width, view.height)
     if longest <= PHOTO_SIDE:
-        return make_working(view, unit)
+        return make_view_arrays(view, unit)
     w, h = (max(8, round(n * PHOTO_SIDE / longest)) for n in (view.width, view.height))
     empty = torch.zeros(1, h, w)
     kind = torch.from_numpy(nearest(view.kind.float(), h, w)).to(torch.uint8)[None]
     small = View.of(resized(view.color, h, w), empty, view.given.scaled(w, h), kind=kind)
-    return make_working(small, unit)
+    return make_view_arrays(small, unit)
 
 
 def at_size_of(
-    view: View, work: Working
+    view: View, work: ViewArrays
 ) -> tuple[Float[Tensor, "1 H W"], Float[Tensor, "1 H W"], Bool[Tensor, "H W"] | None]:
     """Depth in u, confidence and rig of a working view at the size of its photo."""
     h, w = view.height, view.width
@@ -144,7 +144,7 @@ def rig_layer(
     return torch.from_numpy(nearest(mask[None].float(), h, w) > 0.5), larger
 
 
-def unmatched(views: Sequence[View], work: Sequence[Working]) -> list[str]:
+def unmatched(views: Sequence[View], work: Sequence[ViewArrays]) -> list[str]:
     """A sentence about the photos in which no depth was found, if there are any."""
     lost = [
         view.name or f"photo {i + 1}"
@@ -164,7 +164,7 @@ def cameras_of(pose: Pose) -> Cameras:
     return Cameras(K, torch.from_numpy(pose.c2w), pose.width, pose.height)
 
 
-def rescaled(view: Working, factor: float) -> Working:
+def rescaled(view: ViewArrays, factor: float) -> ViewArrays:
     """The same view with lengths divided by `factor`, once u is known from measured photos."""
     c2w = view.pose.c2w.copy()
     c2w[:3, 3] /= factor

@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from worldstereo.cameras import Cameras
 
-LEAST_POINTS = 20  # seen points from which on they say where a camera looks
+MIN_POINTS = 20  # seen points from which on they say where a camera looks
 
 
 def depth_range_of(
@@ -22,7 +22,7 @@ def depth_range_of(
     """
     if points is not None and len(points) > 0:
         _, seen = _seen(camera, points, at_most=100_000)
-        if len(seen) >= LEAST_POINTS:
+        if len(seen) >= MIN_POINTS:
             low, high = torch.quantile(seen.double(),
                                        torch.tensor([0.01, 0.99]).double()).tolist()  # fmt: skip
             return 0.7 * low, 1.6 * high
@@ -60,7 +60,7 @@ def choose_neighbours(
     out = []
     for i, camera in enumerate(cameras):
         asked, z = _seen(camera, points)
-        if len(asked) < LEAST_POINTS:
+        if len(asked) < MIN_POINTS:
             asked, z = _grid(camera, *ranges[i])
         own = functional.normalize(camera.position - asked, dim=-1)
         scores = []

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from worldstereo.cameras import Cameras
-from worldstereo.views.multiview._choice import LEAST_POINTS
+from worldstereo.views.multiview._choice import MIN_POINTS
 from worldstereo.views.multiview.arrays import (
     MatchOptions,
     MatchView,
@@ -140,7 +140,7 @@ def nearest_points(camera: Cameras, points: Float[Tensor, "N 3"]) -> np.ndarray 
     size = torch.tensor([camera.width, camera.height]).to(uv)
     inside = (z > 0) & (uv >= 0).all(-1) & (uv < size).all(-1)
     uv, z = uv[inside].double().numpy(), z[inside].double().numpy()
-    if len(z) < LEAST_POINTS:
+    if len(z) < MIN_POINTS:
         return None
     # Points behind a nearer surface are seen through its gaps: in a coarse cell the front decides.
     step = max(camera.width, camera.height) / BESIDE

@@ -21,7 +21,7 @@ from torch import Tensor
 from worldstereo.cameras import Cameras
 from worldstereo.progress import OnStep, ignore
 from worldstereo.scene import View
-from worldstereo.views.fusion import Working, make_working
+from worldstereo.views.fusion import ViewArrays, make_view_arrays
 from worldstereo.views.registration._field import CorrectionField
 from worldstereo.views.registration._judge import motion_px
 from worldstereo.views.registration._matches import overlaps
@@ -129,14 +129,14 @@ def register(
         unit: u in scene units; the median depth of the views without it.
     """
     u = unit or median_depth(views)
-    workings = [make_working(view, u) for view in views]
-    return register_workings(
-        workings, [view.given for view in views], u, previous=previous, on_step=on_step
+    arrays_of_views = [make_view_arrays(view, u) for view in views]
+    return register_view_arrays(
+        arrays_of_views, [view.given for view in views], u, previous=previous, on_step=on_step
     )
 
 
-def register_workings(
-    views: Sequence[Working],
+def register_view_arrays(
+    views: Sequence[ViewArrays],
     given: Sequence[Cameras],
     unit: float,
     *,
@@ -174,7 +174,7 @@ def register_workings(
 
 
 def register_new(
-    views: Sequence[Working],
+    views: Sequence[ViewArrays],
     index: Sequence[int],
     given: Sequence[Cameras],
     unit: float,
@@ -243,7 +243,7 @@ def continued(registration: Registration, previous: Registration | None) -> Regi
     )
 
 
-def doubts(views: Sequence[Working]) -> list[str]:
+def doubts(views: Sequence[ViewArrays]) -> list[str]:
     """What the given poses and depths look like they got wrong as a whole: inversion, units.
 
     A mistake is named only if the views see clearly more of each other's surfaces without it.
@@ -272,7 +272,7 @@ def doubts(views: Sequence[Working]) -> list[str]:
     return said
 
 
-def _shared(views: Sequence[Working]) -> float:
+def _shared(views: Sequence[ViewArrays]) -> float:
     """How much of a view its best neighbour sees at the right depth, averaged."""
     return float(overlaps(views, tolerance=0.03).max(1).mean())
 

@@ -9,7 +9,7 @@ Source: Rasmussen & Williams 2006, Gaussian Processes for Machine Learning, sect
 
 import numpy as np
 
-from worldstereo.views.fusion import METRES, RADIAN
+from worldstereo.views.fusion import RADIAN, REFERENCE_DEPTH
 
 NUGGET = 0.01
 CLEARLY = 0.85  # a smoother kernel must leave at most this share of the error to be taken
@@ -65,11 +65,11 @@ class CorrectionField:
 
     def _choose(self, before: np.ndarray, focal: float, depth: float) -> float:
         """Length of the kernel in u: negative exponential, positive Matern 3/2."""
-        best, least = -3.0 / METRES, np.inf
+        best, least = -3.0 / REFERENCE_DEPTH, np.inf
         if len(before) < 4:
             return best
         grid = np.array([[x, y, 1] for x in (-0.4, 0, 0.4) for y in (-0.3, 0, 0.3)]) * depth
-        for length in (-3.0 / METRES, 1.0 / METRES, 3.0 / METRES):
+        for length in (-3.0 / REFERENCE_DEPTH, 1.0 / REFERENCE_DEPTH, 3.0 / REFERENCE_DEPTH):
             errors = []
             for i, c2w in enumerate(before):
                 others = np.arange(len(before)) != i

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from worldstereo.views.fusion import Working
+from worldstereo.views.fusion import ViewArrays
 from worldstereo.views.registration._matches import Match, distances, project
 
 SURE = 3.0
@@ -54,7 +54,7 @@ class Check:
 
 
 def compared(
-    views: Sequence[Working], given: np.ndarray, moved: np.ndarray, matches: Sequence[Match]
+    views: Sequence[ViewArrays], given: np.ndarray, moved: np.ndarray, matches: Sequence[Match]
 ) -> Check | None:
     """A paired test over a capture; None where nothing was held out."""
     moving = [i for i in range(len(views)) if not np.array_equal(given[i], moved[i])]
@@ -75,7 +75,7 @@ def compared(
 
 
 def better_per_view(
-    views: Sequence[Working], given: np.ndarray, moved: np.ndarray, matches: Sequence[Match]
+    views: Sequence[ViewArrays], given: np.ndarray, moved: np.ndarray, matches: Sequence[Match]
 ) -> np.ndarray:
     """(n,) bool: whether a view was moved by more than nothing, to where its matches fit better.
 
@@ -92,7 +92,7 @@ def better_per_view(
     return np.array(far) & (gains > 0)
 
 
-def motion_px(view: Working, before: np.ndarray, after: np.ndarray) -> float:
+def motion_px(view: ViewArrays, before: np.ndarray, after: np.ndarray) -> float:
     """How far a picture moves, in pixels at its median depth, when its camera does."""
     if np.array_equal(before, after):
         return 0.0
@@ -113,7 +113,7 @@ def certainty(gains: np.ndarray) -> float:
 
 
 def anchor(
-    views: Sequence[Working], given: np.ndarray, moved: np.ndarray, agreeing: Sequence[int]
+    views: Sequence[ViewArrays], given: np.ndarray, moved: np.ndarray, agreeing: Sequence[int]
 ) -> int:
     """The view whose given pose the world is hung on: view 0, unless it is off and most are not.
 
@@ -135,7 +135,7 @@ def anchor(
     return asked[best] if most[best] < ASTRAY * far(0) else 0
 
 
-def _distances(m: Match, views: Sequence[Working], i: np.ndarray, j: np.ndarray) -> np.ndarray:
+def _distances(m: Match, views: Sequence[ViewArrays], i: np.ndarray, j: np.ndarray) -> np.ndarray:
     return distances(m, np.linalg.inv(j) @ i, views[m.j].pose.K, m.judge)
 
 

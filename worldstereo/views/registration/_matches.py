@@ -11,7 +11,7 @@ import numpy as np
 
 from worldstereo.views.fusion import (
     Pose,
-    Working,
+    ViewArrays,
     fetch,
     pose_distance,
     pose_distances,
@@ -21,7 +21,7 @@ from worldstereo.views.fusion import (
 
 CELL = 12  # pixels; one match a cell
 TOLERANCE = 0.06  # relative depth agreement while poses are still off
-LEAST = 30  # fewer matches than this do not carry a pair
+MIN_MATCHES = 30  # fewer matches than this do not carry a pair
 FIT, CHOOSE = 0.7, 0.15  # shares of the cells: poses are solved from, pairs chosen by; rest: judge
 SEED = 15
 TILES = 4
@@ -55,7 +55,7 @@ class Match:
     """Median length of the flow, in pixels: long flow is worth another look from better poses."""
 
 
-def overlaps(views: Sequence[Working], samples: int = 300, tolerance: float = 0.1) -> np.ndarray:
+def overlaps(views: Sequence[ViewArrays], samples: int = 300, tolerance: float = 0.1) -> np.ndarray:
     """(n, n) share of view i's measured samples that view j shows at about that depth."""
     n = len(views)
     grids = [_samples(v, samples) for v in views]
@@ -69,7 +69,7 @@ def overlaps(views: Sequence[Working], samples: int = 300, tolerance: float = 0.
     return out
 
 
-def _samples(view: Working, count: int) -> np.ndarray:
+def _samples(view: ViewArrays, count: int) -> np.ndarray:
     """About `count` points of a view spread over the image, in its own axes."""
     h, w = view.depth.shape
     step = max(1, int((h * w / count) ** 0.5))
@@ -80,7 +80,7 @@ def _samples(view: Working, count: int) -> np.ndarray:
     return points[z > 0]
 
 
-def _share(points: np.ndarray, pose: Pose, other: Working, tolerance: float) -> float:
+def _share(points: np.ndarray, pose: Pose, other: ViewArrays, tolerance: float) -> float:
     if len(points) == 0:
         return 0.0
     u, v, z = project(points, relative(pose, other.pose), other.pose.K)
@@ -91,7 +91,7 @@ def _share(points: np.ndarray, pose: Pose, other: Working, tolerance: float) -> 
     return float((inside & (np.abs(seen - z) < tolerance * z)).mean())
 
 
-def as_given(view: Working, others: Sequence[Working]) -> bool:
+def as_given(view: ViewArrays, others: Sequence[ViewArrays]) -> bool:
     """Whether some other view shows this one's surface at its depth and in its colours as posed.
 
     Smooth pictures have no details to match; depth and colours still say that the pose is right.
@@ -138,7 +138,7 @@ def distances(m: Match, T: np.ndarray, K: np.ndarray, which: np.ndarray) -> np.n
 
 
 def chosen_pairs(
-    views: Sequence[Working], new: Sequence[int], neighbours: int
+    views: Sequence[ViewArrays], new: Sequence[int], neighbours: int
 ) -> list[tuple[int, int]]:
     """For each new view its best-overlapping neighbours, every pair once."""
     share = overlaps(views)
@@ -150,12 +150,12 @@ def chosen_pairs(
     return sorted(pairs)
 
 
-def match(views: Sequence[Working], i: int, j: int) -> Match | None:
+def match(views: Sequence[ViewArrays], i: int, j: int) -> Match | None:
     """Matches of one pair, or None where the views share too little."""
     import cv2
 
     p, q = views[i], views[j]
-    widened = object.__new__(Working)  # depth edges are no reason to distrust a match as a whole
+    widened = object.__new__(ViewArrays)  # depth edges are no reason to distrust a match as a whole
     widened.__dict__ = dict(q.__dict__, rim=np.maximum(q.rim, 3), _levels=[])
     color, agreement, _ = fetch(p.depth, p.pose, widened, TOLERANCE)
     known = (agreement > 0.02) & (p.depth > 0)
@@ -175,7 +175,7 @@ def match(views: Sequence[Working], i: int, j: int) -> Match | None:
     strength = np.where((inner > 0) & (residual < 1.0) & (p.rim > 2), strength, 0)
     y, x = _best_per_cell(strength)
     row, column = y // CELL, x // CELL
-    if len(x) < LEAST:
+    if len(x) < MIN_MATCHES:
         return None
     fx, fy = flow[y, x].T
     d = p.disparity[y, x]

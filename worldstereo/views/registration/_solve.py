@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from worldstereo.progress import OnStep
-from worldstereo.views.fusion import METRES, Pose, Working, parallel_for
+from worldstereo.views.fusion import REFERENCE_DEPTH, Pose, ViewArrays, parallel_for
 from worldstereo.views.registration._field import exp6, log6
 from worldstereo.views.registration._judge import Check, anchor, better_per_view, compared
 from worldstereo.views.registration._matches import (
@@ -22,7 +22,7 @@ from worldstereo.views.registration._matches import (
 HUBER = 1.0  # pixels
 REJECT = 20.0  # pixels
 PRIOR = 200.0  # px^2 per radian^2
-PRIOR_LENGTH = PRIOR * METRES**2  # px^2 per u^2
+PRIOR_LENGTH = PRIOR * REFERENCE_DEPTH**2  # px^2 per u^2
 FALL = 0.8  # the held-out residual must fall to this share of what it was
 WORST = 3.0  # pixels; a pair that fits worse in the end rests on chance matches
 LIKE = 0.5  # correlation; matched pictures of the same place had .71 and more, of others .42
@@ -33,7 +33,7 @@ ROUNDS = 2  # of matching; each starts from the poses of the one before
 
 
 def solve(
-    views: Sequence[Working],
+    views: Sequence[ViewArrays],
     start: np.ndarray,
     old: int,
     on_step: OnStep,
@@ -84,7 +84,7 @@ def solve(
 
 
 def _anchored(
-    views: Sequence[Working], start: np.ndarray, poses: np.ndarray, accepted: Sequence[Match]
+    views: Sequence[ViewArrays], start: np.ndarray, poses: np.ndarray, accepted: Sequence[Match]
 ) -> tuple[np.ndarray, np.ndarray]:
     """The poses in the frame that most of the given ones share, and who may move in it."""
     agreeing = sorted({k for m in accepted for k in (m.i, m.j)})
@@ -96,7 +96,7 @@ def _anchored(
 
 
 def _kept_if_better(
-    views: Sequence[Working],
+    views: Sequence[ViewArrays],
     start: np.ndarray,
     judged: np.ndarray,
     poses: np.ndarray,
@@ -132,7 +132,7 @@ def _kept_if_better(
 
 
 def _all_matches(
-    placed: Sequence[Working],
+    placed: Sequence[ViewArrays],
     pairs: list[tuple[int, int]],
     on_step: OnStep,
     turn: int,
@@ -151,7 +151,7 @@ def _all_matches(
     return [m for m in found if m is not None]
 
 
-def _explained(m: Match, views: Sequence[Working], start: np.ndarray) -> bool:
+def _explained(m: Match, views: Sequence[ViewArrays], start: np.ndarray) -> bool:
     """True if one rigid motion of the pair explains matches that had no say in it."""
     T = np.linalg.inv(start[m.j]) @ start[m.i]
     K = views[m.j].pose.K
@@ -214,7 +214,7 @@ def _skew(x: np.ndarray) -> np.ndarray:
 
 
 def _solve_poses(
-    views: Sequence[Working],
+    views: Sequence[ViewArrays],
     start: np.ndarray,
     judged: np.ndarray,
     poses: np.ndarray,
@@ -242,7 +242,7 @@ def _solve_poses(
 
 
 def _fits(
-    m: Match, views: Sequence[Working], before: np.ndarray, after: np.ndarray, last: bool
+    m: Match, views: Sequence[ViewArrays], before: np.ndarray, after: np.ndarray, last: bool
 ) -> bool:
     """True if held-out matches fit better than before, and in the last round well."""
     K = views[m.j].pose.K
@@ -253,7 +253,7 @@ def _fits(
 
 
 def _gauss_newton_step(
-    views: Sequence[Working],
+    views: Sequence[ViewArrays],
     start: np.ndarray,
     poses: np.ndarray,
     matches: list[Match],
@@ -284,7 +284,7 @@ def _gauss_newton_step(
 
 
 def _notices(
-    views: Sequence[Working], agrees: list[bool], new: list[int], numbers: Sequence[int]
+    views: Sequence[ViewArrays], agrees: list[bool], new: list[int], numbers: Sequence[int]
 ) -> list[str]:
     alone = [i for i in new if not agrees[i]]
     smooth = [i for i in alone if as_given(views[i], [v for k, v in enumerate(views) if k != i])]
@@ -307,5 +307,5 @@ def _notices(
     return [f"Views {names} agree with no other; their given poses are kept."]
 
 
-def with_c2w(view: Working, c2w: np.ndarray) -> Pose:
+def with_c2w(view: ViewArrays, c2w: np.ndarray) -> Pose:
     return Pose(view.pose.K, c2w, view.pose.width, view.pose.height)

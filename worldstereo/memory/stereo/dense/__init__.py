@@ -23,7 +23,15 @@ from worldstereo.memory.stereo.dense._rims import firm_pixels
 from worldstereo.render import RenderResult
 from worldstereo.scene import Origin, View
 from worldstereo.views import fusion
-from worldstereo.views.fusion import METRES, Fetched, Pose, Working, invert, pose_distance, pose_of
+from worldstereo.views.fusion import (
+    REFERENCE_DEPTH,
+    Pose,
+    SourceCameras,
+    ViewArrays,
+    invert,
+    pose_distance,
+    pose_of,
+)
 
 __all__ = [
     "Contribution",
@@ -146,7 +154,7 @@ def synthesize(
     if sum(view.step == 0 for view in views) > LIMIT or len(views) > LIMIT + MADE:
         views = [views[i] for i in choose_views(views, target, splat)]
     pose = pose_of(target, unit)
-    served = [fusion.working(view, unit) for view in views] if stereo else []
+    served = [fusion.view_arrays(view, unit) for view in views] if stereo else []
     given, made = [w for w in served if w.vote > 0], [w for w in served if w.vote == 0]
     cloud_depth, cloud_color = _cloud(splat if geometry else None, pose, unit)
     free = fusion.FREE if options.free_space else 0.0
@@ -157,7 +165,7 @@ def synthesize(
     blend = _Blend(pose.shape)
     blend.add_all(given, pose, depth, options)
 
-    def opened(more: np.ndarray, part: list[Working]) -> None:
+    def opened(more: np.ndarray, part: list[ViewArrays]) -> None:
         """Surfaces that no view has shown until here."""
         nonlocal depth, measured
         open_ = (blend.weights <= SEEN) & (measured <= 0) & (more > 0)
@@ -264,8 +272,8 @@ def explain(
         return []
     X, Y = (x - pose.K[2]) / pose.K[0] * Z, (y - pose.K[3]) / pose.K[1] * Z
     point = (pose.c2w[:3, :3] @ np.array([X, Y, Z]) + pose.position) * unit
-    served = [fusion.working(view, unit) for view in views]
-    fetched = Fetched(served, pose, options.agree, options.slip)
+    served = [fusion.view_arrays(view, unit) for view in views]
+    fetched = SourceCameras(served, pose, options.agree, options.slip)
     share = _shares(served, pose, options)
     rows = []
     for i in range(len(served)):
@@ -298,8 +306,8 @@ def weights_map(
     from worldstereo.views.fusion import blend as kernels
 
     pose = pose_of(target, unit)
-    served = [fusion.working(v, unit) for v in views]
-    fetched = Fetched(served, pose, options.agree, options.slip)
+    served = [fusion.view_arrays(v, unit) for v in views]
+    fetched = SourceCameras(served, pose, options.agree, options.slip)
     z = depth[0].detach().cpu().numpy().astype(np.float32) / np.float32(unit)
     maps = np.zeros((len(served), *pose.shape), np.float32)
     standing = _shares(served, pose, options)
@@ -330,13 +338,13 @@ class _Blend:
         self.weights, self.mass, self.best = (np.zeros(shape, np.float32) for _ in range(3))
 
     def add_all(
-        self, views: Sequence[Working], pose: Pose, depth: np.ndarray, options: SynthesisOptions
+        self, views: Sequence[ViewArrays], pose: Pose, depth: np.ndarray, options: SynthesisOptions
     ) -> None:
         from worldstereo.views.fusion import blend as kernels
 
         if not views or not (depth > 0).any():
             return
-        fetched = Fetched(views, pose, options.agree, options.slip)
+        fetched = SourceCameras(views, pose, options.agree, options.slip)
         gain = _gains(views, pose) if options.exposure else np.ones((len(views), 3))
         share = _shares(views, pose, options)
         passes = [
@@ -373,7 +381,7 @@ class _Blend:
         return confidence_of(color, self.mass, self.best, spread, seen=seen, cloud=cloud, rig=rig)
 
 
-def _shares(views: Sequence[Working], pose: Pose, options: SynthesisOptions) -> list[float]:
+def _shares(views: Sequence[ViewArrays], pose: Pose, options: SynthesisOptions) -> list[float]:
     """What each view's weight is multiplied by; 0: all that agree count alike.
 
     Generated views and given ones are ranked apart: neither moves what the others paint.
@@ -387,15 +395,17 @@ def _shares(views: Sequence[Working], pose: Pose, options: SynthesisOptions) -> 
     return share.tolist()
 
 
-def _gains(views: Sequence[Working], pose: Pose) -> np.ndarray:
+def _gains(views: Sequence[ViewArrays], pose: Pose) -> np.ndarray:
     """Factors on the views' colours: exposure interpolated between the views near the target."""
-    near = np.array([1 / (0.02 / METRES + pose_distance(pose, v.pose)) ** 2 for v in views])
+    near = np.array(
+        [1 / (0.02 / REFERENCE_DEPTH + pose_distance(pose, v.pose)) ** 2 for v in views]
+    )
     gain = np.stack([v.gain for v in views])
     return np.exp(gain - near @ gain / near.sum())
 
 
 def _passes(
-    fetched: Fetched, i: int, view: Working, depth: np.ndarray
+    fetched: SourceCameras, i: int, view: ViewArrays, depth: np.ndarray
 ) -> list[tuple[int, float, float]]:
     """Levels of a view's pyramid that serve some pixel, each with its range of detail.
 
@@ -415,13 +425,15 @@ def _passes(
     return [(k, edges[k] * 0.5**k, edges[k + 1] * 0.5**k) for k in range(top + 1)]
 
 
-def _detail_at(fetched: Fetched, i: int, x: np.ndarray, y: np.ndarray, Z: np.ndarray) -> np.ndarray:
+def _detail_at(
+    fetched: SourceCameras, i: int, x: np.ndarray, y: np.ndarray, Z: np.ndarray
+) -> np.ndarray:
     """`_detail` for pixels of the target at depth Z."""
     K = fetched.target.K
     return _detail(fetched, i, (x - K[2]) / K[0] * Z, (y - K[3]) / K[1] * Z, Z)
 
 
-def _detail(fetched: Fetched, i: int, X, Y, Z):  # noqa: ANN001, ANN202  (floats or arrays)
+def _detail(fetched: SourceCameras, i: int, X, Y, Z):  # noqa: ANN001, ANN202  (floats or arrays)
     """Samples of the view per pixel of the target, along one axis; 0 behind the view."""
     T, K, Kt = fetched.T[i], fetched.K[i], fetched.target.K
     q = T[2, 0] * X + T[2, 1] * Y + T[2, 2] * Z + T[2, 3]
@@ -429,7 +441,7 @@ def _detail(fetched: Fetched, i: int, X, Y, Z):  # noqa: ANN001, ANN202  (floats
     return np.where(q > fusion.NEAR, scale * Z / np.maximum(q, 1e-9), 0)
 
 
-def _level(detail: float, view: Working) -> int:
+def _level(detail: float, view: ViewArrays) -> int:
     """The level of a view's pyramid that has about one sample a pixel."""
     if detail < 2**0.5:
         return 0

@@ -13,7 +13,7 @@ import numpy as np
 from worldstereo.views.fusion import (
     AGREE,
     Pose,
-    Working,
+    ViewArrays,
     bands,
     invert,
     nearest_known,
@@ -26,7 +26,10 @@ __all__ = ["Planes", "continued", "find_planes"]
 CELLS = 80  # across the longer side of the picture; lengths below are in cells
 FIT = 0.01  # relative disparity within which a sample lies on a plane
 TILT = 0.95  # cosine between the plane and the surface around a sample of it
-MOST, LEAST = 6, 0.01  # planes looked for, and the share of the picture that makes one
+MAX_PLANES, MIN_PLANE_SHARE = (
+    6,
+    0.01,
+)  # planes looked for, and the share of the picture that makes one
 TRIED = 250  # pieces of surface tried for each plane
 EDGE, RING = 0.5, 2.5  # how far around a hole it is touched, and looked around
 TOUCHED = 0.1  # share of a hole's edge that lies on a plane which continues into it
@@ -47,7 +50,7 @@ class Planes(NamedTuple):
 
 
 def continued(
-    depth: np.ndarray, known: np.ndarray, target: Pose, views: Sequence[Working]
+    depth: np.ndarray, known: np.ndarray, target: Pose, views: Sequence[ViewArrays]
 ) -> np.ndarray:
     """Depth of the planes that reach into the holes of a target, in u; 0 where none does.
 
@@ -122,7 +125,7 @@ def find_planes(d: np.ndarray, K: np.ndarray) -> Planes:
     x, y, at, local = x.ravel(), y.ravel(), at.ravel(), local.reshape(-1, 3)
     normal = local / np.maximum(np.linalg.norm(local, axis=1, keepdims=True), 1e-12)
     found, centres, reaches = [], [], []
-    while len(found) < MOST:
+    while len(found) < MAX_PLANES:
         candidates = np.flatnonzero(flat & free)
         if len(candidates) == 0:
             break
@@ -131,12 +134,12 @@ def find_planes(d: np.ndarray, K: np.ndarray) -> Planes:
         support = np.zeros(len(chosen), np.int64)
         kernels.support(local[chosen], x, y, at, free, 2 * FIT, support)
         best = int(support.argmax())
-        if support[best] < LEAST * len(at):
+        if support[best] < MIN_PLANE_SHARE * len(at):
             break
         plane = local[chosen[best]].copy()
         member = np.zeros(len(at), bool)
         kernels.fit(plane, x, y, at, free, normal, FIT, TILT, member)
-        if member.sum() < LEAST * len(at):
+        if member.sum() < MIN_PLANE_SHARE * len(at):
             flat[chosen[best]] = False
             continue
         free &= ~member
@@ -182,7 +185,7 @@ def _local(d: np.ndarray, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.
     return plane, close & (n >= 20) & (total(close.astype(np.float64)) >= 0.9 * n)
 
 
-def _stacked(views: Sequence[Working], target: Pose) -> tuple:
+def _stacked(views: Sequence[ViewArrays], target: Pose) -> tuple:
     """Lowest depths of the views one after the other, offsets, sizes, intrinsics, transforms."""
     if not views:
         return (

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from worldstereo.views.fusion import Pose, Working, parallel_for, relative
+from worldstereo.views.fusion import Pose, ViewArrays, parallel_for, relative
 
 __all__ = ["firm_pixels"]
 
@@ -12,7 +12,7 @@ CLEAR = 3.0  # pixels from a depth edge at which a view's colours count in full,
 
 
 def firm_pixels(
-    depth: np.ndarray, known: np.ndarray, target: Pose, views: Sequence[Working], agree: float
+    depth: np.ndarray, known: np.ndarray, target: Pose, views: Sequence[ViewArrays], agree: float
 ) -> np.ndarray:
     """Known pixels without those at the rim of a hole whose colour may be mixed.
 

@@ -1,4 +1,4 @@
-"""The working form of a remembered view: what the kernels read, kept in a bounded cache.
+"""`ViewArrays`: a remembered view as the kernels read it, kept in a bounded cache.
 
 A `View` is what stays in memory (2.8 MB at 640x480). Gradients, edge distances and smaller levels
 follow from it in some 15 ms and are kept only for the views used last. Lengths are divided by u,
@@ -45,11 +45,11 @@ class Pose:
 
 
 class _Token:
-    """Owns what follows from the depth of one `Working`, whatever pose it is given."""
+    """Owns what follows from the depth of one `ViewArrays`, whatever pose it is given."""
 
 
 @dataclass(eq=False)
-class Working:
+class ViewArrays:
     """Numpy form of one view. Arrays are never written after they were made.
 
     What follows from the depth is computed when it is asked for, and kept while there is room in a
@@ -118,13 +118,13 @@ class Working:
         """Drops from memory what lies on disk."""
         release_arrays(getattr(self, name) for name in _STORED)
 
-    def moved(self, pose: Pose) -> "Working":
+    def moved(self, pose: Pose) -> "ViewArrays":
         """The same arrays under another pose."""
-        other = object.__new__(Working)
+        other = object.__new__(ViewArrays)
         other.__dict__ = dict(self.__dict__, pose=pose)
         return other
 
-    def with_depth(self, disparity: np.ndarray, confidence: np.ndarray) -> "Working":
+    def with_depth(self, disparity: np.ndarray, confidence: np.ndarray) -> "ViewArrays":
         disparity = np.ascontiguousarray(disparity, np.float32)
         return replace(
             self,
@@ -158,11 +158,11 @@ class Working:
             self._levels.append(smaller)
         return self._levels[min(k, len(self._levels) - 1)]
 
-    def reduced(self, k: int) -> "Working":
+    def reduced(self, k: int) -> "ViewArrays":
         """A view of its own, `k` times halved, as the blend would sample it there."""
         level = self.level(k)
         h, w = level.depth.shape
-        return Working(
+        return ViewArrays(
             pose=Pose(level.intrinsics(self.pose.K), self.pose.c2w, w, h),
             color=level.color,
             depth=level.depth,
@@ -221,12 +221,12 @@ def relative(a: Pose, b: Pose) -> np.ndarray:
     )
 
 
-def make_working(view: View, unit: float = 1.0) -> Working:
-    """The working form of a view, without the cache."""
+def make_view_arrays(view: View, unit: float = 1.0) -> ViewArrays:
+    """The arrays of a view, without the cache."""
     color = np.ascontiguousarray(view.color8.detach().cpu().numpy().transpose(1, 2, 0))
     depth = view.depth[0].detach().cpu().numpy().astype(np.float32) / np.float32(unit)
     rig = np.isin(view.kind[0].cpu().numpy(), NO_PART)
-    return Working(
+    return ViewArrays(
         pose=pose_of(view.cameras, unit),
         color=color,
         depth=depth,
@@ -238,16 +238,16 @@ def make_working(view: View, unit: float = 1.0) -> Working:
     )
 
 
-class WorkingCache:
-    """Working forms of the views used last, up to a number of bytes; safe from any thread."""
+class ViewArraysCache:
+    """Arrays of the views used last, up to a number of bytes; safe from any thread."""
 
     def __init__(self, limit: int = CACHE_BYTES) -> None:
         self._cache = ByteCache(limit)
 
-    def get(self, view: View, unit: float) -> Working:
+    def get(self, view: View, unit: float) -> ViewArrays:
         found = self._cache.get(view, unit)
         if found is None:
-            found = make_working(view, unit)
+            found = make_view_arrays(view, unit)
             self._cache.put(view, unit, found, found.nbytes)
         return found
 
@@ -261,9 +261,9 @@ class WorkingCache:
         self._cache.forget(id(view))
 
 
-CACHE = WorkingCache()
+CACHE = ViewArraysCache()
 
 
-def working(view: View, unit: float = 1.0) -> Working:
-    """The working form of a view, from the cache if it is there."""
+def view_arrays(view: View, unit: float = 1.0) -> ViewArrays:
+    """The arrays of a view, from the cache if it is there."""
     return CACHE.get(view, unit)

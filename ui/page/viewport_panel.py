@@ -1,4 +1,4 @@
-"""The stage: the viewport edge to edge, and what floats on it."""
+"""The viewport: the viewport edge to edge, and what floats on it."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -20,10 +20,10 @@ from .tabs.world import WorldTab
 
 SOFTWARE = ("swiftshader", "llvmpipe", "softpipe", "software", "basic render", "none")
 DARK = "WebGL is off in this browser, so the viewport stays dark. Enable it; everything else works."
-EMPTY = "The stage opens with the page."
+EMPTY = "The viewport opens with the page."
 
 
-class Stage(Part):
+class ViewportPanel(Part):
     def __init__(
         self,
         core: Core,
@@ -53,7 +53,7 @@ class Stage(Part):
         bridge("here", self.on_here)
 
     def open(self, session: Session) -> Updates:
-        """The frame of the viewport. Set once a page: writing it again would reload the stage."""
+        """The frame of the viewport. Set once a page: writing it again would reload it."""
         return {self.viewport: piece.render("stage.html", "viewport", token=session.token)}
 
     # ---- handlers ----------------------------------------------------------------------------
