@@ -34,6 +34,9 @@ KEPT = {
     "icl-nuim-5": 2,
 }
 """Every so many views of a capture are remembered."""
+CLEARLY = 0.15
+"""How much deeper than a kept view's surface a point lies that is clearly not on it: two views'
+depths of one floor differ by up to a tenth where poses or a sensor's far range are poor."""
 WRONG = (5.0, 0.25)
 """Degrees and metres beyond which a found place is a wrong one."""
 
@@ -151,16 +154,18 @@ def known_areas(m: Measured) -> dict[str, float]:
     """Is what `unknown` names in held-out cameras really unseen by every kept view, and all of it?
 
     Truth: the held-out view's own depth, projected into the kept views. A point is seen where one
-    of them measured its surface, unseen where it lies outside or behind what each of them measured.
-    Left out, because the truth is not known there: points of which a kept view has no depth, points
-    within two pixels of a kept view's depth edge, and points that a kept view looks through and
-    none confirms (what moves, as a gripper, and depth that is wrong). `strict` counts the latter
-    two as seen or unseen by the nearest pixel alone.
+    of them measured its surface, unseen where it lies outside or clearly behind (`CLEARLY`) what
+    each of them measured. Left out, because the truth is not known there: the camera's own rig,
+    points of which a kept view has no depth, points within two pixels of a kept view's depth edge
+    or so little behind its surface that it may be the same, and points that a kept view looks
+    through and none confirms (what moves, and depth that is wrong). `strict` counts the latter
+    three as seen or unseen by the nearest pixel alone; `5 %` calls unseen what lies more than 5 %
+    behind.
     """
     import cv2
 
     scene = m.world.scene
-    counts, strict = np.zeros(3, int), np.zeros(3, int)
+    counts, close, strict = np.zeros((3, 3), int)
     raws = [m.views[k].depth[0].numpy() for k in m.kept]
     around = np.ones((5, 5), np.uint8)
     farthest = [cv2.dilate(raw, around) for raw in raws]
@@ -171,9 +176,11 @@ def known_areas(m: Measured) -> dict[str, float]:
         camera = type(view.given)(view.given.K, c2w, view.width, view.height)
         mask = unknown(scene, camera)[0]
         sure = view.depth[0] > 0
+        if scene.rig is not None and scene.rig[0].shape == sure.shape:
+            sure &= ~scene.rig[0]
         pixels = camera.pixel_grid().reshape(view.height, view.width, 2)[sure]
         points = camera.unproject(pixels, view.depth[0][sure])
-        confirmed, through, front, unclear, open_ = np.zeros((5, len(points)), bool)
+        confirmed, through, front, unclear, near_by, open_ = np.zeros((6, len(points)), bool)
         for k, kept in enumerate(scene.views):
             uv, z = (x.numpy() for x in kept.cameras.project(points))
             inside = (z > 0) & (uv >= 0).all(1) & (uv < [kept.width, kept.height]).all(1)
@@ -184,19 +191,22 @@ def known_areas(m: Measured) -> dict[str, float]:
             front |= known & (z < shown * 1.05)
             confirmed |= known & (np.abs(z - shown) < 0.05 * shown)
             through |= known & (z < near * 0.95)
-            unclear |= known & (z > near * 0.95) & (z < far * 1.05)
+            behind = known & (z > near * 0.95)
+            near_by |= behind & (z < far * 1.05)
+            unclear |= behind & (z < far * (1 + CLEARLY))
         said = mask[sure].numpy()
-        judged = confirmed | ~(through | unclear | open_)
-        counts += [(said & judged).sum(), (~confirmed & judged).sum(), 0]
-        counts[2] += (said & ~confirmed & judged).sum()
-        judged = front | ~open_
-        strict += [(said & judged).sum(), (~front & judged).sum(), (said & ~front & judged).sum()]
-    return {
-        "precision": float(counts[2] / max(1, counts[0])),
-        "recall": float(counts[2] / max(1, counts[1])),
-        "strict precision": float(strict[2] / max(1, strict[0])),
-        "strict recall": float(strict[2] / max(1, strict[1])),
-    }
+        for row, seen, judged in (
+            (counts, confirmed, confirmed | ~(through | unclear | open_)),
+            (close, confirmed, confirmed | ~(through | near_by | open_)),
+            (strict, front, front | ~open_),
+        ):
+            truth = ~seen & judged
+            row += [(said & judged).sum(), truth.sum(), (said & truth).sum()]
+    out = {}
+    for name, (named, unseen, both) in (("", counts), ("5 % ", close), ("strict ", strict)):
+        out[f"{name}precision"] = float(both / max(1, named))
+        out[f"{name}recall"] = float(both / max(1, unseen))
+    return out
 
 
 def reference_choice(m: Measured, targets: int = 8) -> dict[str, float]:

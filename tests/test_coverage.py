@@ -1,5 +1,7 @@
 """Coverage of the cloud, what a camera does not know, and paths to where most can be learned."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -69,6 +71,50 @@ def test_slivers_behind_edges_are_unknown_and_gaps_between_points_are_not():
         columns = mask[20:-20].float().mean(0)
         assert float(columns[190]) > 0.9
         assert float(columns[:170].max()) < 0.02 and float(columns[215:300].max()) < 0.02
+
+
+def wall(left: float, right: float, z: float, spacing: float, **columns: float) -> PointCloud:
+    """Points of a wall that faces the camera, `spacing` apart."""
+    x, y = torch.meshgrid(
+        torch.arange(left, right, spacing), torch.arange(-3, 3, spacing), indexing="ij"
+    )
+    points = torch.stack([x, y, torch.full_like(x, z)], -1).reshape(-1, 3)
+    rest = {name: torch.full((len(points),), value) for name, value in columns.items()}
+    return PointCloud.of(points, radii=torch.full((len(points),), spacing / 2), **rest)
+
+
+def joined(*clouds: PointCloud) -> Scene:
+    names = ("points", "colors", "confidence", "step", "normals", "radii")
+    columns = {name: torch.cat([getattr(cloud, name) for cloud in clouds]) for name in names}
+    return Scene(cloud=PointCloud(**columns))
+
+
+def shown(scene: Scene) -> torch.Tensor:
+    """Share of unknown pixels in each column of a picture, 200 pixels to a unit at depth 1."""
+    K = torch.tensor([[200.0, 0.0, 160.0], [0.0, 200.0, 120.0], [0.0, 0.0, 1.0]])
+    return unknown(scene, Cameras(K, torch.eye(4), 320, 240))[0][20:-20].float().mean(0)
+
+
+def test_coarse_and_fine_surfaces_of_one_cloud_close_up_each_by_itself():
+    """Most points lie a pixel apart on the left, some nine pixels apart on the right, and between
+    them is a gap of eight pixels that neither may close."""
+    fine, coarse = wall(-1.7, -0.1, 2.0, 0.01), wall(0.03, 1.7, 2.0, 0.09)
+    columns = shown(joined(fine, coarse))
+    assert float(columns[:145].max()) < 0.02 and float(columns[165:].max()) < 0.02
+    assert float(columns[152:156].min()) > 0.9
+
+
+def test_guessed_surfaces_are_known_only_between_measured_ones():
+    """Two measured walls with eight pixels between them and nothing beyond: a guessed wall behind
+    all of it is known between them, and unknown where it goes on; a generated one is known."""
+    measured = wall(-0.7, -0.04, 2.0, 0.01), wall(0.04, 0.7, 2.0, 0.01)
+    guessed = wall(-2.0, 2.0, 2.02, 0.01, confidence=0.2)
+    columns = shown(joined(*measured, guessed))
+    assert float(columns[100:220].max()) < 0.02
+    assert float(columns[:80].min()) > 0.9 and float(columns[-80:].min()) > 0.9
+    made = replace(guessed, step=torch.ones_like(guessed.step))
+    assert float(shown(joined(*measured, made)).max()) < 0.02
+    assert float(shown(joined(*measured))[158:162].min()) > 0.9
 
 
 def test_the_next_best_views_border_on_known(scene):

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from worldstereo.cameras import Cameras
 from worldstereo.errors import WorldStereoError
+from worldstereo.guide import RADIUS
 from worldstereo.progress import OnStep, ignore
 from worldstereo.render import render_points
 from worldstereo.scene import Scene
@@ -39,11 +40,12 @@ CONTEXT = 0.35
 CLEAR = 0.2
 """Nearest surface allowed in front of a candidate, as a share of the unit."""
 
-
-SAMPLE = 10_000
-"""Points from which the cloud's spacing in a picture is read."""
-UNSPACED, COARSEST = 4.0, 8.0
-"""How much smaller a camera is drawn where points carry no radius, and at most."""
+UNSPACED = 4.0
+"""How much smaller a camera is drawn where points carry no radius."""
+TRUSTED = 0.25
+"""Points below this confidence have a guessed depth, unless a generator made them."""
+GAP = 1 / 30
+"""Widest gap between known surfaces that guessed ones close, as a share of the picture's width."""
 
 
 class Known(IntEnum):
@@ -117,33 +119,47 @@ def coverage(scene: Scene) -> Coverage:
 def unknown(scene: Scene, camera: Cameras) -> Bool[Tensor, "1 H W"]:
     """Pixels of a camera in which the memories know no surface.
 
-    The cloud is drawn as finely as its points lie: at full resolution where they lie closer than a
-    3x3 footprint, else so much smaller that they close up; slivers behind edges stay visible.
+    Points are drawn as wide as they lie apart, so that near and far surfaces close up and slivers
+    behind edges stay visible. Depth that was only guessed counts as known where it fills a gap
+    between surfaces that were measured or generated, and not where it continues them.
     """
-    factor = _coarseness(scene, camera)
-    w, h = (max(16, round(camera.width / factor)), max(12, round(camera.height / factor)))
-    seen = _seen(scene.cloud.points, camera.scaled(w, h))[0]
-    out = ~torch.from_numpy(seen)[None]
-    if (w, h) == (camera.width, camera.height):
-        return out
-    large = torch.nn.functional.interpolate(
-        out[None].float(), (camera.height, camera.width), mode="nearest"
-    )
-    return large[0] > 0.5
-
-
-def _coarseness(scene: Scene, camera: Cameras) -> float:
-    """How much smaller a camera must be for 3x3 footprints to close the cloud's surface."""
     cloud = scene.cloud
-    step = max(1, len(cloud) // SAMPLE)
-    pixels, depth = camera.project(cloud.points[::step])
-    radii = cloud.radii[::step]
-    inside = (depth > 0) & (pixels >= 0).all(1) & (radii > 0)
-    inside &= (pixels[:, 0] < camera.width) & (pixels[:, 1] < camera.height)
-    if not bool(inside.any()):
-        return UNSPACED
-    spacing = 2 * radii[inside] * float(camera.K[0, 0]) / depth[inside]
-    return min(max(1.0, float(spacing.median()) / 3), COARSEST)
+    if not bool((cloud.radii > 0).any()):
+        return _unknown_without_spacing(scene, camera)
+    sure = (cloud.confidence >= TRUSTED) | (cloud.step > 0)
+    known = _surface(cloud.points[sure], cloud.radii[sure], scene, camera)
+    if not bool(sure.all()):
+        guessed = _surface(cloud.points[~sure], cloud.radii[~sure], scene, camera)
+        known |= guessed & _closed(known, max(3, round(GAP * camera.width)))
+    return ~torch.from_numpy(_closed(known, 3))[None]
+
+
+def _surface(
+    points: Float[Tensor, "N 3"], radii: Float[Tensor, "N"], scene: Scene, camera: Cameras
+) -> np.ndarray:
+    """(H, W) bool: where points are drawn as wide as they lie apart."""
+    wide = RADIUS * radii if scene.stretch > 1 else radii
+    drawn = render_points(points.contiguous(), None, camera, radius=1, radii=wide)
+    return drawn.mask[0].cpu().numpy() > 0
+
+
+def _closed(mask: np.ndarray, width: int) -> np.ndarray:
+    """A mask without the gaps that are narrower than so many pixels."""
+    import cv2
+
+    shape = cv2.MORPH_RECT if width <= 3 else cv2.MORPH_ELLIPSE
+    around = cv2.getStructuringElement(shape, (width, width))
+    wide = np.pad(mask.astype(np.uint8), width, mode="edge")
+    return cv2.morphologyEx(wide, cv2.MORPH_CLOSE, around)[width:-width, width:-width] > 0
+
+
+def _unknown_without_spacing(scene: Scene, camera: Cameras) -> Bool[Tensor, "1 H W"]:
+    """Nothing says how far apart the points lie: they close up in a smaller picture."""
+    w, h = (max(16, round(camera.width / UNSPACED)), max(12, round(camera.height / UNSPACED)))
+    seen = _seen(scene.cloud.points, camera.scaled(w, h))[0]
+    out = torch.from_numpy(~seen)[None, None].float()
+    size = (camera.height, camera.width)
+    return torch.nn.functional.interpolate(out, size, mode="nearest")[0] > 0.5
 
 
 def next_best_views(
@@ -270,14 +286,8 @@ def _gain(points: Float[Tensor, "N 3"], camera: Cameras, unit: float) -> tuple[f
 
 def _seen(points: Float[Tensor, "N 3"], camera: Cameras) -> tuple[np.ndarray, np.ndarray]:
     """Mask (h, w) of pixels with a surface, small gaps closed, and the depth drawn."""
-    import cv2
-
     drawn = render_points(points, None, camera, radius=1)
-    mask = drawn.mask[0].cpu().numpy() > 0
-    closed = cv2.morphologyEx(
-        np.pad(mask.astype(np.uint8), 2, mode="edge"), cv2.MORPH_CLOSE, np.ones((3, 3), np.uint8)
-    )[2:-2, 2:-2]
-    return closed > 0, drawn.depth[0].cpu().numpy()
+    return _closed(drawn.mask[0].cpu().numpy() > 0, 3), drawn.depth[0].cpu().numpy()
 
 
 def _thinned(points: Float[Tensor, "N 3"]) -> Float[Tensor, "M 3"]:
