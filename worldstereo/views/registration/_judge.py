@@ -19,7 +19,7 @@ SURE = 3.0
 """Of a sum of differences over its root sum of squares. Were better and worse equally likely, more
 would come by chance in less than exp(-SURE**2 / 2) = 1.1 % of captures, however they are spread."""
 FELT = 0.1  # pixels; a view that moves by less is where it was: optical flow is no finer
-ASTRAY = 1 / 3  # where poses drift steadily from the first view on, it is 1/2
+ASTRAY = 0.45  # where poses drift steadily from the first view on, it is 1/2
 CANDIDATES = 32  # views asked whether the world should stay where they are
 
 

@@ -126,8 +126,11 @@ def _kept_if_better(
         poses[worse] = start[worse]
         accepted = _solve_poses(views, start, judged, poses, accepted, free, True)
     check = compared(views, start, poses, matches)
-    if check is not None and not check.kept:
-        poses = start.copy()
+    if check is None or not check.kept:
+        return start.copy(), accepted, check
+    free &= np.isin(np.arange(len(poses)), list(agreeing))
+    for _ in range(6):  # it is decided: those that were asked may help now
+        _gauss_newton_step(views, start, poses, accepted, free, everything=True)
     return poses, accepted, check
 
 
@@ -258,7 +261,10 @@ def _gauss_newton_step(
     poses: np.ndarray,
     matches: list[Match],
     free: np.ndarray,
+    *,
+    everything: bool = False,
 ) -> None:
+    """One step, from the matches that poses are solved from, or from all."""
     n = len(poses)
     prior = np.array([PRIOR] * 3 + [PRIOR_LENGTH] * 3)
     H = np.diag(np.tile(prior, n))
@@ -267,7 +273,7 @@ def _gauss_newton_step(
     )
     for m in matches:
         T = np.linalg.inv(poses[m.j]) @ poses[m.i]
-        keep = m.fit
+        keep = m.fit | everything
         r, Ji = _jacobian(m.points[keep], m.pixels[keep], T, views[m.j].pose.K)
         J = np.concatenate([Ji, _jacobian_second(Ji, m.points[keep], T)], axis=2)
         w = _huber(r)[:, None, None]
