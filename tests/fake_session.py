@@ -169,6 +169,7 @@ class FakeSession:
         self.selected, self.flight, self.generator = 0, None, "warp"
         self.measured = None
         self.left_out = ()
+        self.voted: tuple[Any, ...] = ()
         self.unseen = Unseen()
         self.mode, self.sampler, self.prompt = "", SamplerConfig(), ""
         self.can_undo, self.undone = True, 0
@@ -197,7 +198,12 @@ class FakeSession:
     @property
     def world(self) -> Any:
         return SimpleNamespace(
-            scene=self.scene, max_points=2_000_000, can_redo=False, states=(), undo_steps=0
+            scene=self.scene,
+            max_points=2_000_000,
+            can_redo=False,
+            states=(),
+            undo_steps=0,
+            references=lambda camera, **_: self.voted,
         )
 
     @property

@@ -8,11 +8,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests import textured
 from tests.fake_session import HEIGHT, WIDTH, small_scene
 from ui import inspector
+from worldstereo import Capture, WarpGenerator, World
 from worldstereo.cameras import Cameras
 from worldstereo.errors import WorldStereoError
 from worldstereo.scene import DepthKind, Origin, View
+from worldstereo.world import start
 
 SCENE = small_scene(clips=2)
 GENERATED = 3  # the first view that a step made
@@ -103,6 +106,31 @@ def test_the_references_of_a_frame_share_it_all():
     assert sum(one.share for one in scored) == pytest.approx(1, abs=1e-3)
     assert [one.share for one in scored] == sorted((one.share for one in scored), reverse=True)
     assert all(0 <= one.covered <= 1 for one in scored)
+
+
+def test_votes_of_a_frame_are_entries_that_another_view_saw_where_it_shows_them():
+    """Each entry's point is projected into the frame by itself, and the picture is lit there and
+    nowhere else; the frame's own view is not among those that serve it."""
+    world = World(WarpGenerator(), max_points=200_000)
+    start(world, Capture("room", "rgbd", tuple(textured.views(3))), register=False)
+    target = inspector.target_of(world.scene, 1)
+    voted = inspector.votes(world, target)
+    assert {votes.view for votes in voted} == {0, 2}
+    table = world._keypoint_table()
+    for votes in voted:
+        assert len(votes.entries) > 20
+        assert (table.seen_by[votes.entries] == votes.view).any(1).all()
+        points = torch.from_numpy(table.points[votes.entries]).float()
+        pixels, _ = target.camera.project(points)
+        image = inspector.votes_picture(target, votes)
+        assert image.shape == (240, 320, 3)
+        lit = image.max(2).astype(int) - image.min(2) > 20
+        at = pixels.long().numpy()
+        assert lit[at[:, 1], at[:, 0]].mean() > 0.98
+        near = np.zeros_like(lit)
+        for u, v in at:
+            near[max(0, v - 3) : v + 4, max(0, u - 3) : u + 4] = True
+        assert not (lit & ~near).any()
 
 
 def test_pictures_have_the_frames_size_and_say_what_they_should():

@@ -143,6 +143,8 @@ def test_entries_vote_for_the_views_that_saw_them(remembered):
         pixels, z = camera.project(points.float())
         np.testing.assert_allclose(pixels.numpy(), reference.pixels, atol=0.05)
         assert float(z.min()) > 0
+    others = references(table, camera, views, depth=views[2].depth, without=(2,))
+    assert others and 2 not in [reference.view for reference in others]
     wall = torch.full_like(views[2].depth, 0.3)
     assert references(table, camera, views, depth=wall) == ()
     away = textured.camera_at((0.0, 0.0, 0.0), (0.0, 0.0, -4.0))

@@ -864,6 +864,30 @@ def test_each_mode_of_memory_shows_the_view(panel, session, mode):
     assert "input view" in given[panel.memory.card].lower()
 
 
+def test_the_memory_tab_shows_which_keypoint_entries_voted_for_a_reference(panel, session):
+    """A view with its count, or one line where nobody voted or a step is running."""
+    assert (
+        "No keypoint entry"
+        in panel.memory.on_mode(session, 1, 0, 0, "References")[panel.memory.card]
+    )
+    many = np.arange(3)
+    pixels = np.array([[3.5, 4.5], [10.5, 8.5], [20.5, 15.5]])
+    session.voted = (
+        SimpleNamespace(view=2, votes=0.4, entries=many, weights=np.ones(3), pixels=pixels),
+        SimpleNamespace(view=1, votes=0.1, entries=many[:1], weights=np.ones(1), pixels=pixels[:1]),
+    )
+    card = panel.memory.on_mode(session, 1, 0, 0, "References")[panel.memory.card]
+    assert 'id="votes"' in card and "view 3, 3 entries" in card and "view 2, 1 entry" in card
+
+    def busy() -> None:
+        raise WorldBusy("A step is running.")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ui.inspector.votes", lambda *_: busy())
+        card = panel.memory.on_mode(session, 1, 0, 0, "References")[panel.memory.card]
+    assert "when the running step is finished" in card
+
+
 def test_an_unknown_event_of_the_stage_changes_nothing_of_note(panel, session):
     answer = panel.stage.on_stage(session, {"kind": "surprise"}, "Pixel")
     assert set(answer) == {panel.hud.chip, panel.hud.tools}

@@ -17,7 +17,9 @@ from torch import Tensor
 from worldstereo.cameras import Cameras
 from worldstereo.errors import WorldStereoError
 from worldstereo.memory.stereo import dense as synthesis
+from worldstereo.memory.stereo.references import Reference as Votes
 from worldstereo.scene import Clip, DepthKind, Origin, Scene, View
+from worldstereo.world import World
 
 from . import palette
 
@@ -267,6 +269,15 @@ def references(scene: Scene, view: int) -> tuple[Reference, ...]:
     return tuple(sorted(found, key=lambda reference: (-reference.share, reference.view)))
 
 
+def votes(world: World, target: Target) -> tuple[Votes, ...]:
+    """The views that the keypoint level would serve the frame with, and the entries that voted.
+
+    Raises:
+        WorldBusy: a step is running.
+    """
+    return world.references(target.camera, depth=target.depth, without=(target.view,))
+
+
 def weight_maps(scene: Scene, target: Target) -> Float[Tensor, "R h w"]:
     """Share of each reference in every pixel of the frame, on a coarser grid."""
     scale = min(1.0, COARSE / target.camera.width)
@@ -371,6 +382,21 @@ def heated(color8: UInt8[Tensor, "3 H W"], weights: Float[Tensor, "h w"]) -> np.
     grey = pixels_of(color8).astype(np.float32).mean(axis=2, keepdims=True)
     warm = np.array(ORIGIN_COLORS[Origin.STEREO], np.float32) * (0.35 + 0.65 * grey / 255)
     return np.clip((1 - heat) * grey * 0.55 + heat * warm, 0, 255).astype(np.uint8)
+
+
+def votes_picture(target: Target, votes: Votes) -> np.ndarray:
+    """The frame in grey, on it the entries that voted, brighter where a vote weighs more, uint8
+    (H, W, 3)."""
+    height, width = target.color8.shape[1:]
+    grey = 0.55 * pixels_of(target.color8).astype(np.float32).mean(axis=2, keepdims=True)
+    out = np.repeat(grey, 3, axis=2)
+    half = max(1, round(width / 160))
+    warm = np.array(ORIGIN_COLORS[Origin.STEREO], np.float32)
+    for (u, v), weight in zip(votes.pixels[::-1], votes.weights[::-1], strict=True):
+        rows = slice(max(0, int(v) - half), int(v) + half + 1)
+        columns = slice(max(0, int(u) - half), int(u) + half + 1)
+        out[rows, columns] = (0.4 + 0.6 * weight) * warm
+    return out.astype(np.uint8)
 
 
 def attention_picture(

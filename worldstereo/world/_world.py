@@ -5,7 +5,7 @@ everybody else reads `world.scene`, which never changes and is swapped by one as
 that fails, or is cancelled, leaves memories and scene exactly as they were.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from threading import Lock
@@ -321,6 +321,7 @@ class World:
         *,
         depth: Float[Tensor, "1 H W"] | None = None,
         limit: int = 8,
+        without: Sequence[int] = (),
     ) -> tuple[Reference, ...]:
         """Remembered views that serve a camera by votes of the keypoint level, with the entries
         that voted; empty where the keypoint level knows nothing there.
@@ -328,13 +329,14 @@ class World:
         Args:
             depth: what is known of the camera's depth, as a guide's frame has it: entries behind
                 it do not vote.
+            without: views that are not to serve, as the one whose camera it is.
 
         Raises:
             WorldBusy: a step is running.
         """
         with self._writing():
             table, views = self._keypoint_table(), self.scene.views
-        return references(table, camera, views, depth=depth, limit=limit)
+        return references(table, camera, views, depth=depth, limit=limit, without=without)
 
     def reopen(
         self,

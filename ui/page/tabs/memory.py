@@ -214,7 +214,7 @@ class MemoryTab(Part):
                 session, view
             )
         elif mode == "References":
-            updates[self.card] = self._references(target, scene)
+            updates[self.card] = self._references(target, scene) + self._votes(session, target)
         elif mode == "Sources":
             updates[self.card] = self._sources(target, scene)
         else:
@@ -384,6 +384,23 @@ class MemoryTab(Part):
             tiles.append((reference.view, image, share, covered))
         picture = self._clickable(target, scene)
         return piece.render("memory.html", "references", picture=picture, rows=rows, tiles=tiles)
+
+    def _votes(self, session: Session, target: Target) -> str:
+        """Which views the keypoint entries in the frame would choose, and where they lie."""
+        try:
+            voted = inspector.votes(session.world, target)
+        except WorldBusy:
+            return piece.empty("The keypoints' votes are shown when the running step is finished.")
+        if not voted:
+            return piece.empty("No keypoint entry of another view lies in this picture.")
+        rows, tiles = [], []
+        for votes in voted:
+            many = len(votes.entries)
+            told = f"{many} {'entry' if many == 1 else 'entries'}"
+            rows.append((f"view {votes.view + 1}", votes.votes, "var(--stereo)", told))
+            image = piece.picture(inspector.votes_picture(target, votes), 240, 82)
+            tiles.append((votes.view, image, told))
+        return piece.render("memory.html", "votes", rows=rows, tiles=tiles)
 
     def _sources(self, target: Target, scene: Scene) -> str:
         """The frame by origin, and how sure it is."""

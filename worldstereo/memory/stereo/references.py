@@ -49,6 +49,7 @@ def references(
     *,
     depth: Float[Tensor, "1 H W"] | None = None,
     limit: int = 8,
+    without: Sequence[int] = (),
 ) -> tuple[Reference, ...]:
     """The views that serve a camera, those that add most to what others serve first.
 
@@ -57,6 +58,7 @@ def references(
         depth: what is known of the target's depth, any size, 0 where unknown: entries behind it do
             not vote.
         limit: most views.
+        without: views that are not to serve, as the target itself.
 
     Returns:
         Empty where no entry lies in the picture: there the geometric index has to choose.
@@ -73,6 +75,7 @@ def references(
         use = seen_by[:, k] >= 0
         np.maximum.at(value, (seen_by[use, k], cell[use]), weight[use, k])
     value *= _exposure(views, value.sum(1))[:, None]
+    value[list(without)] = 0
     out = []
     for view in _chosen(value, limit):
         row, column = ((seen_by == view) & (weight > 0)).nonzero()
