@@ -104,6 +104,71 @@ def test_nothing_found_changes_nothing(world, photos):
     assert world.scene.revision == revision and not world.history[-1].label.startswith("add")
 
 
+def screenshot() -> np.ndarray:
+    """A window of an editor: a bar of title, a column of files, lines of text. Seeded."""
+    import cv2
+
+    image = np.full((240, 320, 3), 245, np.uint8)
+    image[:22], image[22:, :70] = (60, 63, 70), (225, 228, 232)
+    rng = np.random.default_rng(4)
+    for row in range(16):
+        words = "".join(chr(97 + int(c)) for c in rng.integers(0, 26, 22))
+        at, font = (80, 38 + 13 * row), cv2.FONT_HERSHEY_PLAIN
+        cv2.putText(image, words, at, font, 0.7, (30, 30, 30), 1, cv2.LINE_AA)
+        cv2.putText(image, words[:6], (6, at[1]), font, 0.7, (80, 90, 120), 1, cv2.LINE_AA)
+    return image
+
+
+def blurred(color8: torch.Tensor, pixels: float) -> np.ndarray:
+    import cv2
+
+    return cv2.GaussianBlur(color8.permute(1, 2, 0).numpy(), (0, 0), pixels)
+
+
+BAD = {
+    "blurred": lambda seen: blurred(seen, 9.0),
+    "mirrored": lambda seen: seen.flip(-1).permute(1, 2, 0).numpy(),
+    "plain wall": lambda seen: np.full((240, 320, 3), 171, np.uint8),
+    "noise in the dark": lambda seen: np.random.default_rng(1).poisson(3, (240, 320, 3)),
+    "screenshot": lambda seen: screenshot(),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_a_bad_photo_is_named_in_one_line_and_nothing_is_half_added(world, tmp_path, kind):
+    before, keypoints = world.scene, {k: v.clone() for k, v in world.keypoints().items()}
+    steps = len(world.history)
+    seen = textured.view_of(NEW["near.png"]).color8
+    Image.fromarray(np.ascontiguousarray(BAD[kind](seen), np.uint8)).save(tmp_path / "bad.png")
+    report = add(world, tmp_path / "bad.png")
+    assert not report.added and len(report.left_out) == 1
+    (photo,) = report.photos
+    assert photo.status in ("not found", "doubtful")
+    assert 5 < len(photo.reason) < 200 and "\n" not in photo.reason
+    assert [line for line in report.lines() if line.startswith("bad.png: ")] == [
+        f"bad.png: {photo.status}, {photo.reason}."
+    ]
+    assert world.scene is before and len(world.history) == steps
+    after = world.keypoints()
+    assert after.keys() == keypoints.keys()
+    assert all(torch.equal(after[name], keypoints[name]) for name in keypoints)
+
+
+def test_the_same_photo_twice_is_added_once(world, photos, tmp_path):
+    """Under another name and as a lossy copy; in one call and in the next."""
+    seen = Image.open(photos / "near.png").convert("RGB")
+    seen.save(tmp_path / "a.png")
+    seen.save(tmp_path / "b.jpg", quality=70)
+    report = add(world, tmp_path)
+    assert [photo.status for photo in report.photos] == ["added", "copy"]
+    assert "a.png" in report.photos[1].reason
+    scene = world.scene
+    assert len(scene.views) == 5
+    again = add(world, [tmp_path / "b.jpg", photos / "near.png"])
+    assert [photo.status for photo in again.photos] == ["copy", "copy"] and not again.added
+    assert world.scene is scene
+
+
 def test_cancel_in_the_middle_leaves_the_world(world, photos):
     before, size = world.scene, world.keypoints()["memory.points"].shape
 
