@@ -353,6 +353,45 @@ def test_an_answer_of_another_size_or_moved_by_two_pixels_is_put_right():
     np.testing.assert_array_equal(floats, image)
 
 
+ODD = {
+    "moved by two pixels": lambda out: np.roll(out, (2, -2), (0, 1)),
+    "twice the size": lambda out: out.repeat(2, 0).repeat(2, 1),
+    "as floats": lambda out: out.astype(np.float32) / 255,
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_an_odd_answer_paints_as_well_and_no_known_pixel_changes(name):
+    """Oracle: the true picture; a displaced answer that was kept as it is would miss it."""
+    world = made_world()
+    way = path(world)
+    truth, _ = room(way.cameras)
+    before = list(Guide(world.scene, way))
+    hole = torch.stack([~frame.mask[0] for frame in before])
+    oracle = Oracle(way)
+    clip = explore(world, way, generator=InpaintGenerator(lambda *a: ODD[name](oracle(*a))))
+    smooth = torch.stack([frame.color for frame in before])
+    assert error_of(clip.color, truth, hole) > error_of(smooth, truth, hole) + 8
+    for t, frame in enumerate(before):
+        known = frame.mask.expand(3, -1, -1)
+        assert torch.equal(clip.color8[t][known], (frame.color * 255 + 0.5).byte()[known])
+
+
+def test_a_region_of_one_pixel_is_painted_again_and_emptied():
+    world = made_world()
+    way = path(world)
+    generator = InpaintGenerator(Oracle(way))
+    first = explore(world, way, generator=generator)
+    one = torch.zeros((SIZE[1], SIZE[0]), dtype=torch.bool)
+    v, u = invented_part(world, way).nonzero()[50].tolist()
+    one[v, u] = True
+    for how in ("again", "empty"):
+        clip = explore(world, way, generator=generator, **{how: region_of(way.cameras[-1], one)})
+        changed = (clip.color8[-1] != first.color8[-1]).any(0)
+        assert int(changed.sum()) < 30
+        world.undo()
+
+
 def test_known_pixels_are_never_the_painters():
     """Whatever it does to them: the hole alone is taken from its answer."""
     rng = np.random.default_rng(1)
