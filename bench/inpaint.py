@@ -1,12 +1,13 @@
 """Invention with an oracle: how well two memories keep what a painter invents at a few keyframes.
 
-    python -m bench.inpaint [--turn] [--root FOLDER] [--sets a,b] [--frames N] [--sheets FOLDER]
+    python -m bench.inpaint [--turn | --depth] [--sets a,b] [--frames N] [--sheets FOLDER]
 
 A run of consecutive views of a capture is held out, and of the others every second one, so that
 part of what the held-out views see is unknown. Their found cameras are the path. The painter
 answers from the held-out pictures, through the interface of a model, at its resolution, noisy. It
 is told which camera it paints, which no model is. The truth reaches nothing else.
 
+With `--depth` an oracle stands in for a depth model, too: held-out depth at a wrong scale, noisy.
 With `--turn` a single view of the capture is kept and the place is completed around it. There the
 painter answers with what a world that knows the whole capture shows at the camera it is asked for.
 """
@@ -25,16 +26,20 @@ import torch
 from bench.views_sets import load
 from worldstereo import Guide, Trajectory, WarpGenerator, World
 from worldstereo.cameras import Cameras
+from worldstereo.depth import DepthEstimate, DepthEstimator
 from worldstereo.generators import Frame, GenerationRequest
 from worldstereo.generators.inpaint import InpaintGenerator, PainterLimits
 from worldstereo.guide import GuideFrame
 from worldstereo.progress import OnStep
 from worldstereo.scene import Capture, Clip, DepthKind, Origin, View
+from worldstereo.views.fusion import nearest_fill
 from worldstereo.world import complete, completion_budget, explore, start
 
 SETS = ("livingroom1", "icl-nuim-5", "holo-office", "tum-rpy")
 SIDE, NOISE = 512, 2.0
 """The painter's resolution and the noise that it adds, grey levels."""
+SCALE, GRAIN = 1.7, 0.02
+"""What the depth oracle's depth is multiplied by, and its noise, relative."""
 MOST = 24
 """Keyframes that a turn may take; it ends by itself when nothing is worth another one."""
 
@@ -46,8 +51,8 @@ MARK = torch.tensor([1.0, 0.0, 1.0])[None, :, None, None]
 class Teller(InpaintGenerator):
     """Tells its painter which camera is painted, which no painter is told otherwise."""
 
-    def __init__(self, painter: "Oracle | Knowing") -> None:
-        super().__init__(painter)
+    def __init__(self, painter: "Oracle", estimator: DepthEstimator | None = None) -> None:
+        super().__init__(painter, estimator=estimator)
         self.oracle = painter
 
     def keyframe(
@@ -85,6 +90,21 @@ class Oracle:
         return shown, np.ones(shown.shape[:2], np.uint8)
 
 
+class TrueDepth:
+    """Answers as a good depth model would: the held-out depth at a wrong scale, noisy."""
+
+    def __init__(self, oracle: Oracle, targets: Sequence[View]) -> None:
+        self.oracle, self.targets = oracle, targets
+
+    def __call__(self, color: torch.Tensor, cameras: Cameras | None = None) -> DepthEstimate:
+        depth = self.targets[self.oracle.index].depth
+        noise = np.random.default_rng(self.oracle.index).normal(0, GRAIN, depth.shape)
+        filled = nearest_fill(depth[0].numpy()[..., None], (depth[0] > 0).numpy())[..., 0]
+        wrong = torch.from_numpy(filled[None] * SCALE * np.exp(noise)).float()
+        camera = self.oracle.camera if cameras is None else cameras
+        return DepthEstimate(wrong, torch.ones_like(wrong), False, camera)
+
+
 def split(views: list[View], frames: int) -> tuple[list[View], list[View]]:
     """Kept and held-out views: a run at the end of the capture is left out, whole."""
     n = len(views)
@@ -94,7 +114,7 @@ def split(views: list[View], frames: int) -> tuple[list[View], list[View]]:
     return views[: n - len(run)][::2] or views[:1], run
 
 
-def measure(name: str, folder: Path, frames: int, sheets: Path | None) -> dict:
+def measure(name: str, folder: Path, frames: int, sheets: Path | None, deep: bool = False) -> dict:
     views, points = load(folder)
     kept, targets = split(views, frames)
     world = World(WarpGenerator())
@@ -112,7 +132,7 @@ def measure(name: str, folder: Path, frames: int, sheets: Path | None) -> dict:
     warp_cpu = time.process_time() - used
     world.undo()
     oracle = Oracle(targets)
-    generator = Teller(oracle)
+    generator = Teller(oracle, TrueDepth(oracle, targets) if deep else None)
     used, began = time.process_time(), time.perf_counter()
     clip = explore(world, path, generator=generator)
     cpu, wall = time.process_time() - used, time.perf_counter() - began
@@ -154,7 +174,7 @@ def measure(name: str, folder: Path, frames: int, sheets: Path | None) -> dict:
     }
     if sheets is not None:
         sheets.mkdir(parents=True, exist_ok=True)
-        sheet(sheets / f"{name}.png", truth, smooth, clip, hole)
+        sheet(sheets / f"{name}{'-depth' if deep else ''}.png", truth, smooth, clip, hole)
     return result
 
 
@@ -309,6 +329,7 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=25)
     parser.add_argument("--sheets", type=Path, default=None)
     parser.add_argument("--turn", action="store_true", help="complete the place around one view")
+    parser.add_argument("--depth", action="store_true", help="a depth oracle beside the painter")
     given = parser.parse_args()
     root = given.root or Path(os.environ["WORLDSTEREO_DATA"])
     for name in given.sets.split(","):
@@ -316,8 +337,10 @@ def main() -> None:
         if not found:
             print(f"{name}: not there")
             continue
-        how = turn if given.turn else measure
-        result = how(name, found[0], given.frames, given.sheets)
+        if given.turn:
+            result = turn(name, found[0], given.frames, given.sheets)
+        else:
+            result = measure(name, found[0], given.frames, given.sheets, given.depth)
         print(json.dumps(result, default=str), flush=True)
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.browser.stage import text
 from tests.browser.test_story import idle, number_of, small_clip, tab
 
 # Seldom a page waits for what does not come, cause unknown; a second try is reported as a rerun.
@@ -29,11 +30,11 @@ def test_a_part_of_the_film_is_painted_again_and_undone(visit):
     page.locator("#generator label", has_text="Inpaint").click()
     page.wait_for_function("() => /Inpaint/.test(document.querySelector('#status').innerText)")
     idle(page)
-    side = page.inner_text("#side")
-    assert "of this path is unknown" in side and "▸ Inpaint" in side
+    page.wait_for_function(f"() => {text('#side', 'of this path is unknown')}")
+    page.wait_for_function(f"() => {text('#side', '▸ Inpaint')}")
     page.get_by_text("Complete this place").first.click()
     page.wait_for_function(
-        "() => /At most 4 keyframes, about/.test(document.querySelector('#takes-up-to').innerText)"
+        "() => /At most 4 keyframes, about/.test(document.querySelector('#takes-up-to')?.innerText)"
     )
     shot(page, "generate")
 
@@ -43,8 +44,8 @@ def test_a_part_of_the_film_is_painted_again_and_undone(visit):
     made, serial = number_of(page, "made"), page.evaluate(f"{FILM}.dataset.serial")
     page.wait_for_function(f"() => !{FILM}.hasAttribute('data-playing')")
     page.locator("[data-film=brush]").click()
-    again = page.locator("[data-film=brushed][data-kind=again]")
-    assert again.is_disabled()
+    again = "document.querySelector('[data-film=brushed][data-kind=again]')"
+    page.wait_for_function(f"() => {FILM}.hasAttribute('data-brush') && {again}.disabled")
     box = page.locator(".player .brush").bounding_box()
     assert box is not None
     for y in (0.3, 0.5, 0.7):  # the right rim, which the path has newly brought into view
@@ -52,9 +53,9 @@ def test_a_part_of_the_film_is_painted_again_and_undone(visit):
         page.mouse.down()
         page.mouse.move(box["x"] + 0.97 * box["width"], box["y"] + (y + 0.1) * box["height"])
         page.mouse.up()
-    assert again.is_enabled()
+    page.wait_for_function(f"() => !{again}.disabled")
     shot(page, "brush")
-    again.click()
+    page.locator("[data-film=brushed][data-kind=again]").click()
     page.wait_for_function(
         f"s => {FILM}?.dataset.frames && {FILM}.dataset.serial !== s", arg=serial
     )
