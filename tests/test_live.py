@@ -126,7 +126,7 @@ def test_the_view_from_here_is_made_and_remembered_and_changes_no_setting():
         session.viewport.stage_camera = lambda: camera
         before, planned = len(session.scene.views), session.plan
         session.prompt = "kept"
-        list(panel.stage.on_here(session, {}))
+        list(panel.viewport_panel.on_here(session, {}))
         assert session.job is not None and session.job.state == "done"
         assert len(session.scene.views) == before + 1
         torch.testing.assert_close(session.scene.views[-1].cameras.c2w, camera.c2w)

@@ -540,7 +540,7 @@ def test_a_visit_without_a_world_opens_the_first_example(panel):
     token = answers[0][panel.token]
     session = panel.sessions.get(token)
     assert session.asked[0][:2] == ("example", ("room",))
-    assert f"viewport/{token}/" in answers[0][panel.stage.viewport]
+    assert f"viewport/{token}/" in answers[0][panel.viewport_panel.viewport]
     assert "a new one" in text_of(answers[0][panel.message])
     again = list(panel.on_load(type("R", (), {"query_params": {"world": token}})()))
     assert again[0][panel.token] == token
@@ -561,8 +561,8 @@ def test_while_a_world_is_prepared_the_page_says_so_and_offers_nothing_of_it(pan
     assert "world is ready" in third[panel.path.preview]
     assert first[panel.hud.tools].count("disabled") == 8
     for kind in ("pick", "view", "measure", "selection"):
-        assert panel.stage.on_stage(session, {"kind": kind, "index": 0}, "Pixel") == {}
-    flown = panel.stage.on_fly(session, {"view": 1})
+        assert panel.viewport_panel.on_stage(session, {"kind": kind, "index": 0}, "Pixel") == {}
+    flown = panel.viewport_panel.on_fly(session, {"view": 1})
     assert flown == {} and session.viewport.named("fly_to")
 
 
@@ -797,11 +797,11 @@ def test_formats_that_cannot_be_written_say_why(panel):
 @pytest.mark.parametrize("data", [{}, {"view": 99}, {"view": "x"}, {"view": None}, {"view": -1}])
 def test_a_picture_that_is_not_there_is_refused(panel, session, data):
     with pytest.raises(WorldStereoError):
-        panel.stage.on_fly(session, data)
+        panel.viewport_panel.on_fly(session, data)
 
 
 def test_flying_goes_to_the_view_itself(panel, session):
-    panel.stage.on_fly(session, {"view": "2"})
+    panel.viewport_panel.on_fly(session, {"view": "2"})
     assert session.viewport.named("fly_to")[0][0] is session.scene.views[2].cameras
 
 
@@ -817,7 +817,7 @@ def test_flying_goes_to_the_view_itself(panel, session):
 )
 def test_the_renderer_chooses_the_drawing(panel, session, renderer, drawing):
     for still in (True, False):
-        answer = panel.stage.on_renderer(session, {"name": renderer, "still": still})
+        answer = panel.viewport_panel.on_renderer(session, {"name": renderer, "still": still})
         assert session.viewport.still is still
     assert ("WebGL is off" in text_of(answer.get(panel.message, ""))) == (renderer == "none")
     assert ("set_drawing", (drawing,), {"by_hand": False}) in session.asked
@@ -828,15 +828,15 @@ def test_a_click_in_the_stage_opens_memory_on_the_point(panel, session):
     at = view.cameras.unproject(
         view.cameras.K.new_tensor([[20.5, 17.5]]), view.depth[0, 17, 20][None]
     )[0]
-    answer = panel.stage.on_stage(session, {"kind": "pick", "point": at.tolist()}, "Pixel")
+    answer = panel.viewport_panel.on_stage(session, {"kind": "pick", "point": at.tolist()}, "Pixel")
     assert answer[panel.tabs]["selected"] == "memory"
     assert "<line" in answer[panel.memory.card] or "Attention" in answer[panel.memory.card]
     with pytest.raises(WorldStereoError, match="No stored view"):
-        panel.stage.on_stage(session, {"kind": "pick", "point": [1e3, 1e3, -1e3]}, "Pixel")
+        panel.viewport_panel.on_stage(session, {"kind": "pick", "point": [1e3, 1e3, -1e3]}, "Pixel")
     with pytest.raises(WorldStereoError):
-        panel.stage.on_stage(session, {"kind": "pick", "point": [1, 2]}, "Pixel")
+        panel.viewport_panel.on_stage(session, {"kind": "pick", "point": [1, 2]}, "Pixel")
     with pytest.raises(WorldStereoError, match="not known here"):
-        panel.stage.on_stage(session, {"kind": "view", "index": float("inf")}, "Pixel")
+        panel.viewport_panel.on_stage(session, {"kind": "view", "index": float("inf")}, "Pixel")
 
 
 def test_a_click_in_a_picture_lands_on_that_pixel(panel, session):
@@ -889,7 +889,7 @@ def test_the_memory_tab_shows_which_keypoint_entries_voted_for_a_reference(panel
 
 
 def test_an_unknown_event_of_the_stage_changes_nothing_of_note(panel, session):
-    answer = panel.stage.on_stage(session, {"kind": "surprise"}, "Pixel")
+    answer = panel.viewport_panel.on_stage(session, {"kind": "surprise"}, "Pixel")
     assert set(answer) == {panel.hud.chip, panel.hud.tools}
 
 
