@@ -81,6 +81,7 @@ class ViewArrays:
     def __post_init__(self) -> None:
         self.guessed = self.vote > 0 and not bool((self.confidence > SENSED).any())
         self._levels: list[Level] = []
+        self._smaller: dict[int, ViewArrays] = {}
         self._token = _Token()
 
     def __getattr__(self, name: str) -> np.ndarray:
@@ -112,7 +113,7 @@ class ViewArrays:
         names = [n for n in _STORED if not is_array_on_disk(getattr(self, n))]
         moved = arrays_on_disk([getattr(self, name) for name in names])
         self.__dict__ |= dict(zip(names, moved, strict=True))
-        self._levels = []
+        self._levels, self._smaller = [], {}
 
     def let_go(self) -> None:
         """Drops from memory what lies on disk."""
@@ -159,17 +160,27 @@ class ViewArrays:
         return self._levels[min(k, len(self._levels) - 1)]
 
     def reduced(self, k: int) -> "ViewArrays":
-        """A view of its own, `k` times halved, as the blend would sample it there."""
+        """A view of its own, `k` times halved, as the blend would sample it there. Kept."""
         level = self.level(k)
         h, w = level.depth.shape
-        return ViewArrays(
-            pose=Pose(level.intrinsics(self.pose.K), self.pose.c2w, w, h),
+        pose = Pose(level.intrinsics(self.pose.K), self.pose.c2w, w, h)
+        if k in self._smaller:
+            return self._smaller[k].moved(pose)
+        made = ViewArrays(
+            pose=pose,
             color=level.color,
             depth=level.depth,
             disparity=invert(level.depth),
             confidence=level.confidence,
             vote=self.vote,
         )
+        self._smaller[k] = made
+        return made
+
+    @property
+    def state(self) -> tuple[object, Pose]:
+        """Equal for two of them only where they hold the same arrays under the same pose."""
+        return self._token, self.pose
 
     @property
     def nbytes(self) -> int:

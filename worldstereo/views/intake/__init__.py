@@ -6,8 +6,9 @@ view would be deleted. Given poses and measured pixels are always kept apart fro
 here, by `View.given` and `View.kind`.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -423,6 +424,7 @@ def _completed(
 ) -> list[ViewArrays]:
     """Depth where no sensor measured it, completed in the way that predicts left-out views best."""
     how = run.completion
+    ready: dict[int, ViewArrays] = {}
     asked = [i for i in judge.used() if i in set(redo)] if run.options.judged else []
     if asked and not all(work[i].guessed for i in asked):
         holes: dict[int, stages.Unmeasured] = {}
@@ -431,19 +433,26 @@ def _completed(
             holes[asked[k]] = stages.Unmeasured(work[asked[k]], [work[j] for j in near[asked[k]]])
 
         parallel_for(len(asked), look)
+        made: dict[
+            tuple, ViewArrays
+        ] = {}  # ways that differ in nothing for a view share its result
         tried = {}
         for way in stages.COMPLETIONS:
             after = list(work)
             for i in asked:
-                after[i] = work[i].with_depth(*holes[i].completed(way))
+                key = (i, *holes[i].matters(way))
+                if key not in made:
+                    made[key] = work[i].with_depth(*holes[i].completed(way))
+                after[i] = made[key]
             tried[way] = (after, gains)
         decision, how = judge.best("completion", tried)
+        ready = {i: tried[how][0][i] for i in asked}
         decisions += [] if decision is None else [decision]
 
     def stage(view: ViewArrays, others: Sequence[ViewArrays]) -> tuple[np.ndarray, np.ndarray]:
         return stages.Unmeasured(view, others).completed(how)
 
-    return _compared(stage, work, near, redo)
+    return _compared(stage, work, near, redo, ready)
 
 
 def _keeps(
@@ -640,12 +649,19 @@ def _compared(
     work: list[ViewArrays],
     near: list[list[int]],
     redo: Sequence[int],
+    ready: Mapping[int, ViewArrays] = MappingProxyType({}),
 ) -> list[ViewArrays]:
-    """Run a stage that looks at other views, all of them seeing the state before it."""
+    """Run a stage that looks at other views, all of them seeing the state before it.
+
+    Args:
+        ready: views that were made already, by their place in `work`.
+    """
     results: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
     def one(k: int) -> None:
         i = redo[k]
+        if i in ready:
+            return
         results[i] = stage(work[i], [work[j] for j in near[i]])
 
     out = list(work)
@@ -653,7 +669,8 @@ def _compared(
         part = range(first, min(first + WINDOW, len(redo)))
         parallel_for(len(part), lambda k, part=part: one(part[k]))
         for k in part:
-            out[redo[k]] = work[redo[k]].with_depth(*results.pop(redo[k]))
+            i = redo[k]
+            out[i] = ready[i] if i in ready else work[i].with_depth(*results.pop(i))
         if len(work) > PLENTY:  # out of core: what is done goes to disk, what was read is let go
             for k in part:
                 out[redo[k]].spill()

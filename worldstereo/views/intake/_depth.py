@@ -179,6 +179,14 @@ class Unmeasured:
             self.films[carried] = interpolated(self.view, self.view.disparity, known, carried)
         return self.films[carried]
 
+    def matters(self, how: Completion) -> tuple[object, ...]:
+        """Two ways of which this is equal complete this view equally."""
+        if self.nothing:
+            return ()
+        said = {said for _, said in self.regions}
+        denied, untested = "denied" in said, "untested" in said
+        return how.carried, how.denied if denied else None, how.untested if untested else None
+
     def completed(self, how: Completion) -> tuple[np.ndarray, np.ndarray]:
         """Disparity and confidence: interpolated, at infinity, or left unknown, by region."""
         view = self.view

@@ -60,6 +60,8 @@ class Judge:
         self.possible = n >= MIN_VIEWS and len({w.pose.shape for w in work}) == 1
         self.left_out: list[int] = []
         self.others: dict[int, list[int]] = {}
+        self._known: dict[tuple, float] = {}
+        """Scores without a layer, by the state of the views and the gains they follow from."""
         if not self.possible:
             return
         picked = np.unique(np.rint(np.linspace(0, n - 1, min(n, MAX_LEFT_OUT))).astype(int))
@@ -118,11 +120,19 @@ class Judge:
         layer: tuple[np.ndarray, np.ndarray] | None,
     ) -> np.ndarray:
         """PSNR of every view left out."""
-        used = sorted({j for i in self.left_out for j in (i, *self.others[i])})
-        small = {j: work[j].reduced(QUARTER) for j in used}
-        out = np.zeros(len(self.left_out))
+        keys = [self._key(work, gains, i) for i in self.left_out]
+        asked = [k for k, key in enumerate(keys) if layer is not None or key not in self._known]
+        used = sorted({j for k in asked for j in self._concerned(k)})
+        small: dict[int, ViewArrays] = {}
 
-        def one(k: int) -> None:
+        def reduced(k: int) -> None:
+            small[used[k]] = work[used[k]].reduced(QUARTER)
+
+        parallel_for(len(used), reduced)
+        out = np.array([self._known.get(key, np.nan) for key in keys])
+
+        def one(n: int) -> None:
+            k = asked[n]
             i = self.left_out[k]
             near = [small[j] for j in self.others[i]]
             gain = [gains[j] for j in self.others[i]]
@@ -132,8 +142,18 @@ class Judge:
             error = image - small[i].color.astype(np.float32) / 255
             out[k] = -10 * np.log10(max(float((error * error).mean()), 1e-6))
 
-        parallel_for(len(out), one)
+        parallel_for(len(asked), one)
+        if layer is None:
+            self._known |= {keys[k]: float(out[k]) for k in asked}
         return out
+
+    def _concerned(self, k: int) -> tuple[int, ...]:
+        """The k-th view left out, and those that predict it."""
+        return self.left_out[k], *self.others[self.left_out[k]]
+
+    def _key(self, work: Sequence[ViewArrays], gains: np.ndarray, i: int) -> tuple:
+        states = tuple(work[j].state for j in (i, *self.others[i]))
+        return i, states, gains[self.others[i]].tobytes()
 
 
 def _predicted(pose: Pose, views: Sequence[ViewArrays], gains: np.ndarray) -> np.ndarray:

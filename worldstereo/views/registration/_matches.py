@@ -156,7 +156,7 @@ def match(views: Sequence[ViewArrays], i: int, j: int) -> Match | None:
 
     p, q = views[i], views[j]
     widened = object.__new__(ViewArrays)  # depth edges are no reason to distrust a match as a whole
-    widened.__dict__ = dict(q.__dict__, rim=np.maximum(q.rim, 3), _levels=[])
+    widened.__dict__ = dict(q.__dict__, rim=np.maximum(q.rim, 3), _levels=[], _smaller={})
     color, agreement, _ = fetch(p.depth, p.pose, widened, TOLERANCE)
     known = (agreement > 0.02) & (p.depth > 0)
     if known.mean() < OVERLAP:
