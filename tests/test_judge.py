@@ -6,8 +6,8 @@ import torch
 from tests.conftest import room, turned_cameras
 from worldstereo.scene import DepthKind, View
 from worldstereo.views.fusion import make_view_arrays
-from worldstereo.views.intake import cloud_from
-from worldstereo.views.intake._depth import INFINITY, Completion, Unmeasured
+from worldstereo.views.intake import _judge, cloud_from
+from worldstereo.views.intake._depth import COMPLETIONS, INFINITY, Completion, Unmeasured
 from worldstereo.views.intake._judge import Judge
 
 W, H = 166, 122
@@ -94,3 +94,69 @@ def test_what_lies_at_infinity_is_no_point_of_the_cloud():
     guessed = View.of(color[0], far, cameras[0], kind=completed)
     count = len(cloud_from(measured).points)
     assert len(cloud_from(guessed).points) == count - 10 * (W // 2)
+
+
+def test_what_a_judge_remembers_is_what_a_fresh_one_finds(monkeypatch):
+    """Scores are reckoned once for the same views and gains, and anew for any other."""
+    cameras = turned_cameras(5).scaled(W, H)
+    color, depth = room(cameras)
+    work = [make_view_arrays(View.of(color[i], depth[i], cameras[i])) for i in range(5)]
+    generator = np.random.default_rng(4)
+    noise = generator.uniform(0.9, 1.1, (H, W)).astype(np.float32)
+    worse = [work[0].with_depth(work[0].disparity * noise, work[0].confidence), *work[1:]]
+    moved = [*work[:4], work[4].moved(work[3].pose)]
+    none, some = np.zeros((5, 3)), generator.normal(size=(5, 3)) * 0.1
+    asked = [(work, none), (worse, none), (work, none), (work, some), (moved, none), (work, some)]
+    count = 0
+
+    def counted(*given):
+        nonlocal count
+        count += 1
+        return whole(*given)
+
+    whole = _judge._predicted
+    expected = [Judge(work)._scores(views, gains, None) for views, gains in asked]
+    judge = Judge(work)
+    monkeypatch.setattr(_judge, "_predicted", counted)
+    monkeypatch.setattr(_judge, "parallel_for", lambda n, task: [task(k) for k in range(n)])
+    for (views, gains), scores in zip(asked, expected, strict=True):
+        np.testing.assert_array_equal(judge._scores(views, gains, None), scores)
+    assert count == 20  # four different states of five views, and two that were known
+    mask = np.ones((H // 4, W // 4), bool), np.zeros((H // 4, W // 4, 3), np.float32)
+    pasted = judge._scores(work, none, mask)
+    assert (pasted != expected[0]).all()  # a layer is no part of what is remembered
+    np.testing.assert_array_equal(judge._scores(work, none, None), expected[0])
+
+
+def test_ways_said_to_differ_in_nothing_complete_alike():
+    cameras = turned_cameras(1).scaled(W, H)
+    color, depth = room(cameras)
+    holes = torch.zeros(1, H, W, dtype=torch.bool)
+    holes[:, 30:80, 40:110] = holes[:, 90:, :60] = True
+    view = make_view_arrays(View.of(color[0], depth[0].masked_fill(holes, 0.0), cameras[0]))
+    for said in (("denied", "untested"), ("untested", "untested"), ("denied", "near")):
+        found = Unmeasured(view, [])
+        assert len(found.regions) == 2
+        found.regions = [
+            (region, new) for (region, _), new in zip(found.regions, said, strict=True)
+        ]
+        results: dict = {}
+        for way in COMPLETIONS:
+            d, confidence = found.completed(way)
+            first = results.setdefault(found.matters(way), (d, confidence))
+            np.testing.assert_array_equal(d, first[0])
+            np.testing.assert_array_equal(confidence, first[1])
+        assert said == ("denied", "untested") or len(results) < len(COMPLETIONS)
+
+
+def test_a_view_is_made_smaller_once_whatever_its_pose():
+    cameras = turned_cameras(2).scaled(W, H)
+    color, depth = room(cameras)
+    a, b = (make_view_arrays(View.of(color[i], depth[i], cameras[i])) for i in range(2))
+    small = a.reduced(2)
+    again, moved = a.reduced(2), a.moved(b.pose).reduced(2)
+    assert again.depth is small.depth and moved.depth is small.depth
+    np.testing.assert_array_equal(moved.pose.c2w, b.pose.c2w)
+    np.testing.assert_array_equal(small.pose.c2w, a.pose.c2w)
+    other = a.with_depth(a.disparity * np.float32(2), a.confidence).reduced(2)
+    assert not np.array_equal(other.depth, small.depth)
