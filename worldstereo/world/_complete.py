@@ -106,7 +106,7 @@ def complete(
             sampler=sampler,
             generator=generator,
             on_step=told,
-            keyframes=left,
+            keyframes=1,
         )
         clips.append(clip)
         painted = world.history[-1].details.get("keyframes", [0])
