@@ -11,6 +11,8 @@ from worldstereo.cameras import Cameras, look_at
 from worldstereo.scene import View
 from worldstereo.views import registration as module
 from worldstereo.views.fusion import make_view_arrays
+from worldstereo.views.intake import PreprocessedViews
+from worldstereo.views.intake._judge import Decision
 from worldstereo.views.registration import _solve, doubts, register, registered
 from worldstereo.views.registration._field import CorrectionField, exp6, log6
 from worldstereo.views.registration._judge import SURE, certainty
@@ -255,3 +257,15 @@ def test_random_signs_are_rarely_taken_for_an_improvement():
         signs = rng.choice([-1, 1], (4000, len(spread)))
         assert np.mean([certainty(s * np.abs(spread)) > SURE for s in signs]) < 0.011
     assert certainty(np.full(8, 0.3)) < SURE < certainty(np.full(10, 0.3))
+
+
+def test_what_was_decided_is_told_before_what_follows_from_it(drifting):
+    """The lines that a world shows about its checks: registration first, then the stages."""
+    found = register(drifting[0])
+    assert found.check.startswith("registration: 4 of 5 poses moved, held-out matches ")
+    stage = Decision("exposure", True, 0.1, 5)
+    assert PreprocessedViews((), found, None, 1.0, decisions=(stage,)).checks == (
+        found.check,
+        stage.words,
+    )
+    assert PreprocessedViews((), None, None, 1.0, decisions=(stage,)).checks == (stage.words,)
