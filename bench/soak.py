@@ -258,10 +258,10 @@ class App:
     def settle(self, session: Any) -> None:
         """Waits until a world is saved; from then on it must be found so."""
         end = time.monotonic() + 60
-        while session.saved == "saving" and time.monotonic() < end:
+        while session.saving.state == "saving" and time.monotonic() < end:
             time.sleep(0.02)
-        if session.saved == "saved":
-            self.allow(session.token, {len(session.scene.clips)})
+        if session.saving.state == "saved":
+            self.allow(session.token, {len(session.world.scene.clips)})
 
     def recover_all(self) -> None:
         """After a kill: every world that somebody was told is saved opens as it was saved."""
@@ -270,8 +270,8 @@ class App:
             if session is None:
                 self.wrong("a saved world is gone")
                 continue
-            if len(session.scene.clips) not in known.allowed or not session.scene.views:
-                clips, views = len(session.scene.clips), len(session.scene.views)
+            if len(session.world.scene.clips) not in known.allowed or not session.world.scene.views:
+                clips, views = len(session.world.scene.clips), len(session.world.scene.views)
                 self.wrong(f"{clips} clips and {views} views, not {sorted(known.allowed)} clips")
             if session.notices and any(
                 "damaged" in n or "not be read" in n for n in session.notices
@@ -326,7 +326,7 @@ class App:
         session = self.some()
         if session is None:
             return False
-        clips = len(session.scene.clips)
+        clips = len(session.world.scene.clips)
         self.allow(session.token, {clips, clips + 1})
         job = self.answer("explore", session.explore, self._path(session))
         job.result(120)
@@ -339,7 +339,7 @@ class App:
         session = self.some()
         if session is None:
             return False
-        clips = len(session.scene.clips)
+        clips = len(session.world.scene.clips)
         self.allow(session.token, {clips, clips + 1})
         job = session.explore(self._path(session))
         time.sleep(self.random.uniform(0, 0.5))
@@ -347,16 +347,16 @@ class App:
         try:
             job.result(120)
         except Cancelled:
-            if len(session.scene.clips) != clips:
+            if len(session.world.scene.clips) != clips:
                 self.wrong("a cancelled job changed the world")
         self.settle(session)
         return True
 
     def undo(self) -> bool:
         session = self.some()
-        if session is None or len(session.scene.clips) == 0:
+        if session is None or len(session.world.scene.clips) == 0:
             return False
-        before = len(session.scene.clips)
+        before = len(session.world.scene.clips)
         self.allow(session.token, {before - 1, before})
         if not self.answer("undo", session.undo):
             self.wrong("a clip could not be undone")
@@ -389,12 +389,12 @@ class App:
         session = self.some()
         if session is None:
             return False
-        before = session.scene.revision
+        before = session.world.scene.revision
         try:
             session.open(self.folder / "noise.zip", "noise.zip").result(120)
             self.wrong("noise was opened")
         except InputRefused:
-            if session.scene.revision != before:
+            if session.world.scene.revision != before:
                 self.wrong("a refused file changed the world")
         return True
 
@@ -405,12 +405,12 @@ class App:
         import secrets
 
         session = self.some()
-        if session is None or session.project is None or not session.project.exists():
+        if session is None or session.saving.path is None or not session.saving.path.exists():
             return False
         token = secrets.token_urlsafe(32)
         copy = self.sessions.shared.project_of(token)
         assert copy is not None
-        shutil.copytree(session.project, copy)
+        shutil.copytree(session.saving.path, copy)
         files = [p for p in copy.rglob("*") if p.is_file() and p.stat().st_size > 16]
         for path in files:
             data = bytearray(path.read_bytes())
@@ -433,8 +433,8 @@ class App:
         session = self.some()
         if session is None:
             return False
-        before = session.scene.revision
-        self.allow(session.token, {0, len(session.scene.clips)})
+        before = session.world.scene.revision
+        self.allow(session.token, {0, len(session.world.scene.clips)})
         job = session.open(self.folder / "cloud.ply", "cloud.ply")
         time.sleep(self.random.uniform(0, 0.3))
         for child in children_of(os.getpid()):
@@ -442,10 +442,10 @@ class App:
         try:
             job.result(120)
         except (WorldStereoError, Cancelled):
-            if session.scene.revision != before:
+            if session.world.scene.revision != before:
                 self.wrong("an import that died changed the world")
         self.settle(session)
-        if not session.scene.views:  # a cloud has none: checks expect some
+        if not session.world.scene.views:  # a cloud has none: checks expect some
             self.known.pop(session.token)
             note(self.folder, {"token": session.token, "allowed": []})
             self.sessions.close(session.token)
@@ -457,7 +457,7 @@ class App:
         session = self.some()
         if session is None:
             return False
-        clips = len(session.scene.clips)
+        clips = len(session.world.scene.clips)
         self.allow(session.token, {clips, clips + 1})
         _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -465,18 +465,18 @@ class App:
         try:
             session.explore(self._path(session)).result(120)
             end = time.monotonic() + 60
-            while session.saved == "saving" and time.monotonic() < end:
+            while session.saving.state == "saving" and time.monotonic() < end:
                 time.sleep(0.02)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
-        if len(session.scene.clips) != clips + 1:
+        if len(session.world.scene.clips) != clips + 1:
             self.wrong("a step was lost because the disk was full")
-        if session.saved == "saved":
+        if session.saving.state == "saved":
             self.wrong("a world was called saved on a full disk")
-        session._saving.save_soon()
+        session.saving.save_soon()
         self.settle(session)
-        if session.saved != "saved":
-            self.wrong(f"after the disk had room again: {session.saved}")
+        if session.saving.state != "saved":
+            self.wrong(f"after the disk had room again: {session.saving.state}")
         return True
 
     def clock_jump(self) -> bool:
@@ -492,10 +492,10 @@ class App:
         from worldstereo.trajectory import Trajectory
         from worldstereo.world import default_view, pivot_distance
 
-        eye = default_view(session.scene).scaled(160, 120)
-        reach = pivot_distance(session.scene, eye)
+        eye = default_view(session.world.scene).scaled(160, 120)
+        reach = pivot_distance(session.world.scene, eye)
         kind = self.random.choice(("orbit", "truck", "dolly"))
-        return Trajectory.preset(kind, eye, distance=reach, frames=5, up=session.scene.up)
+        return Trajectory.preset(kind, eye, distance=reach, frames=5, up=session.world.scene.up)
 
 
 if __name__ == "__main__":

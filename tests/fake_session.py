@@ -159,13 +159,18 @@ class FakeSession:
     sketch: Scene | None = None
 
     def __post_init__(self) -> None:
-        self.depth_model = DepthModel(offered=False)
+        self.shared = SimpleNamespace(depth_model=DepthModel(offered=False), generators=choices())
+        self.saving = SimpleNamespace(
+            state="saved",
+            path=None,
+            save_unsaved=lambda: self.asked.append(("save_unsaved", (), {})),
+        )
         self.viewport = FakeViewport()
         self.planned = PlannedPath()
         self.job: FakeJob | None = None
         self.asked: list[tuple[str, tuple, dict]] = []
-        self.saved, self.notices, self.project = "saved", (), None
-        self.registration, self.registered = None, True
+        self.notices: tuple[str, ...] = ()
+        self.registration: Any = None
         self.selected, self.flight, self.generator = 0, None, "warp"
         self.measured = None
         self.left_out = ()
@@ -173,7 +178,6 @@ class FakeSession:
         self.unseen = Unseen()
         self.mode, self.sampler, self.prompt = "", SamplerConfig(), ""
         self.can_undo, self.undone = True, 0
-        self.generators = choices()
 
     @property
     def nbytes(self) -> int:
@@ -199,6 +203,7 @@ class FakeSession:
     def world(self) -> Any:
         return SimpleNamespace(
             scene=self.scene,
+            registration=self.registration,
             max_points=2_000_000,
             can_redo=False,
             states=(),
@@ -207,12 +212,8 @@ class FakeSession:
         )
 
     @property
-    def plan(self) -> Trajectory | None:
-        return self.planned.path
-
-    @property
-    def settings(self) -> Any:
-        return self.planned.settings
+    def loader(self) -> Any:
+        return SimpleNamespace(sketch=self.sketch)
 
     def set_plan(self, path: Trajectory | None, **rest: Any) -> None:
         self.planned = PlannedPath(path, **rest)
@@ -266,9 +267,6 @@ class FakeSession:
     def redo(self) -> None:
         raise WorldStereoError("Nothing to redo.")
 
-    def save_unsaved(self) -> None:
-        self.asked.append(("save_unsaved", (), {}))
-
     def rescale(self, factor: float) -> None:
         self.asked.append(("rescale", (factor,), {}))
 
@@ -288,18 +286,11 @@ class FakeSession:
             return self.flight
         return None
 
-    def export(self, key: str, **options: Any) -> bytes:
-        self.asked.append(("export", (key,), options))
-        return b"content"
-
     def preview_mesh(self, on_step: Any, **options: Any) -> int:
         self.asked.append(("preview_mesh", (), options))
         on_step(1, 2, "Fusing depth")
         self.viewport.show_mesh(b"mesh")
         return 4
-
-    def export_name(self, key: str) -> str:
-        return f"room-{key}.bin"
 
 
 def choices() -> dict[str, Any]:

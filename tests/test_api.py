@@ -73,7 +73,7 @@ def test_open_path_generate_export_undo_end(api, sessions):
     assert (state["job"]["kind"], state["job"]["state"], state["clips"]) == ("explore", "done", 1)
     assert state["views"]["generated"] == 3 and state["can_undo"]
 
-    scene = sessions.get(state["world"]).scene
+    scene = sessions.get(state["world"]).world.scene
     assert scene.clips[-1].seed == 4
     ply = api.get(f"{world}/export/ply")
     assert ply.content.startswith(b"ply") and ".ply" in ply.headers["content-disposition"]
@@ -94,7 +94,7 @@ def test_a_path_of_matrices_goes_through_them(api, sessions):
     eye = [[1, 0, 0, 0.0], [0, 1, 0, 0.0], [0, 0, 1, 0.0], [0, 0, 0, 1]]
     there = [[1, 0, 0, 0.2], [0, 1, 0, -0.1], [0, 0, 1, 0.3], [0, 0, 0, 1]]
     state = api.post(f"{world}/path", json={"keyframes": [eye, there], "frames": 5}).json()
-    plan = sessions.get(state["world"]).plan
+    plan = sessions.get(state["world"]).planned.path
     assert len(plan) == 5
     np.testing.assert_allclose(plan.cameras.c2w[0], eye, atol=1e-5)
     np.testing.assert_allclose(plan.cameras.c2w[-1], there, atol=1e-5)

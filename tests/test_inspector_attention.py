@@ -48,7 +48,7 @@ def made(tmp_path_factory):
 
 def test_a_click_shows_the_models_own_row(made):
     panel, session = made
-    view = len(session.scene.views) - 1
+    view = len(session.world.scene.views) - 1
     shown = merged([panel.memory.on_mode(session, view + 1, 0, 0, "Attention", 1, 1)])
     assert shown[panel.memory.mode] | {"value": "Attention"} == shown[panel.memory.mode]
     assert "Attention" in shown[panel.memory.mode]["choices"]
@@ -71,7 +71,7 @@ def test_a_click_shows_the_models_own_row(made):
 def test_the_row_is_that_of_the_clip_and_not_of_the_world_since(made):
     """The same seed, references and guide as when the clip was made, whatever came after."""
     panel, session = made
-    view = len(session.scene.views) - 1
+    view = len(session.world.scene.views) - 1
     first = session.look(view, (50.0, 30.0), layer=0, step=1).result(60)
     generate(panel, session, seed=9, steps=2)
     again = session.look(view, (50.0, 30.0), layer=0, step=1).result(60)
@@ -80,7 +80,7 @@ def test_the_row_is_that_of_the_clip_and_not_of_the_world_since(made):
 
 def test_what_cannot_be_looked_into_says_why(made):
     panel, session = made
-    views = session.scene.views
+    views = session.world.scene.views
     with pytest.raises(WorldStereoError, match="A given view"):
         session.look(0, (5.0, 5.0))
     with pytest.raises(WorldStereoError, match="is gone"):
@@ -100,7 +100,7 @@ def test_what_cannot_be_looked_into_says_why(made):
 
 def test_only_the_last_clips_are_kept(made):
     _, session = made
-    asked = session.attention.of(session.scene, len(session.scene.views) - 1)
+    asked = session.attention.of(session.world.scene, len(session.world.scene.views) - 1)
     for _ in range(KEPT):
         session.attention._kept.append(asked)
     assert len(session.attention._kept) == KEPT
@@ -110,7 +110,7 @@ def test_a_row_that_is_cancelled_or_too_large_leaves_nothing(made, monkeypatch):
     from worldstereo.generators.diffusion import generator as module
 
     panel, session = made
-    view, held = len(session.scene.views) - 1, []
+    view, held = len(session.world.scene.views) - 1, []
 
     def stopped(transformer, *args, on_step, **kwargs):
         filled = torch.zeros(1000)
@@ -126,9 +126,9 @@ def test_a_row_that_is_cancelled_or_too_large_leaves_nothing(made, monkeypatch):
     assert "Cancelled" in text(answers[-1][panel.memory.card])
     gc.collect()
     assert held[0]() is None
-    for block in session._shared.generator("diffusion").published.transformer.blocks:
+    for block in session.shared.generator("diffusion").published.transformer.blocks:
         assert block.stitched.probe is None
     monkeypatch.setattr(module, "sample", full)
     with pytest.raises(OutOfMemory, match="Use mode float8"):
         list(panel.memory.on_pixel(session, click, view + 1, "Attention", 1, 1))
-    assert "diffusion" not in session._shared._made  # the card is free
+    assert "diffusion" not in session.shared._made  # the card is free

@@ -124,15 +124,15 @@ def test_the_view_from_here_is_made_and_remembered_and_changes_no_setting():
         call(panel, session, panel.path.on_plan, *settings_of())
         camera = turned_cameras(4, 64, 48)[3]
         session.viewport.stage_camera = lambda: camera
-        before, planned = len(session.scene.views), session.plan
+        before, planned = len(session.world.scene.views), session.planned.path
         session.prompt = "kept"
         list(panel.viewport_panel.on_here(session, {}))
         assert session.job is not None and session.job.state == "done"
-        assert len(session.scene.views) == before + 1
-        torch.testing.assert_close(session.scene.views[-1].cameras.c2w, camera.c2w)
-        assert session.prompt == "kept" and session.plan is planned
+        assert len(session.world.scene.views) == before + 1
+        torch.testing.assert_close(session.world.scene.views[-1].cameras.c2w, camera.c2w)
+        assert session.prompt == "kept" and session.planned.path is planned
         session.undo()
-        assert len(session.scene.views) == before
+        assert len(session.world.scene.views) == before
 
 
 def test_live_is_a_third_way_to_draw():

@@ -52,7 +52,7 @@ def test_a_state_of_the_history_is_returned_to():
     with page_over(config()) as (panel, session):
         call(panel, session, panel.path.on_plan, *settings_of())
         call(panel, session, panel.generate.on_generate, *wish_of())
-        cloud, views = session.scene.cloud, len(session.scene.views)
+        cloud, views = session.world.scene.cloud, len(session.world.scene.views)
         session._selection = None
         boxed = torch.zeros(len(cloud), dtype=torch.bool)
         boxed[:5] = True
@@ -64,11 +64,14 @@ def test_a_state_of_the_history_is_returned_to():
         assert re.findall(r'data-state="(\d)"', shown) == ["3", "2", "1"]
         assert shown.count('aria-current="true"') == 1
         panel.history.on_goto(session, {"state": "1"})
-        assert not session.scene.clips and len(session.scene.views) < views
+        assert not session.world.scene.clips and len(session.world.scene.views) < views
         shown = str(panel.history.refresh(session)[panel.history.list])
         assert shown.count("undone") == 2
         panel.history.on_goto(session, {"state": 3})
-        assert len(session.scene.views) == views and len(session.scene.cloud) == len(cloud) - 5
+        assert (
+            len(session.world.scene.views) == views
+            and len(session.world.scene.cloud) == len(cloud) - 5
+        )
         for wrong in (0, 9, -1, "x"):  # 0: nothing was open
             with pytest.raises(WorldStereoError, match="state|State"):
                 panel.history.on_goto(session, {"state": wrong})
@@ -103,15 +106,17 @@ def test_a_click_on_a_proposed_camera_plans_a_path_there():
         session.viewport.show_ghosts = drawn.append
         list(panel.path.on_look(session))
         assert session.job.kind == "unseen" and len(drawn) == 1
-        start = session.scene.views[0].cameras
+        start = session.world.scene.views[0].cameras
         goal = start.c2w.clone()
         goal[:3, 3] += torch.tensor([0.3, 0.1, -0.2])
         camera = type(start)(start.K, goal, start.width, start.height)
         found = tuple(NextView(c, 0.4, 0.5) for c in (start, camera))
-        session.unseen = type(session.unseen)(session.scene, found)
+        session.unseen = type(session.unseen)(session.world.scene, found)
         list(panel.path.on_ghost(session, {"index": 1}, *settings_of()))
-        assert session.plan is not None and session.plan.name == "toward the unknown"
-        end = session.plan.cameras.c2w[-1]
+        assert (
+            session.planned.path is not None and session.planned.path.name == "toward the unknown"
+        )
+        end = session.planned.path.cameras.c2w[-1]
         torch.testing.assert_close(end[:3, 3], goal[:3, 3].to(end), atol=1e-4, rtol=0)
         with pytest.raises(WorldStereoError):
             list(panel.path.on_ghost(session, {"index": 7}, *settings_of()))

@@ -180,7 +180,7 @@ def test_hostile_names_stay_text_everywhere_on_the_page(panel, session):
         clips = tuple(replace(clip, prompt=text) for clip in small_scene().clips)
         named = {"views": views, "clips": clips, "notices": (text,)}
         session.scene = replace(small_scene(), name=text, **named)
-        session.saved, session.notices, session.viewport.notices = text, (text,), (text,)
+        session.saving.state, session.notices, session.viewport.notices = text, (text,), (text,)
         small = torch.zeros((3, 5, 7), dtype=torch.uint8)
         session.job = FakeJob("add", reports=0)
         session.job.state = "done"
@@ -193,7 +193,7 @@ def test_hostile_names_stay_text_everywhere_on_the_page(panel, session):
         for view in (0, len(views) - 1):
             for mode in ("Pixel", "References", "Sources"):
                 shown.append(panel.memory._show(session, view, (20.5, 15.5), mode))
-        session.sketch = replace(session.scene, name=text)
+        session.sketch = replace(session.world.scene, name=text)
         session.job = FakeJob("open")
         shown += [part.preparing(session) for part in panel.parts]
         session.sketch, session.job = None, None
@@ -324,7 +324,7 @@ def test_a_handler_that_changes_nothing_still_answers(panel, session):
 @pytest.mark.parametrize("preset", sorted(PRESETS))
 def test_each_tile_plans_a_path_of_the_size_and_length_asked_for(session, preset):
     default = PRESETS[preset].parameter.default
-    size = sizes(session.scene, None)[1][1]
+    size = sizes(session.world.scene, None)[1][1]
     path = plan_path(session, settings_of(session, preset, value=default, size=size, frames=7))
     assert len(path) == 7
     assert f"{path.cameras.width}x{path.cameras.height}" == size
@@ -365,7 +365,7 @@ def test_the_frames_on_offer_are_accepted(least, step, extra, wanted):
 
 def test_the_sizes_on_offer_fit_the_generator_and_the_first_view(session):
     limits = GeneratorLimits(name="x", size_multiple=16, max_pixels=640 * 512)
-    offered = [tuple(map(int, value.split("x"))) for _, value in sizes(session.scene, limits)]
+    offered = [tuple(map(int, value.split("x"))) for _, value in sizes(session.world.scene, limits)]
     assert offered
     for width, height in offered:
         assert width % 16 == 0 and height % 16 == 0 and width * height <= limits.max_pixels
@@ -374,7 +374,7 @@ def test_the_sizes_on_offer_fit_the_generator_and_the_first_view(session):
 
 def test_another_shape_is_cropped_and_never_stretched(session):
     """A pixel of the new picture looks where the same pixel of the old one did."""
-    camera = session.scene.views[0].cameras
+    camera = session.world.scene.views[0].cameras
     wide = reframed(camera, 2 * WIDTH, HEIGHT)
     assert float(wide.K[0, 0] / wide.K[1, 1]) == pytest.approx(
         float(camera.K[0, 0] / camera.K[1, 1])
@@ -401,7 +401,7 @@ def plan_inputs(**changes: Any) -> list[Any]:
 
 def test_a_tile_moves_the_slider_plans_and_previews(panel, session):
     *_, last = list(panel.guarded(panel.path.on_preset)("token", *plan_inputs(preset="dolly")))
-    assert session.plan is not None and session.plan.name == "dolly"
+    assert session.planned.path is not None and session.planned.path.name == "dolly"
     assert "20 % unknown" not in text_of(last[panel.path.preview])
     assert "% unknown" in text_of(last[panel.path.preview])
     assert "Too close." in text_of(last[panel.path.preview])
@@ -425,9 +425,9 @@ def test_a_tile_that_there_is_not_is_refused(panel, session):
 
 def test_two_keyframes_make_a_path(panel, session):
     list(panel.guarded(panel.path.on_keyframe)("token", *plan_inputs()))
-    assert session.plan is None
+    assert session.planned.path is None
     list(panel.guarded(panel.path.on_keyframe)("token", *plan_inputs()))
-    assert session.plan is not None and len(session.plan) == 5
+    assert session.planned.path is not None and len(session.planned.path) == 5
 
 
 @pytest.mark.parametrize("active", [0, 1, 2, -1, None, "x", 99])
@@ -440,7 +440,7 @@ def test_a_dragged_keyframe_is_what_the_preview_shows(panel, session, active):
     assert answer[panel.path.frame]["value"] == shown + 1
     wanted = active if active in (1, 2) else 0
     torch.testing.assert_close(
-        session.plan.cameras.position[shown], keys[wanted].position, atol=0.05, rtol=0
+        session.planned.path.cameras.position[shown], keys[wanted].position, atol=0.05, rtol=0
     )
     assert panel.path.keyframes_changed(session, data, *plan_inputs()).keys() == {panel.path.keys}
 
@@ -451,9 +451,9 @@ def test_the_registration_switch_is_off_with_its_reason_where_it_cannot_help(pan
     assert "#registered" not in panel.world.why_not(session)
     by_poses = tuple(
         replace(view, kind=torch.full_like(view.kind, int(DepthKind.STEREO)))
-        for view in session.scene.views
+        for view in session.world.scene.views
     )
-    session.scene = replace(session.scene, views=by_poses)
+    session.scene = replace(session.world.scene, views=by_poses)
     assert not panel.world.refresh(session)[switch]["interactive"]
     assert "from the poses" in panel.world.why_not(session)["#registered"]
     assert "from the poses" in text_of(panel.world.refresh(session)[panel.world.table])
@@ -463,7 +463,11 @@ def test_a_recorded_flight_becomes_the_plan(panel, session):
     list(panel.guarded(panel.path.on_record)("token", *plan_inputs()))
     assert session.viewport.recording
     list(panel.guarded(panel.path.on_record)("token", *plan_inputs(frames=7)))
-    assert session.plan is not None and session.plan.name == "flight" and len(session.plan) == 7
+    assert (
+        session.planned.path is not None
+        and session.planned.path.name == "flight"
+        and len(session.planned.path) == 7
+    )
 
 
 WISH = ["warp", "", 7, "", 4, 5]
@@ -473,7 +477,7 @@ def test_generate_starts_the_job_follows_it_and_shows_the_world(panel, session):
     list(panel.guarded(panel.path.on_plan)("token", *plan_inputs()))
     answers = list(panel.guarded(panel.generate.on_generate)("token", *WISH))
     name, values, named = next(asked for asked in session.asked if asked[0] == "explore")
-    assert values[0] is session.plan and named["seed"] == 7
+    assert values[0] is session.planned.path and named["seed"] == 7
     assert "prompt" not in named  # this generator reads none
     strips = [answer[panel.strip.film] for answer in answers if panel.strip.film in answer]
     assert any("view 2 of 2" in strip or "pic new" in strip for strip in strips)
@@ -547,7 +551,7 @@ def test_a_visit_without_a_world_opens_the_first_example(panel):
 
 
 def test_while_a_world_is_prepared_the_page_says_so_and_offers_nothing_of_it(panel, session):
-    session.sketch = Scene(-1, "shelf", session.scene.views[:2], session.scene.cloud)
+    session.sketch = Scene(-1, "shelf", session.world.scene.views[:2], session.world.scene.cloud)
     session.job = FakeJob("open")
     session.job.reports = 9
     answers = panel.guarded(panel.on_opened)("token")
@@ -571,9 +575,12 @@ def test_nothing_of_the_old_world_is_told_or_done_while_a_new_one_is_prepared(pa
     list(panel.guarded(panel.path.on_plan)("token", *plan_inputs()))
     before = panel.follow.refresh(session)
     assert "Generated clips" in before[panel.world.facts]
-    session.job, path = FakeJob("open"), session.plan
+    session.job, path = FakeJob("open"), session.planned.path
     session.job.reports = 9
-    for sketch, name in ((None, "A new world"), (Scene(-1, "shelf", session.scene.views), "shelf")):
+    for sketch, name in (
+        (None, "A new world"),
+        (Scene(-1, "shelf", session.world.scene.views), "shelf"),
+    ):
         session.sketch = sketch
         shown = next(panel.follow.job(session))
         assert f"{name} is being prepared" in shown[panel.world.facts]
@@ -595,7 +602,7 @@ def test_nothing_of_the_old_world_is_told_or_done_while_a_new_one_is_prepared(pa
         assert "being prepared" in text_of(answers[-1][panel.message])
     with pytest.raises(WorldBusy, match="being prepared"):
         list(panel.export.on_export(session, {"key": "ply"}, True))
-    assert session.plan is path and not [a for a in session.asked if a[0] == "export"]
+    assert session.planned.path is path
     session.job.state, session.sketch = "done", None
     assert "Generated clips" in panel.follow.refresh(session)[panel.world.facts]
 
@@ -648,7 +655,7 @@ def test_a_depth_model_is_had_by_one_press(panel, session, tmp_path):
             on_step(1 << 20, 3 << 20, "Getting a/b: 1 of 3 MB")
         raise WorldStereoError("a/b: the hub cannot be reached from here. Connect.")
 
-    session.depth_model = DepthModel(True, download)
+    session.shared.depth_model = DepthModel(True, download)
     world = panel.world
     shown = world.refresh(session)
     assert shown[world.get_model]["visible"] and "rough layout" in text_of(shown[world.model_line])
@@ -658,7 +665,7 @@ def test_a_depth_model_is_had_by_one_press(panel, session, tmp_path):
     )
     thread.start()
     assert begun.wait(10)
-    assert session.depth_model.get() is session.depth_model.job  # once, whoever asks
+    assert session.shared.depth_model.get() is session.shared.depth_model.job  # once, whoever asks
     assert not world.refresh(session)[world.get_model]["visible"]
     world.on_stop_model(session)
     thread.join(10)
@@ -669,7 +676,7 @@ def test_a_depth_model_is_had_by_one_press(panel, session, tmp_path):
     assert (
         "cannot be reached" in text_of(last[world.model_line]) and last[world.get_model]["visible"]
     )
-    session.depth_model = DepthModel(False, download)
+    session.shared.depth_model = DepthModel(False, download)
     assert not world.refresh(session)[world.get_model]["visible"]
 
 
@@ -685,7 +692,7 @@ def test_photos_are_added_and_told_of_one_by_one(panel, session, tmp_path):
     answers = list(add("token", [str(file) for file in files]))
     assert [values for name, values, _ in session.asked if name == "add"] == [(files,)]
     small = torch.zeros((3, 5, 7), dtype=torch.uint8)
-    last = len(session.scene.views) - 1
+    last = len(session.world.scene.views) - 1
     session.job.report = AddReport(
         (
             AddedPhoto("hall.jpg", "added", "", small, view=last),
@@ -705,7 +712,7 @@ def test_photos_are_added_and_told_of_one_by_one(panel, session, tmp_path):
         "torn.jpg: is damaged."
     )
     assert "<b>" not in shown
-    session.scene = replace(session.scene, views=session.scene.views[:-1])  # undone
+    session.scene = replace(session.world.scene, views=session.world.scene.views[:-1])  # undone
     assert panel.world.refresh(session)[panel.world.placed] == ""
 
 
@@ -723,15 +730,28 @@ def test_photos_can_be_added_only_where_there_are_views(panel):
     assert offered(busy) == (True, BUSY)
 
 
-def test_an_export_is_written_once_and_its_folder_removed(panel, session):
+@pytest.fixture
+def written(monkeypatch) -> list[tuple[str, dict[str, Any]]]:
+    """Formats and options that exports were asked for; nothing is written."""
+    calls: list[tuple[str, dict[str, Any]]] = []
+
+    def export(scene: Scene, fmt: str, *, on_step: Any = None, **options: Any) -> bytes:
+        calls.append((fmt, options))
+        return b"content"
+
+    monkeypatch.setattr(exports, "export", export)
+    return calls
+
+
+def test_an_export_is_written_once_and_its_folder_removed(panel, session, written):
     stream = panel.guarded(lambda s, *v: panel.export.on_export(s, *v))(
         "token", {"key": "ply"}, False
     )
     answers = list(stream) if not isinstance(stream, dict) else [stream]
     named = [a[panel.export.file] for a in answers if panel.export.file in a]
-    assert Path(named[-1]["value"]).name == "room-ply.bin"
+    assert Path(named[-1]["value"]).name == exports.file_name(session.world.scene, "ply")
     assert not Path(named[-1]["value"]).exists()
-    assert session.asked[-1] == ("export", ("ply",), {"generated": False})
+    assert written == [("ply", {"generated": False})]
 
 
 def test_the_mesh_is_shown_in_the_viewport_and_hidden_again(panel, session):
@@ -750,35 +770,35 @@ def test_the_mesh_is_shown_in_the_viewport_and_hidden_again(panel, session):
 def test_a_quality_changes_what_a_mesh_will_cost(panel, session):
     """Draft is smaller than fine; points cost what they did; an unknown one is refused."""
     tab = panel.export
-    n = len(session.scene.cloud)
-    cloud = replace(session.scene.cloud, radii=torch.full((n,), 0.03))
-    session = FakeSession(replace(session.scene, cloud=cloud))
-    sizes = [exports.estimate(session.scene, "mesh-glb", quality=q).bytes for q in QUALITIES]
+    n = len(session.world.scene.cloud)
+    cloud = replace(session.world.scene.cloud, radii=torch.full((n,), 0.03))
+    session = FakeSession(replace(session.world.scene, cloud=cloud))
+    sizes = [exports.estimate(session.world.scene, "mesh-glb", quality=q).bytes for q in QUALITIES]
     assert sizes[0] < sizes[1] < sizes[2]
     draft, fine = (tab.on_asked(session, q)[tab.list] for q in ("draft", "fine"))
     assert draft != fine
-    one = exports.estimate(session.scene, "ply", quality="fine")
-    assert one == exports.estimate(session.scene, "ply")
+    one = exports.estimate(session.world.scene, "ply", quality="fine")
+    assert one == exports.estimate(session.world.scene, "ply")
     with pytest.raises(ExportError, match="one of draft, standard, fine"):
         tab.on_asked(session, "perfect")
 
 
-def test_the_page_to_send_is_as_large_as_asked(panel, session):
+def test_the_page_to_send_is_as_large_as_asked(panel, session, written):
     """The slider reaches the writer and the size that is told before; other formats ignore it."""
     tab = panel.export
     n = 2_000_000
     cloud = PointCloud.of(torch.zeros(n, 3), torch.zeros(n, 3))
-    large = FakeSession(replace(session.scene, cloud=cloud))
-    small, usual = (exports.estimate(large.scene, "html", megabytes=m).bytes for m in (5, 15))
+    large = FakeSession(replace(session.world.scene, cloud=cloud))
+    small, usual = (exports.estimate(large.world.scene, "html", megabytes=m).bytes for m in (5, 15))
     assert small == 5e6 < usual <= 15e6
     assert (
         tab.on_asked(large, "standard", 5)[tab.list]
         != tab.on_asked(large, "standard", 15)[tab.list]
     )
     list(tab.on_export(session, {"key": "html"}, True, "standard", 5))
-    assert session.asked[-1] == ("export", ("html",), {"generated": True, "megabytes": 5.0})
+    assert written[-1] == ("html", {"generated": True, "megabytes": 5.0})
     list(tab.on_export(session, {"key": "ply"}, True, "standard", 5))
-    assert "megabytes" not in session.asked[-1][2]
+    assert written[-1][0] == "ply" and "megabytes" not in written[-1][1]
     for wrong in (0, 1e9, "x", None, float("nan")):
         with pytest.raises(WorldStereoError, match="Page size"):
             tab.on_asked(large, "standard", wrong)
@@ -802,7 +822,7 @@ def test_a_picture_that_is_not_there_is_refused(panel, session, data):
 
 def test_flying_goes_to_the_view_itself(panel, session):
     panel.viewport_panel.on_fly(session, {"view": "2"})
-    assert session.viewport.named("fly_to")[0][0] is session.scene.views[2].cameras
+    assert session.viewport.named("fly_to")[0][0] is session.world.scene.views[2].cameras
 
 
 @pytest.mark.parametrize(
@@ -824,7 +844,7 @@ def test_the_renderer_chooses_the_drawing(panel, session, renderer, drawing):
 
 
 def test_a_click_in_the_stage_opens_memory_on_the_point(panel, session):
-    view = session.scene.views[0]
+    view = session.world.scene.views[0]
     at = view.cameras.unproject(
         view.cameras.K.new_tensor([[20.5, 17.5]]), view.depth[0, 17, 20][None]
     )[0]

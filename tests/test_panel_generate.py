@@ -49,7 +49,7 @@ def test_choosing_the_model_offers_what_fits_before_anything_is_loaded(page):
     assert shown[panel.generate.prompt]["value"] == "a room with a table"  # came with the file
     assert shown[panel.generate.steps]["value"] == 4
     assert not shown[panel.generate.guidance]["visible"]  # the distilled variant has none
-    assert session._shared._made.keys() == {"warp"}  # nothing was loaded
+    assert session.shared._made.keys() == {"warp"}  # nothing was loaded
     refused = merged(panel.guarded(panel.generate.on_mode)(session.token, "group"))
     assert "only with a CUDA card" in text(refused[panel.message]) and session.mode == "full"
     session.set_plan(None)
@@ -81,29 +81,29 @@ def test_frames_are_made_in_the_chosen_mode_and_another_mode_replaces_the_model(
     choose(panel, session)
     shown = generate(panel, session)
     assert shown[panel.message] == ""
-    assert len(session.scene.clips[-1]) == 3
-    assert session.scene.clips[-1].generator == "worldstereo-memory-dmd"
-    first = session._shared.generator("diffusion")
+    assert len(session.world.scene.clips[-1]) == 3
+    assert session.world.scene.clips[-1].generator == "worldstereo-memory-dmd"
+    first = session.shared.generator("diffusion")
     weights = weakref.ref(first.published.transformer.blocks[0].ffn.net[0].proj.weight)
     assert first.mode == "full" and weights() is not None
     merged(panel.guarded(panel.generate.on_mode)(session.token, "float8"))
-    assert session.mode == "float8" and session._shared.generator("diffusion") is first
+    assert session.mode == "float8" and session.shared.generator("diffusion") is first
     assert generate(panel, session)[panel.message] == ""
-    second = session._shared.generator("diffusion")
+    second = session.shared.generator("diffusion")
     assert second is not first and second.mode == "float8"
     gc.collect()
     assert weights() is None  # gone before the second was loaded, though `first` is still held
-    assert session.pace_of("diffusion") in session._shared.pace
+    assert session.pace_of("diffusion") in session.shared.pace
     assert "about" in text(panel.action.refresh(session)[panel.action.status])
 
 
 def test_an_empty_prompt_is_refused_in_one_line(page):
     panel, session = page
     choose(panel, session)
-    before = session.scene
+    before = session.world.scene
     shown = generate(panel, session, prompt=" ")
     assert "The prompt is empty; WorldStereo 2.0 needs one." in text(shown[panel.message])
-    assert session.scene is before
+    assert session.world.scene is before
 
 
 def test_a_full_card_keeps_the_world_and_moves_on_to_the_next_smaller_mode(page, monkeypatch):
@@ -120,18 +120,18 @@ def test_a_full_card_keeps_the_world_and_moves_on_to_the_next_smaller_mode(page,
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
 
     monkeypatch.setattr(module, "sample", full)
-    before = session.scene
+    before = session.world.scene
     shown = generate(panel, session)
     line = text(shown[panel.message])
     assert "ran out of memory in mode full. Use mode float8; the world is unchanged" in line
-    assert session.scene is before
+    assert session.world.scene is before
     assert session.mode == "float8" == shown[panel.generate.mode]["value"]
     assert isinstance(session.job._error, OutOfMemory)  # held, and yet nothing is held by it
     gc.collect()
     assert len(held) == 2 and not any(ref() is not None for ref in held)
     monkeypatch.undo()
     assert generate(panel, session)[panel.message] == ""
-    assert session._shared.generator("diffusion").mode == "float8"
+    assert session.shared.generator("diffusion").mode == "float8"
 
 
 def test_a_checkpoint_that_cannot_be_used_is_off_with_its_reason(folder, tmp_path):
@@ -184,10 +184,10 @@ def test_an_official_example_brings_its_path_and_its_prompt(folder, data):
         session.open(example, example.name).result(120)
         capture = read(example, example.name)
         assert capture.trajectory is not None and len(capture.trajectory) == 81
-        assert session.plan is not None and len(session.plan) == 21
+        assert session.planned.path is not None and len(session.planned.path) == 21
         for k in (0, 1, 20):  # frames 0, 4 and 80, as the release takes them
             there = capture.trajectory.cameras[4 * k].c2w
-            assert torch.allclose(session.plan.cameras[k].c2w, there, atol=1e-4)
+            assert torch.allclose(session.planned.path.cameras[k].c2w, there, atol=1e-4)
         session.generator = "diffusion"
         shown = panel.generate.opened(session)[panel.generate.prompt]["value"]
         assert shown == capture.prompt and len(shown) > 100

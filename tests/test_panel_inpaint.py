@@ -49,10 +49,10 @@ def page() -> Iterator[tuple[Panel, Session, Plain]]:
 
     choice = GeneratorChoice("inpaint", "Inpaint", "Paints.", generator_limits(PLAIN), make)
     with page_with(choice) as (panel, session):
-        camera = session.scene.views[1].cameras
+        camera = session.world.scene.views[1].cameras
         session.set_plan(
             Trajectory.preset(
-                "truck", camera, distance=4.0, frames=3, amount=1.5, up=session.scene.up
+                "truck", camera, distance=4.0, frames=3, amount=1.5, up=session.world.scene.up
             )
         )
         yield panel, session, painter
@@ -61,24 +61,24 @@ def page() -> Iterator[tuple[Panel, Session, Plain]]:
 @pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory.")])
 def test_a_painter_out_of_memory_is_one_line_on_the_page_and_the_world_stays(page, error):
     panel, session, painter = page
-    before = session.scene
+    before = session.world.scene
     painter.error = error
     line = text(generate(panel, session, name="inpaint", mode="")[panel.message])
     assert "ran out of memory" in line and "smaller size or another painter" in line
-    assert session.scene is before
+    assert session.world.scene is before
     painter.error = None
     assert generate(panel, session, name="inpaint", mode="")[panel.message] == ""
-    assert len(session.scene.clips) == 1 and painter.seeds
+    assert len(session.world.scene.clips) == 1 and painter.seeds
 
 
 def brush(panel: Panel, session: Session, **changes: Any) -> dict:
     """The click on one of the brush's buttons, with what the page sends beside it."""
-    clip = session.scene.clips[-1]
+    clip = session.world.scene.clips[-1]
     made = clip.origin[-1, 0] == int(Origin.INVENTED)
     v, u = (int(n.float().median()) for n in made.nonzero().unbind(1))
     at = [u / clip.color8.shape[-1], v / clip.color8.shape[-2]]
     data = {
-        "kind": "again", "clip": str(len(session.scene.clips) - 1), "frame": len(clip) - 1,
+        "kind": "again", "clip": str(len(session.world.scene.clips) - 1), "frame": len(clip) - 1,
         "width": 0.1, "strokes": [[at, [at[0], at[1] + 0.05]]],
     } | changes  # fmt: skip
     values = ("inpaint", SIZE, 3, "", 4, 5, "", "", "per_frame")
@@ -92,27 +92,27 @@ def test_a_brushed_part_is_painted_again_with_another_seed_as_one_step(page):
     """Oracle: the painter's own colour, which its seed decides, in the strokes and nowhere else."""
     panel, session, painter = page
     generate(panel, session, name="inpaint", mode="")
-    (first,), steps = session.scene.clips, len(session.world.history)
+    (first,), steps = session.world.scene.clips, len(session.world.history)
     assert brush(panel, session)[panel.message] == ""
-    second = session.scene.clips[-1]
+    second = session.world.scene.clips[-1]
     assert len(session.world.history) == steps + 1 and second.seed == first.seed + 1
     changed = (first.color8[-1] != second.color8[-1]).any(0)
     made = first.origin[-1, 0] == int(Origin.INVENTED)
     assert 50 < int(changed.sum()) < int(made.sum()) and bool(made[changed].all())
     session.undo()
-    assert [clip.seed for clip in session.scene.clips] == [first.seed]
+    assert [clip.seed for clip in session.world.scene.clips] == [first.seed]
 
 
 def test_a_brushed_part_is_left_empty_as_one_step(page):
     panel, session, painter = page
     generate(panel, session, name="inpaint", mode="")
     calls, steps = len(painter.seeds), len(session.world.history)
-    before = len(session.scene.cloud)
+    before = len(session.world.scene.cloud)
     assert brush(panel, session, kind="empty")[panel.message] == ""
     assert len(painter.seeds) == calls and len(session.world.history) == steps + 1
-    assert len(session.scene.cloud) < before
+    assert len(session.world.scene.cloud) < before
     session.undo()
-    assert len(session.scene.cloud) == before
+    assert len(session.world.scene.cloud) == before
 
 
 REFUSED = (
@@ -133,10 +133,10 @@ REFUSED = (
 def test_strokes_that_no_brush_makes_are_refused_in_one_line(page):
     panel, session, painter = page
     generate(panel, session, name="inpaint", mode="")
-    before = session.scene
+    before = session.world.scene
     for changes, words in REFUSED:
         assert words in text(brush(panel, session, **changes)[panel.message])
-        assert session.scene is before and not session.busy
+        assert session.world.scene is before and not session.busy
 
 
 def test_strokes_cover_what_they_cover():
@@ -156,11 +156,11 @@ def test_completing_a_place_says_what_it_takes_and_begins_where_it_is_told(page)
     refused = merged(run(session.token, *values, "here", 1))
     assert "not connected yet" in text(refused[panel.message])
     assert "Begin is one of" in text(merged(run(session.token, *values, "up", 1))[panel.message])
-    camera = session.scene.views[1].cameras
+    camera = session.world.scene.views[1].cameras
     looking = Trajectory.preset("pan", camera, frames=2, value=35.0).cameras[-1]
     session.viewport.stage_camera = lambda: looking
     assert merged(run(session.token, *values, "here", 1))[panel.message] == ""
-    clip = session.scene.clips[-1]
+    clip = session.world.scene.clips[-1]
     assert torch.allclose(clip.trajectory.cameras[-1].c2w, looking.c2w.float(), atol=1e-5)
     assert len(painter.seeds) == 1
 
@@ -168,12 +168,12 @@ def test_completing_a_place_says_what_it_takes_and_begins_where_it_is_told(page)
 def test_generators_that_can_run_here_come_first_and_each_says_what_it_adds(page):
     panel, session, painter = page
     off = GeneratorChoice("big", "Big", "Needs a card.", None, InpaintGenerator, "no card here")
-    shared = session._shared.__class__(SessionsConfig(generators=(off, offered("warp"))))
+    shared = session.shared.__class__(SessionsConfig(generators=(off, offered("warp"))))
     try:
         assert list(shared.generators) == ["warp", "big"]
     finally:
         shared.close()
     shown = text(panel.generate.refresh(session)[panel.generate.about])
-    unknown = round(100 * unknown_along(session.scene, session.plan))
+    unknown = round(100 * unknown_along(session.world.scene, session.planned.path))
     assert f"About {unknown} % of this path is unknown" in shown
     assert "Warp: Copies" in shown and "Inpaint: Paints." in shown

@@ -27,6 +27,7 @@ from ui.session.sessions import (
     Worker,
 )
 from ui.viewport.events import Selected
+from worldstereo import exports
 from worldstereo.cameras import Cameras, look_at
 from worldstereo.errors import Cancelled, InputRefused, WorldBusy, WorldStereoError
 from worldstereo.inputs import LOCAL
@@ -90,8 +91,8 @@ def opened(tmp_path):
 
 
 def path_of(session: Session, frames: int = 3) -> Trajectory:
-    start = session.scene.views[0].cameras
-    return Trajectory.preset("truck", start, frames=frames, distance=3.0, up=session.scene.up)
+    start = session.world.scene.views[0].cameras
+    return Trajectory.preset("truck", start, frames=frames, distance=3.0, up=session.world.scene.up)
 
 
 def until(condition: Callable[[], object], seconds: float = SECONDS) -> None:
@@ -292,20 +293,20 @@ def test_a_closed_worker_cancels_what_waits_and_takes_no_more():
 
 def test_the_chain_from_a_file_to_new_views_and_back(opened):
     sessions, session = opened
-    assert session.scene.name == "room" and len(session.scene.views) == 2
-    before = session.scene
+    assert session.world.scene.name == "room" and len(session.world.scene.views) == 2
+    before = session.world.scene
     job = session.explore(path_of(session), seed=3)
     clip = job.result(SECONDS)
-    assert len(clip) == 3 and len(session.scene.views) == 5
+    assert len(clip) == 3 and len(session.world.scene.views) == 5
     assert [frame.shape for frame in job.frames] == [(64, 80, 3)] * 3
     assert {int(value) for value in np.unique(job.frames[0])} == {128}
     assert session.can_undo and session.undo()
-    assert len(session.scene.views) == len(before.views)
+    assert len(session.world.scene.views) == len(before.views)
     assert not session.can_undo  # nothing would be left on the viewport
     assert not session.undo()
-    assert session.redo() and len(session.scene.views) == 5
+    assert session.redo() and len(session.world.scene.views) == 5
     assert session.viewport.settle()
-    assert session.viewport.stats["points"] == len(session.scene.cloud)
+    assert session.viewport.stats["points"] == len(session.world.scene.cloud)
 
 
 def test_a_capture_is_seen_as_it_was_given_until_its_world_is_ready(tmp_path):
@@ -319,10 +320,10 @@ def test_a_capture_is_seen_as_it_was_given_until_its_world_is_ready(tmp_path):
         assert slow.reached.acquire(timeout=SECONDS) and stage.settle()
         return job
 
-    job, empty = opening(), session.scene
-    sketch = session.sketch
+    job, empty = opening(), session.world.scene
+    sketch = session.loader.sketch
     assert sketch is not None and session.shown is sketch
-    assert len(empty.views) == 0 and session.plan is None  # the world is what it was
+    assert len(empty.views) == 0 and session.planned.path is None  # the world is what it was
     assert stage.stats["revision"] == sketch.revision < 0
     assert stage.stats["points"] == len(sketch.cloud) > 1000
     for i, view in enumerate(capture.views):  # every point lies on the depth that was given
@@ -335,7 +336,7 @@ def test_a_capture_is_seen_as_it_was_given_until_its_world_is_ready(tmp_path):
     slow.go.release()
     with pytest.raises(Cancelled):
         job.result(SECONDS)
-    assert session.sketch is None and session.shown is empty and stage.settle()
+    assert session.loader.sketch is None and session.shown is empty and stage.settle()
     assert stage.stats["points"] == 0
 
     job = opening()
@@ -346,9 +347,9 @@ def test_a_capture_is_seen_as_it_was_given_until_its_world_is_ready(tmp_path):
         slow.go.release()
     job.result(SECONDS)
     assert not session.preparing
-    assert session.sketch is None and stage.settle()
-    assert stage.stats["revision"] == session.scene.revision
-    assert stage.stats["points"] == len(session.scene.cloud)
+    assert session.loader.sketch is None and stage.settle()
+    assert stage.stats["revision"] == session.world.scene.revision
+    assert stage.stats["points"] == len(session.world.scene.cloud)
     sessions.close_all()
 
 
@@ -367,7 +368,7 @@ def test_cancelling_between_frames_leaves_the_world_as_it_was(tmp_path):
     sessions = Sessions(config(tmp_path, gate))
     session = sessions.create()
     session.open(tmp_path / "room", "room").result(SECONDS)
-    before = session.scene
+    before = session.world.scene
     job = session.explore(path_of(session))
     assert gate.reached.acquire(timeout=SECONDS)
     gate.go.release()
@@ -377,7 +378,7 @@ def test_cancelling_between_frames_leaves_the_world_as_it_was(tmp_path):
     gate.go.release()
     with pytest.raises(Cancelled):
         job.result(SECONDS)
-    assert session.scene is before
+    assert session.world.scene is before
     assert len(job.frames) <= 2  # what was made is still offered
     assert not session.world.busy
     sessions.close_all()
@@ -427,31 +428,31 @@ def test_the_estimate_follows_what_was_measured(opened):
 
 def test_boxed_points_are_deleted_once_and_can_come_back(opened):
     _, session = opened
-    count = len(session.scene.cloud)
+    count = len(session.world.scene.cloud)
     rows = np.arange(0, 100, 7)
-    session._on_event(Selected(rows, session.scene.revision))
+    session._on_event(Selected(rows, session.world.scene.revision))
     assert session.selected == len(rows)
     assert session.delete_selection() == len(rows)
-    assert len(session.scene.cloud) == count - len(rows)
+    assert len(session.world.scene.cloud) == count - len(rows)
     assert session.selected == 0 and session.delete_selection() == 0
-    assert session.undo() and len(session.scene.cloud) == count
+    assert session.undo() and len(session.world.scene.cloud) == count
 
 
 def test_a_selection_of_another_scene_is_not_used(opened):
     _, session = opened
-    session._on_event(Selected(np.arange(5), session.scene.revision + 1))
+    session._on_event(Selected(np.arange(5), session.world.scene.revision + 1))
     assert session.selected == 0 and session.delete_selection() == 0
 
 
 def test_up_and_scale_are_steps_that_can_be_undone(opened):
     _, session = opened
     session.set_up((0.0, 0.0, -2.0))
-    torch.testing.assert_close(session.scene.up, torch.tensor([0.0, 0.0, -1.0]))
-    before = session.scene.metres_per_unit or 1.0
+    torch.testing.assert_close(session.world.scene.up, torch.tensor([0.0, 0.0, -1.0]))
+    before = session.world.scene.metres_per_unit or 1.0
     session.rescale(2.5)
-    assert session.scene.metres_per_unit == pytest.approx(2.5 * before)
+    assert session.world.scene.metres_per_unit == pytest.approx(2.5 * before)
     assert session.undo() and session.undo()
-    torch.testing.assert_close(session.scene.up, torch.tensor([0.0, -1.0, 0.0]))
+    torch.testing.assert_close(session.world.scene.up, torch.tensor([0.0, -1.0, 0.0]))
     with pytest.raises(ValueError, match="3 numbers"):
         session.set_up((1.0, 0.0))
     with pytest.raises(WorldStereoError, match="not connected"):
@@ -460,8 +461,8 @@ def test_up_and_scale_are_steps_that_can_be_undone(opened):
 
 def test_exports_are_of_the_published_scene(opened):
     _, session = opened
-    assert session.export("ply").startswith(b"ply")
-    assert session.export_name("ply").endswith(".ply")
+    assert exports.export(session.world.scene, "ply").startswith(b"ply")
+    assert exports.file_name(session.world.scene, "ply").endswith(".ply")
 
 
 # ---- previews ------------------------------------------------------------------------------------
@@ -477,7 +478,7 @@ def test_the_draft_shows_the_cloud_and_says_how_much_is_unknown(opened):
     assert draft.color.shape == (64, 80, 3) and draft.color.dtype == np.uint8
     assert draft.known.shape == (64, 80) and not draft.final
     assert draft.unknown == pytest.approx(1 - draft.known.mean())
-    seen = session.scene.views[0].color8.permute(1, 2, 0).numpy()
+    seen = session.world.scene.views[0].color8.permute(1, 2, 0).numpy()
     off = np.abs(draft.color.astype(int) - seen)[draft.known]
     assert np.median(off) < 20  # the first frame stands where the first view was taken
     assert session.preview(99).unknown >= 0  # a slider of a longer path: the last frame
@@ -554,17 +555,17 @@ def test_a_world_survives_a_restart_of_the_app(tmp_path):
     session = sessions.create()
     session.open(tmp_path / "x", "x").result(SECONDS)
     session.set_plan(path_of(session))
-    session.explore(session.plan).result(SECONDS)
-    assert session.saved == "saved"
-    token, scene = session.token, session.scene
+    session.explore(session.planned.path).result(SECONDS)
+    assert session.saving.state == "saved"
+    token, scene = session.token, session.world.scene
     sessions.close_all()
     again = Sessions(config(tmp_path))
     assert again.viewport(token) is None  # the proxy never opens a world
     back = again.get(token)
     assert back is not None and back.token == token
-    torch.testing.assert_close(back.scene.cloud.points, scene.cloud.points)
-    assert len(back.scene.views) == len(scene.views)
-    torch.testing.assert_close(back.plan.cameras.c2w, path_of(back).cameras.c2w)
+    torch.testing.assert_close(back.world.scene.cloud.points, scene.cloud.points)
+    assert len(back.world.scene.views) == len(scene.views)
+    torch.testing.assert_close(back.planned.path.cameras.c2w, path_of(back).cameras.c2w)
     assert again.get(token) is back
     again.close_all()
 
@@ -572,11 +573,13 @@ def test_a_world_survives_a_restart_of_the_app(tmp_path):
 def test_quick_steps_are_saved_too(opened):
     sessions, session = opened
     session.rescale(3.0)
-    until(lambda: session.saved == "saved")
+    until(lambda: session.saving.state == "saved")
     token = session.token
     sessions.close_all()
     again = Sessions(sessions.config)
-    assert again.get(token).scene.metres_per_unit == pytest.approx(session.scene.metres_per_unit)
+    assert again.get(token).world.scene.metres_per_unit == pytest.approx(
+        session.world.scene.metres_per_unit
+    )
     again.close_all()
 
 
@@ -588,8 +591,8 @@ def test_a_save_that_fails_is_told_and_loses_nothing(opened, monkeypatch):
 
     monkeypatch.setattr("ui.session.autosave.state_of", full)
     clip = session.explore(path_of(session)).result(SECONDS)
-    assert len(clip) == 3 and len(session.scene.views) == 5
-    assert session.saved == "not saved: No space left on device"
+    assert len(clip) == 3 and len(session.world.scene.views) == 5
+    assert session.saving.state == "not saved: No space left on device"
 
 
 @pytest.mark.parametrize("limit", ["unpacked_bytes", "json_bytes"])
@@ -597,7 +600,10 @@ def test_an_uploaded_project_is_held_to_the_limits_of_uploads(opened, tmp_path, 
     _, session = opened
     file = tmp_path / "upload"
     file.write_bytes(packed(state_of(session.world)))
-    for limits, views in ((replace(LOCAL, **{limit: 1000}), 0), (LOCAL, len(session.scene.views))):
+    for limits, views in (
+        (replace(LOCAL, **{limit: 1000}), 0),
+        (LOCAL, len(session.world.scene.views)),
+    ):
         others = Sessions(config(None, limits=limits))
         other = others.create()
         job = other.open(file, "mine.world.zip")
@@ -606,7 +612,7 @@ def test_an_uploaded_project_is_held_to_the_limits_of_uploads(opened, tmp_path, 
         else:
             with pytest.raises(InputRefused, match=r"^mine\.world\.zip: "):
                 job.result(SECONDS)
-        assert len(other.scene.views) == views
+        assert len(other.world.scene.views) == views
         others.close_all()
 
 
@@ -614,7 +620,7 @@ def test_a_damaged_save_opens_an_empty_world_with_a_notice(tmp_path, caplog):
     sessions = Sessions(config(tmp_path))
     session = sessions.create()
     session.open(tmp_path / "x", "x").result(SECONDS)
-    token, path = session.token, session.project
+    token, path = session.token, session.saving.path
     sessions.close_all()
     for name in ("project.json", "previous.json"):
         if (path / name).exists():
@@ -622,7 +628,7 @@ def test_a_damaged_save_opens_an_empty_world_with_a_notice(tmp_path, caplog):
             (path / name).write_bytes(text.replace(b'"checksum":"', b'"checksum":"0'))
     again = Sessions(config(tmp_path))
     back = again.get(token)
-    assert back is not None and len(back.scene.views) == 0
+    assert back is not None and len(back.world.scene.views) == 0
     assert "could not be read" in " ".join(back.notices)
     assert "could not be read" in caplog.text
     again.close_all()
@@ -649,8 +655,8 @@ def test_a_started_example_is_kept_and_opens_the_same_world(tmp_path, monkeypatc
     until(lambda: (kept / "project.json").exists() and not sessions.shared.worker.waiting)
     second.example("room").result(SECONDS)
     assert len(reads) == 1
-    assert first.scene.name == second.scene.name == "The room"
-    torch.testing.assert_close(first.scene.cloud.points, second.scene.cloud.points)
+    assert first.world.scene.name == second.world.scene.name == "The room"
+    torch.testing.assert_close(first.world.scene.cloud.points, second.world.scene.cloud.points)
     (folder / "frames.json").write_text("{ }")  # another example under the same name
     assert sessions.shared.started(example) != kept
     sessions.close_all()
@@ -667,14 +673,14 @@ def test_tokens_are_long_and_strangers_find_nothing(tmp_path):
     for wrong in (None, "", a.token[:-1], a.token + "x", "../" + a.token[3:], "A" * 43):
         assert sessions.get(wrong) is None
         assert sessions.viewport(wrong or "") is None
-    assert a.token not in str(a.project)
+    assert a.token not in str(a.saving.path)
     sessions.close_all()
 
 
 def test_two_sessions_see_nothing_of_each_other(opened):
     sessions, session = opened
     other = sessions.create()
-    assert len(other.scene.views) == 0 and other.viewport.port != session.viewport.port
+    assert len(other.world.scene.views) == 0 and other.viewport.port != session.viewport.port
     assert other.viewport.settle() and other.viewport.stats["points"] == 0
 
 
@@ -777,14 +783,14 @@ def test_the_first_visitor_finds_the_world_that_was_prepared(tmp_path):
         assert sessions.stats["sessions"] == 0
         prepared = sessions.prepare()
         assert prepared is not None and prepared.job is not None
-        assert prepared.job.result(SECONDS) is prepared.scene
+        assert prepared.job.result(SECONDS) is prepared.world.scene
         assert sessions.viewport(prepared.token) is None and sessions.stats["sessions"] == 0
-        assert prepared.project is not None and not prepared.project.exists()
+        assert prepared.saving.path is not None and not prepared.saving.path.exists()
         first, second = sessions.create(), sessions.create()
-        assert first is prepared and len(first.scene.cloud) == 97
-        assert second is not prepared and len(second.scene.cloud) == 0
-        first.save_unsaved()
-        until(lambda: first.saved == "saved" and prepared.project.exists())
+        assert first is prepared and len(first.world.scene.cloud) == 97
+        assert second is not prepared and len(second.world.scene.cloud) == 0
+        first.saving.save_unsaved()
+        until(lambda: first.saving.state == "saved" and prepared.saving.path.exists())
         sessions.prepare()  # never visited: it ends with the app
     finally:
         sessions.close_all()
@@ -829,5 +835,5 @@ def test_a_session_keeps_its_own_world(opened, tmp_path):
     for age in range(45):
         saved_world(tmp_path, f"old{age:02d}", -1e9 + age)  # all of them newer than the open one
     assert sessions.tidy() >= 5
-    assert session.project is not None and session.project.exists()
+    assert session.saving.path is not None and session.saving.path.exists()
     assert len(list(tmp_path.glob("*.world"))) in (40, 41)

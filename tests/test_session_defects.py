@@ -134,9 +134,9 @@ def test_a_path_that_the_generator_cannot_make_is_said_in_its_words():
 
     with page_over(config(Short())) as (panel, session):
         call(panel, session, panel.path.on_plan, *settings_of())
-        assert session.plan is not None
+        assert session.planned.path is not None
         with pytest.raises(WorldStereoError, match="at most 3 for the short generator, got 9"):
-            session.explore(session.plan.resampled(9))
+            session.explore(session.planned.path.resampled(9))
         assert session.job is not None and session.job.kind == "open"
 
 
@@ -204,7 +204,7 @@ def test_every_visible_control_of_a_clip_changes_the_request():
             wish = wish_of(**(changed if where in ("wish", "both") else {}))
             call(panel, session, panel.path.on_plan, *path)
             call(panel, session, panel.generate.on_generate, *wish)
-            TAKES[id(generator.requests[-1])] = session.scene.clips[-1].take
+            TAKES[id(generator.requests[-1])] = session.world.scene.clips[-1].take
             session.undo()
             return generator.requests[-1]
 
@@ -225,11 +225,11 @@ def test_a_refused_generation_changes_no_setting():
 
     with page_over(config(Held())) as (panel, session):
         call(panel, session, panel.path.on_plan, *settings_of())
-        assert session.plan is not None
-        job = session.explore(session.plan, prompt="first", mode="full")
+        assert session.planned.path is not None
+        job = session.explore(session.planned.path, prompt="first", mode="full")
         before = (session.mode, session.sampler, session.prompt, session.generator)
         with pytest.raises(WorldBusy):
-            session.explore(session.plan, prompt="second", mode="float8", steps=2)
+            session.explore(session.planned.path, prompt="second", mode="float8", steps=2)
         assert (session.mode, session.sampler, session.prompt, session.generator) == before
         gate.set()
         job.result(SECONDS)
@@ -281,7 +281,7 @@ def test_a_slow_upload_of_one_session_keeps_no_other_from_generating():
         assert reached.wait(SECONDS) and other.preparing
         call(panel, session, panel.path.on_plan, *settings_of())
         shown = call(panel, session, panel.generate.on_generate, *wish_of())
-        assert shown[panel.message] == "" and len(session.scene.clips) == 1
+        assert shown[panel.message] == "" and len(session.world.scene.clips) == 1
         assert not slow.over
         go.set()
         assert len(slow.result(SECONDS).views) == 2
@@ -351,11 +351,11 @@ def test_an_uploaded_project_is_opened_by_the_import_process(tmp_path, monkeypat
     try:
         session = sessions.create()
         session.open(upload, "saved.zip").result(SECONDS)
-        assert torch.equal(session.scene.cloud.points, scene.cloud.points)
-        assert session.scene.name == "kept"
+        assert torch.equal(session.world.scene.cloud.points, scene.cloud.points)
+        assert session.world.scene.name == "kept"
         with pytest.raises(InputRefused, match="hostile.zip"):
             session.open(hostile, "hostile.zip").result(SECONDS)
-        assert session.scene.name == "kept"
+        assert session.world.scene.name == "kept"
         assert parsed == []
     finally:
         sessions.close_all()
@@ -435,12 +435,12 @@ def test_the_film_of_a_clip_stands_in_the_viewports_place_until_the_world_change
         screens = [answer[panel.film.screen] for answer in answers if panel.film.screen in answer]
         film = screens[-1]
         assert 'data-frames="data:image/jpeg' in film and film.count("data:image") == 3 + 1
-        first = next(i for i, view in enumerate(session.scene.views) if view.step == 1)
+        first = next(i for i, view in enumerate(session.world.scene.views) if view.step == 1)
         assert f'data-first="{first}"' in film
         list(panel.film.on_continue(session, {}, *settings_of()))
-        assert session.plan is not None  # from the last frame on
-        end = session.scene.views[-1].cameras.position
-        assert float((session.plan.cameras.position[0] - end).norm()) < 1e-5
+        assert session.planned.path is not None  # from the last frame on
+        end = session.world.scene.views[-1].cameras.position
+        assert float((session.planned.path.cameras.position[0] - end).norm()) < 1e-5
         undone = panel.on_undo(session, {})
         assert undone[panel.film.screen] == ""
 
@@ -449,11 +449,11 @@ def test_a_take_is_compared_then_kept_or_discarded():
     """No memory knows a take; of two along one path the difference can be seen beside either."""
     with page_over(config()) as (panel, session):
         call(panel, session, panel.path.on_plan, *settings_of())
-        points, views = len(session.scene.cloud), len(session.scene.views)
+        points, views = len(session.world.scene.cloud), len(session.world.scene.views)
         for seed in (7, 8):
             wish = wish_of(remember="manual", seed=seed)
             shown = call(panel, session, panel.generate.on_generate, *wish)
-        assert (len(session.scene.cloud), len(session.scene.views)) == (points, views)
+        assert (len(session.world.scene.cloud), len(session.world.scene.views)) == (points, views)
         assert shown[panel.film.screen].count('data-send="keep"') == 1
         listed = panel.generate.refresh(session)[panel.generate.takes]
         assert listed.count('class="take"') == 2 and "seed 8" in listed
@@ -463,14 +463,14 @@ def test_a_take_is_compared_then_kept_or_discarded():
         with pytest.raises(WorldStereoError, match="cannot be shown beside"):
             panel.film.on_watch(session, {"clip": 1, "key": "difference 1"})
         list(panel.film.on_keep(session, {"clip": "0"}))
-        assert len(session.scene.views) == views + 3
-        assert [clip.take for clip in session.scene.clips] == [False, True]
+        assert len(session.world.scene.views) == views + 3
+        assert [clip.take for clip in session.world.scene.clips] == [False, True]
         with pytest.raises(WorldStereoError, match="not a take"):
             panel.film.on_discard(session, {"clip": 0})
         panel.film.on_discard(session, {"clip": 1})
-        assert len(session.scene.clips) == 1 and len(session.scene.views) == views + 3
+        assert len(session.world.scene.clips) == 1 and len(session.world.scene.views) == views + 3
         session.undo()
-        assert [clip.take for clip in session.scene.clips] == [False, True]
+        assert [clip.take for clip in session.world.scene.clips] == [False, True]
 
 
 def test_pictures_of_a_clip_say_what_they_mean():

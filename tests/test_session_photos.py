@@ -57,7 +57,7 @@ def session(sessions: Sessions, monkeypatch: pytest.MonkeyPatch) -> Session:
 
 
 def bits(session: Session) -> list[np.ndarray]:
-    scene = session.scene
+    scene = session.world.scene
     kept = [scene.cloud.points, scene.cloud.colors, *session.world.keypoints().values()]
     return [np.asarray(one).copy() for one in kept]
 
@@ -67,7 +67,7 @@ def same(a: list[np.ndarray], b: list[np.ndarray]) -> bool:
 
 
 def test_found_photos_enter_in_one_step_that_is_saved_and_undone(session: Session, photos):
-    before, views, steps = bits(session), len(session.scene.views), len(session.world.history)
+    before, views, steps = bits(session), len(session.world.scene.views), len(session.world.history)
     report = session.add(list(photos.values())).result(SECONDS)
     assert {photo.name: photo.status for photo in report.photos} == {
         "near.png": "added",
@@ -76,30 +76,30 @@ def test_found_photos_enter_in_one_step_that_is_saved_and_undone(session: Sessio
     }
     assert all(photo.reason for photo in report.left_out)
     assert any("torn.png" in notice for notice in report.notices)
-    assert len(session.scene.views) == views + 1 and len(session.world.history) == steps + 1
-    placed = session.scene.views[report.added[0].view].cameras
+    assert len(session.world.scene.views) == views + 1 and len(session.world.history) == steps + 1
+    placed = session.world.scene.views[report.added[0].view].cameras
     assert float((placed.position - NEW.position).norm()) < 0.05
-    saved = session._shared.new_world()
-    assert session.project is not None
-    load_world(saved, session.project)
+    saved = session.shared.new_world()
+    assert session.saving.path is not None
+    load_world(saved, session.saving.path)
     assert len(saved.scene.views) == views + 1
     assert session.undo()
-    assert len(session.scene.views) == views and same(bits(session), before)
+    assert len(session.world.scene.views) == views and same(bits(session), before)
 
 
 def test_photos_of_another_place_change_nothing(session: Session, photos):
-    scene = session.scene
+    scene = session.world.scene
     report = session.add([photos["elsewhere.png"], photos["plain.png"]]).result(SECONDS)
-    assert not report.added and session.scene is scene
+    assert not report.added and session.world.scene is scene
     with pytest.raises(InputRefused, match="torn.png"):
         session.add([photos["torn.png"]]).result(SECONDS)
-    assert session.scene is scene and not session.busy
+    assert session.world.scene is scene and not session.busy
 
 
 @pytest.mark.parametrize("says", ["Reading", "Finding photo", "Remembering photo"])
 def test_cancel_leaves_the_world_as_it_was(session: Session, photos, says, monkeypatch):
     """While they are read by the import process, while they are found, and in the middle of it."""
-    before, scene = bits(session), session.scene
+    before, scene = bits(session), session.world.scene
     heard = sessions_module.Job.on_step
 
     def stop(job, step: int, total: int, message: str) -> None:
@@ -114,7 +114,7 @@ def test_cancel_leaves_the_world_as_it_was(session: Session, photos, says, monke
     with pytest.raises(Cancelled, match="world is unchanged"):
         job.result(SECONDS)
     until(lambda: not session.busy)
-    assert session.scene is scene and same(bits(session), before)
+    assert session.world.scene is scene and same(bits(session), before)
 
 
 def test_what_cannot_be_added_is_refused_at_once(session: Session, sessions: Sessions, photos):

@@ -128,4 +128,4 @@ def test_a_camera_flies_from_where_the_visitor_is(monkeypatch):
         player._fly(tour.steps[0])
     assert [len(path) for path in flown] == [10, 10]
     assert torch.allclose(flown[0].cameras[0].c2w, cameras[1].c2w, atol=1e-5)
-    assert torch.allclose(flown[1].cameras[0].c2w, default_view(session.scene).c2w, atol=1e-5)
+    assert torch.allclose(flown[1].cameras[0].c2w, default_view(session.world.scene).c2w, atol=1e-5)

@@ -245,7 +245,7 @@ class _Api:
         if session.preparing:
             raise WorldBusy(PREPARING)
         form = request.path_params["format"]
-        scene = session.scene
+        scene = session.world.scene
         if form == PROJECT:
             name, content = project_file(session)
         else:
@@ -291,8 +291,8 @@ class _Api:
         guide = body.get("guide", "fused")
         if guide not in ("fused", "cloud"):
             raise Refused(400, f"guide is fused or cloud, got {guide!r:.40}.")
-        scene = session.scene
-        choice = session.generators.get(str(body.get("generator", session.generator)))
+        scene = session.world.scene
+        choice = session.shared.generators.get(str(body.get("generator", session.generator)))
         limits = choice.limits if choice else None
         width, height = chosen_size(str(body.get("size", "")), scene, limits)
         like = reframed(default_view(scene), width, height)
@@ -302,7 +302,7 @@ class _Api:
 
     def generate(self, session: Session, body: dict[str, Any]) -> None:
         _known(body, "generator", "seed", "prompt", "negative_prompt", "steps", "guidance")
-        plan = session.plan
+        plan = session.planned.path
         if plan is None:
             raise Refused(400, "There is no path yet; POST .../path plans one.")
         steps, guidance = body.get("steps"), body.get("guidance")
@@ -323,7 +323,7 @@ class _Api:
 
 def state(session: Session) -> dict[str, Any]:
     """What a program is told about a world."""
-    scene, job, plan = session.scene, session.job, session.plan
+    scene, job, plan = session.world.scene, session.job, session.planned.path
     given = sum(view.step == 0 for view in scene.views)
     told: dict[str, Any] = {
         "world": session.token,
@@ -335,7 +335,7 @@ def state(session: Session) -> dict[str, Any]:
         "job": None,
         "path": None,
         "notices": list(session.notices),
-        "saved": session.saved,
+        "saved": session.saving.state,
         "can_undo": session.can_undo,
         "can_redo": session.world.can_redo,
     }

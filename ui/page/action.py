@@ -56,7 +56,7 @@ class Action(Part):
         job = session.job
         if session.busy and job is not None:
             status = progress(job)
-        elif session.plan is None:
+        elif session.planned.path is None:
             status = piece.said(self._no_path(session))
         else:
             status = self._cost(session)
@@ -68,28 +68,28 @@ class Action(Part):
     def reasons(self, session: Session) -> Updates:
         """Controls that cannot work now, and why."""
         why: dict[str, str] = {}
-        if not session.scene.views and not len(session.scene.cloud):
+        if not session.world.scene.views and not len(session.world.scene.cloud):
             why["#generate"] = "Open an example or your own file first."
-        elif session.plan is None:
+        elif session.planned.path is None:
             why["#generate"] = "Plan a path first, under Path."
         for part in self.parts:
             why |= part.why_not(session)
         return {self.why: piece.reasons(why)}
 
     def _no_path(self, session: Session) -> str:
-        if not session.scene.views and not len(session.scene.cloud):
+        if not session.world.scene.views and not len(session.world.scene.cloud):
             return "No world yet: open an example or a file under World."
-        if session.settings is None:
+        if session.planned.settings is None:
             return "Planning a path …"  # the first one: see `Follow.settle`
         return "No path yet: choose one under Path."
 
     def _cost(self, session: Session) -> str:
-        plan = session.plan
+        plan = session.planned.path
         assert plan is not None
         name = plan_generator(session)
         width, height = plan.cameras.width, plan.cameras.height
         seconds = session.estimate(name, len(plan), width, height)
-        label = session.generators[name].label
+        label = session.shared.generators[name].label
         measured = session.pace_of(name) in self.core.sessions.shared.pace
         return piece.cost(len(plan), width, height, label, seconds, measured)
 
@@ -102,5 +102,5 @@ def progress(job: Job) -> str:
 
 def plan_generator(session: Session) -> str:
     """The generator that the session will use next: the last one chosen."""
-    usable = [key for key, choice in session.generators.items() if not choice.why_not]
+    usable = [key for key, choice in session.shared.generators.items() if not choice.why_not]
     return session.generator if session.generator in usable else usable[0]

@@ -53,15 +53,17 @@ class Film(Part):
         if not frames or total == 1:  # a single view is seen where it was made
             return {}
         image = piece.picture(frames[-1], SIDE, 84)
-        return {self.screen: piece.making(image, len(frames), total, len(session.scene.clips) + 1)}
+        return {
+            self.screen: piece.making(image, len(frames), total, len(session.world.scene.clips) + 1)
+        }
 
     def made(self, session: Session) -> Updates:
-        clips = session.scene.clips
+        clips = session.world.scene.clips
         return self.on_watch(session, {}) if clips and len(clips[-1]) > 1 else {}
 
     def on_watch(self, session: Session, data: dict[str, Any]) -> Updates:
         """A clip, by default the newest, from its first frame; `key` says what is beside it."""
-        scene = session.scene
+        scene = session.world.scene
         index = _clip_index(scene, data.get("clip", -1))
         clip = scene.clips[index]
         sides = sides_of(scene, index)
@@ -89,11 +91,11 @@ class Film(Part):
 
     def on_keep(self, session: Session, data: dict[str, Any]) -> Iterator[Updates]:
         """A take becomes part of both memories."""
-        session.keep(_take(session.scene, data))
+        session.keep(_take(session.world.scene, data))
         yield from self.follow.job(session)
 
     def on_discard(self, session: Session, data: dict[str, Any]) -> Updates:
-        session.discard(_take(session.scene, data))
+        session.discard(_take(session.world.scene, data))
         said = piece.said("The take is discarded; Undo brings it back.")
         return self.follow.refresh(session) | {self.core.message: said}
 
@@ -103,10 +105,10 @@ class Film(Part):
         The path is made anew, as one step: what was captured, and what was invented elsewhere, is
         shown as it was.
         """
-        clip = session.scene.clips[_clip_index(session.scene, data.get("clip"))]
+        clip = session.world.scene.clips[_clip_index(session.world.scene, data.get("clip"))]
         if clip.take:
             raise WorldStereoError("A take is not remembered yet. Keep it, then brush.")
-        now = session.registration.revision if session.registration else 0
+        now = session.world.registration.revision if session.world.registration else 0
         if clip.registration != now:
             raise WorldStereoError("The views were registered anew since. Generate the clip again.")
         frame = whole(data.get("frame"), "frame", 0, len(clip) - 1)
@@ -115,7 +117,7 @@ class Film(Part):
         region = region_of(camera, torch.from_numpy(mask))
         options: dict[str, Any] = self.generate.form(session, values).options | {"update": None}
         if data.get("kind") == "again":
-            others = [other.seed for other in session.scene.clips if same_path(clip, other)]
+            others = [other.seed for other in session.world.scene.clips if same_path(clip, other)]
             options |= {"again": region, "seed": (max(others) + 1) % 2**31}
         elif data.get("kind") == "empty":
             options |= {"empty": region, "seed": clip.seed}

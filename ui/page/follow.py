@@ -70,8 +70,8 @@ class Follow:
                 for part in self.parts:
                     updates |= part.arriving(session, frames, total)
             elif job.kind == "open":
-                if session.sketch is not sketch:
-                    sketch = session.sketch
+                if session.loader.sketch is not sketch:
+                    sketch = session.loader.sketch
                     updates |= self.changed(session) | self.preparing(session)
                 elif len(job.frames) != shown:
                     shown = len(job.frames)
@@ -114,14 +114,14 @@ class Follow:
 
     def settle(self, session: Session) -> Iterator[Updates]:
         """Once nothing runs: a path if there is none, its preview, a picture under Memory."""
-        if session.plan is None:
+        if session.planned.path is None:
             planned = self.path.first_plan(session)
             if not planned:
                 return
             yield planned | self.refresh(session)
-            if session.scene.views:
+            if session.world.scene.views:
                 yield self.memory.choose(session, 0)
-            if session.plan is not None:
+            if session.planned.path is not None:
                 yield self.path.show_preview(session, 0)
         elif not session.busy:
             yield (

@@ -15,8 +15,8 @@ class Header(Part):
     def refresh(self, session: Session) -> Updates:
         scene = session.shown
         given = sum(view.step == 0 for view in scene.views)
-        sketch = session.sketch is not None
-        count, saved = (0, "being prepared") if sketch else (len(scene.cloud), session.saved)
+        sketch = session.loader.sketch is not None
+        count, saved = (0, "being prepared") if sketch else (len(scene.cloud), session.saving.state)
         facts = (scene.name, count, given, len(scene.views) - given, saved)
         return {self.bar: piece.header(*facts, *why_no_travel(session))}
 

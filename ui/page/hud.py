@@ -25,7 +25,11 @@ class Hud(Part):
 
     def refresh_map(self, session: Session) -> Updates:
         """The place from above; drawn again only when it or the path has changed."""
-        return {self.map: "" if session.sketch else map_svg(session.scene, session.plan)}
+        return {
+            self.map: ""
+            if session.loader.sketch
+            else map_svg(session.world.scene, session.planned.path)
+        }
 
     def say(self, **facts: str) -> Updates:
         """Facts in the line at the bottom, until something else happens."""
@@ -35,7 +39,7 @@ class Hud(Part):
 def status(session: Session) -> str:
     """What is going on, or how the cloud is drawn."""
     viewport, job = session.viewport, session.job
-    if session.sketch is not None and job is not None:
+    if session.loader.sketch is not None and job is not None:
         now = job.progress
         return piece.preparing(now.step, now.total, now.message, now.seconds_left)
     if viewport.measuring:
@@ -59,11 +63,11 @@ def tools(session: Session | None) -> str:
     if session is None:
         every = ("play", "record", "keyframe", "measure", "select", "home", "watch", "live", "here")
         return piece.tools(**off, why=dict.fromkeys(every, "No world yet."))
-    if session.sketch is not None:
+    if session.loader.sketch is not None:
         some = ("play", "record", "keyframe", "measure", "select", "watch", "live", "here")
         return piece.tools(**off, why=dict.fromkeys(some, WAIT))
-    viewport, scene = session.viewport, session.scene
-    why: dict[str, Any] = {} if session.plan else {"play": "Plan a path first, under Path."}
+    viewport, scene = session.viewport, session.world.scene
+    why: dict[str, Any] = {} if session.planned.path else {"play": "Plan a path first, under Path."}
     if not scene.clips:
         why["watch"] = "Generate a clip first."
     if session.busy:

@@ -150,7 +150,7 @@ def plan_path(session: Session, settings: Settings) -> Trajectory:
         raise WorldStereoError(
             "There is no world yet. Open an example or your own file under World."
         )
-    choice = session.generators.get(settings.generator)
+    choice = session.shared.generators.get(settings.generator)
     limits = choice.limits if choice else None
     width, height = chosen_size(settings.size, scene, limits)
     frames = accepted_frames(settings.frames, limits)

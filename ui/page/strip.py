@@ -21,10 +21,10 @@ class Strip(Part):
     def refresh(self, session: Session) -> Updates:
         views = session.shown.views
         newest = max((view.step for view in views), default=0)
-        planned = len(session.plan) if session.plan and not session.busy else 0
+        planned = len(session.planned.path) if session.planned.path and not session.busy else 0
         strip = piece.film(views, self.thumbnails, newest_step=newest, planned=planned)
         return {self.film: strip}
 
     def arriving(self, session: Session, frames: Sequence[np.ndarray], total: int) -> Updates:
-        views = session.scene.views
+        views = session.world.scene.views
         return {self.film: piece.film(views, self.thumbnails, making=frames[-12:], total=total)}

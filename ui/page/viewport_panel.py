@@ -65,7 +65,7 @@ class ViewportPanel(Part):
         session.viewport.renderer(software)
         session.viewport.still = data.get("still") is True
         session.set_drawing("points" if software else "surface", by_hand=False)
-        session.save_unsaved()
+        session.saving.save_unsaved()
         dark: Updates = {self.core.message: piece.failed(DARK)} if name == "none" else {}
         return self.hud.refresh(session) | self.world.refresh(session) | dark
 
@@ -74,7 +74,7 @@ class ViewportPanel(Part):
         views = session.shown.views
         index = _index(data.get("view"), len(views))
         session.viewport.fly_to(views[index].cameras)
-        return {} if session.sketch else self.memory.choose(session, index)
+        return {} if session.loader.sketch else self.memory.choose(session, index)
 
     def on_home(self, session: Session, data: dict[str, Any]) -> Updates:
         scene = session.shown
@@ -84,7 +84,7 @@ class ViewportPanel(Part):
     def on_stage(self, session: Session, data: dict[str, Any], mode: str, *path: Any) -> Updates:
         """What happened in the viewport, as its events socket told the page."""
         kind = data.get("kind")
-        if session.sketch is not None and kind in ("pick", "view", "measure", "selection"):
+        if session.loader.sketch is not None and kind in ("pick", "view", "measure", "selection"):
             return {}  # of what is only being prepared nobody remembers anything yet
         if kind == "pick":
             return self.memory.at_point(session, data.get("point"), mode)
@@ -113,10 +113,10 @@ class ViewportPanel(Part):
         viewport = session.viewport
         if viewport.playing:
             viewport.stop()
-        elif session.plan is None:
+        elif session.planned.path is None:
             raise WorldStereoError("Plan a path first, under Path.")
         else:
-            viewport.play(session.plan)
+            viewport.play(session.planned.path)
         return {self.hud.tools: tools(session)}
 
 

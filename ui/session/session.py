@@ -24,7 +24,6 @@ from worldstereo.generators import EmptyRegion, Frame, Inspectable, SamplerConfi
 from worldstereo.progress import OnStep, ignore
 from worldstereo.scene import Capture, Clip, LeftOut, Scene
 from worldstereo.trajectory import Trajectory
-from worldstereo.views.registration import Registration
 from worldstereo.world import AddReport, NextView, explore, front_at, next_best_views
 
 from ..viewport.events import Event, JobChanged, Measured, Selected
@@ -32,7 +31,6 @@ from ..viewport.viewport import Viewport
 from .attention import Attention, RequestRecorder
 from .autosave import Autosave
 from .config import GeneratorChoice
-from .depth_model import DepthModel
 from .jobs import Job
 from .opening import WorldLoader
 from .preview import PlannedPath, Preview, PreviewedGuide, Unseen, new_points
@@ -86,25 +84,25 @@ class Session:
         self.touched = time.monotonic()
         self.rested = 0.0
         """When the world last left memory."""
-        self._shared = shared
+        self.shared = shared
         self._lock = threading.Lock()
         self._previewed: PreviewedGuide | None = None
         self._selection: Selected | None = None
         self._drawing_by_hand = False
         self._notices: tuple[str, ...] = ()
         self._closed = False
-        self._saving = Autosave(
+        self.saving = Autosave(
             token,
             self.world,
             shared,
-            plan=lambda: self.plan,
+            plan=lambda: self.planned.path,
             told=lambda state: self.viewport.emit(JobChanged(state)),
         )
-        self._opening = WorldLoader(
+        self.loader = WorldLoader(
             token,
             self.world,
             shared,
-            self._saving,
+            self.saving,
             planned=self._set_out,
             begun=self._begun,
             shown=self.viewport.show_sketch,
@@ -114,50 +112,19 @@ class Session:
     # ---- reading -----------------------------------------------------------------------------
 
     @property
-    def scene(self) -> Scene:
-        return self.world.scene
-
-    @property
-    def sketch(self) -> Scene | None:
-        """The capture that is being prepared, as it was given; None at all other times."""
-        return self._opening.sketch
-
-    @property
     def shown(self) -> Scene:
         """What the stage shows: the published scene, or the sketch of the one that comes."""
-        return self.sketch or self.scene
-
-    @property
-    def plan(self) -> Trajectory | None:
-        """The planned path."""
-        return self.planned.path
-
-    @property
-    def settings(self) -> Any:
-        """What the page's settings were when the path was planned."""
-        return self.planned.settings
-
-    @property
-    def generators(self) -> dict[str, GeneratorChoice]:
-        return self._shared.generators
+        return self.loader.sketch or self.world.scene
 
     @property
     def notices(self) -> tuple[str, ...]:
         """What was thinned, guessed or not done, one line each."""
-        return (*self.scene.notices, *self.viewport.notices, *self._notices)
-
-    @property
-    def registration(self) -> Registration | None:
-        return self.world.registration
-
-    @property
-    def registered(self) -> bool:
-        return self.world.registration is not None
+        return (*self.world.scene.notices, *self.viewport.notices, *self._notices)
 
     @property
     def matchable(self) -> bool:
         """Whether the world has given views, which photos can be matched against."""
-        return any(view.step == 0 for view in self.scene.views)
+        return any(view.step == 0 for view in self.world.scene.views)
 
     @property
     def selected(self) -> int:
@@ -180,21 +147,21 @@ class Session:
 
     def estimate(self, generator: str, frames: int, width: int, height: int) -> float | None:
         """Seconds that so many views of this size take, as measured here; a guess before that."""
-        choice = self.generators.get(generator)
+        choice = self.shared.generators.get(generator)
         if choice is None or choice.limits is None:
             return None
-        if choice.modes is not None and self.pace_of(generator) not in self._shared.pace:
+        if choice.modes is not None and self.pace_of(generator) not in self.shared.pace:
             fits = choice.modes(frames, width, height, self.sampler)
             return next((fit.seconds for fit in fits if fit.mode == self.mode), None)
         guess = choice.limits.seconds_per_frame / (640 * 480)
-        per_pixel = self._shared.pace.get(self.pace_of(generator), guess)
+        per_pixel = self.shared.pace.get(self.pace_of(generator), guess)
         return per_pixel * frames * width * height
 
     def estimate_keyframes(
         self, generator: str, keyframes: int, width: int, height: int
     ) -> float | None:
         """Seconds that completing a place with so many keyframes takes at most."""
-        choice = self.generators.get(generator)
+        choice = self.shared.generators.get(generator)
         if choice is not None and choice.modes is not None:
             fits = choice.modes(1, width, height, self.sampler)
             one = next((fit.seconds for fit in fits if fit.fits), None)
@@ -204,16 +171,11 @@ class Session:
 
     def pace_of(self, generator: str) -> str:
         """The name under which the speed of a generator in its mode is kept."""
-        choice = self.generators.get(generator)
+        choice = self.shared.generators.get(generator)
         modes = choice is not None and choice.modes is not None
         return f"{generator} {self.mode} {self.sampler}" if modes else generator
 
     # ---- jobs ----------------------------------------------------------------------------------
-
-    @property
-    def depth_model(self) -> DepthModel:
-        """Of the machine, for all sessions."""
-        return self._shared.depth_model
 
     def open(self, path: Path | str | Sequence[Path], name: str) -> Job:
         """Read a person's file, or several photos, and make it the world.
@@ -226,8 +188,8 @@ class Session:
         source = Path(path) if isinstance(path, (str, Path)) else list(path)
         return self._start(
             "open",
-            lambda job: self._opening.file(job, name),
-            first=lambda job: self._opening.read(job, source, name),
+            lambda job: self.loader.file(job, name),
+            first=lambda job: self.loader.read(job, source, name),
         )
 
     def add(self, photos: Sequence[Path]) -> Job:
@@ -246,14 +208,14 @@ class Session:
 
         def read(job: Job) -> Capture:
             job.on_step(0, 0, f"Reading {len(photos)} photo{'s' if len(photos) > 1 else ''}")
-            return self._shared.read_pictures(photos, lambda: job.cancelled)
+            return self.shared.read_pictures(photos, lambda: job.cancelled)
 
         def work(job: Job) -> AddReport:
             course = StagedProgress(job.on_step, ADDED)
             with job.stopping():
                 report = edits.add(self.world, job.first_result, on_step=course)
             if report.added:
-                self._saving.save(job)
+                self.saving.save(job)
             return report
 
         return self._start("add", work, first=read)
@@ -265,11 +227,11 @@ class Session:
             WorldStereoError: there is no such example.
             WorldBusy: another job of this session runs.
         """
-        found = next((one for one in self._shared.examples if one.key == key), None)
+        found = next((one for one in self.shared.examples if one.key == key), None)
         if found is None:
-            names = ", ".join(one.key for one in self._shared.examples)
+            names = ", ".join(one.key for one in self.shared.examples)
             raise WorldStereoError(f"There is no example named {key[:40]!r}. There are: {names}.")
-        return self._start("open", lambda job: self._opening.example(job, found, save))
+        return self._start("open", lambda job: self.loader.example(job, found, save))
 
     def explore(
         self,
@@ -361,8 +323,8 @@ class Session:
 
         def work(job: Job) -> tuple[Clip, ...]:
             held = self.mode if choice.modes is not None else ""
-            made = self._shared.generator(choice.name, held, job.on_step)
-            before = self.scene.revision
+            made = self.shared.generator(choice.name, held, job.on_step)
+            before = self.world.scene.revision
             try:
                 with job.stopping():
                     return edits.complete(
@@ -378,11 +340,13 @@ class Session:
                         on_step=job.on_step,
                     )
             except OutOfMemory:
-                self._shared.forget(choice.name)
+                self.shared.forget(choice.name)
                 raise
             finally:
-                if self.scene.revision != before:  # finished steps stay, whatever ended the rest
-                    self._saving.save(job)
+                if (
+                    self.world.scene.revision != before
+                ):  # finished steps stay, whatever ended the rest
+                    self.saving.save(job)
 
         return self._start(
             "complete", work, accepted=lambda: self._chose(choice, mode, sampler, prompt)
@@ -390,7 +354,7 @@ class Session:
 
     def _usable(self, generator: str) -> GeneratorChoice:
         """The generator of that name, "" for the last chosen; raises where it cannot run here."""
-        choice = self.generators.get(generator or self.generator)
+        choice = self.shared.generators.get(generator or self.generator)
         if choice is None or choice.why_not:
             why = choice.why_not if choice else f"There is no generator named {generator[:40]!r}."
             raise WorldStereoError(why)
@@ -418,7 +382,7 @@ class Session:
         if camera is None:
             raise WorldStereoError(NOBODY_LOOKS)
         path = Trajectory(Cameras.stack([camera]), "view from here")
-        choices = (self.generator, *self.generators)
+        choices = (self.generator, *self.shared.generators)
         name = next((one for one in choices if self._makes(one, path)), self.generator)
         return self.explore(path, generator=name, guide="fused", aside=True)
 
@@ -428,7 +392,7 @@ class Session:
         def work(job: Job) -> Scene:
             with job.stopping():
                 scene = edits.keep(self.world, take, on_step=job.on_step)
-            self._saving.save(job)
+            self.saving.save(job)
             return scene
 
         return self._start("keep", work)
@@ -444,7 +408,7 @@ class Session:
         """
 
         def work(job: Job) -> tuple[NextView, ...]:
-            scene = self.scene
+            scene = self.world.scene
             with job.stopping():
                 found = next_best_views(scene, GHOSTS, on_step=job.on_step)
             self.unseen = Unseen(scene, found)
@@ -454,7 +418,7 @@ class Session:
         return self._start("unseen", work)
 
     def _makes(self, name: str, path: Trajectory) -> bool:
-        choice = self.generators.get(name)
+        choice = self.shared.generators.get(name)
         if choice is None or choice.why_not or choice.limits is None:
             return False
         try:
@@ -467,8 +431,8 @@ class Session:
         """Register the given views to each other, or put them back where they were given."""
 
         def work(job: Job) -> Scene:
-            plan, before = self.plan, self.world.registration
-            given = [view for view in self.scene.views if view.step == 0]
+            plan, before = self.planned.path, self.world.registration
+            given = [view for view in self.world.scene.views if view.step == 0]
             course = StagedProgress(job.on_step, stages_of(given, register=on))
             with job.stopping():
                 scene = edits.set_registration(self.world, on, on_step=course)
@@ -482,7 +446,7 @@ class Session:
                 through = keys if self.planned.keyframes is not None else None
                 self.planned = replace(self.planned, path=plan, keyframes=through)
                 self.viewport.show_plan(plan, keys)
-            self._saving.save(job)
+            self.saving.save(job)
             return scene
 
         return self._start("registration", work)
@@ -504,14 +468,14 @@ class Session:
             job = Job(kind, work, changed=self._job_changed, first=first)
             accepted()
             self.job = job
-            self._shared.worker.submit(self.token, job)
+            self.shared.worker.submit(self.token, job)
         return job
 
     def _explore(
         self, job: Job, choice: GeneratorChoice, trajectory: Trajectory, *, guide: str, **rest: Any
     ) -> Clip:
         mode = self.mode if choice.modes is not None else ""
-        made = self._shared.generator(choice.name, mode, job.on_step)
+        made = self.shared.generator(choice.name, mode, job.on_step)
         heard = RequestRecorder(made)
         began = time.monotonic()
 
@@ -522,7 +486,7 @@ class Session:
 
         previewed = self._previewed
         kind: Any = guide
-        if previewed is not None and previewed.matches(self.scene, trajectory, guide):
+        if previewed is not None and previewed.matches(self.world.scene, trajectory, guide):
             kind = previewed.guide  # the very frames that were previewed
         try:
             with job.stopping():
@@ -536,15 +500,15 @@ class Session:
                     **rest,
                 )
         except OutOfMemory as error:
-            self._shared.forget(choice.name)
+            self.shared.forget(choice.name)
             self.mode = error.smaller or self.mode
             raise
         size = trajectory.cameras.width * trajectory.cameras.height
         seconds = time.monotonic() - began
         if len(clip) > 1:  # a single view says little of a clip's pace
-            self._shared.measured(self.pace_of(choice.name), seconds / len(clip) / size)
+            self.shared.measured(self.pace_of(choice.name), seconds / len(clip) / size)
         self.attention.keep(clip, heard, choice.name, mode)
-        self._saving.save(job)
+        self.saving.save(job)
         return clip
 
     def look(self, view: int, pixel: tuple[float, float], *, layer: int = 0, step: int = 0) -> Job:
@@ -554,8 +518,8 @@ class Session:
             WorldStereoError: no such view, or its clip cannot be looked into.
             WorldBusy: another job of this session runs.
         """
-        asked = self.attention.of(self.scene, view)
-        frame = self.scene.views[view].frame
+        asked = self.attention.of(self.world.scene, view)
+        frame = self.world.scene.views[view].frame
         return self._start(
             "attention",
             lambda job: self.attention.row(asked, frame, pixel, layer, step, job.on_step),
@@ -609,7 +573,7 @@ class Session:
         rows = self._selected_rows()
         if len(rows) == 0:
             return 0
-        selected = torch.zeros(len(self.scene.cloud), dtype=torch.bool)
+        selected = torch.zeros(len(self.world.scene.cloud), dtype=torch.bool)
         selected[torch.from_numpy(rows)] = True
         self._selection = None
         return self._quick(lambda: edits.delete_points(self.world, selected))
@@ -632,16 +596,16 @@ class Session:
 
     def rescale(self, factor: float) -> None:
         """Correct the scale: what measured 1 m measures `factor` m from now on."""
-        metres = (self.scene.metres_per_unit or 1.0) * factor
+        metres = (self.world.scene.metres_per_unit or 1.0) * factor
         self._quick(lambda: edits.set_scale(self.world, metres))
 
     def _quick(self, step: Callable[[], Any]) -> Any:
         if self.preparing:
             raise WorldBusy(PREPARING)
-        with self._saving.reading:  # a save that copies the memories is no reason to refuse a step
+        with self.saving.reading:  # a save that copies the memories is no reason to refuse a step
             done = step()
         self.touched = time.monotonic()
-        self._saving.save_soon()
+        self.saving.save_soon()
         return done
 
     # ---- the path --------------------------------------------------------------------------------
@@ -681,7 +645,7 @@ class Session:
         Raises:
             WorldStereoError: there is no plan, or no world yet.
         """
-        planned, scene = self.planned, self.scene
+        planned, scene = self.planned, self.world.scene
         plan = planned.path
         if plan is None:
             raise WorldStereoError("There is no path yet. Choose one under Path.")
@@ -707,19 +671,15 @@ class Session:
         if isinstance(event, Selected):
             self._selection = event
         elif isinstance(event, Measured):
-            self.measured = event.length / (self.scene.metres_per_unit or 1.0)
+            self.measured = event.length / (self.world.scene.metres_per_unit or 1.0)
 
     def _selected_rows(self) -> np.ndarray:
         selection = self._selection
-        if selection is None or selection.revision != self.scene.revision:
+        if selection is None or selection.revision != self.world.scene.revision:
             return np.zeros(0, np.int64)
         return selection.rows
 
     # ---- taking home -----------------------------------------------------------------------------
-
-    def export(self, fmt: str, **options: Any) -> bytes:
-        """The published scene in a format of `exports.exporters()`. Raises `ExportError`."""
-        return export.export(self.scene, fmt, **options)
 
     def preview_mesh(self, on_step: OnStep = ignore, **options: Any) -> int:
         """Shows the mesh that the mesh exports would write, in the viewport; its bytes as GLB.
@@ -727,34 +687,16 @@ class Session:
         Raises:
             ExportError: no view has depth. Cancelled: `on_step` raised it.
         """
-        scene = self.scene
+        scene = self.world.scene
         data = export.export(scene, "mesh-glb", on_step=on_step, **options)
         self.viewport.show_mesh(data, np.linalg.inv(to_file(scene, (0, 1, 0))))
         return len(data)
 
-    def export_name(self, fmt: str) -> str:
-        """A file name for it, made of the world's name."""
-        return export.file_name(self.scene, fmt)
-
     # ---- saving ----------------------------------------------------------------------------------
-
-    @property
-    def saved(self) -> str:
-        """Whether the last step is on disk: "saved", "saving", or "not saved: why"."""
-        return self._saving.state
-
-    @property
-    def project(self) -> Path | None:
-        """Where the world is saved after each step; None where saving is off."""
-        return self._saving.path
-
-    def save_unsaved(self) -> None:
-        """Save a world that was opened ahead, now that somebody looks at it."""
-        self._saving.save_unsaved()
 
     def recover(self) -> None:
         """Load the saved world of this token, where there is one that can be read."""
-        found = self._saving.recover()
+        found = self.saving.recover()
         if found is not None:
             plan, notice = found
             self._notices = (notice,) if notice else ()
@@ -788,7 +730,7 @@ class Session:
             if self._closed:
                 return
             self._closed = True
-        self._saving.stop()
+        self.saving.stop()
         job = self.job
         if job is not None and not job.over:
             job.cancel()
@@ -799,5 +741,5 @@ class Session:
             except Exception:
                 log.debug("a cancelled job ended with an error", exc_info=True)
         self.viewport.close()
-        self._saving.close()
+        self.saving.close()
         self._previewed = self.job = None

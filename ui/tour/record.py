@@ -201,15 +201,15 @@ class _Player:
         session = self._session
         here = session.viewport.camera()
         if here is None:
-            here = default_view(session.scene)
+            here = default_view(session.world.scene)
         frames = max(2, round(step.seconds * self._tour.fps))
         path = Trajectory.preset(
             step.what,
             here,
             frames=frames,
-            distance=pivot_distance(session.scene, here),
+            distance=pivot_distance(session.world.scene, here),
             value=PRESETS[step.what].parameter.default if step.value is None else step.value,
-            up=session.scene.up,
+            up=session.world.scene.up,
             fps=float(self._tour.fps),
         )
         session.viewport.play(path)

@@ -12,6 +12,7 @@ from weakref import WeakKeyDictionary
 
 import gradio as gr
 
+from worldstereo import exports
 from worldstereo.errors import Cancelled, ExportError, WorldBusy
 from worldstereo.exports import GROUPS, Exporter, estimate, exporters, why_not
 from worldstereo.project import packed, state_of
@@ -105,15 +106,18 @@ class ExportTab(Part):
         if key == PROJECT:
             name, content = project_file(session)
         elif known[key].slow:
-            name, content = session.export_name(key), b""
-            write = partial(session.export, key, **options)
+            name, content = exports.file_name(session.world.scene, key), b""
+            write = partial(exports.export, session.world.scene, key, **options)
             for update in self._followed(session, write):
                 if isinstance(update, bytes):
                     content = update
                 else:
                     yield {self.said: update}
         else:
-            name, content = session.export_name(key), session.export(key, **options)
+            name, content = (
+                exports.file_name(session.world.scene, key),
+                exports.export(session.world.scene, key, **options),
+            )
         text = f"{name}, {piece.size(len(content))}"
         with tempfile.TemporaryDirectory(prefix="export-") as folder:
             path = Path(folder) / name
@@ -257,5 +261,5 @@ def _progress(step: int, total: int, message: str) -> str:
 
 def project_file(session: Session) -> tuple[str, bytes]:
     """The whole world as one file, written now: raises `WorldBusy` while a step runs."""
-    name = session.export_name("ply").rsplit(".", 1)[0]
-    return f"{name}.world.zip", packed(state_of(session.world, plan=session.plan))
+    name = exports.file_name(session.world.scene, "ply").rsplit(".", 1)[0]
+    return f"{name}.world.zip", packed(state_of(session.world, plan=session.planned.path))

@@ -136,12 +136,12 @@ class GenerateTab(Part):
         on(clip.guide.input, self.on_guide, [clip.guide])
 
     def refresh(self, session: Session) -> Updates:
-        scene, choice = session.world.scene, session.generators.get(session.generator)
+        scene, choice = session.world.scene, session.shared.generators.get(session.generator)
         limits = choice.limits if choice else None
         offered = sizes(scene, limits)
         updates: Updates = {self.clip.name: session.generator} | self._modes(session)
         if offered:
-            plan = session.plan
+            plan = session.planned.path
             now = f"{plan.cameras.width}x{plan.cameras.height}" if plan else ""
             width, height = chosen_size(now, scene, limits)
             updates[self.clip.size] = gr.update(choices=offered, value=f"{width}x{height}")
@@ -160,7 +160,7 @@ class GenerateTab(Part):
 
     def opened(self, session: Session) -> Updates:
         """A page of this session has opened: what its generator takes, with its first values."""
-        choice = session.generators.get(session.generator)
+        choice = session.shared.generators.get(session.generator)
         if choice is None or choice.limits is None:
             return {}
         prompt = session.prompt or choice.limits.default_prompt
@@ -173,7 +173,7 @@ class GenerateTab(Part):
             return dict.fromkeys(("#generator", "#memory-mode", "#frames", "#size"), PREPARING)
         why = {
             f"#generator label:nth-child({i + 1})": choice.why_not
-            for i, choice in enumerate(session.generators.values())
+            for i, choice in enumerate(session.shared.generators.values())
             if choice.why_not
         }
         fits = fits_of(session)
@@ -188,7 +188,7 @@ class GenerateTab(Part):
         """The values of `inputs`, checked: they may come from anybody."""
         rest = ("", "", "per_frame")[len(values) - 6 :]
         name, size, seed, prompt, steps, guidance, negative, mode, remember = (*values, *rest)
-        choice = session.generators.get(str(name))
+        choice = session.shared.generators.get(str(name))
         if choice is None:
             raise WorldStereoError(f"There is no generator named {str(name)[:40]!r}.")
         if choice.why_not:
@@ -224,11 +224,11 @@ class GenerateTab(Part):
     def on_generate(self, session: Session, *values: Any) -> Iterator[Updates]:
         """The one button: start the step and follow it. The job outlives this page."""
         form = self.form(session, values)
-        if session.plan is None:
+        if session.planned.path is None:
             raise WorldStereoError("Plan a path first, under Path.")
-        path = session.plan
-        choice = session.generators[form.generator]
-        size = chosen_size(form.size, session.scene, choice.limits)
+        path = session.planned.path
+        choice = session.shared.generators[form.generator]
+        size = chosen_size(form.size, session.world.scene, choice.limits)
         if choice.limits is not None and accepted_frames(len(path), choice.limits) != len(path):
             path = path.resampled(accepted_frames(len(path), choice.limits))
         session.explore(path, width=size[0], height=size[1], **form.options)
@@ -241,8 +241,8 @@ class GenerateTab(Part):
         front, budget = values[-2], whole(values[-1], "keyframes", 1, MOST_KEYFRAMES)
         if front not in FRONTS.values():
             raise WorldStereoError(f"Begin is one of {', '.join(FRONTS)}.")
-        choice = session.generators[form.generator]
-        width, height = chosen_size(form.size, session.scene, choice.limits)
+        choice = session.shared.generators[form.generator]
+        width, height = chosen_size(form.size, session.world.scene, choice.limits)
         options = {key: value for key, value in form.options.items() if key != "update"}
         session.complete(budget, here=front == "here", width=width, height=height, **options)
         yield {self.core.message: ""}
@@ -256,12 +256,12 @@ class GenerateTab(Part):
     def on_budget(self, session: Session, budget: Any, size: Any, name: Any) -> Updates:
         """What completing the place takes at most, before it is begun."""
         keyframes = whole(budget, "keyframes", 1, MOST_KEYFRAMES)
-        choice = session.generators.get(str(name))
+        choice = session.shared.generators.get(str(name))
         limits = choice.limits if choice else None
-        if choice is None or choice.why_not or not sizes(session.scene, limits):
+        if choice is None or choice.why_not or not sizes(session.world.scene, limits):
             return {self.takes_up_to: ""}
         seconds = session.estimate_keyframes(
-            choice.name, keyframes, *chosen_size(str(size), session.scene, limits)
+            choice.name, keyframes, *chosen_size(str(size), session.world.scene, limits)
         )
         return {
             self.takes_up_to: piece.render(
@@ -276,7 +276,7 @@ class GenerateTab(Part):
         """Another generator: what it accepts decides what the tab offers."""
         settings, prompt = values[:-1], values[-1]
         name = str(settings[5])
-        choice = session.generators.get(name)
+        choice = session.shared.generators.get(name)
         if choice is None or choice.why_not:
             why = choice.why_not if choice else f"There is no generator named {name[:40]!r}."
             yield {self.clip.name: session.generator}
@@ -318,7 +318,7 @@ class GenerateTab(Part):
         if guide not in GUIDES:
             raise WorldStereoError(f"The guide is one of {', '.join(GUIDES)}.")
         session.show_guide(guide)
-        return {} if session.plan is None else self.path.show_preview(session, 0)
+        return {} if session.planned.path is None else self.path.show_preview(session, 0)
 
     def on_mode(self, session: Session, mode: Any) -> Iterator[Updates]:
         """Another way to hold the weights: they are loaded with the next generation."""
@@ -381,8 +381,12 @@ class GenerateTab(Part):
     def _about(self, name: str, session: Session | None = None) -> str:
         """What each generator would add here, in the order in which they are offered."""
         unknown = None
-        if session is not None and session.plan is not None and len(session.scene.cloud) > 0:
-            unknown = f"{100 * unknown_along(session.scene, session.plan):.0f} %"
+        if (
+            session is not None
+            and session.planned.path is not None
+            and len(session.world.scene.cloud) > 0
+        ):
+            unknown = f"{100 * unknown_along(session.world.scene, session.planned.path):.0f} %"
         return piece.render(
             "generate.html",
             "about",
@@ -393,9 +397,11 @@ class GenerateTab(Part):
 
     def _missing(self, session: Session) -> str:
         """What a full turn would take, before it is begun."""
-        if not session.scene.views:
+        if not session.world.scene.views:
             return piece.render("generate.html", "missing", keyframes=0)
-        return piece.render("generate.html", "missing", keyframes=completion_budget(session.scene))
+        return piece.render(
+            "generate.html", "missing", keyframes=completion_budget(session.world.scene)
+        )
 
 
 def takes_list(session: Session) -> str:
@@ -418,13 +424,13 @@ def takes_list(session: Session) -> str:
 
 def fits_of(session: Session) -> Sequence[MemoryModeFit]:
     """The preflight of the planned clip; none where the generator has no memory modes."""
-    choice: GeneratorChoice | None = session.generators.get(session.generator)
+    choice: GeneratorChoice | None = session.shared.generators.get(session.generator)
     if choice is None or choice.modes is None or choice.why_not:
         return ()
-    if session.plan is None:
+    if session.planned.path is None:
         return choice.modes(0, 0, 0, session.sampler)
-    cameras = session.plan.cameras
-    frames = accepted_frames(len(session.plan), choice.limits)
+    cameras = session.planned.path.cameras
+    frames = accepted_frames(len(session.planned.path), choice.limits)
     return choice.modes(frames, cameras.width, cameras.height, session.sampler)
 
 

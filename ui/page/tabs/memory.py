@@ -91,7 +91,7 @@ class MemoryTab(Part):
 
     def refresh(self, session: Session) -> Updates:
         count = len(session.world.scene.views)
-        if session.sketch is not None:
+        if session.loader.sketch is not None:
             return {self.card: piece.empty(COMING)}
         updates: Updates = {self.view: gr.update(maximum=max(2, count))}
         if not count:
@@ -99,7 +99,7 @@ class MemoryTab(Part):
         return updates
 
     def why_not(self, session: Session) -> dict[str, str]:
-        if session.sketch is None:
+        if session.loader.sketch is None:
             return {}
         return dict.fromkeys(("#memory-view", "#mode", "#u", "#v"), PREPARING)
 
@@ -188,7 +188,7 @@ class MemoryTab(Part):
         self, session: Session, view: int, pixel: tuple[float, float] | None, mode: str
     ) -> Updates:
         scene = session.world.scene
-        if session.sketch is not None:
+        if session.loader.sketch is not None:
             raise WorldBusy(PREPARING)
         updates: Updates = {
             self.view: gr.update(value=view + 1, maximum=max(2, len(scene.views))),

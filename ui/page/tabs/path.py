@@ -146,7 +146,7 @@ class PathTab(Part):
         bridge("scrub", self.on_step, [self.frame], says=self.problem)
 
     def refresh(self, session: Session) -> Updates:
-        frames = len(session.plan) if session.plan else 25
+        frames = len(session.planned.path) if session.planned.path else 25
         return {
             self.frame: gr.update(maximum=max(2, frames)),
             self.keys: self._keyframes(session),
@@ -155,9 +155,9 @@ class PathTab(Part):
 
     def opened(self, session: Session) -> Updates:
         """A page that opens on a planned path: its tile, slider and start as they were left."""
-        settings = session.settings
+        settings = session.planned.settings
         updates: Updates = {self.clip.guide: session.planned.guide}
-        if session.plan is None or not isinstance(settings, Settings):
+        if session.planned.path is None or not isinstance(settings, Settings):
             return updates
         updates |= {self.preset: settings.preset, self.start: settings.start}
         updates |= self._looks(settings.preset)
@@ -165,7 +165,7 @@ class PathTab(Part):
             slider: dict[str, Any] = slider_of(settings.preset) | {"value": settings.value}
             updates[self.value] = gr.update(**slider)
             updates[self.start] = gr.update(value=settings.start, visible=True)
-        return updates | {self.clip.frames: len(session.plan)}
+        return updates | {self.clip.frames: len(session.planned.path)}
 
     def why_not(self, session: Session) -> dict[str, str]:
         why = {}
@@ -177,7 +177,7 @@ class PathTab(Part):
             why["#look"] = BUSY
         elif not session.matchable:
             why["#look"] = "This world has no input views to start from."
-        if session.plan is None:
+        if session.planned.path is None:
             why["#frame"] = "Plan a path first."
         return why
 
@@ -192,7 +192,7 @@ class PathTab(Part):
 
     def first_plan(self, session: Session) -> Updates:
         """A sensible path for a world that has just been opened; {} where there is no world."""
-        scene = session.scene
+        scene = session.world.scene
         if not scene.views and not len(scene.cloud):
             return {}
         default = parameter(FIRST_PRESET)
@@ -241,10 +241,10 @@ class PathTab(Part):
         return self._planned(session) | self.show_preview(session, len(path) - 1, final=False)
 
     def _planned(self, session: Session) -> Updates:
-        assert session.plan is not None
+        assert session.planned.path is not None
         return (
             {
-                self.frame: gr.update(maximum=max(2, len(session.plan)), value=1),
+                self.frame: gr.update(maximum=max(2, len(session.planned.path)), value=1),
                 self.keys: self._keyframes(session),
                 self.problem: "",
             }
@@ -254,7 +254,7 @@ class PathTab(Part):
 
     def _waiting(self, session: Session, preset: str) -> Updates:
         """Nothing to make this path of yet: no plan, and the preview says what to do."""
-        session.set_plan(None, settings=session.settings, guide=session.planned.guide)
+        session.set_plan(None, settings=session.planned.settings, guide=session.planned.guide)
         return (
             {
                 self.preview: piece.empty(WAITING[preset]),
@@ -296,14 +296,14 @@ class PathTab(Part):
 
     def on_step(self, session: Session, data: dict[str, Any], frame: Any) -> Updates:
         """The keys [ and ]."""
-        last = len(session.plan) if session.plan else 1
+        last = len(session.planned.path) if session.planned.path else 1
         by = 1 if data.get("by", 1) in (1, "1") else -1
         wanted = max(1, min(last, whole(frame, "frame", 1, 100_000) + by))
         return {self.frame: wanted} | self.show_preview(session, wanted - 1, final=True)
 
     def show_preview(self, session: Session, frame: int, *, final: bool = True) -> Updates:
         """One frame of the path: a draft while something moves, what the generator gets at rest."""
-        if session.plan is None:
+        if session.planned.path is None:
             raise WorldStereoError("Plan a path first.")
         shown = session.preview(frame, final=final)
         kind = "as the generator will see it" if final else "draft of the cloud"
@@ -313,7 +313,7 @@ class PathTab(Part):
             "preview",
             image=piece.picture(tinted(shown.color, shown.known), 680),
             frame=frame + 1,
-            total=len(session.plan),
+            total=len(session.planned.path),
             kind=kind,
             percent=f"{100 * shown.unknown:.0f}",
             what=what,
@@ -323,9 +323,9 @@ class PathTab(Part):
         return {self.preview: card}
 
     def _frame(self, session: Session, value: Any) -> int:
-        if session.plan is None:
+        if session.planned.path is None:
             raise WorldStereoError("Plan a path first.")
-        return min(len(session.plan), whole(value, "frame", 1, 100_000)) - 1
+        return min(len(session.planned.path), whole(value, "frame", 1, 100_000)) - 1
 
     # ---- keyframes and flights ---------------------------------------------------------------
 

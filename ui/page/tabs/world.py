@@ -171,7 +171,8 @@ class WorldTab(Part):
             self.facts: self._facts(session),
             self.table: self._table(session),
             self.registered: gr.update(
-                value=session.registered, interactive=not _why_not_registered(scene)
+                value=(session.world.registration is not None),
+                interactive=not _why_not_registered(scene),
             ),
             self.drawing: "live" if viewport.live else viewport.drawing,
             self.color: viewport.color_mode,
@@ -231,7 +232,7 @@ class WorldTab(Part):
 
     def on_get_model(self, session: Session) -> Iterator[Updates]:
         """The press is the consent: one download, which anybody here may follow or stop."""
-        job = session.depth_model.get()
+        job = session.shared.depth_model.get()
         yield self._model(session)
         for now in job:
             if job.over:
@@ -249,12 +250,12 @@ class WorldTab(Part):
             yield self._model(session)
 
     def on_stop_model(self, session: Session) -> Updates:
-        session.depth_model.stop()
+        session.shared.depth_model.stop()
         return {self.stop_model: gr.update(visible=False)}
 
     def _model(self, session: Session) -> Updates:
         """Which depth a photo gets here, and the button while there is a better one to be had."""
-        model = session.depth_model
+        model = session.shared.depth_model
         if model.busy:
             words = "The depth model is being downloaded."
         elif model.name:
@@ -288,7 +289,7 @@ class WorldTab(Part):
         if job is None or job.kind != "add" or job.state != "done":
             return ""
         report: AddReport = job.result()
-        views = len(session.scene.views)
+        views = len(session.world.scene.views)
         if any(photo.view is not None and photo.view >= views for photo in report.photos):
             return ""  # undone since
         lines = placed_lines(report)
@@ -428,7 +429,7 @@ class WorldTab(Part):
         scene = session.world.scene
         some = _some(scene)
         if session.preparing:
-            name = session.sketch.name if session.sketch else "A new world"
+            name = session.loader.sketch.name if session.loader.sketch else "A new world"
             kept = scene.name if some else ""
             frames = [] if session.job is None else list(session.job.frames[:ROWS])
             read = [piece.picture(frame, 160, 80) for frame in frames]
@@ -446,7 +447,7 @@ class WorldTab(Part):
         notes = [*scene.notices, *session.notices, *session.viewport.notices, *scene.checks]
         if scene.rough_depth:
             notes.insert(0, "Depth is a rough estimate from one photo.")
-        if session.project is not None:
+        if session.saving.path is not None:
             kept = self.core.sessions.config.keep
             notes.append(f"Saved after each step. Kept here: {kept}; oldest deleted first.")
         left_out = [
@@ -457,7 +458,7 @@ class WorldTab(Part):
         return piece.render("world.html", "facts", pairs=rows, notes=notes, left_out=left_out)
 
     def _table(self, session: Session) -> str:
-        scene, registration = session.world.scene, session.registration
+        scene, registration = session.world.scene, session.world.registration
         given = [view for view in scene.views if view.step == 0]
         if session.preparing:
             return piece.muted("Shown when the new world is ready.")
