@@ -227,3 +227,49 @@ def test_fast_kernels_that_others_call_are_inlined():
                 if "fastmath" in said and "inline" not in said.lower():
                     loose.append(f"{path.name}: {name} calls {callee}")
     assert loose == []
+
+
+def _forwards(method: ast.FunctionDef) -> bool:
+    """Whether a method's whole body reads or calls one thing of another object, as it is."""
+    body = [
+        s
+        for s in method.body
+        if not (isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant))
+    ]
+    if len(body) != 1 or not isinstance(body[0], ast.Return | ast.Expr) or body[0].value is None:
+        return False
+    value = body[0].value
+    if isinstance(value, ast.Call):
+        given = [*value.args, *(keyword.value for keyword in value.keywords)]
+        if not all(isinstance(argument, ast.Name | ast.Starred) for argument in given):
+            return False
+        value = value.func
+    names = []
+    while isinstance(value, ast.Attribute):
+        names.append(value.attr)
+        value = value.value
+    return isinstance(value, ast.Name) and value.id == "self" and len(names) > 1
+
+
+def test_the_session_layer_forwards_nothing():
+    """The page asks the world, the plan or the saving itself."""
+    example = """class A:
+    def a(self): return self.b.c
+    def d(self, x): self.b.e(x)
+    def f(self): return self.b"""
+    known = ast.parse(example).body[0]
+    assert isinstance(known, ast.ClassDef)
+    assert [_forwards(m) for m in known.body if isinstance(m, ast.FunctionDef)] == [
+        True,
+        True,
+        False,
+    ]
+    tree = ast.parse((ROOT / "ui/session/session.py").read_text())
+    methods = [
+        m
+        for c in tree.body
+        if isinstance(c, ast.ClassDef)
+        for m in c.body
+        if isinstance(m, ast.FunctionDef)
+    ]
+    assert [m.name for m in methods if _forwards(m)] == []
