@@ -49,7 +49,7 @@ class AppConfig:
     """worldstereo-camera, worldstereo-memory or worldstereo-memory-dmd; the quickest there is."""
 
     base: Path | None = None
-    """Folder of the Wan base model, where the checkpoint does not name one that is at hand."""
+    """Folder of the Wan base model, where the checkpoint does not name one that is installed."""
 
     painter: str = "auto"
     """Who paints for the inpaint generator: telea, navier-stokes, or a folder or hub id (in the

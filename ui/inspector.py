@@ -30,7 +30,7 @@ REFUSED = 0.02
 """A reference with less of a say than this is drawn as refused."""
 
 REASONS = {
-    "looked through": "that view looks through this point",
+    "looked through": "that view sees past this point",
     "behind": "hidden behind a nearer surface",
     "angle": "seen at too different an angle",
     "edge": "at a depth edge there",

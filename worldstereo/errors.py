@@ -18,7 +18,7 @@ class WorldBusy(WorldStereoError):
 
 
 class WeightsMissing(WorldStereoError):
-    """A generator or depth model was asked for whose weights are not at hand."""
+    """A generator or depth model was asked for whose weights are not installed."""
 
 
 class OutOfMemory(WorldStereoError):

@@ -102,7 +102,7 @@ class Film(Part):
     def on_brushed(self, session: Session, data: dict[str, Any], *values: Any) -> Iterator[Updates]:
         """A part of a frame that a person brushed over: paint it again, or leave it empty.
 
-        The path is made anew, as one step: what was captured, and what was invented elsewhere, is
+        The path is generated again, as one step: what was captured, or invented elsewhere, is
         shown as it was.
         """
         clip = session.world.scene.clips[_clip_index(session.world.scene, data.get("clip"))]
@@ -110,7 +110,7 @@ class Film(Part):
             raise WorldStereoError("A take is not remembered yet. Keep it, then brush.")
         now = session.world.registration.revision if session.world.registration else 0
         if clip.registration != now:
-            raise WorldStereoError("The views were registered anew since. Generate the clip again.")
+            raise WorldStereoError("The views were registered since. Generate the clip again.")
         frame = whole(data.get("frame"), "frame", 0, len(clip) - 1)
         camera = clip.trajectory.cameras[frame]
         mask = brushed(data.get("strokes"), data.get("width"), camera.width, camera.height)

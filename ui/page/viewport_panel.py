@@ -85,7 +85,7 @@ class ViewportPanel(Part):
         """What happened in the viewport, as its events socket told the page."""
         kind = data.get("kind")
         if session.loader.sketch is not None and kind in ("pick", "view", "measure", "selection"):
-            return {}  # of what is only being prepared nobody remembers anything yet
+            return {}  # of what is only being prepared nothing is remembered yet
         if kind == "pick":
             return self.memory.at_point(session, data.get("point"), mode)
         if kind == "view":

@@ -1,4 +1,4 @@
-"""Refuses events that no page of ours sends, in one line: of files that nobody uploaded, of
+"""Refuses events that no page of ours sends, in one line: of files that were not uploaded, of
 handlers that there are not, or no JSON at all.
 
 Gradio refuses them too, with its own stack in the log for each: anybody could fill a log so.

@@ -67,7 +67,7 @@ class Autosave:
             self.state = f"not saved: {reason(error)}"
             log.warning("a world could not be saved: %s", reason(error))
         except Exception:  # the step is done and published: it must not fail for its copy on disk
-            self.state = "not saved: it failed inside, see the app's log"
+            self.state = "not saved: internal error, see the app's log"
             log.exception("a world could not be saved")
         else:
             self.state = "saved"
@@ -80,7 +80,7 @@ class Autosave:
         self._shared.worker.submit(self._token, Job("save", self.save, self._done))
 
     def save_unsaved(self) -> None:
-        """Save a world that was opened ahead, now that somebody looks at it."""
+        """Save a world that was opened ahead, now that a visitor looks at it."""
         if self._project is None and self._world.history:
             self.save_soon()
 

@@ -25,7 +25,7 @@ OVER = ("done", "cancelled", "failed")
 
 MIN_REPORT_SECONDS = 0.125  # seconds between two progress reports of one follower
 MAX_REPORT_SECONDS = 0.5
-SOON, FEW = 3.0, 0.1  # before so many seconds, and so small a share, nobody can say how long
+SOON, FEW = 3.0, 0.1  # before so many seconds, and so small a share, there is no estimate
 
 
 @dataclass(frozen=True)

@@ -166,7 +166,7 @@ def describe(frames: Sequence[int]) -> tuple[str, ...]:
 
 
 def new_points(frame: Frame, camera: Cameras) -> tuple[np.ndarray, np.ndarray, float]:
-    """What a new frame adds that nobody had seen: points, 8-bit colours and their width.
+    """What a new frame adds that was unseen before: points, 8-bit colours and their width.
 
     Every second pixel; the world itself decides later what it keeps.
     """

@@ -65,7 +65,7 @@ def tidy(folder: Path, keep: RetentionPolicy, in_use: Collection[Path] = ()) -> 
 
 
 def _delete(path: Path) -> bool:
-    """True when it went; a world that somebody writes, or that cannot be moved, stays."""
+    """True when it went; a world that is being written, or that cannot be moved, stays."""
     away = path.with_name(GONE + path.name)
     try:
         with Project(path):  # refused while another process has it open

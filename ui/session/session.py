@@ -255,7 +255,7 @@ class Session:
         """Generate the views of a path; they appear in `job.frames` as they are made.
 
         Args:
-            again: a region that is painted anew. empty: one that stays empty from now on.
+            again: a region that is painted again. empty: one that stays empty from now on.
             update: when it is remembered, "per_frame", "per_step" or "manual": a take, which waits
                 for `keep` or `discard`; default: as the world says.
             aside: the generator, mode and prompt last chosen stay as they are.
@@ -376,7 +376,7 @@ class Session:
         generator and prompt last chosen stay as they are.
 
         Raises:
-            WorldStereoError: nobody is looking. As `explore`.
+            WorldStereoError: no browser shows this world. As `explore`.
         """
         camera = self.viewport.stage_camera()
         if camera is None:
@@ -582,7 +582,7 @@ class Session:
         """Say where the sky is: a direction (3,) of the world, or "camera" for the visitor's up.
 
         Raises:
-            WorldStereoError: nobody is looking. ValueError: not a direction. WorldBusy.
+            WorldStereoError: no browser shows this world. ValueError: not a direction. WorldBusy.
         """
         if isinstance(direction, str):
             camera = self.viewport.camera()

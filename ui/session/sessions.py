@@ -89,7 +89,7 @@ class Sessions:
     def prepare(self) -> Session | None:
         """A session for the first visitor, opening the first example before anybody comes.
 
-        Nothing of it is saved before somebody has it. None where there is no example.
+        Nothing of it is saved before a visitor has it. None where there is no example.
         """
         if not self.examples:
             return None

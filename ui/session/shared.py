@@ -72,7 +72,7 @@ class Shared:
             return made
 
     def forget(self, name: str) -> None:
-        """Give back the card: the generator is made anew when it is next asked for."""
+        """Give back the card: the generator is made again when it is next asked for."""
         with self._making:
             self._drop(name)
 

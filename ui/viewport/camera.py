@@ -124,7 +124,7 @@ class Framing:
     def follow(self, scene: Scene, scale: float, factor: float, *, elsewhere: bool) -> None:
         """Another scene is drawn, `factor` times as large as the last in the viewport.
 
-        Where that was a poor guess, or the scene is of another place, tabs begin anew.
+        Where that was a poor guess, or the scene is of another place, tabs start again.
         """
         if elsewhere or not self.framed or not 1 / FAR_OFF < factor < FAR_OFF:
             self.frame(scene, scale)

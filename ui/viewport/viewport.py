@@ -241,7 +241,7 @@ class Viewport:
         self._post(self._follow_live)
 
     def stage_camera(self) -> Cameras | None:
-        """What the visitor sees, every corner of it, as a camera; None when nobody is looking."""
+        """What the visitor sees, every corner of it, as a camera; None without a browser."""
         client = self._client()
         if client is None:
             return None
@@ -311,7 +311,7 @@ class Viewport:
         return self._keyframes
 
     def add_keyframe(self, camera: Cameras | None = None) -> bool:
-        """Add a keyframe, by default where the visitor is. False when nobody is looking."""
+        """Add a keyframe, by default where the visitor is. False without a browser."""
         camera = self.camera() if camera is None else camera
         if camera is None:
             return False
@@ -334,7 +334,7 @@ class Viewport:
     # ---- the camera ------------------------------------------------------------------------------
 
     def camera(self, width: int = 640, height: int = 480) -> Cameras | None:
-        """Where the visitor looks from, as a camera of this size; None when nobody is looking."""
+        """Where the visitor looks from, as a camera of this size; None without a browser."""
         client = self._client()
         if client is None:
             return None
@@ -438,7 +438,7 @@ class Viewport:
             self._framing.set_up(scene)
         factor, self._scale = scale / self._scale, scale
         eyes = [poses(view.cameras)[0, :3, 3] for view in scene.views]
-        with self._server.atomic():  # one replaces the other: nobody sees an empty viewport
+        with self._server.atomic():  # one replaces the other: the viewport is never seen empty
             if sketch != self._sketched:
                 self._cloud.clear()  # points of a sketch are wider: none may stay in the world
             places = np.array(eyes, np.float32).reshape(-1, 3)

@@ -21,5 +21,5 @@ def kernel(function: Callable[..., Any] | None = None, **options: Any) -> Any:
 
 
 def has_compiler() -> bool:
-    """Whether numba is at hand; without it every function takes its torch or scipy path."""
+    """Whether numba is installed; without it every function takes its torch or scipy path."""
     return importlib.util.find_spec("numba") is not None

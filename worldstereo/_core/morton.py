@@ -66,7 +66,7 @@ class MortonTree:
             inner_boxes(self.box, self.lowest, below, padded[i - 1], here, widths[i])
 
     def remove(self, rows: Int[np.ndarray, "n"]) -> None:
-        """Points that nobody finds any more; boxes stay as they are."""
+        """Points that are found no more; boxes stay as they are."""
         if self._where is None:
             self._where = places(self.order)
         self.x[self._where[rows]] = GONE

@@ -82,7 +82,7 @@ class Explore:
     """worldstereo-camera, worldstereo-memory or worldstereo-memory-dmd."""
 
     base: Path | None = None
-    """Folder of the Wan base model, where the checkpoint does not name one that is at hand."""
+    """Folder of the Wan base model, where the checkpoint does not name one that is installed."""
 
     memory_mode: str = "auto"
     """How the weights fit the card: auto, full, float8, int8, int4, group or sequential."""

@@ -277,8 +277,8 @@ def guarded(task: Task, out: Path, gigabytes: float, alone: bool = False) -> Res
         text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         message = text.splitlines()[0][:160] if text else type(error).__name__
     except Exception as error:  # one broken task never stops the rest
-        log.exception("a task failed inside")
-        message = f"failed inside: {type(error).__name__}"
+        log.exception("a task failed: internal error")
+        message = f"internal error: {type(error).__name__}"
     finally:
         trim()
     return Result(task.key, task.name, task.row, "failed", message, time.monotonic() - began)

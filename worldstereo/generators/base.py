@@ -63,13 +63,13 @@ class GeneratorLimits:
     max_pixels: int = 1920 * 1088
     prompt: bool = False
     default_prompt: str = ""
-    """What to begin with where nobody has written a prompt."""
+    """What to begin with where no prompt was written."""
     steps: tuple[int, int, int] | None = None
     """(least, most, default) denoising steps; None where there are none."""
     guidance: float | None = None
     """The guidance scale to begin with; None where there is no guidance, nor a negative prompt."""
     negative_prompt: str = ""
-    """What guidance leads away from where nobody says otherwise."""
+    """What guidance leads away from by default."""
     seconds_per_frame: float = 0.5
     """A first guess for 640x480 on two cores; the app replaces it by what it measures."""
 
@@ -270,7 +270,7 @@ def patch_features(color: Float[Tensor, "T 3 H W"]) -> Float[Tensor, "T 48 h w"]
 
 
 def as_view(frame: Frame, camera: Cameras, step: int, index: int) -> View:
-    """A generated frame as the memories keep it: only what nobody had seen has depth."""
+    """A generated frame as the memories keep it: only what was unseen before has depth."""
     return generated(
         frame.color,
         frame.depth,

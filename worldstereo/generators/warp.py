@@ -26,7 +26,7 @@ class WarpGenerator:
     """Copies what was seen, through both memories; fills the rest smoothly and marks it invented.
 
     Needs neither weights nor GPU. Every frame is the guide's frame: each pixel attends to the
-    remembered pixels that correspond to it in 3D (`synthesis`). Where nobody saw anything, what
+    remembered pixels that correspond to it in 3D (`synthesis`). Where no view saw anything, what
     earlier frames of the same path invented there is used again, so that neighbours agree. The
     same request gives the same bits on the CPU; nothing random is drawn, whatever the seed.
     """

@@ -1,6 +1,6 @@
 """glTF 2.0 and GLB: triangles and points of the default scene, vertex colours and base textures.
 
-trimesh reads the arrays and walks the tree, but of a document that is written anew here: it holds
+trimesh reads the arrays and walks the tree, but of a document that is written again here: it holds
 only what was checked before (lengths, accessor bounds, the node tree, required extensions) and
 nothing that is outside the file. Pictures are decoded by `images`, with its limits.
 """

@@ -295,7 +295,7 @@ def _loaded(name: str, picture: Image.Image) -> Image.Image:
         raise
     except Exception:
         raise refusal(
-            name, "the picture is cut off or damaged", "Copy it again or save it anew"
+            name, "the picture is cut off or damaged", "Copy it again or save it again"
         ) from None
     return picture
 

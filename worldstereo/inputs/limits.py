@@ -153,7 +153,7 @@ def refusal(name: str, wrong: str, way_out: str) -> InputRefused:
     return InputRefused((head + wrong + tail)[:MAX_LINE])
 
 
-MIN_ROWS = 3  # rows that must be left: with two, nobody can tell which of them is wrong
+MIN_ROWS = 3  # rows that must be left: with two, it cannot be told which is wrong
 
 
 class Losses:
@@ -204,7 +204,7 @@ def size_text(n: float | int) -> str:
 
 
 def unknown_failure(name: str) -> InputRefused:
-    """The line for a failure nobody foresaw; the traceback goes to the log under its number."""
+    """The line for an unexpected failure; the traceback goes to the log under its number."""
     case = secrets.token_hex(2)
     log.exception("import failed (case %s)", case)
     return InputRefused(f"{shown(name)} could not be read (case {case}). The world is unchanged.")

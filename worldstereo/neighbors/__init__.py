@@ -55,7 +55,7 @@ def build_index(points: Tensor | np.ndarray, kind: str = "auto") -> SpatialIndex
 
 
 def exact_index(points: Float[np.ndarray, "N 3"]) -> SpatialIndex:
-    """The fastest exact index at hand for points that live on the CPU."""
+    """The fastest exact index available for points that live on the CPU."""
     if has_compiler():
         from worldstereo._core.morton import MAX_COUNT, REACH, reach
         from worldstereo.neighbors.compiled import CompiledIndex

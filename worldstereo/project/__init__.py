@@ -226,7 +226,7 @@ def packed(state: ProjectState) -> bytes:
 
 
 def unpacked(state: ProjectState, folder: Path) -> None:
-    """Into a new folder that nobody else has: no lock, no earlier save, nothing made durable."""
+    """Into a new folder of its own: no lock, no earlier save, nothing made durable."""
     (folder / MEMBERS).mkdir(parents=True)
 
     def store(name: str, content: bytes) -> None:

@@ -18,7 +18,7 @@ def takes(path: Path) -> bool:
 
 
 def write(path: Path, name: str, folder: Path, limits: Limits) -> None:
-    """Reads the file and writes what it holds anew, as our own writer does.
+    """Reads the file and writes what it holds again, as our own writer does.
 
     Raises:
         InputRefused: as `project.load`.

@@ -70,7 +70,7 @@ class SurfaceOptions:
     """With the surfaces that a generator made, marked."""
 
     fill_holes: bool = False
-    """With surfaces that nobody measured, completed from their surroundings, marked."""
+    """With surfaces that were not measured but completed from their surroundings, marked."""
 
     texture: int = 2048
     """Side of the texture in pixels; 0 for vertex colours only."""

@@ -232,7 +232,7 @@ def crossing_cells(value, total, out):
                     s = value[a, b, d]
                     low = min(low, s)
                     high = max(high, s)
-                # a jump from free to deep inside is no surface: nobody measured one between
+                # a jump from free to deep inside is no surface: none was measured between
                 inside = known and low < 0 < high
                 out[i, j, k] = inside
                 found += inside

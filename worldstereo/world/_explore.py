@@ -134,7 +134,7 @@ def explore(
     empty: EmptyRegion | None = None,
     keyframes: int | None = None,
 ) -> Clip:
-    """Generate the views of a path and fold what nobody had seen into both memories.
+    """Generate the views of a path and fold what was unseen into both memories.
 
     `world.update_frequency` decides when: "per_frame" before the next frame is asked for,
     "per_step" after the clip; "manual" makes a take, which waits for `keep` or `discard`. Frames

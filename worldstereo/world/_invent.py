@@ -68,7 +68,7 @@ def fold_inventions(
 
 
 def visited(history: Sequence[StepRecord], path: Trajectory) -> bool:
-    """Whether this path was painted, and nothing was taken away or found anew since.
+    """Whether this path was painted, and nothing was taken away or found since.
 
     What its keyframes left unknown then is not painted on a second visit, which is to be the same.
     """

@@ -217,7 +217,7 @@ class World:
         return memory, disk
 
     def rest(self) -> bool:
-        """Leaves memory until somebody comes back: all that is held goes to disk, nothing changes.
+        """Leaves memory until it is used again: all that is held goes to disk, nothing changes.
 
         Reading, steps and undo work as before; the first of them takes a moment longer. False
         where a step runs.
@@ -292,7 +292,7 @@ class World:
         return self._travel(self._undone, self._done)
 
     def memories(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """State of both memories, for saving; waits for nobody and refuses while a step runs."""
+        """State of both memories, for saving; does not wait, and refuses while a step runs."""
         with self._writing():
             geometry = {k: v.clone() for k, v in self._geometry.state_dict().items()}
             stereo = {k: v.clone() for k, v in self._stereo.state_dict().items()}

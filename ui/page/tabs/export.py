@@ -193,7 +193,7 @@ class ExportTab(Part):
                     shown = time.monotonic()
                     yield _progress(*news)
         finally:
-            stop.set()  # the tab was closed: nobody waits for the file
+            stop.set()  # the tab was closed: the file is not wanted any more
             thread.join()
             del self._stops[session]
         if isinstance(outcome[0], BaseException):

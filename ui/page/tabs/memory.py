@@ -285,7 +285,7 @@ class MemoryTab(Part):
             )
             figure = f"{share:.0f} %"
         else:
-            meaning, figure = "No reference shows this place: there is no window to look into.", ""
+            meaning, figure = "No reference shows this place: there is no matching region.", ""
         peak, side = float(row.weights.max()), 680 // min(3, len(row.views))
         tiles = []
         for k, index in enumerate(row.views):
@@ -370,7 +370,7 @@ class MemoryTab(Part):
             text = (
                 "No other view sees this one."
                 if not target.generated
-                else "Made from the cloud alone."
+                else "Rendered from the point cloud only."
             )
             return self._clickable(target, scene) + piece.empty(text)
         maps = inspector.weight_maps(scene, target)

@@ -245,7 +245,7 @@ def choose_mode(size: ModelSize, clip: ClipSize, card: Card) -> str:
 
 
 def smaller_mode(name: str) -> str | None:
-    """The next mode that takes less of the card, if there is one at hand."""
+    """The next mode that takes less of the card, if there is one."""
     order = [
         mode.name
         for mode in MODES.values()

@@ -62,7 +62,7 @@ class InpaintOptions:
 
 
 class InpaintGenerator:
-    """Paints what nobody saw at the fewest cameras that see it, with any inpainting model.
+    """Paints unseen areas at the fewest cameras that see it, with any inpainting model.
 
     Known pixels are never changed. The same request gives the same bits where the painter's do.
 

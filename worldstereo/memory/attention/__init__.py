@@ -144,7 +144,7 @@ def has_numba() -> bool:
 
 
 def fits_kernel(*tensors: Tensor) -> bool:
-    """Whether the compiled path may be used: CPU, float32, and nobody wants a gradient."""
+    """Whether the compiled path may be used: CPU, float32, and no gradient is wanted."""
     graded = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
     plain = all(t.device.type == "cpu" and t.dtype == torch.float32 for t in tensors)
     return plain and not graded and has_numba()

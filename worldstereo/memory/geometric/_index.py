@@ -2,7 +2,7 @@
 
 After a change the large index only steps over the points that moved or went; they and the new ones
 are searched in a small index of their own. When that has grown to a part of the cloud, everything
-is indexed anew: the cost per changed point does not grow with the cloud (amortised).
+is indexed again: the cost per changed point does not grow with the cloud (amortised).
 """
 
 import numpy as np

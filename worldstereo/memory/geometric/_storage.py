@@ -50,7 +50,7 @@ class Difference:
     """Columns stored there."""
 
     def spill(self) -> None:
-        """Moves what is kept to disk: it is read when somebody goes back, if ever."""
+        """Moves what is kept to disk: it is read when an earlier state is restored, if ever."""
         arrays = [self.slots, self.revived, self.killed, *self.values.values(), *self.tail.values()]
         moved = iter(arrays_on_disk(arrays))
         self.slots, self.revived, self.killed = next(moved), next(moved), next(moved)
@@ -74,7 +74,7 @@ class Storage:
         self.hash: BrickHash | None = None
 
     def spill(self) -> None:
-        """Moves the columns to disk; the index over them is built anew when it is needed."""
+        """Moves the columns to disk; the index over them is rebuilt when it is needed."""
         self.hash = None
         self.alive, *columns = arrays_on_disk([self.alive, *self.columns.values()])
         self.columns = dict(zip(self.columns, columns, strict=True))

@@ -8,7 +8,7 @@ compaction waits until a third of the slots is dead.
 
 Undo is a chain of differences (`Snapshot`): each state that is still held knows how to get to
 the next newer one, and restoring walks the chain and turns the differences around (Baker 1991,
-"Shallow binding makes functional arrays fast"). A state nobody holds costs nothing.
+"Shallow binding makes functional arrays fast"). A state that is not held costs nothing.
 """
 
 import weakref
@@ -65,7 +65,7 @@ class PointStore:
         self._reach = 0.0
 
     def __getstate__(self) -> dict[str, object]:
-        """A copy is a store of its own: nobody holds states of it yet."""
+        """A copy is a store of its own: no state of it is held yet."""
         return self.__dict__ | {"_here": None, "_cache": {}, "_matcher": None, "_touched": None}
 
     # ---- reading -----------------------------------------------------------------------------
@@ -85,7 +85,7 @@ class PointStore:
         return self._slots
 
     def column(self, name: str) -> np.ndarray:
-        """A column in row order: a copy that nobody writes again, shared until the next change."""
+        """A column in row order: a copy never written again, shared until the next change."""
         if name not in self._cache:
             self._cache[name] = self.rows(name)
         return self._cache[name]
@@ -282,7 +282,7 @@ class PointStore:
         tick: int | None = None,
         stretch: float | None = None,
     ) -> None:
-        """Remembers how to get back to the state before a change, if somebody holds that state."""
+        """Remembers how to get back to the state before a change, if that state is held."""
         here = self._here() if self._here is not None else None
         if here is None:
             return

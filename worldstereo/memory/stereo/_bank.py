@@ -56,7 +56,7 @@ class Change:
         return fresh
 
     def spill(self) -> None:
-        """Moves what is kept to disk: it is read when somebody goes back, if ever."""
+        """Moves what is kept to disk: it is read when an earlier state is restored, if ever."""
         for i, (names, slots, values) in enumerate(self.parts):
             if not is_on_disk(slots):
                 slots, *rest = on_disk([slots, *(values or [])])
@@ -317,7 +317,7 @@ class Bank:
             self._root, self._recording = version, None
 
     def _begin(self) -> Change | None:
-        """The change that is being recorded; None when nobody holds an earlier version."""
+        """The change that is being recorded; None when no earlier version is held."""
         if self._root.held:
             earlier = None if self._recording is None else self._recording()
             if earlier is not None and earlier.change is not None:

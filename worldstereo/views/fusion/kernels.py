@@ -197,7 +197,7 @@ def fuse_depth(
                     sz += weight[index[j]] * depth[j]
                     j += 1
                 z = sz / sw
-                if j - k == n:  # the only hypothesis: nobody offers another
+                if j - k == n:  # the only hypothesis
                     best = z
                     break
                 score = sw
@@ -364,7 +364,7 @@ def relax(values, unknown, red, trust, sweeps, omega):
     """Red-black over-relaxation of the membrane at the unknown pixels only.
 
     Args:
-        values: (h + 2, w + 2) with a border of copies nobody reads the weight of.
+        values: (h + 2, w + 2) with a border of copies whose weight is not read.
         unknown: (n,) flat indices into `values`, the first `red` of one parity.
         trust: like `values`; 0 on the border. The weight of a link is the product of its ends.
     """

@@ -56,7 +56,7 @@ from worldstereo.views.registration import (
 )
 
 STAGES = 6
-SMALL = 24  # up to so many views a newcomer that agrees with nobody is worth a global pass
+SMALL = 24  # up to so many views a newcomer that agrees with no other is worth a global pass
 WINDOW = 32  # views between two looks at what may leave memory
 PHOTO_NEIGHBOURS = 4  # photos that a new one is measured together with
 RIG_GAIN = 0.05  # dB on views left out that a camera-fixed mask must bring: a strong claim
@@ -83,7 +83,7 @@ class IntakeOptions:
     """Estimate gains towards the first view."""
 
     complete: bool = True
-    """Complete what nobody measured: membrane or infinity."""
+    """Inpaint unmeasured depth: harmonic fill, or infinity."""
 
     stereo: bool = True
     """Measure unmeasured regions by PatchMatch."""
@@ -280,7 +280,7 @@ def _whole(
         work = [
             w.moved(_at(w.pose, registration.corrected.c2w[i], unit)) for i, w in enumerate(work)
         ]
-    if photos:  # their depth is stereo already, and nobody measured what it did not find
+    if photos:  # their depth is stereo already, and what it did not find is unmeasured
         run = replace(run, options=replace(options, by_others=False, stereo=False))
     work, gains, decided = _compared_and_completed(work, range(len(work)), None, run)
     decisions += decided
@@ -513,7 +513,7 @@ def generated(
     frame: int,
     name: str = "",
 ) -> View:
-    """A generated frame as a view: it keeps its picture, and depth only where nobody saw anything.
+    """A generated frame as a view: it keeps its picture, and depth only where no view saw anything.
 
     Those pixels weigh 0.02 times the generator's own confidence and never contradict given views.
     """

@@ -1,4 +1,4 @@
-"""Depth by stereo where nobody measured: regions of RGB-D views, and photos without any depth."""
+"""Depth by stereo where it is unmeasured: regions of RGB-D views, and photos without any depth."""
 
 from collections.abc import Sequence
 from dataclasses import replace

@@ -189,7 +189,7 @@ def fill_unmeasured(
     seed: int = 0,
     options: MatchOptions | None = None,
 ) -> Filled:
-    """Depth of pixels that nobody measured, where other pictures know better than the completion.
+    """Depth of unmeasured pixels, where other pictures know better than the completion.
 
     `completed` is a depth above 0 at every pixel worth trying (membrane or far); hypotheses stay
     within a factor of 3 of it. A view whose measured depth lies behind a hypothesis looks through

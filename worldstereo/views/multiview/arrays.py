@@ -21,7 +21,7 @@ class MatchView:
     cameras: Cameras
     """The single camera that took it."""
     depth: Float[Tensor, "1 H W"] | None = None
-    """Depth that can be trusted, 0 elsewhere; None where nobody measured."""
+    """Depth that can be trusted, 0 elsewhere; None where it was not measured."""
     blocked: Bool[Tensor, "H W"] | None = None
     """True where the picture shows something fixed to the camera."""
 

@@ -3,7 +3,7 @@
 Pairs of overlapping views are matched by optical flow on what depth and poses predict; a pair
 enters the solution only if a rigid motion explains matches that were held out; then all poses are
 solved for together, the first view fixed (or another, where that leaves most in their places). A
-view that agrees with nobody keeps its pose and is named. The given poses are kept unless matches
+view that agrees with no other keeps its pose and is named. The given poses are kept unless matches
 held out of all this fit significantly better at the moved ones (`_judge`).
 
 Sources: Triggs et al. 2000 (bundle adjustment), Huber 1964 (robust weights), Kroeger et al. 2016

@@ -172,7 +172,7 @@ def _explained(m: Match, views: Sequence[ViewArrays], start: np.ndarray) -> bool
 def _residual(m: Match, T: np.ndarray, K: np.ndarray, which: np.ndarray) -> float:
     """Median distance in pixels between model and matches."""
     if not which.any():
-        return np.nan  # nobody to say so: such a pair does not count
+        return np.nan  # no evidence: such a pair does not count
     return float(np.median(distances(m, T, K, which)))
 
 

@@ -459,7 +459,7 @@ def _reason(result: tuple) -> str | None:
     return name if factors[name] < 0.5 else None
 
 
-# ---- depth and colour nobody knows -------------------------------------------------------------
+# ---- depth and colour of the unseen ------------------------------------------------------------
 
 
 def _cloud(splat: RenderResult | None, pose: Pose, unit: float) -> tuple[np.ndarray, np.ndarray]:

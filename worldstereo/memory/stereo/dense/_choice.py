@@ -91,7 +91,7 @@ class ViewIndex:
         return float(np.median(known)) if known else 1.0
 
     def _own_depth(self, pose: Pose) -> np.ndarray:
-        """Coarse depth of the target from the given views' own, where no cloud is at hand.
+        """Coarse depth of the target from the given views' own, where there is no cloud.
 
         From all of them where none was given.
         """

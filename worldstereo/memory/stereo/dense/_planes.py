@@ -56,7 +56,7 @@ def continued(
 
     A plane serves a hole whose edge lies on it while nothing around the hole lies behind it. The
     nearest of those that serve is what shows: a room is the inside of its walls. It does not show
-    where a view looks through it; nor, where nobody looked at all, next to something that stands
+    where a view looks through it; nor, where no view looked at all, next to something that stands
     before it, which as likely goes on itself.
 
     Args:
