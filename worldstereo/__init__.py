@@ -7,6 +7,8 @@ the package is quick, prints nothing and needs no optional dependency.
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from worldstereo._core.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from worldstereo.cameras import Camera as Camera
     from worldstereo.cameras import Cameras as Cameras
@@ -117,7 +119,6 @@ _HOME = {
 }
 
 __all__ = sorted(_HOME)  # noqa: PLE0605  # pyright: ignore[reportUnsupportedDunderAll]
-__version__ = "0.1.0"
 
 
 if not TYPE_CHECKING:  # an editor must not believe that every name exists

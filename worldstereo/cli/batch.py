@@ -185,7 +185,7 @@ def _task(row: Any, number: int, base: Path) -> Task:
 
 def content_hash(task: Task) -> str:
     """Hash of all that decides the result: the bytes of the input, the settings, the version."""
-    from worldstereo import __version__
+    from worldstereo._core.version import __version__
 
     digest = hashlib.sha256(__version__.encode())
     settings = {k: v for k, v in asdict(task).items() if k not in ("input", "row", "key")}

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from worldstereo import __version__
+from worldstereo._core.version import __version__
 from worldstereo.exports.archive import array, as_json
 from worldstereo.scene import Scene
 
