@@ -121,7 +121,8 @@ def test_a_camera_flies_from_where_the_visitor_is(monkeypatch):
     flown: list[Trajectory] = []
     for here in (cameras[1], None):
         viewport = SimpleNamespace(camera=lambda here=here: here, play=flown.append, playing=False)
-        session: Any = SimpleNamespace(viewport=viewport, scene=Scene(views=views, unit=2.0))
+        world = SimpleNamespace(scene=Scene(views=views, unit=2.0))
+        session: Any = SimpleNamespace(viewport=viewport, world=world)
         tour = Tour.of({"steps": [{"fly": "truck", "seconds": 1}], "fps": 10})
         player = _Player(None, session, tour, cast(Any, None), None, lambda *_: None)
         monkeypatch.setattr(player, "_pass", lambda seconds: None)
