@@ -25,7 +25,7 @@ from .tabs.generate import GenerateTab
 from .tabs.path import PathTab
 
 SIDE = 960  # px of a frame on the page
-MOST_STROKES, MOST_POINTS = 400, 40_000  # of one brushing
+MAX_STROKES, MAX_POINTS = 400, 40_000  # of one brushing
 PAIR = 640  # px of each of two frames side by side
 
 
@@ -105,7 +105,8 @@ class Film(Part):
         The path is generated again, as one step: what was captured, or invented elsewhere, is
         shown as it was.
         """
-        clip = session.world.scene.clips[_clip_index(session.world.scene, data.get("clip"))]
+        scene = session.world.scene
+        clip = scene.clips[_clip_index(scene, data.get("clip"))]
         if clip.take:
             raise WorldStereoError("A take is not remembered yet. Keep it, then brush.")
         now = session.world.registration.revision if session.world.registration else 0
@@ -117,7 +118,7 @@ class Film(Part):
         region = region_of(camera, torch.from_numpy(mask))
         options: dict[str, Any] = self.generate.form(session, values).options | {"update": None}
         if data.get("kind") == "again":
-            others = [other.seed for other in session.world.scene.clips if same_path(clip, other)]
+            others = [other.seed for other in scene.clips if same_path(clip, other)]
             options |= {"again": region, "seed": (max(others) + 1) % 2**31}
         elif data.get("kind") == "empty":
             options |= {"empty": region, "seed": clip.seed}
@@ -203,7 +204,7 @@ def brushed(strokes: Any, width: Any, columns: int, rows: int) -> np.ndarray:
     """
     import cv2
 
-    if not isinstance(strokes, list) or not 0 < len(strokes) <= MOST_STROKES:
+    if not isinstance(strokes, list) or not 0 < len(strokes) <= MAX_STROKES:
         raise WorldStereoError("Brush over a part of the picture first.")
     mask = np.zeros((rows, columns), np.uint8)
     thick = max(1, round(number(width, "width of the brush", 0.001, 0.5) * columns))
@@ -215,7 +216,7 @@ def brushed(strokes: Any, width: Any, columns: int, rows: int) -> np.ndarray:
             line = np.zeros(0)
         points += len(line)
         known = line.ndim == 2 and line.shape[1:] == (2,) and bool(np.isfinite(line).all())
-        if not known or len(line) == 0 or points > MOST_POINTS:
+        if not known or len(line) == 0 or points > MAX_POINTS:
             raise WorldStereoError("These strokes cannot be read. Brush again.")
         pixels = np.rint(line.clip(0, 1) * (columns - 1, rows - 1)).astype(np.int32)
         cv2.polylines(mask, [pixels.reshape(-1, 1, 2)], False, 1, thick)

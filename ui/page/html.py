@@ -239,7 +239,7 @@ def hud(**facts: str) -> Markup:
 
 
 def preparing(step: int, total: int, message: str, seconds_left: float | None) -> Markup:
-    """On the viewport while a world is made: that what is seen is not yet what will be used."""
+    """In the viewport while a world is made: that what is seen is not yet what will be used."""
     return render("stage.html", "preparing", **_course(step, total, message, seconds_left))
 
 

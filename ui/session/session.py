@@ -343,9 +343,8 @@ class Session:
                 self.shared.forget(choice.name)
                 raise
             finally:
-                if (
-                    self.world.scene.revision != before
-                ):  # finished steps stay, whatever ended the rest
+                # finished steps stay, whatever ended the rest
+                if self.world.scene.revision != before:
                     self.saving.save(job)
 
         return self._start(

@@ -207,7 +207,7 @@ def front_at(camera: Cameras, size: tuple[int, int]) -> NextView:
 def unknown_along(scene: Scene, path: Trajectory, frames: int = 6) -> float:
     """About which share of a path's pictures no point of the cloud covers; quick, from a few."""
     points = _thinned(scene.cloud.points)
-    few = np.unique(np.linspace(0, len(path) - 1, min(frames, len(path))).astype(int)).tolist()
+    few = _evenly(len(path), frames)
     wide = path.cameras.width >= path.cameras.height
     small = SMALL if wide else SMALL[::-1]
     shares = [1 - float(_seen(points, path.cameras[i].scaled(*small))[0].mean()) for i in few]
@@ -244,10 +244,10 @@ def _candidates(scene: Scene) -> list[Cameras]:
     views = [view for view in scene.views if view.step == 0] or list(scene.views)
     if not views:
         raise WorldStereoError("This world holds no view to start a path from.")
-    picked = np.unique(np.linspace(0, len(views) - 1, min(POSITIONS, len(views))).astype(int))
+    picked = _evenly(len(views), POSITIONS)
     up = scene.up / scene.up.norm().clamp_min(1e-9)
     out = []
-    for k in picked.tolist():
+    for k in picked:
         camera = views[k].cameras
         side = camera.c2w[:3, 0]
         moves = (0.0,) if len(picked) > POSITIONS // 2 else (0.0, STEP, -STEP)
@@ -288,6 +288,10 @@ def _seen(points: Float[Tensor, "N 3"], camera: Cameras) -> tuple[np.ndarray, np
     """Mask (h, w) of pixels with a surface, small gaps closed, and the depth drawn."""
     drawn = render_points(points, None, camera, radius=1)
     return _closed(drawn.mask[0].cpu().numpy() > 0, 3), drawn.depth[0].cpu().numpy()
+
+
+def _evenly(n: int, most: int) -> list[int]:
+    return np.unique(np.linspace(0, n - 1, min(n, most)).astype(int)).tolist()
 
 
 def _thinned(points: Float[Tensor, "N 3"]) -> Float[Tensor, "M 3"]:

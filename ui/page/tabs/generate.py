@@ -7,12 +7,15 @@ anything is loaded; what does not fit stays visible, switched off, with its reas
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import gradio as gr
 import numpy as np
 
 from worldstereo.errors import WorldStereoError
 from worldstereo.generators import GeneratorLimits, MemoryModeFit, SamplerConfig
+from worldstereo.scene import Scene
+from worldstereo.trajectory import Trajectory
 from worldstereo.world import completion_budget, unknown_along
 
 from ...session.session import PREPARING
@@ -28,7 +31,7 @@ from .path import PathTab
 NOTHING = "Nothing generated yet. Press G."
 REMEMBER = {"Each view": "per_frame", "After the clip": "per_step", "Not yet: a take": "manual"}
 FRONTS = {"Where most is missing": "coverage", "Where I look": "here"}
-MOST_KEYFRAMES = 24
+MAX_KEYFRAMES = 24
 READING = "Reading what the checkpoint would take …"
 
 
@@ -47,6 +50,7 @@ class GenerateTab(Part):
     ) -> None:
         self.core, self.action, self.follow = core, action, follow
         self.clip, self.path = clip, path
+        self._shares: WeakKeyDictionary[Scene, tuple[Trajectory, float]] = WeakKeyDictionary()
 
     def build(self) -> None:
         shown, clip = self.core.shown, self.clip
@@ -105,7 +109,7 @@ class GenerateTab(Part):
             self.whole = shown(html(""))
             self.front = segmented(list(FRONTS.items()), "coverage", "Begin", "front", titled=True)
             self.budget = gr.Slider(
-                1, MOST_KEYFRAMES, 4, step=1, label="Keyframes", elem_id="budget"
+                1, MAX_KEYFRAMES, 4, step=1, label="Keyframes", elem_id="budget"
             )
             self.takes_up_to = shown(html("", elem_id="takes-up-to"))
             self.complete = gr.Button("Complete this place", size="sm", elem_id="complete")
@@ -238,7 +242,7 @@ class GenerateTab(Part):
     def on_complete(self, session: Session, *values: Any) -> Iterator[Updates]:
         """Keyframe by keyframe around what is known; each can be undone."""
         form = self.form(session, values[:-2])
-        front, budget = values[-2], whole(values[-1], "keyframes", 1, MOST_KEYFRAMES)
+        front, budget = values[-2], whole(values[-1], "keyframes", 1, MAX_KEYFRAMES)
         if front not in FRONTS.values():
             raise WorldStereoError(f"Begin is one of {', '.join(FRONTS)}.")
         choice = session.shared.generators[form.generator]
@@ -255,7 +259,7 @@ class GenerateTab(Part):
 
     def on_budget(self, session: Session, budget: Any, size: Any, name: Any) -> Updates:
         """What completing the place takes at most, before it is begun."""
-        keyframes = whole(budget, "keyframes", 1, MOST_KEYFRAMES)
+        keyframes = whole(budget, "keyframes", 1, MAX_KEYFRAMES)
         choice = session.shared.generators.get(str(name))
         limits = choice.limits if choice else None
         if choice is None or choice.why_not or not sizes(session.world.scene, limits):
@@ -380,13 +384,8 @@ class GenerateTab(Part):
 
     def _about(self, name: str, session: Session | None = None) -> str:
         """What each generator would add here, in the order in which they are offered."""
-        unknown = None
-        if (
-            session is not None
-            and session.planned.path is not None
-            and len(session.world.scene.cloud) > 0
-        ):
-            unknown = f"{100 * unknown_along(session.world.scene, session.planned.path):.0f} %"
+        share = None if session is None else self._unknown(session)
+        unknown = None if share is None else f"{100 * share:.0f} %"
         return piece.render(
             "generate.html",
             "about",
@@ -395,13 +394,21 @@ class GenerateTab(Part):
             unknown=unknown,
         )
 
+    def _unknown(self, session: Session) -> float | None:
+        """Share of the planned path that is unknown; drawn again only for another scene or path."""
+        scene, path = session.world.scene, session.planned.path
+        if path is None or not len(scene.cloud):
+            return None
+        kept = self._shares.get(scene)
+        if kept is None or kept[0] is not path:
+            kept = self._shares[scene] = (path, unknown_along(scene, path))
+        return kept[1]
+
     def _missing(self, session: Session) -> str:
         """What a full turn would take, before it is begun."""
-        if not session.world.scene.views:
-            return piece.render("generate.html", "missing", keyframes=0)
-        return piece.render(
-            "generate.html", "missing", keyframes=completion_budget(session.world.scene)
-        )
+        scene = session.world.scene
+        keyframes = completion_budget(scene) if scene.views else 0
+        return piece.render("generate.html", "missing", keyframes=keyframes)
 
 
 def takes_list(session: Session) -> str:

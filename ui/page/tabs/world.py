@@ -171,7 +171,7 @@ class WorldTab(Part):
             self.facts: self._facts(session),
             self.table: self._table(session),
             self.registered: gr.update(
-                value=(session.world.registration is not None),
+                value=session.world.registration is not None,
                 interactive=not _why_not_registered(scene),
             ),
             self.drawing: "live" if viewport.live else viewport.drawing,

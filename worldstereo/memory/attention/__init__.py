@@ -23,9 +23,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 PAIR_BYTES = 40  # what the torch path needs for a pair it works on, beside the results
-MIN_CHUNK_PAIRS = (
-    1 << 14
-)  # pairs: with fewer at once, calling the operators takes longer than they do
+MIN_CHUNK_PAIRS = 1 << 14  # with fewer at once, calling the operators takes longer than they do
 CHUNK = 512  # queries per task of the fused kernel: a few tenths of a millisecond of work
 
 

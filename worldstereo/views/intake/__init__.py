@@ -433,9 +433,8 @@ def _completed(
             holes[asked[k]] = stages.Unmeasured(work[asked[k]], [work[j] for j in near[asked[k]]])
 
         parallel_for(len(asked), look)
-        made: dict[
-            tuple, ViewArrays
-        ] = {}  # ways that differ in nothing for a view share its result
+        # ways that differ in nothing for a view share its result
+        made: dict[tuple, ViewArrays] = {}
         tried = {}
         for way in stages.COMPLETIONS:
             after = list(work)

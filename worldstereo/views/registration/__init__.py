@@ -23,7 +23,7 @@ from worldstereo.progress import OnStep, ignore
 from worldstereo.scene import View
 from worldstereo.views.fusion import ViewArrays, make_view_arrays
 from worldstereo.views.registration._field import CorrectionField
-from worldstereo.views.registration._judge import motion_px
+from worldstereo.views.registration._judge import evenly, motion_px
 from worldstereo.views.registration._matches import overlaps
 from worldstereo.views.registration._solve import solve, with_c2w
 
@@ -249,7 +249,7 @@ def doubts(views: Sequence[ViewArrays]) -> list[str]:
     A mistake is named only if the views see clearly more of each other's surfaces without it.
     """
     if len(views) > 24:
-        views = [views[i] for i in np.unique(np.linspace(0, len(views) - 1, 24).astype(int))]
+        views = [views[i] for i in evenly(len(views), 24)]
     said = []
     as_given = _shared(views)
     inverted = [v.moved(with_c2w(v, np.linalg.inv(v.pose.c2w))) for v in views]

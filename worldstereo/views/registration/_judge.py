@@ -123,7 +123,7 @@ def anchor(
     """
     if 0 not in agreeing:
         return 0
-    asked = [agreeing[k] for k in _evenly(len(agreeing), CANDIDATES)]
+    asked = [agreeing[k] for k in evenly(len(agreeing), CANDIDATES)]
 
     def far(i: int) -> float:
         hung = given[i] @ np.linalg.inv(moved[i]) @ moved[asked]
@@ -145,5 +145,6 @@ def _by_tile(m: Match, values: np.ndarray) -> np.ndarray:
     return np.array([np.median(values[tile == t]) for t in np.unique(tile)])
 
 
-def _evenly(n: int, most: int) -> list[int]:
+def evenly(n: int, most: int) -> list[int]:
+    """At most `most` of 0 .. n - 1, evenly, both ends among them."""
     return np.unique(np.linspace(0, n - 1, min(n, most)).astype(int)).tolist()
