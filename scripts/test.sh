@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Installs what the tests need into .venv and runs them: style, types, unit, property and browser tests.
+# Installs what the tests need into .venv and runs them: style, types, browser tests, then all others on two
+# processes. With arguments, those go to pytest instead: scripts/test.sh tests/test_world.py
 # Debian's Chromium is installed when no browser is found and this user may install it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -12,4 +13,6 @@ export PATH="$PWD/.venv/bin:$PATH" OMP_NUM_THREADS=2 OMP_WAIT_POLICY=PASSIVE
 ruff check .
 ruff format --check .
 pyright --pythonpath .venv/bin/python
-python -m pytest -q "$@"
+[ $# = 0 ] || exec python -m pytest -q "$@"
+python -m pytest -q -m browser  # alone: a page is drawn by the CPU here
+exec python -m pytest -q -m "not browser" -n 2 --dist loadfile

@@ -1,6 +1,7 @@
 """The import worker: same captures as in this process; nothing gets out or stays behind."""
 
 import os
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -76,19 +77,21 @@ def test_the_worker_reads_what_this_process_reads(worker: ImportWorker, files: d
         worker.read(files["broken.ply"], "room.ply")
 
 
-def test_nothing_stays_behind(worker: ImportWorker, files: dict[str, Path]):
+def test_nothing_stays_behind(
+    worker: ImportWorker, files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     """No process and no folder of a job survives it, whether it is read, refused or stopped."""
-    import tempfile
-
-    before = {p.name for p in Path(tempfile.gettempdir()).glob("worldstereo-import-*")}
+    jobs = tmp_path / "jobs"  # of this test alone: another test may be importing at this moment
+    jobs.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(jobs))
+    worker.read(files["mesh.obj"])
     stop = threading.Event()
     stop.set()
     with pytest.raises(Cancelled):
         worker.read(files["rgbd.zip"], cancelled=stop)
     with pytest.raises(InputRefused, match=r"rgbd.zip: not read within 0.001 s"):
         worker.read(files["rgbd.zip"], timeout=0.001)
-    after = {p.name for p in Path(tempfile.gettempdir()).glob("worldstereo-import-*")}
-    assert after <= before
+    assert not list(jobs.glob("worldstereo-import-*"))
     children = [p for p in psutil.Process().children() if "worldstereo.inputs.sandbox.child" in
                 " ".join(_command(p))]  # fmt: skip
     assert len(children) <= 1  # the spare
