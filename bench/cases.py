@@ -109,7 +109,7 @@ def _stranger(view: Any) -> np.ndarray:
     K, c2w = view.cameras.K.double().numpy(), view.cameras.c2w.double().numpy()
     rays = room.pinhole(view.width, view.height, K[0, 0], K[1, 1], K[0, 2], K[1, 2])
     right, _ = room.shoot(c2w, rays)
-    given = view.color8.numpy().transpose(1, 2, 0).astype(int)
+    given = view.color_u8.numpy().transpose(1, 2, 0).astype(int)
     return np.abs(given - right.astype(int)).max(axis=2) > 60
 
 
@@ -180,7 +180,7 @@ def _nan(capture: Any) -> Verdict:
 
 def _photo(color: tuple[int, int, int]) -> Callable[[Any], Verdict]:
     def check(capture: Any) -> Verdict:
-        mean = capture.views[0].color8.float().mean((1, 2)).numpy()
+        mean = capture.views[0].color_u8.float().mean((1, 2)).numpy()
         return Verdict(bool(np.abs(mean - color).max() < 3), f"mean {mean.round().astype(int)}")
 
     return check

@@ -44,7 +44,7 @@ def main() -> None:
         for name in ("orbit", "dolly"):
             path = Trajectory.preset(name, eye, distance=reach, frames=5)
             clip = explore(world, path)
-            frames = digest(clip.color8, clip.depth, clip.origin, clip.confidence8)
+            frames = digest(clip.color_u8, clip.depth, clip.origin, clip.confidence_u8)
             print(f"{example.name} {name} {frames} {of_scene(world.scene)}", flush=True)
         world.undo()
         print(f"{example.name} undo {of_scene(world.scene)}", flush=True)

@@ -68,7 +68,7 @@ class Oracle:
     limits = PainterLimits(side=SIDE, multiple=8, grow=8, text=True)
 
     def __init__(self, targets: Sequence[View]) -> None:
-        self.pictures = [view.color8.permute(1, 2, 0).numpy() for view in targets]
+        self.pictures = [view.color_u8.permute(1, 2, 0).numpy() for view in targets]
         self.index, self.camera = 0, targets[0].cameras
         self.calls, self.seconds = 0, 0.0
 
@@ -138,15 +138,15 @@ def measure(name: str, folder: Path, frames: int, sheets: Path | None, deep: boo
     cpu, wall = time.process_time() - used, time.perf_counter() - began
     calls = oracle.calls
     again = explore(world, path, generator=generator)
-    same = bool(torch.equal(again.color8, clip.color8) and torch.equal(again.depth, clip.depth))
+    same = bool(torch.equal(again.color_u8, clip.color_u8) and torch.equal(again.depth, clip.depth))
     world.undo()
     world.undo()
     world.redo()
-    same = same and torch.equal(explore(world, path, generator=generator).color8, clip.color8)
+    same = same and torch.equal(explore(world, path, generator=generator).color_u8, clip.color_u8)
     keys = world.history[1].details["keyframes"]
 
     shown = torch.stack([(f.color.clamp(0, 1) * 255 + 0.5).to(torch.uint8) for f in before])
-    changed = (clip.color8 != shown).any(dim=1) & ~hole
+    changed = (clip.color_u8 != shown).any(dim=1) & ~hole
     result = {
         "set": name,
         "kept": len(kept),

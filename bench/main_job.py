@@ -111,7 +111,7 @@ def determinism(context: Context) -> list[Row]:
         world, _ = _example_world()
         path = Trajectory.preset("crane", default_view(world.scene), distance=2.0, frames=3)
         clip = explore(world, path, seed=3)
-        runs.append((clip.color8, clip.depth, clip.origin, world.scene.cloud.points))
+        runs.append((clip.color_u8, clip.depth, clip.origin, world.scene.cloud.points))
     equal = all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
     row = _row("determinism", "same seed twice, frames and cloud", [0.0])
     row.extra["bit-identical"] = equal
@@ -221,9 +221,9 @@ def _held(world) -> int:  # noqa: ANN001
     scene = world.scene
     total = sum(sum(t.nbytes for t in state.values()) for state in world.memories())
     for view in scene.views:
-        total += view.color8.nbytes + view.depth.nbytes + 2 * view.kind.nbytes
+        total += view.color_u8.nbytes + view.depth.nbytes + 2 * view.kind.nbytes
     for clip in scene.clips:
-        total += clip.color8.nbytes + clip.depth.nbytes + 3 * clip.origin.nbytes
+        total += clip.color_u8.nbytes + clip.depth.nbytes + 3 * clip.origin.nbytes
     return total + len(scene.cloud) * 56
 
 

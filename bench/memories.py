@@ -70,7 +70,7 @@ def localisation(m: Measured) -> dict[str, float | int]:
     for i in m.out:
         view = m.views[i]
         began = time.process_time()
-        place = localizer.find(view.color8, view.given.K)
+        place = localizer.find(view.color_u8, view.given.K)
         seconds.append(time.process_time() - began)
         if place.camera is None:
             continue
@@ -123,7 +123,7 @@ def agreements(m: Measured, other: Measured | None, frames: int = 5) -> dict[str
         seconds = 0.0
         for t in clip.agreement_frames:
             shell = View.of(clip.color[t], torch.zeros_like(clip.depth[t]), path.cameras[t], step=1)
-            hidden = clip.origin[t] == int(Origin.RIG)
+            hidden = clip.origin[t] == int(Origin.CAMERA_FIXED)
             began = time.process_time()
             agreement(
                 memory,
@@ -155,12 +155,12 @@ def known_areas(m: Measured) -> dict[str, float]:
 
     Truth: the held-out view's own depth, projected into the kept views. A point is seen where one
     of them measured its surface, unseen where it lies outside or clearly behind (`CLEARLY`) what
-    each of them measured. Left out, because the truth is not known there: the camera's own rig,
-    points of which a kept view has no depth, points within two pixels of a kept view's depth edge
-    or so little behind its surface that it may be the same, and points that a kept view looks
-    through and none confirms (what moves, and depth that is wrong). `strict` counts the latter
-    three as seen or unseen by the nearest pixel alone; `5 %` calls unseen what lies more than 5 %
-    behind.
+    each of them measured. Left out, because the truth is not known there: what is fixed to the
+    camera, points of which a kept view has no depth, points within two pixels of a kept
+    view's depth edge or so little behind its surface that it may be the same, and points that a
+    kept view looks through and none confirms (what moves, and depth that is wrong). `strict`
+    counts the latter three as seen or unseen by the nearest pixel alone; `5 %` calls unseen what
+    lies more than 5 % behind.
     """
     import cv2
 
@@ -176,8 +176,8 @@ def known_areas(m: Measured) -> dict[str, float]:
         camera = type(view.given)(view.given.K, c2w, view.width, view.height)
         mask = unknown(scene, camera)[0]
         sure = view.depth[0] > 0
-        if scene.rig is not None and scene.rig[0].shape == sure.shape:
-            sure &= ~scene.rig[0]
+        if scene.camera_fixed is not None and scene.camera_fixed[0].shape == sure.shape:
+            sure &= ~scene.camera_fixed[0]
         pixels = camera.pixel_grid().reshape(view.height, view.width, 2)[sure]
         points = camera.unproject(pixels, view.depth[0][sure])
         confirmed, through, front, unclear, near_by, open_ = np.zeros((6, len(points)), bool)
@@ -235,7 +235,9 @@ def reference_choice(m: Measured, targets: int = 8) -> dict[str, float]:
                 psnr[name].append(psnr["index"][-1])
                 continue
             remembered = [scene.views[k] for k in chosen]
-            made = synthesize(camera, remembered, splat=splat, rig=scene.rig, unit=scene.unit)
+            made = synthesize(
+                camera, remembered, splat=splat, camera_fixed=scene.camera_fixed, unit=scene.unit
+            )
             psnr[name].append(-10 * float(((made.color - view.color) ** 2).mean().log10()))
     n = len(psnr["index"])
     return {
@@ -254,7 +256,7 @@ def adding(m: Measured, photos: int = 12) -> dict[str, float | int]:
     chosen = [m.out[k] for k in spread]
     targets = [i for i in m.out if i not in chosen][:: max(1, (len(m.out) - photos) // 8)]
     localizer = m.world.localizer()
-    places = [localizer.find(m.views[i].color8, m.views[i].given.K) for i in targets]
+    places = [localizer.find(m.views[i].color_u8, m.views[i].given.K) for i in targets]
 
     def psnr() -> float:
         values = []

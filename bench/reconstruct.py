@@ -202,7 +202,7 @@ def open3d_surface(views: Sequence[View], cameras: Sequence[Cameras]) -> Surface
     for view, camera in zip(views, cameras, strict=True):
         K = camera.K.double().numpy()
         frame = o3d.geometry.RGBDImage.create_from_color_and_depth(
-            o3d.geometry.Image(np.ascontiguousarray(view.color8.permute(1, 2, 0).numpy())),
+            o3d.geometry.Image(np.ascontiguousarray(view.color_u8.permute(1, 2, 0).numpy())),
             o3d.geometry.Image(np.ascontiguousarray(view.depth[0].numpy().astype(np.float32))),
             depth_scale=1.0,
             depth_trunc=1000.0,

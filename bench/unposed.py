@@ -322,7 +322,9 @@ def views(root: Path, name: str) -> dict:
         for target in targets:
             camera = target.given
             chosen = [done.views[i] for i in index.choose(camera, None)]
-            image = image_of(synthesis.synthesize(camera, chosen, rig=done.rig, unit=done.unit))
+            image = image_of(
+                synthesis.synthesize(camera, chosen, camera_fixed=done.camera_fixed, unit=done.unit)
+            )
             scores.append(
                 (psnr(image, picture(target)), float(ssim(image, picture(target)).mean()))
             )
@@ -369,7 +371,7 @@ def single(root: Path, name: str, frames: int) -> dict:
 
 def from_one(view: View, target: View, estimator: Callable) -> np.ndarray:
     """The target's picture, from a world of one photo."""
-    pixels = view.color8.permute(1, 2, 0).numpy()
+    pixels = view.color_u8.permute(1, 2, 0).numpy()
     guess, _ = photo.guessed(pixels, view.given, "photo", estimator)
     both = (guess.depth > 0) & (view.depth > 0)
     scale = float((view.depth[both] / guess.depth[both]).median())

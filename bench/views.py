@@ -62,8 +62,8 @@ FLOORS = {  # whole image at the found pose: PSNR, SSIM
     "workshop": {"floor": "30.9"},
 }
 OFF_INTAKE = IntakeOptions(
-    rig=False, clean=False, contradict=False, by_others=False, exposure=False, complete=False,
-    stereo=False,
+    camera_fixed=False, clean=False, contradict=False, by_others=False, exposure=False,
+    complete=False, stereo=False,
 )  # fmt: skip
 OFF_SYNTHESIS = SynthesisOptions(
     weighted=False,
@@ -81,7 +81,7 @@ RUNGS: list[tuple[str, dict, dict]] = [
     ("fused depth, plain mean", {}, {}),
     ("weights", {}, {"weighted": True}),
     ("free-space test", {}, {"free_space": True}),
-    ("rig layer", {"rig": True}, {}),
+    ("camera-fixed layer", {"camera_fixed": True}, {}),
     ("small gaps, despeckle", {"clean": True}, {}),
     ("registration", {"register": True}, {}),
     ("contradiction", {"contradict": True}, {}),
@@ -135,7 +135,7 @@ class Remembered:
     ) -> synthesis.Synthesis:
         chosen = self.index.choose(camera, switches.get("splat"))
         return synthesis.synthesize(
-            camera, [self.views[i] for i in chosen], rig=self.intake.rig,
+            camera, [self.views[i] for i in chosen], camera_fixed=self.intake.camera_fixed,
             unit=self.intake.unit, options=options, **switches,
         )  # fmt: skip
 
@@ -157,7 +157,7 @@ class Bench:
         ]
 
     def _seen(self, k: int, target: View) -> np.ndarray:
-        return seen_mask(self.kept[k], make_view_arrays(target), self.jobs[k].rig)
+        return seen_mask(self.kept[k], make_view_arrays(target), self.jobs[k].camera_fixed)
 
     def remember(self, options: IntakeOptions = ENTIRE, register: bool = True):  # noqa: ANN201
         return [Remembered(job, options, register) for job in self.jobs]
@@ -336,7 +336,11 @@ def consistency(bench: Bench, memory: Sequence[Remembered]) -> None:
             continue
         m = memory[k]
         first, second = m(a), m(b)
-        rig = np.zeros(truth_a.shape[:2], bool) if m.intake.rig is None else m.intake.rig[0].numpy()
+        camera_fixed = (
+            np.zeros(truth_a.shape[:2], bool)
+            if m.intake.camera_fixed is None
+            else m.intake.camera_fixed[0].numpy()
+        )
         unit = m.intake.unit
         there = View.of(first.color, first.depth, m.camera(a))
         here = make_view_arrays(View.of(second.color, second.depth, m.camera(b)), unit)
@@ -349,7 +353,7 @@ def consistency(bench: Bench, memory: Sequence[Remembered]) -> None:
         ):
             color, agreement, _ = fetch(here.depth, here.pose, make_view_arrays(image, unit), 0.02)
             difference = np.abs(color - other).mean(2)
-            both = (agreement > 0) & ~rig
+            both = (agreement > 0) & ~camera_fixed
             if (both & ~made).any():
                 out.append(float(np.median(difference[both & ~made])))
             if out is generated and (both & made).any():
@@ -384,7 +388,9 @@ def wide(bench: Bench, memory: Sequence[Remembered]) -> None:
     larger = Cameras(K, camera.c2w, 832, 480)
     views = [m.views[i] for i in m.index.choose(larger)]
     seconds = _seconds(
-        lambda: synthesis.synthesize(larger, views, rig=m.intake.rig, unit=m.intake.unit)
+        lambda: synthesis.synthesize(
+            larger, views, camera_fixed=m.intake.camera_fixed, unit=m.intake.unit
+        )
     )
     row = {"s_832x480": seconds, "views": float(len(views))}
     bench.rows.append({"set": bench.name, "what": "832x480"} | row)
@@ -405,7 +411,9 @@ def many(bench: Bench, memory: Sequence[Remembered], count: int = 500) -> None:
 
     def made(index: synthesis.ViewIndex, among: Sequence[View]) -> synthesis.Synthesis:
         chosen = [among[i] for i in index.choose(camera)]
-        return synthesis.synthesize(camera, chosen, rig=m.intake.rig, unit=m.intake.unit)
+        return synthesis.synthesize(
+            camera, chosen, camera_fixed=m.intake.camera_fixed, unit=m.intake.unit
+        )
 
     all_of_them = synthesis.ViewIndex(views)
     few, lots = made(m.index, m.views), made(all_of_them, views)
@@ -428,7 +436,9 @@ def growth(bench: Bench, memory: Sequence[Remembered]) -> None:
         for t, target in enumerate(job.targets):
             camera = m.camera(target)
             chosen = [views[i] for i in synthesis.choose_views(views, camera)]
-            result = synthesis.synthesize(camera, chosen, rig=m.intake.rig, unit=m.intake.unit)
+            result = synthesis.synthesize(
+                camera, chosen, camera_fixed=m.intake.camera_fixed, unit=m.intake.unit
+            )
             before.append(psnr(image_of(result), picture(target)))
             views.append(
                 intake.generated(
@@ -444,7 +454,9 @@ def growth(bench: Bench, memory: Sequence[Remembered]) -> None:
         for target, was in zip(job.targets, before, strict=True):
             camera = m.camera(target)
             chosen = [views[i] for i in synthesis.choose_views(views, camera)]
-            again = synthesis.synthesize(camera, chosen, rig=m.intake.rig, unit=m.intake.unit)
+            again = synthesis.synthesize(
+                camera, chosen, camera_fixed=m.intake.camera_fixed, unit=m.intake.unit
+            )
             changes.append(psnr(image_of(again), picture(target)) - was)
     row = {"mean_change": float(np.mean(changes)), "worst_change": float(np.min(changes))}
     bench.rows.append({"set": bench.name, "what": "growth"} | row)

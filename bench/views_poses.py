@@ -35,7 +35,7 @@ class FoundPoses:
 
         A doubtful place counts where it lies beside the given pose: the two confirm each other.
         """
-        place = self._localizer.find(target.color8, given.K)
+        place = self._localizer.find(target.color_u8, given.K)
         if place.camera is None:
             return given, False
         apart = pose_distance(pose_of(place.camera, self._unit), pose_of(given, self._unit))

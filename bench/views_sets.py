@@ -28,7 +28,7 @@ class Job:
     targets: list[View]
     points: torch.Tensor | None = None
     """(N, 3): the reconstruction that the poses come from, where the capture brings one."""
-    rig: np.ndarray | None = None
+    camera_fixed: np.ndarray | None = None
     """Mask for the measure `seen` only; the library never sees it."""
 
 
@@ -73,12 +73,19 @@ def jobs(
             rest = [rest[i] for i in np.round(np.linspace(0, len(rest) - 1, 16)).astype(int)]
         return [Job([views[i] for i in kept], [views[i] for i in rest], points)]
     if name == "apc-shelf":
-        rig = None
+        camera_fixed = None
         if fixtures is not None and (fixtures / "views" / "apc-shelf-rig.png").exists():
-            rig = cv2.imread(str(fixtures / "views" / "apc-shelf-rig.png"), 0)
+            camera_fixed = cv2.imread(str(fixtures / "views" / "apc-shelf-rig.png"), 0)
         kept = views[::3]
         targets = [view for i, view in enumerate(views) if i % 3]
-        return [Job(kept, targets, points, None if rig is None else np.asarray(rig) > 0)]
+        return [
+            Job(
+                kept,
+                targets,
+                points,
+                None if camera_fixed is None else np.asarray(camera_fixed) > 0,
+            )
+        ]
     if n <= 6:
         return [Job([v for v in views if v is not t], [t], points) for t in views]
     return [
@@ -128,13 +135,13 @@ def flow_registered(a: np.ndarray, truth: np.ndarray) -> np.ndarray:
     return moved.clip(0, 1)
 
 
-def splat(kept: Sequence[ViewArrays], target: ViewArrays, rig: np.ndarray | None = None):  # noqa: ANN201
+def splat(kept: Sequence[ViewArrays], target: ViewArrays, camera_fixed: np.ndarray | None = None):  # noqa: ANN201
     """One pixel per measured point of the kept views at the target's given pose: colour, mask."""
     H, W = target.pose.shape
     buffer = np.full(H * W, np.inf)
     out = np.zeros((H * W, 3), np.float32)
     for view in kept:
-        z = view.depth if rig is None else np.where(rig, 0, view.depth)
+        z = view.depth if camera_fixed is None else np.where(camera_fixed, 0, view.depth)
         y, x = np.nonzero(z > 0)
         d = z[y, x].astype(np.float64)
         fx, fy, cx, cy = view.pose.K
@@ -161,11 +168,13 @@ def splat_and_nearest(kept: Sequence[ViewArrays], target: ViewArrays) -> np.ndar
     return nearest_fill(*splat(kept, target))
 
 
-def seen_mask(kept: Sequence[ViewArrays], target: ViewArrays, rig: np.ndarray | None) -> np.ndarray:
+def seen_mask(
+    kept: Sequence[ViewArrays], target: ViewArrays, camera_fixed: np.ndarray | None
+) -> np.ndarray:
     """What the kept views measured at the target's given pose, closed 5x5; the same for all."""
-    mask = splat(kept, target, rig)[1].astype(np.uint8)
+    mask = splat(kept, target, camera_fixed)[1].astype(np.uint8)
     mask = cv2.morphologyEx(mask, cv2.MORPH_CLOSE, np.ones((5, 5), np.uint8)) > 0
-    return mask if rig is None else mask | rig
+    return mask if camera_fixed is None else mask | camera_fixed
 
 
 def arrays_of_views(views: Sequence[View]) -> list[ViewArrays]:

@@ -18,7 +18,7 @@ import torch
 from tests.conftest import room, turned_cameras
 from worldstereo.cameras import Cameras
 from worldstereo.errors import WorldStereoError
-from worldstereo.generators import GeneratorLimits, SamplerConfig
+from worldstereo.generators import GeneratorLimits, SamplerConfig, StepRange
 from worldstereo.scene import Clip, Origin, PointCloud, Scene, View
 from worldstereo.trajectory import Trajectory
 
@@ -307,7 +307,7 @@ def choices() -> dict[str, Any]:
         label="WorldStereo 2.0",
         description="Video diffusion.",
         limits=GeneratorLimits(
-            name="diffusion", frame_step=4, size_multiple=16, prompt=True, steps=(1, 50, 4)
+            name="diffusion", frame_step=4, size_multiple=16, prompt=True, steps=StepRange(1, 50, 4)
         ),
         modes=None,
         why_not="No weights found. Start the app with --model FOLDER.",

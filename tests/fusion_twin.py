@@ -83,7 +83,7 @@ def fuse_depth(
     Z: Tensor,
     weight: Tensor,
     vote: Tensor,
-    lowest: list[Tensor],
+    min_depth_3x3: list[Tensor],
     Kr: Tensor,
     back: Tensor,
     Kt: Tensor,
@@ -117,7 +117,7 @@ def fuse_depth(
         sensed = (member & (steep[order] <= 0)).any(0)
         score = torch.where((share < least * said.sum(0)) & ~sensed, 0.0, sw)
         if free > 0:
-            score = score - _looking_through(mean, vote, lowest, Kr, back, Kt, free, near)
+            score = score - _looking_through(mean, vote, min_depth_3x3, Kr, back, Kt, free, near)
         better = ~done & (only | (score > best_score))
         best = torch.where(better, mean, best)
         best_score = torch.where(better, score, best_score)
@@ -138,7 +138,7 @@ def _said_by(z: Tensor, back: Tensor, steep: Tensor, Kt: Tensor) -> Tensor:
 def _looking_through(
     z: Tensor,
     vote: Tensor,
-    lowest: list[Tensor],
+    min_depth_3x3: list[Tensor],
     Kr: Tensor,
     back: Tensor,
     Kt: Tensor,
@@ -147,7 +147,7 @@ def _looking_through(
 ) -> Tensor:
     points = _points(z, Kt)
     out = torch.zeros_like(z)
-    for i, low in enumerate(lowest):
+    for i, low in enumerate(min_depth_3x3):
         q = points @ back[i, :, :3].to(z).mT + back[i, :, 3].to(z)
         u = (Kr[i, 0] * q[..., 0] / q[..., 2] + Kr[i, 2] + 0.5).floor()
         v = (Kr[i, 1] * q[..., 1] / q[..., 2] + Kr[i, 3] + 0.5).floor()
@@ -178,7 +178,7 @@ def attend(
     Kt: Tensor,
     color: Tensor,
     depth: Tensor,
-    rim: Tensor,
+    edge_distance: Tensor,
     trust: Tensor,
     K: Tensor,
     T: Tensor,
@@ -209,7 +209,7 @@ def attend(
             sample = torch.cat(
                 [
                     color[iv + b, iu + a].double(),
-                    rim[iv + b, iu + a, None].double(),
+                    edge_distance[iv + b, iu + a, None].double(),
                     trust[iv + b, iu + a, None].double(),
                 ],
                 -1,

@@ -18,17 +18,17 @@ NEW = {
 }
 
 
-def save(folder, name: str, color8: torch.Tensor) -> None:
-    Image.fromarray(color8.permute(1, 2, 0).numpy()).save(folder / name)
+def save(folder, name: str, color_u8: torch.Tensor) -> None:
+    Image.fromarray(color_u8.permute(1, 2, 0).numpy()).save(folder / name)
 
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
     folder = tmp_path_factory.mktemp("photos")
     for name, camera in NEW.items():
-        save(folder, name, textured.view_of(camera).color8)
-    save(folder, "again.png", textured.view_of(NEW["near.png"]).color8)
-    save(folder, "elsewhere.png", textured.view_of(NEW["near.png"], seed=7).color8)
+        save(folder, name, textured.view_of(camera).color_u8)
+    save(folder, "again.png", textured.view_of(NEW["near.png"]).color_u8)
+    save(folder, "elsewhere.png", textured.view_of(NEW["near.png"], seed=7).color_u8)
     save(folder, "plain.png", torch.full((3, 240, 320), 90, dtype=torch.uint8))
     (folder / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
     return folder
@@ -82,7 +82,7 @@ def test_keyframes_of_a_video_find_their_places(world, tmp_path):
         stream = box.add_stream("libx264", rate=2, options={"crf": "12"})
         stream.width, stream.height, stream.pix_fmt = 320, 240, "yuv420p"
         for camera in places:
-            picture = textured.view_of(camera).color8.permute(1, 2, 0).numpy()
+            picture = textured.view_of(camera).color_u8.permute(1, 2, 0).numpy()
             box.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         box.mux(stream.encode())
     report = add(world, tmp_path / "walk.mp4", doubtful=True)
@@ -119,10 +119,10 @@ def screenshot() -> np.ndarray:
     return image
 
 
-def blurred(color8: torch.Tensor, pixels: float) -> np.ndarray:
+def blurred(color_u8: torch.Tensor, pixels: float) -> np.ndarray:
     import cv2
 
-    return cv2.GaussianBlur(color8.permute(1, 2, 0).numpy(), (0, 0), pixels)
+    return cv2.GaussianBlur(color_u8.permute(1, 2, 0).numpy(), (0, 0), pixels)
 
 
 BAD = {
@@ -138,7 +138,7 @@ BAD = {
 def test_a_bad_photo_is_named_in_one_line_and_nothing_is_half_added(world, tmp_path, kind):
     before, keypoints = world.scene, {k: v.clone() for k, v in world.keypoints().items()}
     steps = len(world.history)
-    seen = textured.view_of(NEW["near.png"]).color8
+    seen = textured.view_of(NEW["near.png"]).color_u8
     Image.fromarray(np.ascontiguousarray(BAD[kind](seen), np.uint8)).save(tmp_path / "bad.png")
     report = add(world, tmp_path / "bad.png")
     assert not report.added and len(report.left_out) == 1

@@ -282,7 +282,7 @@ def test_no_lens_beside_colmap_poses_is_a_warning(tmp_path):
     (tmp_path / "images.txt").write_text("1 1 0 0 0 0 0 0 1 a.png\n\n")
     with pytest.warns(UserWarning, match="60 degrees"):
         path = load_trajectory(tmp_path / "images.txt")
-    assert path.cameras(512, 512).fov[0] == pytest.approx(math.radians(60))
+    assert float(path.cameras(512, 512).fov[0, 0]) == pytest.approx(math.radians(60))
     with warnings.catch_warnings(), pytest.raises(ExportError):
         save_trajectory(path, tmp_path / "nowhere" / "a.json")
 

@@ -101,9 +101,10 @@ def test_indexing_and_length(cameras):
 
 def test_field_of_view():
     K = torch.tensor([[100.0, 0, 50], [0, 50.0, 50], [0, 0, 1]])
-    across, down = Cameras(K, torch.eye(4), 200, 100).fov
-    assert across == pytest.approx(math.pi / 2)
-    assert down == pytest.approx(math.pi / 2)
+    pair = torch.stack([K, K * torch.tensor([[3**0.5], [1], [1]])])
+    across, down = Cameras(pair, torch.eye(4).expand(2, 4, 4), 200, 100).fov.unbind(-1)
+    assert across.tolist() == pytest.approx([math.pi / 2, math.pi / 3])
+    assert down.tolist() == pytest.approx([math.pi / 2, math.pi / 2])
 
 
 def test_a_sheared_pose_is_named(cameras):

@@ -66,8 +66,8 @@ def test_sizes_must_agree():
 
 
 def test_default_camera_spans_its_field_of_view():
-    assert default_camera(80, 40, 1.0).fov[0] == pytest.approx(1.0, abs=1e-5)
-    assert default_camera(40, 80, 1.0).fov[1] == pytest.approx(1.0, abs=1e-5)
+    assert float(default_camera(80, 40, 1.0).fov[0]) == pytest.approx(1.0, abs=1e-5)
+    assert float(default_camera(40, 80, 1.0).fov[1]) == pytest.approx(1.0, abs=1e-5)
 
 
 def test_align_recovers_scale_and_shift_despite_outliers():

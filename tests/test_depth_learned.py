@@ -223,7 +223,7 @@ def test_a_recorded_map_is_the_depth_of_the_photo(tmp_path: Path):
     assert isinstance(estimator, depth.RecordedDepth)
     data = tmp_path / "photo.png"
     Image.fromarray(room.photo(c2w, 128, 96, 112.0)).save(data)
-    capture = photo.read("photo.png", data.read_bytes(), LOCAL)
+    capture = photo.read_photo("photo.png", data.read_bytes(), LOCAL)
     assert not capture.rough_depth
     found = capture.views[0].depth[0].numpy()[::2, ::2]
     assert np.median(np.abs(found / truth - 1)) < 0.01
@@ -255,7 +255,7 @@ class Recorded:
     """What a model said of each picture: relative inverse depth, `wrong` in some of them."""
 
     def __init__(self, views: list[View], truths: list[torch.Tensor], wrong: bool) -> None:
-        self.maps = {v.color8.numpy().tobytes(): t for v, t in zip(views, truths, strict=True)}
+        self.maps = {v.color_u8.numpy().tobytes(): t for v, t in zip(views, truths, strict=True)}
         self.wrong, self.calls = wrong, 0
 
     def __call__(self, color: torch.Tensor, cameras: Any = None) -> depth.DepthEstimate:
@@ -272,7 +272,7 @@ class Recorded:
 def test_sensor_holes_are_completed_by_the_model_where_measured_depth_confirms_it():
     """Marked as learned, closer than what is spanned across, and never a wrong model's."""
     views, truths = holed_views()
-    names = ("rig", "by_others", "stereo", "contradict", "judged")
+    names = ("camera_fixed", "by_others", "stereo", "contradict", "judged")
     alone = dict.fromkeys(names, False)
     plain = intake.preprocess_views(
         views, register=False, options=IntakeOptions(**alone, learned=False)

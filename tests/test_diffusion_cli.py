@@ -75,7 +75,7 @@ def test_devices_on_the_command_line(folder, room, tmp_path):
     assert main([*line, "--out", str(tmp_path / "one")]) == 0
     a, b = clip_in(tmp_path / "one"), clip_in(tmp_path / "two")
     assert a.prompt.startswith("A photorealistic place") and a.prompt == b.prompt
-    assert int((a.color8.int() - b.color8.int()).abs().max()) <= 1
+    assert int((a.color_u8.int() - b.color_u8.int()).abs().max()) <= 1
 
 
 def test_an_official_example_with_its_own_path_prompt_and_renders(folder, tmp_path, data):
@@ -96,10 +96,10 @@ def test_an_official_example_with_its_own_path_prompt_and_renders(folder, tmp_pa
     assert clip.prompt == example.prompt and "kitchen" in clip.prompt
     assert difference(clip.trajectory.cameras.c2w, example.trajectory.cameras.c2w) <= 1e-6
     assert difference(clip.trajectory.cameras.K, example.trajectory.cameras.K) <= 1e-4
-    assert clip.color8.shape == (5, 3, 64, 96)
+    assert clip.color_u8.shape == (5, 3, 64, 96)
     assert example.guide is not None
     assert torch.equal(clip.origin == 0, example.guide.seen)  # seen where the render says so
-    assert not torch.equal(clip.color8, clips["fused"].color8)
+    assert not torch.equal(clip.color_u8, clips["fused"].color_u8)
 
 
 @pytest.mark.parametrize(

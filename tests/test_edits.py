@@ -57,7 +57,7 @@ def state(world: World) -> dict[str, torch.Tensor]:
     out = {f"g/{k}": v for k, v in geometry.items() if not k.startswith("learned")}
     out |= {f"s/{k}": v for k, v in stereo.items()}
     for i, view in enumerate(world.scene.views):
-        for name in ("color8", "depth", "confidence8", "kind", "gain"):
+        for name in ("color_u8", "depth", "confidence_u8", "kind", "log_gain"):
             out[f"{i}/{name}"] = getattr(view, name)
         out[f"{i}/camera"], out[f"{i}/given"] = view.cameras.c2w, view.given.c2w
     for i, clip in enumerate(world.scene.clips):

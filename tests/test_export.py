@@ -90,8 +90,8 @@ def members(data: bytes) -> dict[str, bytes]:
 
 def fingerprint(scene: Scene) -> list[torch.Tensor]:
     cloud, clip = scene.cloud, scene.clips[0]
-    tensors = [cloud.points, cloud.colors, cloud.step, cloud.confidence, clip.color8, clip.depth]
-    tensors += [t for v in scene.views for t in (v.color8, v.depth, v.cameras.c2w, v.cameras.K)]
+    tensors = [cloud.points, cloud.colors, cloud.step, cloud.confidence, clip.color_u8, clip.depth]
+    tensors += [t for v in scene.views for t in (v.color_u8, v.depth, v.cameras.c2w, v.cameras.K)]
     return [t.clone() for t in tensors]
 
 
@@ -204,7 +204,7 @@ def test_colmap_model_in_pycolmap(scene, form, tmp_path):
         K = view.cameras.K.double().numpy()
         np.testing.assert_allclose(model.cameras[image.camera_id].calibration_matrix(), K)
         decoded = np.asarray(Image.open(io.BytesIO(files[f"images/{image.name}"])))
-        np.testing.assert_array_equal(decoded, view.color8.permute(1, 2, 0).numpy())
+        np.testing.assert_array_equal(decoded, view.color_u8.permute(1, 2, 0).numpy())
     for point_id, point in model.points3D.items():
         row = point_id - 1
         np.testing.assert_allclose(point.xyz, scene.cloud.points[row].numpy(), atol=1e-6)
@@ -292,12 +292,12 @@ def test_invented_pixels_are_masked_in_every_archive(scene):
 
 def test_what_is_fixed_to_the_camera_is_masked_for_trainers(scene):
     kind = scene.views[0].kind.clone()
-    kind[:, 25:] = int(DepthKind.RIG)
+    kind[:, 25:] = int(DepthKind.CAMERA_FIXED)
     scene = replace(scene, views=(replace(scene.views[0], kind=kind), *scene.views[1:]))
     files = members(export(scene, "transforms"))
     frames = json.loads(files["transforms.json"])["frames"]
     for frame, view in zip(frames, scene.views, strict=True):
-        expected = view.kind[0].numpy() == int(DepthKind.RIG)
+        expected = view.kind[0].numpy() == int(DepthKind.CAMERA_FIXED)
         np.testing.assert_array_equal(dark(files[frame["mask_path"]]), expected)
     colmap = members(export(scene, "colmap"))
     masks = [name for name in colmap if name.startswith("masks/")]
@@ -372,7 +372,7 @@ def test_conventions_say_axes_units_seed_and_what_is_invented(scene, form):
 def test_mp4_decodes_to_the_frames(scene):
     """H.264, yuv420p, even sizes, index before data, colours as in the clip (BT.709, tagged)."""
     flat = torch.tensor([[230, 20, 60], [10, 130, 250]], dtype=torch.uint8)[:, :, None, None]
-    clip = replace(scene.clips[0], color8=flat.expand(MADE, 3, 29, 37).contiguous())
+    clip = replace(scene.clips[0], color_u8=flat.expand(MADE, 3, 29, 37).contiguous())
     scene = replace(scene, clips=(clip,))
     data = export(scene, "mp4", crf=1)
     assert data.index(b"moov") < data.index(b"mdat")
@@ -384,7 +384,7 @@ def test_mp4_decodes_to_the_frames(scene):
         assert "seed 11" in container.metadata["comment"]
         frames = [f.reformat(format="rgb24").to_ndarray() for f in container.decode(video)]
     assert len(frames) == MADE
-    expected = scene.clips[0].color8.permute(0, 2, 3, 1).numpy().astype(int)
+    expected = scene.clips[0].color_u8.permute(0, 2, 3, 1).numpy().astype(int)
     assert np.abs(np.stack(frames)[:, :29, :37].astype(int) - expected).max() <= 3
 
 
@@ -394,7 +394,7 @@ def test_frames_and_path_of_a_clip_come_back(scene):
     assert torch.equal(path.cameras.c2w, scene.clips[0].trajectory.cameras.c2w)
     assert Trajectory.from_json(export(scene, "trajectory").decode()).name == "path"
     picture = np.asarray(Image.open(io.BytesIO(files["images/00001.png"])))
-    np.testing.assert_array_equal(picture, scene.clips[0].color8[1].permute(1, 2, 0).numpy())
+    np.testing.assert_array_equal(picture, scene.clips[0].color_u8[1].permute(1, 2, 0).numpy())
 
 
 def test_what_cannot_be_written_says_so_in_one_line(scene, tmp_path):

@@ -12,9 +12,9 @@ from worldstereo.views import fusion
 from worldstereo.views.fusion import (
     SourceCameras,
     blend,
+    harmonic_fill,
     kernels,
     make_view_arrays,
-    membrane,
     pose_of,
     relative,
 )
@@ -93,7 +93,7 @@ def test_fused_depth_equals_its_twin(free: float, trust: float):
     weight = torch.from_numpy((weight / weight.max()).astype(np.float32))
     other = twin.fuse_depth(
         torch.stack([torch.from_numpy(fusion.warp(v, target)) for v in served]), weight, weight,
-        [torch.from_numpy(v.lowest) for v in served],
+        [torch.from_numpy(v.min_depth_3x3) for v in served],
         torch.from_numpy(np.stack([v.pose.K for v in served])),
         torch.from_numpy(np.stack([relative(target, v.pose) for v in served])),
         torch.from_numpy(target.K), tau=fusion.AGREE, free=free, near=fusion.NEAR,
@@ -162,7 +162,8 @@ def test_attention_to_a_view_equals_its_twin():
     blend.weigh(target.depth, target.pose.K, *arguments, *limits, weight)
     other = twin.attend(
         torch.from_numpy(target.depth), torch.from_numpy(target.pose.K),
-        *(torch.from_numpy(a) for a in (source.color, source.depth, source.rim, source.confidence)),
+        *map(torch.from_numpy, (source.color, source.depth, source.edge_distance,
+                                 source.confidence)),
         torch.from_numpy(source.pose.K), torch.from_numpy(fetched.T[0]),
         agree=agree, feather=feather, near=near,
     )  # fmt: skip
@@ -221,25 +222,25 @@ def test_lone_samples_and_islands_are_dropped():
     np.testing.assert_allclose(out[2:-2, 2:46], 0.5)
 
 
-def test_a_membrane_is_harmonic():
+def test_a_harmonic_fill_is_harmonic():
     """Boundary values of a linear function are continued linearly; known pixels stay."""
     y, x = np.mgrid[:H, :W].astype(np.float32)
     values = (0.3 * x - 0.2 * y).astype(np.float32)
     known = np.ones((H, W), bool)
     known[15:45, 20:60] = False
-    out = membrane(np.where(known, values, 0).astype(np.float32), known, sweeps=200)
+    out = harmonic_fill(np.where(known, values, 0).astype(np.float32), known, sweeps=200)
     np.testing.assert_array_equal(out[known], values[known])
     np.testing.assert_allclose(out, values, atol=0.05)
 
 
-def test_a_membrane_listens_to_trusted_pixels():
+def test_a_harmonic_fill_listens_to_trusted_pixels():
     values = np.zeros((H, W), np.float32)
     values[:, :30], values[:, 50:] = 1.0, 3.0
     known = np.ones((H, W), bool)
     known[:, 30:50] = False
     trust = np.ones((H, W), np.float32)
     trust[:, :30] = 1e-3
-    plain, biased = membrane(values, known), membrane(values, known, trust=trust)
+    plain, biased = harmonic_fill(values, known), harmonic_fill(values, known, trust=trust)
     assert 1.5 < plain[30, 40] < 2.5
     assert biased[30, 40] > 2.8
 

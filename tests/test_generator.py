@@ -48,7 +48,7 @@ def test_the_preview_is_what_the_generator_gets(world):
     for t, frame in enumerate(previewed):
         known = frame.mask.expand(3, -1, -1)
         shown = (frame.color.clamp(0, 1) * 255 + 0.5).to(torch.uint8)
-        assert torch.equal(clip.color8[t][known], shown[known])
+        assert torch.equal(clip.color_u8[t][known], shown[known])
         assert torch.equal(clip.origin[t], frame.origin)
     world.undo()
 
@@ -57,7 +57,7 @@ def test_same_seed_same_bits(world):
     runs = []
     for _ in range(2):
         clip = explore(world, path(world, 2, amount=0.8), seed=5)
-        runs.append((clip.color8, clip.depth, world.scene.cloud.points))
+        runs.append((clip.color_u8, clip.depth, world.scene.cloud.points))
         world.undo()
     for first, second in zip(*runs, strict=True):
         assert torch.equal(first, second)

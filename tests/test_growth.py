@@ -11,7 +11,7 @@ from worldstereo.trajectory import Trajectory
 from worldstereo.views.fusion import make_view_arrays
 from worldstereo.world import World, explore, set_registration, start
 
-COLUMNS = ("color8", "depth", "confidence8", "kind", "gain")
+COLUMNS = ("color_u8", "depth", "confidence_u8", "kind", "log_gain")
 
 
 class Boaster(InstantGenerator):

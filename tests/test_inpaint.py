@@ -99,7 +99,7 @@ def test_one_call_paints_the_clip_and_no_known_pixel_changes():
     for t, frame in enumerate(before):
         known = frame.mask.expand(3, -1, -1)
         shown = (frame.color.clamp(0, 1) * 255 + 0.5).to(torch.uint8)
-        assert torch.equal(clip.color8[t][known], shown[known])
+        assert torch.equal(clip.color_u8[t][known], shown[known])
         assert torch.equal(clip.depth[t][frame.mask], frame.depth[frame.mask])
     assert bool((clip.origin[:, 0][hole] == int(Origin.INVENTED)).all())
     assert bool((clip.origin[:, 0][~hole] != int(Origin.INVENTED)).all())
@@ -114,12 +114,12 @@ def test_a_second_visit_after_undo_and_redo_is_the_same_bits_and_calls_nobody():
     world.undo()
     world.redo()
     again = explore(world, way, generator=InpaintGenerator(oracle))
-    for name in ("color8", "depth", "origin", "confidence8"):
+    for name in ("color_u8", "depth", "origin", "confidence_u8"):
         assert torch.equal(getattr(first, name), getattr(again, name)), name
     assert len(oracle.asked) == calls and len(world.scene.cloud) == points
     # From another side, in the other direction and at the same cameras, too.
     back = explore(world, way.reversed(), generator=InpaintGenerator(oracle))
-    assert torch.equal(back.color8.flip(0), first.color8) and len(oracle.asked) == calls
+    assert torch.equal(back.color_u8.flip(0), first.color_u8) and len(oracle.asked) == calls
 
 
 def test_the_same_invented_point_has_one_colour_in_all_frames():
@@ -374,7 +374,7 @@ def test_an_odd_answer_paints_as_well_and_no_known_pixel_changes(name):
     assert error_of(clip.color, truth, hole) > error_of(smooth, truth, hole) + 8
     for t, frame in enumerate(before):
         known = frame.mask.expand(3, -1, -1)
-        assert torch.equal(clip.color8[t][known], (frame.color * 255 + 0.5).byte()[known])
+        assert torch.equal(clip.color_u8[t][known], (frame.color * 255 + 0.5).byte()[known])
 
 
 def test_a_region_of_one_pixel_is_painted_again_and_emptied():
@@ -387,7 +387,7 @@ def test_a_region_of_one_pixel_is_painted_again_and_emptied():
     one[v, u] = True
     for how in ("again", "empty"):
         clip = explore(world, way, generator=generator, **{how: region_of(way.cameras[-1], one)})
-        changed = (clip.color8[-1] != first.color8[-1]).any(0)
+        changed = (clip.color_u8[-1] != first.color_u8[-1]).any(0)
         assert int(changed.sum()) < 30
         world.undo()
 
@@ -526,7 +526,7 @@ def test_a_tiny_model_of_a_real_class_paints_a_world(models, kind):
             world, path(world, 2), generator=generator, prompt="a room", seed=4,
             sampler=SamplerConfig(steps=2),
         )  # fmt: skip
-        runs.append(clip.color8)
+        runs.append(clip.color_u8)
         assert world.history[-1].details["keyframes"]
         assert Guide(world.scene, path(world, 2))[1].unknown < 0.01
     assert torch.equal(*runs)
@@ -715,7 +715,7 @@ def test_what_a_path_left_unknown_is_not_painted_on_a_second_visit():
     first = explore(world, way, generator=generator)
     assert max(frame.unknown for frame in Guide(world.scene, way)) > 0.05
     second = explore(world, way, generator=generator)
-    assert len(calls) == 1 and torch.equal(first.color8, second.color8)
+    assert len(calls) == 1 and torch.equal(first.color_u8, second.color_u8)
     other = Trajectory(way.cameras, "both ways, slower", fps=12.0)
     explore(world, other, generator=generator)
     assert len(calls) == 2  # another path has keyframes of its own

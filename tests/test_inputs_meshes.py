@@ -137,7 +137,7 @@ def polygons(order: str, text: bool, sizes: list[int]) -> bytes:
 @pytest.mark.parametrize(("order", "text"), [("=", True), ("<", False), (">", False)])
 def test_ply_polygons_become_fans(sizes: list[int], order: str, text: bool):
     """All of one size or not: n - 2 triangles each, which cover the polygon once."""
-    found = ply.read("a.ply", polygons(order, text, sizes), LOCAL)
+    found = ply.read_ply("a.ply", polygons(order, text, sizes), LOCAL)
     assert len(found.faces) == sum(n - 2 for n in sizes)
     corners = found.vertices[found.faces][..., :2]
     edges = corners[:, 1:] - corners[:, :1]
@@ -195,7 +195,7 @@ def test_glb_quantised_values_and_strides():
         root["meshes"] = [
             {"primitives": [{"attributes": {"POSITION": 0, "COLOR_0": 1}, "mode": mode}]}
         ]
-        found = gltf.read("a.glb", corpus.glb(root, rows.tobytes()), LOCAL)
+        found = gltf.read_gltf("a.glb", corpus.glb(root, rows.tobytes()), LOCAL)
         np.testing.assert_allclose(found.vertices, [[0, 0, 0], [2, 0, 0], [0, -1, 0]], atol=1e-4)
         assert found.colors is not None and len(found.faces) == (mode == 4)
         np.testing.assert_allclose(found.colors[:2], [[1, 0, 0], [0, 1, 0]])
@@ -210,12 +210,12 @@ def test_glb_costs_are_counted_over_all_instances():
     many = corpus.changed(root, "nodes", [{"mesh": 0} for _ in range(1000)])
     many["scenes"] = [{"nodes": list(range(1000))}]
     data = corpus.glb(many, body)
-    assert len(gltf.read("a.glb", data, LOCAL).faces) == 2000
+    assert len(gltf.read_gltf("a.glb", data, LOCAL).faces) == 2000
     with pytest.raises(InputRefused, match=r"At most 3000 and .* are accepted"):
-        gltf.read("a.glb", data, Limits(points=3000))
+        gltf.read_gltf("a.glb", data, Limits(points=3000))
     deep = [{"mesh": 0, "children": [i + 1]} for i in range(3000)] + [{"mesh": 0}]
     with pytest.raises(InputRefused, match=r"the node tree is too deep"):
-        gltf.read("a.glb", corpus.glb(corpus.changed(root, "nodes", deep), body), LOCAL)
+        gltf.read_gltf("a.glb", corpus.glb(corpus.changed(root, "nodes", deep), body), LOCAL)
 
 
 def test_glb_asks_for_nothing_outside():
@@ -224,11 +224,11 @@ def test_glb_asks_for_nothing_outside():
     root, body = corpus.gltf()
     root["images"] = [{"uri": "tex.png"}]
     with pytest.raises(InputRefused, match=r"images 0 is another file or address"):
-        gltf.read("a.glb", corpus.glb(root, body), LOCAL)
+        gltf.read_gltf("a.glb", corpus.glb(root, body), LOCAL)
     root, body = corpus.gltf()
     root["accessors"][0]["sparse"] = {"count": 1}
     with pytest.raises(InputRefused, match=r"Export it again without sparse accessors"):
-        gltf.read("a.glb", corpus.glb(root, body), LOCAL)
+        gltf.read_gltf("a.glb", corpus.glb(root, body), LOCAL)
 
 
 def test_off_without_faces_is_a_cloud():

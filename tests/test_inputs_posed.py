@@ -59,7 +59,7 @@ def test_own_exports_come_back(scene: Scene, form: str):
     for mine, read in zip(scene.views, capture.views, strict=True):
         torch.testing.assert_close(read.cameras.c2w, mine.cameras.c2w, atol=1e-5, rtol=0)
         torch.testing.assert_close(read.cameras.K, mine.cameras.K, atol=1e-4, rtol=0)
-        assert torch.equal(read.color8, mine.color8)
+        assert torch.equal(read.color_u8, mine.color_u8)
     assert capture.cloud is not None and len(capture.cloud) == 31
     if form == "transforms":
         assert capture.kind == "rgbd"

@@ -31,7 +31,7 @@ def assert_same(a: inputs.Capture, b: inputs.Capture) -> None:
         torch.testing.assert_close(left.cameras.c2w, right.cameras.c2w, atol=2e-6, rtol=0)
         torch.testing.assert_close(left.cameras.K, right.cameras.K)
         torch.testing.assert_close(left.depth, right.depth)
-        assert torch.equal(left.color8, right.color8)
+        assert torch.equal(left.color_u8, right.color_u8)
 
 
 @pytest.mark.data

@@ -31,7 +31,7 @@ def same(a: Capture, b: Capture) -> bool:
         b.name, b.kind, b.prompt, b.notices, b.rough_depth, b.metres_per_unit,
     )  # fmt: skip
     for left, right in zip(a.views, b.views, strict=True):
-        for key in ("color8", "depth", "confidence8", "kind"):
+        for key in ("color_u8", "depth", "confidence_u8", "kind"):
             equal &= torch.equal(getattr(left, key), getattr(right, key))
         equal &= torch.equal(left.cameras.c2w, right.cameras.c2w)
         equal &= torch.equal(left.cameras.K, right.cameras.K)
@@ -64,7 +64,7 @@ def files(tmp_path: Path) -> dict[str, Path]:
 def test_files_travel_unchanged(files: dict[str, Path], tmp_path: Path, name: str):
     capture = inputs.read(files[name])
     transfer.write(capture, tmp_path)
-    assert same(transfer.read(tmp_path), capture)
+    assert same(transfer.read_capture(tmp_path), capture)
 
 
 def test_the_worker_reads_what_this_process_reads(worker: ImportWorker, files: dict[str, Path]):

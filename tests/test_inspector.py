@@ -46,7 +46,7 @@ def test_a_generated_frame_is_explained_by_what_it_was_made_from():
     target = inspector.target_of(SCENE, GENERATED)
     assert target.generated and target.references == SCENE.clips[0].references[0]
     late = inspector.target_of(SCENE, len(SCENE.views) - 1)
-    assert torch.equal(late.color8, SCENE.clips[1].color8[1])
+    assert torch.equal(late.color_u8, SCENE.clips[1].color_u8[1])
 
 
 def test_origin_and_confidence_are_those_of_the_pixel():

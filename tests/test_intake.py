@@ -1,4 +1,4 @@
-"""What enters memory: depth stages, kinds and confidence, rig, growth, odd captures."""
+"""What enters memory: depth stages, kinds, confidence, camera-fixed masks, growth, odd captures."""
 
 from dataclasses import replace
 
@@ -15,8 +15,8 @@ from worldstereo.scene import DepthKind, Origin, View
 from worldstereo.views.fusion import make_view_arrays
 from worldstereo.views.intake import IntakeOptions, cloud_from, generated, preprocess_views
 from worldstereo.views.intake import _depth as stages
+from worldstereo.views.intake._camera_fixed import find_camera_fixed
 from worldstereo.views.intake._exposure import exposure_gains
-from worldstereo.views.intake._rig import find_rig
 
 W, H = 131, 97
 QUICK = IntakeOptions(stereo=False)
@@ -51,8 +51,8 @@ def test_every_pixel_ends_with_depth_and_a_kind():
     assert float(error.quantile(0.9)) < 0.02
     measured = (view.kind == DepthKind.MEASURED) & (depth > 0)
     torch.testing.assert_close(view.depth[measured], depth[measured])
-    assert int(view.confidence8[measured].min()) == 255
-    assert int(view.confidence8[0, 45, 65]) in (51, 128)
+    assert int(view.confidence_u8[measured].min()) == 255
+    assert int(view.confidence_u8[0, 45, 65]) in (51, 128)
 
 
 def test_entering_again_changes_nothing():
@@ -114,7 +114,7 @@ def test_exposure_is_told_towards_the_first_view():
     np.testing.assert_allclose(again[:3], truth[:3].numpy())
 
 
-def test_a_gripper_is_a_rig_and_a_still_camera_is_none():
+def test_a_gripper_is_fixed_to_the_camera_and_a_still_camera_shows_nothing_that_is():
     cameras = turned_cameras(6).scaled(W, H)
     poses = torch.eye(4).repeat(6, 1, 1)
     poses[:, 0, 3] = torch.arange(6) * 0.4 - 1.0
@@ -127,16 +127,16 @@ def test_a_gripper_is_a_rig_and_a_still_camera_is_none():
         color = view.color.clone()
         color[:, 60:, 90:] = noise[:, 60:, 90:]
         painted.append(make_view_arrays(View.of(color, view.depth, view.given)))
-    found = find_rig(painted)
+    found = find_camera_fixed(painted)
     assert found is not None
     mask = found[0]
     assert mask[70:, 100:].mean() > 0.95
     assert mask[:50, :80].mean() < 0.02
     still = [make_view_arrays(some[0])] * 6
-    assert find_rig(still) is None
+    assert find_camera_fixed(still) is None
 
 
-def test_plain_walls_and_dark_floors_are_no_rig():
+def test_plain_walls_and_dark_floors_are_not_fixed_to_the_camera():
     """They look the same wherever the camera stands, and the lens darkens the same corners."""
     w, h = 160, 120
     K = torch.tensor([[140.0, 0.0, 80.0], [0.0, 140.0, 60.0], [0.0, 0.0, 1.0]])
@@ -156,7 +156,7 @@ def test_plain_walls_and_dark_floors_are_no_rig():
         views.append(
             make_view_arrays(View.of(color, torch.full((1, h, w), 2.0), Cameras(K, poses[i], w, h)))
         )
-    assert find_rig(views) is None
+    assert find_camera_fixed(views) is None
 
 
 def test_generated_views_keep_only_what_they_invented():
@@ -168,10 +168,10 @@ def test_generated_views_keep_only_what_they_invented():
     inside = origin == int(Origin.INVENTED)
     assert torch.equal(made.depth > 0, inside)
     assert bool((made.kind[inside] == DepthKind.GENERATED).all())
-    assert 1 <= int(made.confidence8[inside].min()) <= 5
-    assert int(made.confidence8[~inside].max()) == 0
+    assert 1 <= int(made.confidence_u8[inside].min()) <= 5
+    assert int(made.confidence_u8[~inside].max()) == 0
     assert (made.step, made.frame) == (3, 7)
-    assert torch.equal(made.color8, view.color8)
+    assert torch.equal(made.color_u8, view.color_u8)
 
 
 def test_a_views_points_lie_on_its_surface_with_normals():
@@ -226,7 +226,7 @@ def test_equal_views_enter_and_agree():
     entered = preprocess_views([views(1)[0]] * 4, options=QUICK)
     assert entered.registration is not None
     assert float(entered.registration.moved_px.max()) < 0.1
-    assert entered.rig is None
+    assert entered.camera_fixed is None
 
 
 @cases(exponent=st.sampled_from([-2.0, 2.0]))

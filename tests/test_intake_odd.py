@@ -46,7 +46,7 @@ def test_exposure_steps_of_four_are_taken_out():
     dark = color.clone()
     dark[[1, 4]] *= 0.25
     views = remembered(dark, depth, cameras)
-    gains = torch.stack([view.gain for view in views])
+    gains = torch.stack([view.log_gain for view in views])
     expected = torch.tensor([0.0, 1.0, 0.0, 1.0]) * np.log(4)
     torch.testing.assert_close(gains, expected[:, None].expand(4, 3), atol=0.03, rtol=0)
     for view in views:

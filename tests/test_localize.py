@@ -30,7 +30,7 @@ def apart(a, b) -> tuple[float, float]:
 def test_a_photo_without_pose_is_found(localizer):
     """The exact camera of a picture that nobody remembered."""
     camera = textured.camera_at((0.25, -0.15, 0.2), (-0.5, 0.2, 4.0))
-    place = localizer.find(textured.view_of(camera).color8, camera.K)
+    place = localizer.find(textured.view_of(camera).color_u8, camera.K)
     assert place.found and not place.doubtful, place.reason
     degrees, distance = apart(place.camera, camera)
     assert degrees < 0.2 and distance < 0.01
@@ -39,7 +39,7 @@ def test_a_photo_without_pose_is_found(localizer):
 
 def test_an_unknown_focal_length_is_found_too(localizer):
     camera = textured.camera_at((0.1, -0.1, 0.1), (-0.6, 0.25, 4.0))
-    place = localizer.find(textured.view_of(camera).color8)
+    place = localizer.find(textured.view_of(camera).color_u8)
     assert place.found, place.reason
     assert float(place.camera.K[0, 0]) == pytest.approx(261, rel=0.03)
     assert apart(place.camera, camera)[1] < 0.1
@@ -48,8 +48,8 @@ def test_an_unknown_focal_length_is_found_too(localizer):
 def test_what_cannot_be_found_says_why(localizer):
     elsewhere = textured.view_of(textured.camera_at((0.2, 0.0, 0.0), (-0.5, 0.2, 4.0)), seed=7)
     plain = torch.full((3, 240, 320), 90, dtype=torch.uint8)
-    mirrored = textured.views(1)[0].color8.flip(-1)
-    for color, word in ((elsewhere.color8, "place"), (plain, "texture"), (mirrored, "place")):
+    mirrored = textured.views(1)[0].color_u8.flip(-1)
+    for color, word in ((elsewhere.color_u8, "place"), (plain, "texture"), (mirrored, "place")):
         place = localizer.find(color, textured.camera_at((0.0, 0.0, 0.0), (0.0, 0.0, 4.0)).K)
         assert not place.found or place.doubtful
         assert word in place.reason
@@ -63,7 +63,7 @@ def test_a_world_without_keypoints_says_so():
 
 def test_the_same_question_has_the_same_answer(remembered):
     camera = textured.camera_at((0.25, -0.15, 0.2), (-0.5, 0.2, 4.0))
-    color = textured.view_of(camera).color8
+    color = textured.view_of(camera).color_u8
     a, b = (Localizer.of(remembered, 3.0).find(color, camera.K) for _ in range(2))
     assert torch.equal(a.camera.c2w, b.camera.c2w) and a.inliers == b.inliers
 

@@ -40,7 +40,7 @@ from worldstereo.trajectory import PRESETS
 from worldstereo.world import AddedPhoto, AddReport
 
 with quietly():
-    from ui.page import html as piece
+    from ui.page import html as page_html
     from ui.page.core import BUG, BUSY, EXPIRED
     from ui.page.page import Panel
     from ui.page.settings import Settings, accepted_frames, plan_path, reframed, sizes
@@ -112,13 +112,13 @@ def test_the_stylesheet_has_no_comma_inside_a_selector_function():
 
 
 def test_icons_of_the_page_exist_with_their_licence():
-    texts = [path.read_text(encoding="utf-8") for path in piece.TEMPLATES.iterdir()]
+    texts = [path.read_text(encoding="utf-8") for path in page_html.TEMPLATES.iterdir()]
     used = set(re.findall(r'icon(?:_button)?\("([a-z0-9-]+)"', "".join(texts)))
     assert len(used) > 9
     for name in used:
-        assert piece.icon(name).startswith("<svg")
-    assert "ISC License" in (piece.ICONS / "LICENSE-lucide").read_text(encoding="utf-8")
-    for file in piece.ICONS.glob("*.svg"):
+        assert page_html.icon(name).startswith("<svg")
+    assert "ISC License" in (page_html.ICONS / "LICENSE-lucide").read_text(encoding="utf-8")
+    for file in page_html.ICONS.glob("*.svg"):
         assert len(ElementTree.parse(file).getroot()) > 0, file.name
 
 
@@ -126,7 +126,7 @@ def test_a_key_of_the_map_is_bound_by_the_script():
     script = (UI / "page" / "page.js").read_text(encoding="utf-8")
     table = script[script.index("const keys = {") : script.index("const arrows")]
     bound = set(re.findall(r"(?:^|[\s,])'?([^\s',]+?)'?: \(\) =>", table))
-    told = {one for key, _ in piece.KEYS for one in re.split(r",? ", key)}
+    told = {one for key, _ in page_html.KEYS for one in re.split(r",? ", key)}
     flying = set("WASDQE") | {"drag", "wheel", "Shift", "to", "1", "5"}  # viser's own, and tabs
     bound = {key.lower().replace("escape", "esc") for key in bound}
     assert {key.lower() for key in told - flying} == bound
@@ -150,14 +150,14 @@ class Tags(HTMLParser):
 @settings(max_examples=60, deadline=None)
 def test_a_name_never_becomes_markup(text):
     """Neither HTML nor a mark of Gradio's templates survives, and the text itself does."""
-    page = piece.header(text, 1, 1, 0, "saved", "", "")
-    plain = piece.header("room", 1, 1, 0, "saved", "", "")
+    page = page_html.header(text, 1, 1, 0, "saved", "", "")
+    plain = page_html.header("room", 1, 1, 0, "saved", "", "")
     parsed, expected = Tags(), Tags()
     parsed.feed(page)
     expected.feed(plain)
     assert parsed.tags == expected.tags
     assert "${" not in page and "{{" not in page
-    assert html.unescape(piece.esc(text)) == text
+    assert html.unescape(page_html.esc(text)) == text
 
 
 HOSTILE = '<img src=x onerror="alert(1)">\' ${alert(1)} {{7*7}} `'
@@ -166,9 +166,9 @@ HOSTILE = '<img src=x onerror="alert(1)">\' ${alert(1)} {{7*7}} `'
 def test_a_template_lacks_nothing():
     """A value that is missing, and one that no piece takes, are errors and not empty text."""
     with pytest.raises(UndefinedError):
-        piece.render("parts.html", "said")
+        page_html.render("parts.html", "said")
     with pytest.raises(TypeError):
-        piece.render("parts.html", "said", text="x", colour="y")
+        page_html.render("parts.html", "said", text="x", colour="y")
 
 
 def test_hostile_names_stay_text_everywhere_on_the_page(panel, session):
@@ -204,12 +204,12 @@ def test_hostile_names_stay_text_everywhere_on_the_page(panel, session):
         shown.append(panel.guarded(refuses)("token"))
         why = json.dumps({"#a": text})
         pieces = [
-            piece.progress(1, 2, text, None),
-            piece.preparing(1, 2, text, 3.0),
-            piece.cost(1, 2, 3, text, None, False),
-            piece.header(text, 1, 1, 1, text, text, text),
-            piece.hud(measured=text),
-            piece.tools(
+            page_html.progress(1, 2, text, None),
+            page_html.preparing(1, 2, text, 3.0),
+            page_html.cost(1, 2, 3, text, None, False),
+            page_html.header(text, 1, 1, 1, text, text, text),
+            page_html.hud(measured=text),
+            page_html.tools(
                 playing=False,
                 recording=False,
                 measuring=False,
@@ -217,12 +217,12 @@ def test_hostile_names_stay_text_everywhere_on_the_page(panel, session):
                 live=False,
                 why={"play": text},
             ),
-            piece.reasons({why: text}),
-            piece.muted(text),
-            piece.empty(text),
-            piece.render("export.html", "progress", text=text),
-            piece.render("export.html", "written", serial=1, text=text),
-            piece.render(
+            page_html.reasons({why: text}),
+            page_html.muted(text),
+            page_html.empty(text),
+            page_html.render("export.html", "progress", text=text),
+            page_html.render("export.html", "written", serial=1, text=text),
+            page_html.render(
                 "generate.html",
                 "about",
                 name=text,
@@ -232,8 +232,8 @@ def test_hostile_names_stay_text_everywhere_on_the_page(panel, session):
                 ],
                 unknown=text,
             ),
-            piece.render("generate.html", "takes_up_to", keyframes=text, about=text),
-            piece.render(
+            page_html.render("generate.html", "takes_up_to", keyframes=text, about=text),
+            page_html.render(
                 "world.html",
                 "examples",
                 tiles=[(SimpleNamespace(key=text, label=text, credit=text), "")],
@@ -257,12 +257,12 @@ def test_hostile_names_stay_text_everywhere_on_the_page(panel, session):
     ("seconds", "text"), [(0.2, "1 s"), (17.4, "17 s"), (100, "2 min"), (7200, "2.0 h")]
 )
 def test_durations_have_units(seconds, text):
-    assert piece.duration(seconds) == text
+    assert page_html.duration(seconds) == text
 
 
 def test_reasons_survive_their_attribute():
     why = {'#a[b="c"]': "It isn't <there> & {never} was."}
-    page = piece.reasons(why)
+    page = page_html.reasons(why)
     found = re.search(r'data-why="([^"]*)"', page)
     assert found is not None
     assert json.loads(html.unescape(found.group(1))) == why
@@ -270,21 +270,21 @@ def test_reasons_survive_their_attribute():
 
 def test_the_strip_shows_given_made_and_what_comes():
     scene = small_scene()
-    thumbnails = piece.Thumbnails()
-    strip = piece.film(scene.views, thumbnails, newest_step=1, planned=25)
+    thumbnails = page_html.Thumbnails()
+    strip = page_html.film(scene.views, thumbnails, newest_step=1, planned=25)
     assert strip.count("<img") == len(scene.views)
     assert strip.count('class="pic new"') == 2
     assert "given" in strip and "step 1" in strip and "25 planned" in strip
     frames = [np.zeros((HEIGHT, WIDTH, 3), np.uint8)] * 3
-    running = piece.film(scene.views, thumbnails, making=frames, total=11)
+    running = page_html.film(scene.views, thumbnails, making=frames, total=11)
     assert "view 4 of 11" in running
-    assert "Views appear here" in piece.film((), thumbnails)
+    assert "Views appear here" in page_html.film((), thumbnails)
 
 
 def test_thumbnails_do_not_keep_their_views():
     import gc
 
-    thumbnails = piece.Thumbnails()
+    thumbnails = page_html.Thumbnails()
     scene = small_scene()
     assert thumbnails(scene.views[0]) == thumbnails(scene.views[0])
     del scene
@@ -310,7 +310,7 @@ def test_what_was_written_for_the_reader_is_shown_and_a_bug_is_not(panel, sessio
     shown = panel.guarded(refuses)("token")[panel.message]
     assert "The &lt;file&gt; is empty." in shown
     shown = panel.guarded(breaks)("token")[panel.message]
-    assert piece.esc(BUG) in shown and "secret" not in shown
+    assert page_html.esc(BUG) in shown and "secret" not in shown
     assert "secret" in caplog.text  # the log has it
 
 

@@ -76,7 +76,7 @@ def brush(panel: Panel, session: Session, **changes: Any) -> dict:
     clip = session.world.scene.clips[-1]
     made = clip.origin[-1, 0] == int(Origin.INVENTED)
     v, u = (int(n.float().median()) for n in made.nonzero().unbind(1))
-    at = [u / clip.color8.shape[-1], v / clip.color8.shape[-2]]
+    at = [u / clip.color_u8.shape[-1], v / clip.color_u8.shape[-2]]
     data = {
         "kind": "again", "clip": str(len(session.world.scene.clips) - 1), "frame": len(clip) - 1,
         "width": 0.1, "strokes": [[at, [at[0], at[1] + 0.05]]],
@@ -96,7 +96,7 @@ def test_a_brushed_part_is_painted_again_with_another_seed_as_one_step(page):
     assert brush(panel, session)[panel.message] == ""
     second = session.world.scene.clips[-1]
     assert len(session.world.history) == steps + 1 and second.seed == first.seed + 1
-    changed = (first.color8[-1] != second.color8[-1]).any(0)
+    changed = (first.color_u8[-1] != second.color_u8[-1]).any(0)
     made = first.origin[-1, 0] == int(Origin.INVENTED)
     assert 50 < int(changed.sum()) < int(made.sum()) and bool(made[changed].all())
     session.undo()

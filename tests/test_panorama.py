@@ -52,7 +52,7 @@ def test_views_show_what_a_camera_there_sees(whole: np.ndarray):
         c2w = LEVEL.copy()
         c2w[:3, :3] = LEVEL[:3, :3] @ view.cameras.c2w[:3, :3].double().numpy()
         truth = room.photo(c2w, side, side, side / 2).astype(float)
-        found = view.color8.permute(1, 2, 0).numpy().astype(float)
+        found = view.color_u8.permute(1, 2, 0).numpy().astype(float)
         assert np.abs(found - truth).mean() < 14, view.name
         assert float(view.cameras.c2w[:3, 3].norm()) == 0
     assert capture.up is not None and capture.up.tolist() == [0, -1, 0]
@@ -92,7 +92,7 @@ def test_a_partial_panorama_gives_level_views_inside_it(whole: np.ndarray):
         v, u = np.mgrid[0 : view.height, 0 : view.width] + 0.5
         rays = np.stack([u, v, np.ones_like(u)], -1) @ np.linalg.inv(K).T
         truth, _ = room.seen(c2w[:3, 3], rays @ c2w[:3, :3].T)
-        found = view.color8.permute(1, 2, 0).numpy().astype(float)
+        found = view.color_u8.permute(1, 2, 0).numpy().astype(float)
         assert np.abs(found - truth).mean() < 20, view.name
 
 

@@ -90,7 +90,7 @@ def test_photos_larger_than_they_are_matched_at(monkeypatch: pytest.MonkeyPatch)
     away[:3, :3] = away[:3, :3] @ torch.diag(torch.tensor([-1.0, 1.0, -1.0]))
     turned = Cameras(large[0].K, away, 166, 122)
     photos.append(View.of(photos[0].color, torch.zeros(1, 122, 166), turned, name="other"))
-    entered = preprocess_views(photos, options=IntakeOptions(rig=False))
+    entered = preprocess_views(photos, options=IntakeOptions(camera_fixed=False))
     assert any("1 of 5" in notice and "other" in notice for notice in entered.notices)
     assert not bool(entered.views[4].mask.any())
     allowed = {int(DepthKind.STEREO), int(DepthKind.INPAINTED)}

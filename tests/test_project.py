@@ -12,6 +12,7 @@ import zipfile
 import zlib
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -82,7 +83,7 @@ def example(steps: int = 1, points: int = 40_009) -> ProjectState:
         views=tuple(views),
         cloud=cloud,
         clips=(clip,),
-        rig=(torch.rand(29, 37) > 2, torch.full((3, 29, 37), 0.25)),
+        camera_fixed=(torch.rand(29, 37) > 2, torch.full((3, 29, 37), 0.25)),
         unit=1 / 3,
         metres_per_unit=None,
         notices=("one", "two"),
@@ -518,6 +519,28 @@ def test_a_file_that_kept_no_original_depth_still_opens(state, tmp_path):
     save(replace(state, original=None), tmp_path / "a.world")
     damaged_manifest(tmp_path / "a.world", lambda m: m["state"].pop("original"))
     assert same(load(tmp_path / "a.world"), replace(state, original=None))
+
+
+def test_projects_with_the_fields_old_names_still_open(state, tmp_path):
+    """What was saved before the fields were renamed, written here by hand."""
+    old = {
+        "color_u8": "color8", "confidence_u8": "confidence8", "stereo_u8": "stereo8",
+        "log_gain": "gain", "camera_fixed": "rig",
+    }  # fmt: skip
+
+    def aged(value: Any) -> Any:
+        if isinstance(value, list):
+            return [aged(one) for one in value]
+        if not isinstance(value, dict):
+            return value
+        names = old if value.get("$") in ("View", "Clip", "Scene") else {}
+        return {names.get(name, name): aged(one) for name, one in value.items()}
+
+    save(state, tmp_path / "a.world")
+    damaged_manifest(tmp_path / "a.world", lambda m: m.update(state=aged(m["state"])))
+    text = (tmp_path / "a.world" / "project.json").read_text()
+    assert all(f'"{name}":' in text for name in old.values())
+    assert same(load(tmp_path / "a.world"), state)
 
 
 def test_original_depth_is_stored_once_and_apart(state, tmp_path):

@@ -322,7 +322,7 @@ def projected(scene: Scene, points: np.ndarray, colors: np.ndarray) -> None:
     assert float(inside.float().mean()) > 0.98
     depth = view.depth[0][y[inside], x[inside]]
     assert float(((z[inside] - depth).abs() / depth).median()) < 1e-3
-    there = view.color8[:, y[inside], x[inside]].T.numpy().astype(int)
+    there = view.color_u8[:, y[inside], x[inside]].T.numpy().astype(int)
     assert np.median(np.abs(there - colors[:n][inside.numpy()])) <= 1
 
 
@@ -386,7 +386,7 @@ def test_spz_by_its_layout(scene):
     view = scene.views[0]
     pixels, z = view.cameras.project(torch.from_numpy(points[: 96 * 72]).float())
     assert float((z - view.depth.flatten()).abs().median()) < 1e-3
-    assert np.median(np.abs(rgb[: 96 * 72].T.reshape(3, 72, 96) - view.color8.numpy())) < 8
+    assert np.median(np.abs(rgb[: 96 * 72].T.reshape(3, 72, 96) - view.color_u8.numpy())) < 8
 
 
 def test_the_page_is_one_file_without_a_network(scene):

@@ -130,7 +130,15 @@ def test_a_working_view_on_disk_is_the_same_view():
     here, there = make_view_arrays(view), make_view_arrays(view)
     there.spill()
     there.let_go()
-    for name in ("color", "depth", "disparity", "confidence", "slope_x", "slope_y", "rim"):
+    for name in (
+        "color",
+        "depth",
+        "disparity",
+        "confidence",
+        "slope_x",
+        "slope_y",
+        "edge_distance",
+    ):
         assert np.array_equal(getattr(here, name), getattr(there, name)), name
     assert np.array_equal(here.level(1).color, there.level(1).color)
     with pytest.raises(AttributeError):
@@ -151,8 +159,8 @@ def test_a_resting_world_is_the_same_world():
     assert world.undo() and world.undo()
     assert len(world.scene.clips) == 0
     repeated = explore(world, path)
-    assert torch.equal(repeated.color8, first.color8)
-    assert again.color8.shape == first.color8.shape
+    assert torch.equal(repeated.color_u8, first.color_u8)
+    assert again.color_u8.shape == first.color_u8.shape
     with world.step("wait"):
         assert not world.rest()
 

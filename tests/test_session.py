@@ -478,7 +478,7 @@ def test_the_draft_shows_the_cloud_and_says_how_much_is_unknown(opened):
     assert draft.color.shape == (64, 80, 3) and draft.color.dtype == np.uint8
     assert draft.known.shape == (64, 80) and not draft.final
     assert draft.unknown == pytest.approx(1 - draft.known.mean())
-    seen = session.world.scene.views[0].color8.permute(1, 2, 0).numpy()
+    seen = session.world.scene.views[0].color_u8.permute(1, 2, 0).numpy()
     off = np.abs(draft.color.astype(int) - seen)[draft.known]
     assert np.median(off) < 20  # the first frame stands where the first view was taken
     assert session.preview(99).unknown >= 0  # a slider of a longer path: the last frame

@@ -20,7 +20,7 @@ from tests.conftest import InstantGenerator, room_capture
 from tests.fake_session import quietly
 from tests.model_page import merged, text
 from worldstereo.errors import InputRefused, WorldBusy, WorldStereoError
-from worldstereo.generators import GenerationRequest, GeneratorLimits
+from worldstereo.generators import GenerationRequest, GeneratorLimits, StepRange
 from worldstereo.inputs import LOCAL
 from worldstereo.project import is_project, packed, state_of
 from worldstereo.scene import Capture
@@ -48,7 +48,11 @@ class Recorded(InstantGenerator):
     """Keeps the requests it was given; every setting of the page is its business."""
 
     limits = GeneratorLimits(
-        name="recorded", prompt=True, steps=(1, 9, 4), guidance=5.0, default_prompt="a room"
+        name="recorded",
+        prompt=True,
+        steps=StepRange(1, 9, 4),
+        guidance=5.0,
+        default_prompt="a room",
     )
 
     def __init__(self) -> None:
@@ -476,10 +480,10 @@ def test_a_take_is_compared_then_kept_or_discarded():
 def test_pictures_of_a_clip_say_what_they_mean():
     """Found cells turn blue, contradicted ones red, cells without evidence stay grey; near is
     bright, and one depth has one brightness in every frame."""
-    color8 = torch.full((3, 24, 32), 128, dtype=torch.uint8)
+    color_u8 = torch.full((3, 24, 32), 128, dtype=torch.uint8)
     cells = torch.zeros(12, 16, dtype=torch.uint8)
     cells[0, 0], cells[0, 15] = 255, 1
-    out = agreement_picture(color8, cells).astype(int)
+    out = agreement_picture(color_u8, cells).astype(int)
     assert out[0, 0, 2] > out[0, 0, 0] + 40 and out[0, 31, 0] > out[0, 31, 2] + 40
     assert len(set(out[12, 12])) == 1
     depth = torch.linspace(1, 3, 24 * 32).reshape(1, 1, 24, 32).repeat(2, 1, 1, 1)

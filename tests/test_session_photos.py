@@ -27,8 +27,8 @@ NEW = textured.camera_at((0.25, -0.15, 0.2), (-0.5, 0.2, 4.0))
 def photos(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("photos")
     made = {
-        "near.png": textured.view_of(NEW).color8,
-        "elsewhere.png": textured.view_of(NEW, seed=7).color8,
+        "near.png": textured.view_of(NEW).color_u8,
+        "elsewhere.png": textured.view_of(NEW, seed=7).color_u8,
         "plain.png": torch.full((3, 240, 320), 90, dtype=torch.uint8),
     }
     for name, color in made.items():

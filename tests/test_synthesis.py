@@ -125,12 +125,14 @@ def test_nothing_remembered_gives_a_black_invented_picture():
     assert float(made.color.max()) == 0 and bool((made.depth == 0).all())
 
 
-def test_the_rig_is_pasted_over_the_picture():
+def test_what_is_fixed_to_the_camera_is_pasted_over_the_picture():
     views, truth = scene()
     mask = torch.zeros(H, W, dtype=torch.bool)
     mask[70:, 90:] = True
-    made = synthesize(truth.cameras, views, rig=(mask, torch.full((3, H, W), 0.25)), unit=UNIT)
-    assert torch.equal(made.origin[0] == Origin.RIG, mask)
+    made = synthesize(
+        truth.cameras, views, camera_fixed=(mask, torch.full((3, H, W), 0.25)), unit=UNIT
+    )
+    assert torch.equal(made.origin[0] == Origin.CAMERA_FIXED, mask)
     torch.testing.assert_close(made.color[:, mask], torch.full((3, int(mask.sum())), 0.25))
 
 
@@ -144,9 +146,9 @@ def test_what_was_generated_never_moves_what_given_views_show():
         step=1, frame=0,
     )  # fmt: skip
     after = synthesize(truth.cameras, [*views, liar], unit=UNIT)
-    firm = (before.origin == Origin.STEREO)[0]
-    firm[:2], firm[-2:], firm[:, :2], firm[:, -2:] = False, False, False, False
-    inner = -torch.nn.functional.max_pool2d(-firm[None].float(), 5, 1, 2)[0] > 0
+    reliable = (before.origin == Origin.STEREO)[0]
+    reliable[:2], reliable[-2:], reliable[:, :2], reliable[:, -2:] = False, False, False, False
+    inner = -torch.nn.functional.max_pool2d(-reliable[None].float(), 5, 1, 2)[0] > 0
     assert float(inner.float().mean()) > 0.7
     torch.testing.assert_close(after.color[:, inner], before.color[:, inner])
 
@@ -354,11 +356,13 @@ def test_no_stage_left_out_is_worse_than_the_plain_splat():
     whole = intake.preprocess_views(kept)
     for name in (f.name for f in fields(SynthesisOptions) if f.type in (bool, "bool")):
         options = SynthesisOptions(**{name: False})
-        made = synthesize(target, whole.views, unit=whole.unit, rig=whole.rig, options=options)
+        made = synthesize(
+            target, whole.views, unit=whole.unit, camera_fixed=whole.camera_fixed, options=options
+        )
         assert psnr(made.color) > least, name
     for name in (f.name for f in fields(intake.IntakeOptions)):
         left = intake.preprocess_views(kept, options=intake.IntakeOptions(**{name: False}))
-        made = synthesize(target, left.views, unit=left.unit, rig=left.rig)
+        made = synthesize(target, left.views, unit=left.unit, camera_fixed=left.camera_fixed)
         assert psnr(made.color) > least, name
     unregistered = intake.preprocess_views(kept, register=False)
     made = synthesize(target, unregistered.views, unit=unregistered.unit)

@@ -48,7 +48,7 @@ def test_agreement_tells_this_world_from_another():
     said = agreement(memory, half, same.depth, shell, views)
     wrong = said.contradicted(240, 320)[0]
     assert bool(wrong[:, :140].any()) and not bool(wrong[:, 180:].any())
-    # what is hidden by the camera's rig is not asked for
+    # what is hidden by what is fixed to the camera is not asked for
     hidden = torch.zeros(1, 240, 320, dtype=torch.bool)
     hidden[..., :160] = True
     said = agreement(memory, half, same.depth, shell, views, hidden=hidden)

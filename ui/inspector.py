@@ -45,7 +45,7 @@ DEPTHS = {
     DepthKind.LEARNED: "depth model",
     DepthKind.INPAINTED: "estimated",
     DepthKind.GENERATED: "generated",
-    DepthKind.RIG: "fixed to the camera",
+    DepthKind.CAMERA_FIXED: "fixed to the camera",
     DepthKind.MASKED: "masked",
     DepthKind.UNKNOWN: "unknown",
 }
@@ -54,7 +54,7 @@ ORIGIN_COLORS = {
     Origin.GLOBAL: palette.GLOBAL,
     Origin.STEREO: palette.STEREO,
     Origin.INVENTED: palette.INVENTED,
-    Origin.RIG: palette.RIG,
+    Origin.CAMERA_FIXED: palette.CAMERA_FIXED,
 }
 
 
@@ -65,7 +65,7 @@ class Target:
     view: int
     """Index into `Scene.views`."""
     camera: Cameras
-    color8: UInt8[Tensor, "3 H W"]
+    color_u8: UInt8[Tensor, "3 H W"]
     depth: Float[Tensor, "1 H W"]
     origin: UInt8[Tensor, "1 H W"] | None
     """None for a view that was given: every pixel of it was seen."""
@@ -146,14 +146,14 @@ def target_of(scene: Scene, view: int) -> Target:
     clip = clip_of(scene, seen)
     if clip is None:
         references = _others(scene, view)
-        return Target(view, seen.cameras, seen.color8, seen.depth, None, None, references)
+        return Target(view, seen.cameras, seen.color_u8, seen.depth, None, None, references)
     t = seen.frame
     made_with = clip.references[t] if t < len(clip.references) else ()
     references = tuple(i for i in made_with if 0 <= i < len(scene.views) and i != view)
     return Target(
         view=view,
         camera=seen.cameras,
-        color8=clip.color8[t],
+        color_u8=clip.color_u8[t],
         depth=clip.depth[t],
         origin=clip.origin[t],
         confidence=clip.confidence[t],
@@ -306,22 +306,22 @@ def shares(target: Target) -> dict[str, float]:
 # ---- pictures ------------------------------------------------------------------------------------
 
 
-def pixels_of(color8: UInt8[Tensor, "3 H W"]) -> np.ndarray:
+def pixels_of(color_u8: UInt8[Tensor, "3 H W"]) -> np.ndarray:
     """8-bit (H, W, 3) as pictures want it."""
-    return color8.permute(1, 2, 0).cpu().numpy()
+    return color_u8.permute(1, 2, 0).cpu().numpy()
 
 
 def origin_picture(target: Target) -> np.ndarray:
     """The frame in grey under the colours of where each pixel comes from, uint8 (H, W, 3)."""
     if target.origin is None:
-        grey = pixels_of(target.color8).astype(np.float32).mean(axis=2, keepdims=True)
+        grey = pixels_of(target.color_u8).astype(np.float32).mean(axis=2, keepdims=True)
         return np.repeat(grey, 3, axis=2).astype(np.uint8)
-    return sources_picture(target.color8, target.origin)
+    return sources_picture(target.color_u8, target.origin)
 
 
-def sources_picture(color8: UInt8[Tensor, "3 H W"], origin: UInt8[Tensor, "1 H W"]) -> np.ndarray:
+def sources_picture(color_u8: UInt8[Tensor, "3 H W"], origin: UInt8[Tensor, "1 H W"]) -> np.ndarray:
     """A picture in grey under the colours of where each pixel comes from, uint8 (H, W, 3)."""
-    grey = pixels_of(color8).astype(np.float32).mean(axis=2, keepdims=True)
+    grey = pixels_of(color_u8).astype(np.float32).mean(axis=2, keepdims=True)
     colors = np.zeros((len(Origin), 3), np.float32)
     for kind, color in ORIGIN_COLORS.items():
         colors[int(kind)] = color
@@ -342,16 +342,16 @@ def depth_pictures(depth: Float[Tensor, "T 1 H W"]) -> Iterator[np.ndarray]:
         yield np.repeat(grey[..., None], 3, axis=2)
 
 
-def agreement_picture(color8: UInt8[Tensor, "3 H W"], cells: UInt8[Tensor, "h w"]) -> np.ndarray:
+def agreement_picture(color_u8: UInt8[Tensor, "3 H W"], cells: UInt8[Tensor, "h w"]) -> np.ndarray:
     """A picture in grey, over it the cells of `Clip.agreement_map`: found, or contradicted.
 
     Cells in which too little was expected to say anything stay grey.
     """
-    height, width = color8.shape[1:]
+    height, width = color_u8.shape[1:]
     cell = cells.cpu().numpy()
     rows = (np.arange(height) * cell.shape[0] // height)[:, None]
     full = cell[rows, (np.arange(width) * cell.shape[1] // width)[None]].astype(np.float32)
-    grey = pixels_of(color8).astype(np.float32).mean(axis=2, keepdims=True)
+    grey = pixels_of(color_u8).astype(np.float32).mean(axis=2, keepdims=True)
     share = ((full - 1) / 254)[..., None]
     found, lost = (np.array(color, np.float32) for color in (palette.GLOBAL, palette.REFUSED))
     tint = share * found + (1 - share) * lost
@@ -369,17 +369,17 @@ def confidence_picture(target: Target) -> np.ndarray:
 
 def heat_picture(target: Target, weights: Float[Tensor, "h w"]) -> np.ndarray:
     """The frame, warmer where one reference has more of a say, uint8 (H, W, 3)."""
-    return heated(target.color8, weights)
+    return heated(target.color_u8, weights)
 
 
-def heated(color8: UInt8[Tensor, "3 H W"], weights: Float[Tensor, "h w"]) -> np.ndarray:
+def heated(color_u8: UInt8[Tensor, "3 H W"], weights: Float[Tensor, "h w"]) -> np.ndarray:
     """A picture in grey, warmer where `weights` in [0, 1] are larger, uint8 (H, W, 3)."""
-    height, width = color8.shape[1:]
+    height, width = color_u8.shape[1:]
     full = torch.nn.functional.interpolate(
         weights[None, None].float(), size=(height, width), mode="bilinear", align_corners=False
     )
     heat = full[0, 0].clamp(0, 1).cpu().numpy()[..., None]
-    grey = pixels_of(color8).astype(np.float32).mean(axis=2, keepdims=True)
+    grey = pixels_of(color_u8).astype(np.float32).mean(axis=2, keepdims=True)
     warm = np.array(ORIGIN_COLORS[Origin.STEREO], np.float32) * (0.35 + 0.65 * grey / 255)
     return np.clip((1 - heat) * grey * 0.55 + heat * warm, 0, 255).astype(np.uint8)
 
@@ -387,8 +387,8 @@ def heated(color8: UInt8[Tensor, "3 H W"], weights: Float[Tensor, "h w"]) -> np.
 def votes_picture(target: Target, votes: Votes) -> np.ndarray:
     """The frame in grey, on it the entries that voted, brighter where a vote weighs more, uint8
     (H, W, 3)."""
-    height, width = target.color8.shape[1:]
-    grey = 0.55 * pixels_of(target.color8).astype(np.float32).mean(axis=2, keepdims=True)
+    height, width = target.color_u8.shape[1:]
+    grey = 0.55 * pixels_of(target.color_u8).astype(np.float32).mean(axis=2, keepdims=True)
     out = np.repeat(grey, 3, axis=2)
     half = max(1, round(width / 160))
     warm = np.array(ORIGIN_COLORS[Origin.STEREO], np.float32)
@@ -400,7 +400,7 @@ def votes_picture(target: Target, votes: Votes) -> np.ndarray:
 
 
 def attention_picture(
-    color8: UInt8[Tensor, "3 H W"],
+    color_u8: UInt8[Tensor, "3 H W"],
     weights: Float[Tensor, "R C"],
     window: Bool[Tensor, "R C"],
     peak: float,
@@ -412,7 +412,7 @@ def attention_picture(
         window: the tokens that show the same place in 3D; outlined in white.
         peak: the weight that is drawn warmest, so that references can be compared.
     """
-    image = heated(color8, (weights / max(peak, 1e-12)).clamp(0, 1).sqrt())
+    image = heated(color_u8, (weights / max(peak, 1e-12)).clamp(0, 1).sqrt())
     height, width = image.shape[:2]
     rows = (np.arange(height) * window.shape[0] / height).astype(int)
     columns = (np.arange(width) * window.shape[1] / width).astype(int)
@@ -442,7 +442,7 @@ def clip_of(scene: Scene, view: View) -> Clip | None:
         return None
     for clip in reversed(scene.clips):
         if clip.step == view.step and view.frame < len(clip):
-            same = tuple(clip.color8.shape[2:]) == (view.height, view.width)
+            same = tuple(clip.color_u8.shape[2:]) == (view.height, view.width)
             return clip if same else None
     return None
 

@@ -102,12 +102,11 @@ class Cameras:
         return self.c2w[..., :3, 2]
 
     @property
-    def fov(self) -> tuple[float, float]:
-        """Horizontal and vertical field of view in radians, of the first camera of the batch."""
-        fx, fy = (float(v) for v in self.K.reshape(-1, 3, 3)[0].diagonal()[:2])
-        halves = torch.tensor([self.width / 2 / fx, self.height / 2 / fy], dtype=torch.float64)
-        x, y = (2 * torch.atan(halves)).tolist()
-        return x, y
+    def fov(self) -> Float[Tensor, "*B 2"]:
+        """Horizontal and vertical field of view of each camera in radians, float64."""
+        focal = self.K.diagonal(dim1=-2, dim2=-1)[..., :2].double()
+        size = torch.tensor([self.width, self.height], dtype=torch.float64, device=focal.device)
+        return 2 * torch.atan(size / 2 / focal)
 
     def project(
         self, points: Float[Tensor, "*B N 3"]

@@ -166,7 +166,7 @@ def guide_frame(
         [scene.views[i] for i in chosen],
         splat=given if geometry else None,
         splat_made=made if geometry else None,
-        rig=scene.rig,
+        camera_fixed=scene.camera_fixed,
         unit=scene.unit,
     )
     return GuideFrame(
@@ -179,7 +179,7 @@ def guide_frame(
         confidence=result.confidence,
         stereo_weight=result.stereo_weight,
         references=chosen,
-        made=result.made & (result.origin != int(Origin.RIG)),
+        made=result.made & (result.origin != int(Origin.CAMERA_FIXED)),
     )
 
 

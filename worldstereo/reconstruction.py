@@ -306,7 +306,7 @@ def _quality(surface: Surface, views: Sequence[View]) -> dict[str, Any]:
     errors, likeness, apart, shown = [], [], [], []
     for view in views[:: max(1, len(views) // 8)]:
         drawn = render_mesh(surface.mesh, view.cameras, surface.textures.get("albedo"))
-        truth = (view.color * view.gain.exp()[:, None, None]).clamp(0, 1)
+        truth = (view.color * view.log_gain.exp()[:, None, None]).clamp(0, 1)
         seen = drawn.face[0] >= 0
         shown.append(float(seen.float().mean()))
         if not bool(seen.any()):
@@ -434,7 +434,7 @@ def _decoded(path: Path, on_step: OnStep) -> Tensor:
         raise InputRefused(f"{path.name}: there is no such file.")
     with ImportWorker(processes=1, warm=False) as worker:
         views = worker.read(path, on_step=on_step, frames=True).views
-    return torch.stack([view.color8 for view in views]).float() / 255
+    return torch.stack([view.color_u8 for view in views]).float() / 255
 
 
 MESH_SUFFIXES = {

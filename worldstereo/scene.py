@@ -32,15 +32,15 @@ class DepthKind(IntEnum):
     STEREO = 3
     INPAINTED = 4
     GENERATED = 5
-    RIG = 6
+    CAMERA_FIXED = 6
     """Fixed to the camera (a gripper, a bonnet): never part of the world; depth is 0."""
     MASKED = 7
-    """Hidden by a mask of the capture (a passer-by, the sky): as `RIG`, but in this view only."""
+    """Hidden by a mask of the capture (a passer-by, the sky): `CAMERA_FIXED` in this view only."""
     LEARNED = 8
     """A depth model's or a recorded map's; in posed views only where measured depth confirms it."""
 
 
-NO_PART = (int(DepthKind.RIG), int(DepthKind.MASKED))
+NO_PART = (int(DepthKind.CAMERA_FIXED), int(DepthKind.MASKED))
 """Kinds of pixels that are no part of the world."""
 
 
@@ -51,7 +51,7 @@ KIND_CONFIDENCE = {
     DepthKind.STEREO: 0.3,
     DepthKind.INPAINTED: 0.2,
     DepthKind.GENERATED: 0.02,  # times the generator's own confidence
-    DepthKind.RIG: 0.0,
+    DepthKind.CAMERA_FIXED: 0.0,
     DepthKind.MASKED: 0.0,
     DepthKind.LEARNED: 0.25,
 }
@@ -66,23 +66,23 @@ class Origin(IntEnum):
     """At least one remembered pixel confirms it in 3D."""
     INVENTED = 2
     """Neither: made up from its surroundings."""
-    RIG = 3
-    """Camera-fixed: pasted from the rig layer."""
+    CAMERA_FIXED = 3
+    """Fixed to the camera: pasted from the layer `Scene.camera_fixed`."""
 
 
 @dataclass(frozen=True, eq=False)
 class View:
     """One remembered frame. Build it with `View.of`: floats in, gaps filled."""
 
-    color8: UInt8[Tensor, "3 H W"]
+    color_u8: UInt8[Tensor, "3 H W"]
     depth: Float[Tensor, "1 H W"]
     """z along the optical axis in scene units; 0 where unknown."""
-    confidence8: UInt8[Tensor, "1 H W"]
+    confidence_u8: UInt8[Tensor, "1 H W"]
     """Stored confidence, a weight and never a threshold, in 1/255."""
     kind: UInt8[Tensor, "1 H W"]
     """`DepthKind` of each pixel."""
-    gain: Float[Tensor, "3"]
-    """Log exposure gain per channel towards the first view: `color * exp(gain)` is harmonised."""
+    log_gain: Float[Tensor, "3"]
+    """Log exposure gain per channel towards the first view: `color * exp(log_gain)` agrees."""
     cameras: Cameras
     """The single camera as registered."""
     given: Cameras
@@ -101,7 +101,7 @@ class View:
         *,
         confidence: Float[Tensor, "1 H W"] | None = None,
         kind: UInt8[Tensor, "1 H W"] | None = None,
-        gain: Float[Tensor, "3"] | None = None,
+        log_gain: Float[Tensor, "3"] | None = None,
         given: Cameras | None = None,
         step: int = 0,
         frame: int = 0,
@@ -124,11 +124,11 @@ class View:
             table = torch.tensor([KIND_CONFIDENCE[k] for k in DepthKind], device=depth.device)
             confidence = table[kind.long()]
         return View(
-            color8=to_bytes(color),
+            color_u8=to_bytes(color),
             depth=depth,
-            confidence8=to_bytes(confidence),
+            confidence_u8=to_bytes(confidence),
             kind=kind,
-            gain=torch.zeros(3) if gain is None else gain,
+            log_gain=torch.zeros(3) if log_gain is None else log_gain,
             cameras=cameras,
             given=cameras if given is None else given,
             step=step,
@@ -138,15 +138,15 @@ class View:
 
     @property
     def color(self) -> Float[Tensor, "3 H W"]:
-        return self.color8.float() / 255
+        return self.color_u8.float() / 255
 
     @property
     def confidence(self) -> Float[Tensor, "1 H W"]:
-        return self.confidence8.float() / 255
+        return self.confidence_u8.float() / 255
 
     def spilled(self) -> "View":
         """The same view with its pixels on disk: they come into memory while they are read."""
-        return _spilled(self, "color8", "depth", "confidence8", "kind")
+        return _spilled(self, "color_u8", "depth", "confidence_u8", "kind")
 
     @property
     def mask(self) -> Bool[Tensor, "1 H W"]:
@@ -223,12 +223,12 @@ class PointCloud:
 class Clip:
     """The frames that one step made, and what is known of every pixel. Build it with `Clip.of`."""
 
-    color8: UInt8[Tensor, "T 3 H W"]
+    color_u8: UInt8[Tensor, "T 3 H W"]
     depth: Float[Tensor, "T 1 H W"]
     origin: UInt8[Tensor, "T 1 H W"]
     """`Origin` of each pixel."""
-    confidence8: UInt8[Tensor, "T 1 H W"]
-    stereo8: UInt8[Tensor, "T 1 H W"]
+    confidence_u8: UInt8[Tensor, "T 1 H W"]
+    stereo_u8: UInt8[Tensor, "T 1 H W"]
     """Share of the spatial-stereo memory in the blend of the two memories, in 1/255."""
     trajectory: Trajectory
     seed: int
@@ -275,11 +275,11 @@ class Clip:
         """A clip from float colours, confidences and weights in [0, 1]."""
         weight = torch.zeros_like(confidence) if stereo_weight is None else stereo_weight
         return Clip(
-            color8=to_bytes(color),
+            color_u8=to_bytes(color),
             depth=depth,
             origin=origin,
-            confidence8=to_bytes(confidence),
-            stereo8=to_bytes(weight),
+            confidence_u8=to_bytes(confidence),
+            stereo_u8=to_bytes(weight),
             trajectory=trajectory,
             seed=seed,
             prompt=prompt,
@@ -295,23 +295,23 @@ class Clip:
         )
 
     def __len__(self) -> int:
-        return len(self.color8)
+        return len(self.color_u8)
 
     def spilled(self) -> "Clip":
         """The same clip with its frames on disk: they come into memory while they are read."""
-        return _spilled(self, "color8", "depth", "origin", "confidence8", "stereo8")
+        return _spilled(self, "color_u8", "depth", "origin", "confidence_u8", "stereo_u8")
 
     @property
     def color(self) -> Float[Tensor, "T 3 H W"]:
-        return self.color8.float() / 255
+        return self.color_u8.float() / 255
 
     @property
     def confidence(self) -> Float[Tensor, "T 1 H W"]:
-        return self.confidence8.float() / 255
+        return self.confidence_u8.float() / 255
 
     @property
     def stereo_weight(self) -> Float[Tensor, "T 1 H W"]:
-        return self.stereo8.float() / 255
+        return self.stereo_u8.float() / 255
 
 
 @dataclass(frozen=True, eq=False)
@@ -362,7 +362,7 @@ class Scene:
     cloud: PointCloud = field(default_factory=lambda: PointCloud.of(torch.zeros(0, 3)))
     clips: tuple[Clip, ...] = ()
     up: Float[Tensor, "3"] = field(default_factory=lambda: torch.tensor([0.0, -1.0, 0.0]))
-    rig: tuple[Bool[Tensor, "H W"], Float[Tensor, "3 H W"]] | None = None
+    camera_fixed: tuple[Bool[Tensor, "H W"], Float[Tensor, "3 H W"]] | None = None
     """Mask and mean colour of what is fixed to the camera, if the capture shows such a thing."""
     unit: float = 1.0
     """u: the median measured depth of the given views, the scene's own unit of length."""

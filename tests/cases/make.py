@@ -684,7 +684,7 @@ def room_of_survey() -> tuple[bytes, bytes]:
 
 def mean_of(color: tuple[int, int, int], within: float = 3.0) -> Callable[[Any], None]:
     def check(capture: Any) -> None:
-        mean = capture.views[0].color8.float().mean((1, 2)).numpy()
+        mean = capture.views[0].color_u8.float().mean((1, 2)).numpy()
         assert np.abs(mean - color).max() < within, mean
 
     return check

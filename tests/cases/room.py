@@ -61,7 +61,7 @@ def color_error(view: Any) -> float:
     K, c2w = view.cameras.K.double().numpy(), view.cameras.c2w.double().numpy()
     rays = pinhole(view.width, view.height, K[0, 0], K[1, 1], K[0, 2], K[1, 2])
     right, _ = shoot(c2w, rays)
-    given = view.color8.numpy().transpose(1, 2, 0).astype(float)
+    given = view.color_u8.numpy().transpose(1, 2, 0).astype(float)
     return float(np.median(np.abs(given - right)))
 
 

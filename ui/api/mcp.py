@@ -68,13 +68,13 @@ def server(remote: Remote) -> "MCPServer":
         """Registers a call; what it refuses reaches the assistant in its words."""
 
         @functools.wraps(call)
-        def told(*args: Any, **values: Any) -> Any:
+        def guarded(*args: Any, **values: Any) -> Any:
             try:
                 return call(*args, **values)
             except (ValueError, OSError) as error:
                 raise ToolError(str(error)) from None
 
-        return made.tool()(told)
+        return made.tool()(guarded)
 
     made = MCPServer(
         "worldstereo",

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import gradio as gr
 
 from ..session.sessions import Job, Session
-from . import html as piece
-from .core import Core, Part, Updates, html
+from . import html
+from .core import Core, Part, Updates, html_block
 
 
 class Action(Part):
@@ -23,23 +23,23 @@ class Action(Part):
     def build(self) -> None:
         core = self.core
         with gr.Column(elem_id="action"):
-            core.message = core.shown(html("", elem_id="message", elem_classes="line"))
-            self.status = core.shown(html(piece.opening(), elem_id="status"))
+            core.message = core.register(html_block("", elem_id="message", elem_classes="line"))
+            self.status = core.register(html_block(html.opening(), elem_id="status"))
             # Which of the two buttons is there follows from the status line, by the stylesheet:
             # one update, so that they cannot disagree.
             self.go = gr.Button("Generate along the path", variant="primary", elem_id="generate")
             stop = gr.Button(
                 "Cancel",
-                icon=str(piece.ICONS / "square.svg"),
+                icon=str(html.ICONS / "square.svg"),
                 elem_id="cancel",
                 elem_classes="tint",
             )
-            self.stop = core.shown(stop)
+            self.stop = core.register(stop)
 
     def build_reasons(self) -> None:
         """Out of sight, after all the controls that it talks about."""
         opening = {"#generate": "The world is being opened."}
-        self.why = self.core.shown(html(piece.reasons(opening)))
+        self.why = self.core.register(html_block(html.reasons(opening)))
 
     def wire(self) -> None:
         self.core.on(self.stop.click, self.on_cancel)
@@ -57,7 +57,7 @@ class Action(Part):
         if session.busy and job is not None:
             status = progress(job)
         elif session.planned.path is None:
-            status = piece.said(self._no_path(session))
+            status = html.info(self._no_path(session))
         else:
             status = self._cost(session)
         return {
@@ -74,7 +74,7 @@ class Action(Part):
             why["#generate"] = "Plan a path first, under Path."
         for part in self.parts:
             why |= part.why_not(session)
-        return {self.why: piece.reasons(why)}
+        return {self.why: html.reasons(why)}
 
     def _no_path(self, session: Session) -> str:
         if not session.world.scene.views and not len(session.world.scene.cloud):
@@ -91,13 +91,13 @@ class Action(Part):
         seconds = session.estimate(name, len(plan), width, height)
         label = session.shared.generators[name].label
         measured = session.pace_of(name) in self.core.sessions.shared.pace
-        return piece.cost(len(plan), width, height, label, seconds, measured)
+        return html.cost(len(plan), width, height, label, seconds, measured)
 
 
 def progress(job: Job) -> str:
     """How far it is, in the place of the one button."""
     now = job.progress
-    return piece.progress(now.step, now.total, now.message, now.seconds_left)
+    return html.progress(now.step, now.total, now.message, now.seconds_left)
 
 
 def plan_generator(session: Session) -> str:

@@ -23,11 +23,11 @@ class ClipControls:
         usable = [key for key, choice in choices.items() if not choice.why_not]
         self.first = usable[0]
         offered = [(choice.label, key) for key, choice in choices.items()]
-        self.name = self.core.shown(segmented(offered, self.first, "Generator", "generator"))
+        self.name = self.core.register(segmented(offered, self.first, "Generator", "generator"))
 
     def build_clip(self) -> None:
         limits = self.core.sessions.generators[self.first].limits
-        self.frames = self.core.shown(
+        self.frames = self.core.register(
             gr.Slider(
                 limits.min_frames if limits else 1,
                 min(limits.max_frames, MAX_FRAMES) if limits else MAX_FRAMES,
@@ -38,13 +38,13 @@ class ClipControls:
             )
         )
         sizes = [("320 × 240", "320x240"), ("640 × 480", "640x480")]
-        self.size = self.core.shown(
+        self.size = self.core.register(
             segmented(sizes, "640x480", "Size, pixels", "size", titled=True)
         )
 
     def build_guide(self) -> None:
         guides = [(label, key) for key, label in GUIDES.items()]
-        self.guide = self.core.shown(segmented(guides, "fused", "Guide", "guide", titled=True))
+        self.guide = self.core.register(segmented(guides, "fused", "Guide", "guide", titled=True))
 
     @property
     def inputs(self) -> list[Any]:

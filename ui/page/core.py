@@ -16,7 +16,7 @@ from gradio.components import Component
 from worldstereo.errors import WorldStereoError
 
 from ..session.sessions import Session, Sessions
-from . import html as piece
+from . import html
 
 log = logging.getLogger(__name__)
 
@@ -30,14 +30,14 @@ BUG = "An internal error occurred; the world is unchanged. Details are in the ap
 BUSY = "Wait for the running step, or cancel it."
 
 
-def html(value: str = "", **options: Any) -> gr.HTML:
+def html_block(value: str = "", **options: Any) -> gr.HTML:
     """A piece of the page that is ours from the first pixel: without Gradio's styles for prose."""
     return gr.HTML(value, apply_default_css=False, **options)
 
 
-def line() -> gr.HTML:
+def status_line() -> gr.HTML:
     """Room for one line where something happens; takes none while it is empty."""
-    return html("", elem_classes="line")
+    return html_block("", elem_classes="line")
 
 
 def segmented(
@@ -110,7 +110,7 @@ class Core:
         """What else changes on the page when a handler has refused."""
         self._later: list[Callable[[], None]] = []
 
-    def shown(self, component: Any) -> Any:
+    def register(self, component: Any) -> Any:
         """Registers a component that handlers may change; returns it."""
         self.outputs.append(component)
         return component
@@ -155,7 +155,7 @@ class Core:
     ) -> None:
         """Lets the script send events of a kind: `handler(session, data, *inputs)`."""
         script = f"(window.worldstereo ??= {{}})[{kind!r}] = trigger;"
-        component = html(visible="hidden", js_on_load=script)
+        component = html_block(visible="hidden", js_on_load=script)
         self.on(component.input, _wants_data(handler), inputs, **options)
 
     def bind_all(self) -> None:
@@ -173,17 +173,17 @@ class Core:
             line = self.message if says is None else says
             session = self.sessions.get(token) if isinstance(token, str) else None
             if session is None:
-                yield {line: piece.failed(EXPIRED)}
+                yield {line: html.failed(EXPIRED)}
                 return
             try:
                 result = handler(session, *values)
                 for updates in (result,) if isinstance(result, dict) else result:
                     yield updates or {line: gr.skip()}
             except WorldStereoError as error:
-                yield self.after_error(session) | {line: piece.failed(str(error))}
+                yield self.after_error(session) | {line: html.failed(str(error))}
             except Exception:  # a bug: its place is the log, never the page
                 log.exception("the handler %s failed", getattr(handler, "__name__", handler))
-                yield self.after_error(session) | {line: piece.failed(BUG)}
+                yield self.after_error(session) | {line: html.failed(BUG)}
 
         if getattr(handler, "wants_data", False):
 

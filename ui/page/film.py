@@ -17,8 +17,8 @@ from worldstereo.world import compare, region_of
 
 from .. import inspector
 from ..session.sessions import Session
-from . import html as piece
-from .core import BUSY, Core, Part, Updates, html
+from . import html
+from .core import BUSY, Core, Part, Updates, html_block
 from .follow import Follow
 from .settings import FIRST_PRESET, number, parameter, path_named, whole
 from .tabs.generate import GenerateTab
@@ -34,7 +34,7 @@ class Film(Part):
         self.core, self.path, self.follow, self.generate = core, path, follow, generate
 
     def build(self) -> None:
-        self.screen = self.core.shown(html("", elem_id="screen"))
+        self.screen = self.core.register(html_block("", elem_id="screen"))
 
     def wire(self) -> None:
         bridge = self.core.bridge
@@ -52,9 +52,9 @@ class Film(Part):
     def arriving(self, session: Session, frames: Sequence[np.ndarray], total: int) -> Updates:
         if not frames or total == 1:  # a single view is seen where it was made
             return {}
-        image = piece.picture(frames[-1], SIDE, 84)
+        image = html.picture(frames[-1], SIDE, 84)
         return {
-            self.screen: piece.making(image, len(frames), total, len(session.world.scene.clips) + 1)
+            self.screen: html.making(image, len(frames), total, len(session.world.scene.clips) + 1)
         }
 
     def made(self, session: Session) -> Updates:
@@ -74,8 +74,8 @@ class Film(Part):
         first = own[0] if len(own) == len(clip) else -1  # some generators keep keyframes only
         size = PAIR if side else SIDE
         return {
-            self.screen: piece.player(
-                [piece.picture(frame, size, 84) for frame in frames_of(clip)],
+            self.screen: html.player(
+                [html.picture(frame, size, 84) for frame in frames_of(clip)],
                 clip.trajectory.fps,
                 -1 if clip.take else first,
                 serial=f"{index + 1} {side}".strip(),  # chosen beside it: another film, which plays
@@ -84,7 +84,7 @@ class Film(Part):
                 take=clip.take,
                 sides=sides,
                 side=side,
-                beside=[piece.picture(f, PAIR, 84) for f in beside(scene, index, side)],
+                beside=[html.picture(f, PAIR, 84) for f in beside(scene, index, side)],
                 why=BUSY if session.busy else "",
             )
         }
@@ -96,7 +96,7 @@ class Film(Part):
 
     def on_discard(self, session: Session, data: dict[str, Any]) -> Updates:
         session.discard(_take(session.world.scene, data))
-        said = piece.said("The take is discarded; Undo brings it back.")
+        said = html.info("The take is discarded; Undo brings it back.")
         return self.follow.refresh(session) | {self.core.message: said}
 
     def on_brushed(self, session: Session, data: dict[str, Any], *values: Any) -> Iterator[Updates]:
@@ -143,7 +143,7 @@ class Film(Part):
 
 def frames_of(clip: Clip) -> Iterator[np.ndarray]:
     """8-bit (H, W, 3), one by one."""
-    return (frame.permute(1, 2, 0).cpu().numpy() for frame in clip.color8)
+    return (frame.permute(1, 2, 0).cpu().numpy() for frame in clip.color_u8)
 
 
 def sides_of(scene: Scene, index: int) -> list[tuple[str, str]]:
@@ -165,7 +165,7 @@ def beside(scene: Scene, index: int, side: str) -> Iterator[np.ndarray]:
     kind, _, other = side.partition(" ")
     if kind == "source":
         for t in range(len(clip)):
-            yield inspector.sources_picture(clip.color8[t], clip.origin[t])
+            yield inspector.sources_picture(clip.color_u8[t], clip.origin[t])
     elif kind == "depth":
         yield from inspector.depth_pictures(clip.depth)
     elif kind == "agreement":
@@ -173,17 +173,17 @@ def beside(scene: Scene, index: int, side: str) -> Iterator[np.ndarray]:
         compared = np.array(clip.agreement_frames)
         for t in range(len(clip)):
             nearest = int(np.abs(compared - t).argmin())
-            yield inspector.agreement_picture(clip.color8[t], clip.agreement_map[nearest])
+            yield inspector.agreement_picture(clip.color_u8[t], clip.agreement_map[nearest])
     elif kind == "clip":
         yield from frames_of(scene.clips[int(other)])
     elif kind == "difference":
-        for shown, error in zip(clip.color8, compare(clip, scene.clips[int(other)]), strict=True):
+        for shown, error in zip(clip.color_u8, compare(clip, scene.clips[int(other)]), strict=True):
             yield inspector.heated(shown, (4 * error[0]).clamp(0, 1))
 
 
 def same_path(a: Clip, b: Clip) -> bool:
     """Two clips along the same cameras, so that their frames can be compared one by one."""
-    return a.color8.shape == b.color8.shape and torch.equal(
+    return a.color_u8.shape == b.color_u8.shape and torch.equal(
         a.trajectory.cameras.c2w, b.trajectory.cameras.c2w
     )
 

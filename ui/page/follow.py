@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from worldstereo.errors import Cancelled, WorldStereoError
 
 from ..session.sessions import Job, Session
-from . import html as piece
+from . import html
 from .action import Action, progress
 from .core import BUG, Core, Part, Updates
 from .header import Header
@@ -93,14 +93,14 @@ class Follow:
             job.result()
         except Cancelled:
             kept = "Finished keyframes stay; Undo takes them back."
-            said = piece.said(
+            said = html.info(
                 f"Cancelled. {kept if job.kind == 'complete' else 'The world is unchanged.'}"
             )
             yield self.refresh(session) | {message: said}
         except WorldStereoError as error:  # written for this reader; any other error is a bug
-            yield self.refresh(session) | {message: piece.failed(str(error))}
+            yield self.refresh(session) | {message: html.failed(str(error))}
         except Exception:  # the job has logged it with its place
-            yield self.refresh(session) | {message: piece.failed(BUG)}
+            yield self.refresh(session) | {message: html.failed(BUG)}
         else:
             updates = self.refresh(session) | {message: ""}
             if job.kind == "open":

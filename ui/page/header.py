@@ -1,8 +1,8 @@
 """The bar above the page: the world's name and numbers, undo and redo."""
 
 from ..session.sessions import Session
-from . import html as piece
-from .core import BUSY, Core, Part, Updates, html
+from . import html
+from .core import BUSY, Core, Part, Updates, html_block
 
 
 class Header(Part):
@@ -10,7 +10,9 @@ class Header(Part):
         self.core = core
 
     def build(self) -> None:
-        self.bar = self.core.shown(html(piece.header("", 0, 0, 0, "", "", ""), elem_id="bar"))
+        self.bar = self.core.register(
+            html_block(html.header("", 0, 0, 0, "", "", ""), elem_id="bar")
+        )
 
     def refresh(self, session: Session) -> Updates:
         scene = session.shown
@@ -18,7 +20,7 @@ class Header(Part):
         sketch = session.loader.sketch is not None
         count, saved = (0, "being prepared") if sketch else (len(scene.cloud), session.saving.state)
         facts = (scene.name, count, given, len(scene.views) - given, saved)
-        return {self.bar: piece.header(*facts, *why_no_travel(session))}
+        return {self.bar: html.header(*facts, *why_no_travel(session))}
 
 
 def why_no_travel(session: Session) -> tuple[str, str]:

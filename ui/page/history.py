@@ -7,8 +7,8 @@ from worldstereo.scene import Scene
 from worldstereo.world import StepRecord
 
 from ..session.sessions import Session
-from . import html as piece
-from .core import BUSY, Core, Part, Updates, html
+from . import html
+from .core import BUSY, Core, Part, Updates, html_block
 from .follow import Follow
 
 DID = {
@@ -22,11 +22,11 @@ DID = {
 
 
 class History(Part):
-    def __init__(self, core: Core, follow: Follow, thumbnails: piece.Thumbnails) -> None:
+    def __init__(self, core: Core, follow: Follow, thumbnails: html.Thumbnails) -> None:
         self.core, self.follow, self.thumbnails = core, follow, thumbnails
 
     def build(self) -> None:
-        self.list = self.core.shown(html(piece.history(())))
+        self.list = self.core.register(html_block(html.history(())))
 
     def wire(self) -> None:
         self.core.bridge("goto", self.on_goto)
@@ -39,7 +39,7 @@ class History(Part):
                 row |= {"changed": changed(record), "why": BUSY if session.busy else ""}
                 rows.append(row | {"now": number == now, "undone": number > now})
             before = scene
-        return {self.list: piece.history(rows[::-1])}
+        return {self.list: html.history(rows[::-1])}
 
     def on_goto(self, session: Session, data: dict[str, Any]) -> Updates:
         try:
@@ -67,7 +67,7 @@ def changed(record: StepRecord) -> str:
     """What it added."""
     facts = []
     if record.views_added:
-        facts.append(f"{record.views_added} {piece.plural('view', record.views_added)}")
+        facts.append(f"{record.views_added} {html.plural('view', record.views_added)}")
     if record.points_added:
         facts.append(f"{record.points_added:,} points")
     return ", ".join(facts)

@@ -1,6 +1,6 @@
 """The page's own pieces of HTML, as functions from values to markup: no Gradio, no state.
 
-The markup itself stands in `templates/`, one file a place of the page, one macro a piece. What a
+The markup itself stands in `templates/`, one file a place of the page, one macro a html. What a
 template inserts is escaped, with the marks of Gradio's HTML templates; a name that it lacks is an
 error. Whatever can be clicked carries `data-send`, which the page's script turns into an event
 with the element's other `data-` attributes.
@@ -69,9 +69,9 @@ def _environment() -> Environment:
     return environment
 
 
-def render(template: str, piece: str, **values: Any) -> Markup:
+def render(template: str, macro: str, **values: Any) -> Markup:
     """A piece of a template: its macro of that name, with its values."""
-    return getattr(_environment().get_template(template).module, piece)(**values)
+    return getattr(_environment().get_template(template).module, macro)(**values)
 
 
 @cache
@@ -104,7 +104,7 @@ class Thumbnails:
         with self._lock:
             made = self._made.get(view)
         if made is None:
-            made = picture(view.color8.permute(1, 2, 0).cpu().numpy(), self._side, 80)
+            made = picture(view.color_u8.permute(1, 2, 0).cpu().numpy(), self._side, 80)
             with self._lock:
                 self._made[view] = made
         return made
@@ -206,7 +206,7 @@ def opening() -> Markup:
     return render("parts.html", "said", text="Opening …", opening=True)
 
 
-def said(text: str) -> Markup:
+def info(text: str) -> Markup:
     """One quiet line."""
     return render("parts.html", "said", text=text)
 

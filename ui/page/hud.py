@@ -3,8 +3,8 @@
 from typing import Any
 
 from ..session.sessions import Session
-from . import html as piece
-from .core import BUSY, Core, Part, Updates, html
+from . import html
+from .core import BUSY, Core, Part, Updates, html_block
 from .map_svg import map_svg
 
 WAIT = "The world is being prepared."
@@ -15,10 +15,10 @@ class Hud(Part):
         self.core = core
 
     def build(self) -> None:
-        html(piece.hint(), elem_id="hint")
-        self.chip = self.core.shown(html("", elem_id="hud"))
-        self.tools = self.core.shown(html(tools(None), elem_id="tools"))
-        self.map = self.core.shown(html("", elem_id="map"))
+        html_block(html.hint(), elem_id="hint")
+        self.chip = self.core.register(html_block("", elem_id="hud"))
+        self.tools = self.core.register(html_block(tools(None), elem_id="tools"))
+        self.map = self.core.register(html_block("", elem_id="map"))
 
     def refresh(self, session: Session) -> Updates:
         return {self.chip: status(session), self.tools: tools(session)}
@@ -33,7 +33,7 @@ class Hud(Part):
 
     def say(self, **facts: str) -> Updates:
         """Facts in the line at the bottom, until something else happens."""
-        return {self.chip: piece.hud(**facts)}
+        return {self.chip: html.hud(**facts)}
 
 
 def status(session: Session) -> str:
@@ -41,20 +41,20 @@ def status(session: Session) -> str:
     viewport, job = session.viewport, session.job
     if session.loader.sketch is not None and job is not None:
         now = job.progress
-        return piece.preparing(now.step, now.total, now.message, now.seconds_left)
+        return html.preparing(now.step, now.total, now.message, now.seconds_left)
     if viewport.measuring:
-        return piece.hud(measure="click two points")
+        return html.hud(measure="click two points")
     if viewport.selecting:
-        return piece.hud(select="draw a box around points")
+        return html.hud(select="draw a box around points")
     if viewport.recording:
-        return piece.hud(recording="fly; F stops")
+        return html.hud(recording="fly; F stops")
     if viewport.live:
         share = viewport.live_unknown
         unknown = "" if share is None else f"{100 * share:.0f} %"
-        return piece.hud(drawing="live", unknown=unknown)
+        return html.hud(drawing="live", unknown=unknown)
     if viewport.color_mode == "coverage":
-        return piece.render("stage.html", "coverage")
-    return piece.hud(colour=viewport.color_mode, drawing=viewport.drawing)
+        return html.render("stage.html", "coverage")
+    return html.hud(colour=viewport.color_mode, drawing=viewport.drawing)
 
 
 def tools(session: Session | None) -> str:
@@ -62,10 +62,10 @@ def tools(session: Session | None) -> str:
     off = dict.fromkeys(("playing", "recording", "measuring", "selecting", "live"), False)
     if session is None:
         every = ("play", "record", "keyframe", "measure", "select", "home", "watch", "live", "here")
-        return piece.tools(**off, why=dict.fromkeys(every, "No world yet."))
+        return html.tools(**off, why=dict.fromkeys(every, "No world yet."))
     if session.loader.sketch is not None:
         some = ("play", "record", "keyframe", "measure", "select", "watch", "live", "here")
-        return piece.tools(**off, why=dict.fromkeys(some, WAIT))
+        return html.tools(**off, why=dict.fromkeys(some, WAIT))
     viewport, scene = session.viewport, session.world.scene
     why: dict[str, Any] = {} if session.planned.path else {"play": "Plan a path first, under Path."}
     if not scene.clips:
@@ -76,7 +76,7 @@ def tools(session: Session | None) -> str:
         why |= dict.fromkeys(("measure", "select", "record", "keyframe"), "No world yet.")
         if not scene.views:
             why |= dict.fromkeys(("home", "live", "here"), "No world yet.")
-    return piece.tools(
+    return html.tools(
         playing=viewport.playing,
         recording=viewport.recording,
         measuring=viewport.measuring,

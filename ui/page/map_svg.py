@@ -13,7 +13,7 @@ from worldstereo.trajectory import Trajectory
 from worldstereo.world import coverage
 
 from ..palette import ACCENT_LIGHT, INVENTED, LINE, hex_of
-from . import html as piece
+from . import html
 
 SIDE = 148  # px of the longer side
 MARGIN = 0.06  # of the longer side, around the points
@@ -77,7 +77,7 @@ def map_svg(scene: Scene, plan: Trajectory | None) -> str:
     if plan is not None:
         places = plane(plan.cameras.position.detach().cpu().double().numpy())
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
-    return piece.render(
+    return html.render(
         "stage.html",
         "map",
         width=plane.width,
@@ -109,7 +109,7 @@ def _drawn(scene: Scene) -> tuple[Plane, str]:
     inside = ((at >= 0) & (at < [plane.width, plane.height])).all(1)
     out = np.full((plane.height, plane.width, 3), (20, 23, 28), np.uint8)
     out[at[inside, 1], at[inside, 0]] = np.clip(colors[order][inside], 0, 255).astype(np.uint8)
-    _KEPT[scene] = made = (plane, piece.picture(out, SIDE, 85))
+    _KEPT[scene] = made = (plane, html.picture(out, SIDE, 85))
     return made
 
 

@@ -9,14 +9,14 @@ from worldstereo.scene import View
 
 from ..inspector import Inspection, pixels_of
 from ..palette import REFUSED, STEREO, hex_of
-from . import html as piece
+from . import html
 
 WIDTH, GAP, COLUMNS = 680.0, 10.0, 3
 WARM, BAD = hex_of(STEREO), hex_of(REFUSED)
 DRAWN = 6  # references in the drawing; the bar plot has all
 
 
-def matches_svg(found: Inspection, views: Sequence[View], thumbnails: piece.Thumbnails) -> str:
+def matches_svg(found: Inspection, views: Sequence[View], thumbnails: html.Thumbnails) -> str:
     """The inspected picture on top, its references below, a line for every match."""
     camera = found.target.camera
     top = WIDTH * camera.height / camera.width
@@ -54,14 +54,14 @@ def matches_svg(found: Inspection, views: Sequence[View], thumbnails: piece.Thum
             tallest = max(tallest, height)
         bottom = y + tallest
         y = bottom + GAP
-    return piece.render(
+    return html.render(
         "matches.svg",
         "drawing",
         width=WIDTH,
         bottom=bottom,
         top=top,
         warm=WARM,
-        query=piece.picture(pixels_of(found.target.color8), 960),
+        query=html.picture(pixels_of(found.target.color_u8), 960),
         view=found.target.view,
         px=found.pixel[0] / camera.width,
         py=found.pixel[1] / camera.height,

@@ -24,10 +24,10 @@ from ..palette import css_variables
 from ..server.launch import Address, Look
 from ..server.launch import launch as serve
 from ..session.sessions import Session, Sessions
-from . import html as piece
+from . import html
 from .action import Action
 from .clip_controls import ClipControls
-from .core import Core, Part, Updates, html
+from .core import Core, Part, Updates, html_block
 from .film import Film
 from .follow import Follow
 from .header import Header
@@ -51,7 +51,7 @@ class Panel(Core):
 
     def __init__(self, sessions: Sessions) -> None:
         super().__init__(sessions)
-        thumbnails, parts = piece.Thumbnails(), list[Part]()
+        thumbnails, parts = html.Thumbnails(), list[Part]()
         self.header = Header(self)
         self.strip = Strip(self, thumbnails)
         self.hud = Hud(self)
@@ -102,7 +102,7 @@ class Panel(Core):
                 with gr.Column(elem_id="side"):
                     self._build_tabs()
                     self.action.build()
-            html(piece.key_map())
+            html_block(html.key_map())
             self.history.build()
             self.action.build_reasons()
             self._wire(demo)
@@ -114,7 +114,7 @@ class Panel(Core):
             for name, part in zip(TABS, self.tab_parts, strict=True):
                 with gr.Tab(name, id=name.lower()), gr.Column():
                     part.build()
-        self.shown(self.tabs)
+        self.register(self.tabs)
 
     def _wire(self, demo: gr.Blocks) -> None:
         self.bridge("undo", self.on_undo)
@@ -143,13 +143,13 @@ class Panel(Core):
             try:
                 session = self.sessions.create()
             except WorldStereoError as error:
-                yield {self.message: piece.failed(str(error)), self.action.status: ""}
+                yield {self.message: html.failed(str(error)), self.action.status: ""}
                 return
             if self.sessions.examples and session.job is None:
                 session.example(self.sessions.examples[0].key)
         first = {self.token: session.token} | self.viewport_panel.open(session)
         if lost:
-            first[self.message] = piece.failed(
+            first[self.message] = html.failed(
                 "The world in the address is closed; this is a new one."
             )
         yield first
@@ -205,7 +205,7 @@ def launch(
         css=f".gradio-container {{{css_variables()}}}",
         css_paths=(HERE / "page.css",),
         js=(HERE / "page.js").read_text(encoding="utf-8"),
-        folders=(piece.ICONS,),  # else an app started from elsewhere cannot show its own
+        folders=(html.ICONS,),  # else an app started from elsewhere cannot show its own
     )
     url = serve(
         panel.demo,

@@ -9,8 +9,8 @@ from worldstereo.errors import WorldStereoError
 from worldstereo.world import default_view
 
 from ..session.sessions import Session
-from . import html as piece
-from .core import Core, Part, Updates, html
+from . import html
+from .core import Core, Part, Updates, html_block
 from .film import Film
 from .follow import Follow
 from .hud import Hud, tools
@@ -39,7 +39,7 @@ class ViewportPanel(Part):
 
     def build(self) -> None:
         with gr.Column(elem_id="stage"):
-            self.viewport = self.core.shown(html(piece.empty(EMPTY), elem_id="viewport"))
+            self.viewport = self.core.register(html_block(html.empty(EMPTY), elem_id="viewport"))
             self.film.build()
             self.hud.build()
 
@@ -54,7 +54,7 @@ class ViewportPanel(Part):
 
     def open(self, session: Session) -> Updates:
         """The frame of the viewport. Set once a page: writing it again would reload it."""
-        return {self.viewport: piece.render("stage.html", "viewport", token=session.token)}
+        return {self.viewport: html.render("stage.html", "viewport", token=session.token)}
 
     # ---- handlers ----------------------------------------------------------------------------
 
@@ -66,7 +66,7 @@ class ViewportPanel(Part):
         session.viewport.still = data.get("still") is True
         session.set_drawing("points" if software else "surface", by_hand=False)
         session.saving.save_unsaved()
-        dark: Updates = {self.core.message: piece.failed(DARK)} if name == "none" else {}
+        dark: Updates = {self.core.message: html.failed(DARK)} if name == "none" else {}
         return self.hud.refresh(session) | self.world.refresh(session) | dark
 
     def on_fly(self, session: Session, data: dict[str, Any]) -> Updates:

@@ -159,7 +159,7 @@ def _given_points(view: View, index: int, stride: int) -> PointCloud:
     pixels = pixels[first::stride, first::stride].reshape(-1, 2)
     depth = view.depth[0, first::stride, first::stride].reshape(-1)
     known = (depth > 0) & torch.isfinite(depth)
-    depth, color = depth[known], view.color8[:, first::stride, first::stride].reshape(3, -1)
+    depth, color = depth[known], view.color_u8[:, first::stride, first::stride].reshape(3, -1)
     return PointCloud.of(
         view.cameras.unproject(pixels[known], depth),
         color.T[known].float() / 255,

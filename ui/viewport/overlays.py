@@ -87,7 +87,7 @@ class ViewFrusta:
     def _add(self, index: int, view: View, scale: float) -> Any:
         c2w = poses(view.cameras)[0]
         stride = max(1, max(view.width, view.height) // THUMBNAIL)
-        picture = view.color8[:, ::stride, ::stride].permute(1, 2, 0).cpu().numpy()
+        picture = view.color_u8[:, ::stride, ::stride].permute(1, 2, 0).cpu().numpy()
         image = np.ascontiguousarray(picture) if view.step == 0 else None
         size = FRUSTUM if view.step == 0 else FRUSTUM / 2
         handle = self._server.scene.add_camera_frustum(

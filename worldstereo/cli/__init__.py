@@ -466,10 +466,10 @@ def _batch(command: Batch) -> None:
         seconds=command.seconds,
     )
 
-    def told(line: str) -> None:
+    def report(line: str) -> None:
         print(line, file=sys.stderr)
 
-    results = run_batch(command.manifest, command.out, pool, told)
+    results = run_batch(command.manifest, command.out, pool, report)
     failed = sum(result.state == "failed" for result in results)
     print(command.out / "index.html")
     if failed:

@@ -243,7 +243,7 @@ def run_task(task: Task, out: Path, on_step: OnStep = ignore) -> Result:
             file = f"{task.name[:60].replace('/', '_')}-{name}{known[name].suffix}"
             write(world.scene, name, draft / file)
             files.append(file)
-        _thumbnail(clip.color8[len(clip) // 2].permute(1, 2, 0).numpy(), draft / "thumb.jpg")
+        _thumbnail(clip.color_u8[len(clip) // 2].permute(1, 2, 0).numpy(), draft / "thumb.jpg")
         scene = world.scene
         result = Result(
             task.key, task.name, task.row, "done", "", time.monotonic() - began,

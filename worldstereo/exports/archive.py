@@ -76,9 +76,9 @@ def bytes_of(colors: np.ndarray) -> np.ndarray:
     return (np.nan_to_num(colors).clip(0, 1) * 255 + 0.5).astype(np.uint8)
 
 
-def pixels_of(color8: Tensor) -> np.ndarray:
+def pixels_of(color_u8: Tensor) -> np.ndarray:
     """(3, H, W) bytes to (H, W, 3)."""
-    return np.ascontiguousarray(array(color8).transpose(1, 2, 0))
+    return np.ascontiguousarray(array(color_u8).transpose(1, 2, 0))
 
 
 def invented_mask(scene: Scene, view: View) -> np.ndarray:
@@ -93,7 +93,7 @@ def camera_fixed_mask(scene: Scene, view: View) -> np.ndarray:
     """(H, W) True where the camera sees what is fixed to it: a gripper, a bonnet."""
     clip = clip_of(scene, view)
     if clip is not None:
-        return array(clip.origin[view.frame, 0]) == int(Origin.RIG)
+        return array(clip.origin[view.frame, 0]) == int(Origin.CAMERA_FIXED)
     return np.isin(array(view.kind[0]), NO_PART)
 
 
@@ -107,7 +107,7 @@ def clip_of(scene: Scene, view: View) -> Clip | None:
     if view.step == 0:
         return None
     for clip in scene.clips:
-        size = tuple(clip.color8.shape[-2:])
+        size = tuple(clip.color_u8.shape[-2:])
         if (
             clip.step == view.step
             and 0 <= view.frame < len(clip)

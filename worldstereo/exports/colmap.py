@@ -61,7 +61,7 @@ def write_colmap(
     images: str = "png",
     max_points: int = 250_000,
 ) -> bytes:
-    """A zip of `images/`, `masks/` (0 where a picture is invented or shows the camera's own rig),
+    """A zip of `images/`, `masks/` (0 where a picture is invented or fixed to the camera),
     `sparse/0/` with tracks, and all points with their marks in `points.ply`. Above `max_points` the
     model's own points are thinned evenly.
 
@@ -72,7 +72,7 @@ def write_colmap(
     rows = chosen_points(scene.cloud, generated, max_points)
     model = _model(scene, shown, rows, images)
     members = {
-        f"images/{p.name}.{images}": picture(pixels_of(p.view.color8), images) for p in shown
+        f"images/{p.name}.{images}": picture(pixels_of(p.view.color_u8), images) for p in shown
     }
     for p in shown:
         hidden = invented_mask(scene, p.view) | camera_fixed_mask(scene, p.view)

@@ -32,7 +32,7 @@ def spz(scene: Scene) -> Estimate:
 
 def html(scene: Scene, megabytes: float = 15.0) -> Estimate:
     n = min(len(scene.cloud), 400_000)
-    film = sum(int(c.color8.numel() * 0.02) for c in scene.clips[-1:])
+    film = sum(int(c.color_u8.numel() * 0.02) for c in scene.clips[-1:])
     size = int(min(40_000 + 17 * n + 1.4 * film, 1e6 * megabytes))
     return Estimate(size, 1 + n / 1e6)
 
@@ -66,7 +66,7 @@ def transforms(scene: Scene) -> Estimate:
 
 
 def _clip(scene: Scene) -> int:
-    return int(scene.clips[-1].color8.numel() // 3)
+    return int(scene.clips[-1].color_u8.numel() // 3)
 
 
 def mp4(scene: Scene) -> Estimate:

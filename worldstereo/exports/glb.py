@@ -106,7 +106,7 @@ class _Builder:
     def camera(self, view: View, index: int) -> int:
         """glTF cameras look along -z with +y up and have no principal point."""
         c2w = array(view.cameras.c2w).astype(np.float64) @ np.diag([1.0, -1.0, -1.0, 1.0])
-        _, yfov = view.cameras.fov
+        yfov = float(view.cameras.fov[1])
         lens = {"yfov": yfov, "aspectRatio": view.width / view.height, "znear": 0.01}
         self.cameras.append({"type": "perspective", "perspective": lens})
         kind = "given" if view.step == 0 else f"step{view.step}"

@@ -100,7 +100,7 @@ def placed(body: Body, matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return points, array(body.mesh.normals).astype(np.float64) @ turned.T
 
 
-def colors8(mesh: Mesh) -> np.ndarray:
+def colors_u8(mesh: Mesh) -> np.ndarray:
     """(V, 3) bytes; grey where the mesh has no colours."""
     if mesh.colors is None:
         return np.full((len(mesh.vertices), 3), 128, np.uint8)

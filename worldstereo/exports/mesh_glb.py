@@ -12,7 +12,7 @@ import numpy as np
 
 from worldstereo.exports.archive import array
 from worldstereo.exports.conventions import to_file
-from worldstereo.exports.mesh import Body, body_of, colors8, marks, picture_of
+from worldstereo.exports.mesh import Body, body_of, colors_u8, marks, picture_of
 from worldstereo.progress import OnStep, ignore
 from worldstereo.scene import Scene
 
@@ -99,7 +99,7 @@ def _fields(body: Body) -> tuple[dict[str, Any], bytearray, dict[str, bytes]]:
             pictures[name] = picture_of(texture)
     else:
         rgba = np.full((len(xyz), 4), 255, np.uint8)
-        rgba[:, :3] = colors8(mesh)
+        rgba[:, :3] = colors_u8(mesh)
         attributes["COLOR_0"] = accessor(rgba, UBYTE, "VEC4", VERTICES, normalized=True)
     attributes["_INVENTED"] = accessor(marks(mesh).astype("<f4"), FLOAT, "SCALAR", VERTICES)
     indices = accessor(array(mesh.faces).astype("<u4").ravel(), UINT, "SCALAR", INDICES)

@@ -6,7 +6,7 @@ import textwrap
 import numpy as np
 
 from worldstereo.exports.archive import array
-from worldstereo.exports.mesh import Body, body_of, colors8, marks
+from worldstereo.exports.mesh import Body, body_of, colors_u8, marks
 from worldstereo.progress import OnStep, ignore
 from worldstereo.scene import Scene
 
@@ -32,7 +32,7 @@ def ply(body: Body) -> bytes:
     for i, name in enumerate(names):
         table[name] = values[:, i]
     for i, name in enumerate(("red", "green", "blue")):
-        table[name] = colors8(mesh)[:, i]
+        table[name] = colors_u8(mesh)[:, i]
     table["invented"] = marks(mesh)
     rows = np.zeros(len(mesh), np.dtype([("n", "u1"), ("v", "<i4", 3)]))
     rows["n"], rows["v"] = 3, array(mesh.faces)

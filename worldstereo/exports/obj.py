@@ -4,7 +4,7 @@ import numpy as np
 
 from worldstereo.exports.archive import array, as_json, packed
 from worldstereo.exports.conventions import to_file
-from worldstereo.exports.mesh import Body, body_of, colors8, picture_of, placed
+from worldstereo.exports.mesh import Body, body_of, colors_u8, picture_of, placed
 from worldstereo.progress import OnStep, ignore
 from worldstereo.scene import Scene
 
@@ -46,7 +46,7 @@ def obj(body: Body, name: str) -> dict[str, bytes]:
     points, normals = placed(body, to_file(body.scene, (0, 1, 0)))
     lines = [f"# {body.notes('obj')['written_by']}; +Y up; see conventions.json for the world"]
     lines += [f"mtllib {name}.mtl", f"o {name}"]
-    columns = points if albedo is not None else np.hstack([points, colors8(mesh) / 255.0])
+    columns = points if albedo is not None else np.hstack([points, colors_u8(mesh) / 255.0])
     lines += [_row("v", row) for row in columns.tolist()]
     if albedo is not None and mesh.uv is not None:
         lines += [_row("vt", row) for row in array(mesh.uv).astype(float).tolist()]

@@ -172,7 +172,7 @@ def _views(scene: Scene, matrix: np.ndarray, scale: float, generated: bool) -> l
     return [
         {
             "pose": _pose(array(view.cameras.c2w).astype(np.float64), matrix, scale),
-            "fov": view.cameras.fov[1],
+            "fov": float(view.cameras.fov[1]),
             "aspect": view.width / view.height,
             "generated": view.step > 0,
             "image": _thumbnail(view),
@@ -184,7 +184,7 @@ def _views(scene: Scene, matrix: np.ndarray, scale: float, generated: bool) -> l
 def _thumbnail(view: View) -> str:
     factor = THUMB / max(view.width, view.height)
     size = (max(1, round(view.width * factor)), max(1, round(view.height * factor)))
-    small = cv2.resize(pixels_of(view.color8), size, interpolation=cv2.INTER_AREA)
+    small = cv2.resize(pixels_of(view.color_u8), size, interpolation=cv2.INTER_AREA)
     return base64.b64encode(jpeg(np.asarray(small), 80)).decode()
 
 
@@ -193,5 +193,5 @@ def _path(scene: Scene, matrix: np.ndarray, scale: float) -> dict[str, Any] | No
         return None
     path = scene.clips[-1].trajectory
     poses = array(path.cameras.c2w).astype(np.float64)
-    fov = path.cameras[0].fov[1]
+    fov = float(path.cameras[0].fov[1])
     return {"fps": path.fps, "fov": fov, "poses": [_pose(p, matrix, scale) for p in poses]}

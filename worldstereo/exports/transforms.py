@@ -48,14 +48,14 @@ def write_transforms(
     # nerfstudio stops unless depth is there for every frame or for none: 0 says "unknown".
     deep = any(d.max(initial=0) > 0 for d in depths)
     step = depth_step(depths)
-    rigs = [camera_fixed_mask(scene, p.view) for p in shown]
-    masked = not train_on_invented or any(bool(rig.any()) for rig in rigs)
+    hidden_by_camera = [camera_fixed_mask(scene, p.view) for p in shown]
+    masked = not train_on_invented or any(bool(mask.any()) for mask in hidden_by_camera)
     members: dict[str, bytes] = {}
     frames: list[dict[str, Any]] = []
     for i, p in enumerate(shown):
         frame = _frame(p.view)
         frame["file_path"] = f"images/{p.name}.{images}"
-        members[frame["file_path"]] = picture(pixels_of(p.view.color8), images)
+        members[frame["file_path"]] = picture(pixels_of(p.view.color_u8), images)
         if deep:
             frame["depth_file_path"] = f"depth/{p.name}.png"
             members[frame["depth_file_path"]] = depth_png(depths[i], step)
@@ -65,7 +65,7 @@ def write_transforms(
             members[frame["invented_mask_path"]] = mask_png(invented)
         if masked:  # a mask for every frame or for none: so trainers want it
             frame["mask_path"] = f"masks/{p.name}.png"
-            hidden = rigs[i] if train_on_invented else rigs[i] | invented
+            hidden = hidden_by_camera[i] if train_on_invented else hidden_by_camera[i] | invented
             members[frame["mask_path"]] = mask_png(hidden)
         frames.append(frame)
     fields: dict[str, Any] = {"camera_model": "OPENCV", "applied_transform": np.eye(4)[:3].tolist()}

@@ -16,7 +16,7 @@ import numpy as np
 from worldstereo.errors import ExportError
 from worldstereo.exports.archive import EPOCH, array, as_json, packed
 from worldstereo.exports.conventions import to_file
-from worldstereo.exports.mesh import Body, body_of, colors8, marks, picture_of
+from worldstereo.exports.mesh import Body, body_of, colors_u8, marks, picture_of
 from worldstereo.progress import OnStep, ignore
 from worldstereo.scene import Scene
 
@@ -135,7 +135,7 @@ def _stage(body: Body, name: str) -> Any:
         picture.CreateInput("st", Sdf.ValueTypeNames.Float2).ConnectToSource(out)
         color.ConnectToSource(picture.CreateOutput("rgb", Sdf.ValueTypeNames.Float3))
     else:
-        shown = Vt.Vec3fArray.FromNumpy(colors8(mesh).astype(np.float32) / 255)
+        shown = Vt.Vec3fArray.FromNumpy(colors_u8(mesh).astype(np.float32) / 255)
         primvar = shape.CreateDisplayColorPrimvar(UsdGeom.Tokens.vertex)
         primvar.Set(shown)
         reader = UsdShade.Shader.Define(stage, "/world/material/color")

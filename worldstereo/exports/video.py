@@ -63,7 +63,7 @@ def _encode(clip: Clip, path: Path, rate: Fraction, crf: int, notes: str) -> Non
     import av
     from av.video.reformatter import Colorspace
 
-    height, width = (int(n) for n in clip.color8.shape[-2:])
+    height, width = (int(n) for n in clip.color_u8.shape[-2:])
     odd = ((0, height % 2), (0, width % 2), (0, 0))
     flags = {"movflags": "+faststart", "fflags": "+bitexact"}
     try:
@@ -79,7 +79,7 @@ def _encode(clip: Clip, path: Path, rate: Fraction, crf: int, notes: str) -> Non
             context.flags |= 1 << 23  # AV_CODEC_FLAG_BITEXACT
             context.color_primaries, context.color_trc = BT709, BT709
             context.colorspace, context.color_range = BT709, LIMITED
-            for i, color in enumerate(clip.color8):
+            for i, color in enumerate(clip.color_u8):
                 pixels = np.pad(pixels_of(color), odd, mode="edge")
                 frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
                 frame = frame.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709)
@@ -92,8 +92,8 @@ def _encode(clip: Clip, path: Path, rate: Fraction, crf: int, notes: str) -> Non
 
 
 def write_frames(scene: Scene, *, clip: int = -1, images: str = "png", depth: bool = True) -> bytes:
-    """A zip of `images/`, `depth/` (16 bits), `origin/` (0 global, 1 stereo, 2 invented, 3 rig),
-    `masks/` (0 where invented) and `trajectory.json`.
+    """A zip of `images/`, `depth/` (16 bits), `origin/` (0 global, 1 stereo, 2 invented, 3
+    fixed to the camera), `masks/` (0 where invented) and `trajectory.json`.
 
     Raises:
         ExportError: no such clip.
@@ -104,7 +104,7 @@ def write_frames(scene: Scene, *, clip: int = -1, images: str = "png", depth: bo
     members = {"trajectory.json": (chosen.trajectory.to_json() + "\n").encode()}
     for i in range(len(chosen)):
         origin = array(chosen.origin[i, 0])
-        members[f"images/{i:05d}.{images}"] = picture(pixels_of(chosen.color8[i]), images)
+        members[f"images/{i:05d}.{images}"] = picture(pixels_of(chosen.color_u8[i]), images)
         members[f"origin/{i:05d}.png"] = png(origin)
         members[f"masks/{i:05d}.png"] = mask_png(origin == int(Origin.INVENTED))
         if depth:

@@ -17,6 +17,7 @@ from worldstereo.generators.base import (
     MemoryModeFit,
     OnState,
     SamplerConfig,
+    StepRange,
     as_view,
     patch_features,
 )
@@ -36,6 +37,7 @@ __all__ = [
     "Look",
     "OnState",
     "SamplerConfig",
+    "StepRange",
     "WarpGenerator",
     "as_view",
     "patch_features",

@@ -49,6 +49,14 @@ class SamplerConfig:
             raise ValueError(f"sampler.guidance must be at least 1, got {self.guidance}.")
 
 
+class StepRange(NamedTuple):
+    """Denoising steps that a generator accepts."""
+
+    min: int
+    max: int
+    default: int
+
+
 @dataclass(frozen=True, kw_only=True)
 class GeneratorLimits:
     """What a generator accepts; the app offers nothing else."""
@@ -64,8 +72,8 @@ class GeneratorLimits:
     prompt: bool = False
     default_prompt: str = ""
     """What to begin with where no prompt was written."""
-    steps: tuple[int, int, int] | None = None
-    """(least, most, default) denoising steps; None where there are none."""
+    steps: StepRange | None = None
+    """Denoising steps; None where there are none."""
     guidance: float | None = None
     """The guidance scale to begin with; None where there is no guidance, nor a negative prompt."""
     negative_prompt: str = ""
@@ -104,7 +112,7 @@ class Frame(NamedTuple):
     color: Float[Tensor, "3 H W"]
     depth: Float[Tensor, "1 H W"]
     origin: UInt8[Tensor, "1 H W"]
-    """`Origin`: global, stereo, invented or rig."""
+    """`Origin`: global, stereo, invented or fixed to the camera."""
     confidence: Float[Tensor, "1 H W"]
     """In [0, 1]; its ranking predicts the error."""
     stereo_weight: Float[Tensor, "1 H W"]

@@ -74,7 +74,7 @@ def read_here(source: Path | str | bytes, name: str, limits: Limits, task: Task)
         from worldstereo.inputs import dispatch
 
         with running(task):
-            return dispatch.read(source, name, limits)
+            return dispatch.read_source(source, name, limits)
     except (InputRefused, Apart, Cancelled):
         raise
     except MemoryError:

@@ -16,7 +16,7 @@ _AGAIN = "A plain array of numbers (numpy.save) is accepted"
 _KINDS = ("f2", "f4", "f8", "u1", "u2", "u4", "i2", "i4")
 
 
-def read(name: str, data: bytes, limits: Limits) -> np.ndarray:
+def read_array(name: str, data: bytes, limits: Limits) -> np.ndarray:
     """The array of a `.npy` file.
 
     Raises:

@@ -319,11 +319,11 @@ def view_of(
     if hidden is not None:
         kind[torch.from_numpy(hidden)[None]] = int(DepthKind.MASKED)
     return View(
-        color8=torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))),
+        color_u8=torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))),
         depth=z,
-        confidence8=torch.where(made_up, sure, known * 255).to(torch.uint8),
+        confidence_u8=torch.where(made_up, sure, known * 255).to(torch.uint8),
         kind=kind.to(torch.uint8),
-        gain=torch.zeros(3),
+        log_gain=torch.zeros(3),
         cameras=cameras,
         given=cameras,
         step=0,
@@ -339,7 +339,7 @@ def with_depth(view: View, depth: torch.Tensor, kind: DepthKind, confidence: flo
         view,
         depth=depth,
         kind=known * int(kind),
-        confidence8=known * round(255 * confidence),
+        confidence_u8=known * round(255 * confidence),
     )
 
 

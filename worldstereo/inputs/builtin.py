@@ -50,7 +50,7 @@ def _register_own() -> None:
         register(Reader(name, title, find=find, read_bundle=read, rank=rank, group=POSES))
     # ---- meshes and clouds ---------------------------------------------------------------------
     for name, title, suffixes, sniff in cloud.KINDS:
-        register(Reader(name, title, suffixes, sniff, cloud.read, rank=60, poses=False,
+        register(Reader(name, title, suffixes, sniff, cloud.read_geometry, rank=60, poses=False,
                         group=CLOUDS))  # fmt: skip
     # ---- photos --------------------------------------------------------------------------------
     register(Reader("photo", "One photo, or a panorama (equirectangular)", images.SUFFIXES,

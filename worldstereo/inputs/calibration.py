@@ -108,13 +108,13 @@ def beside(bundle: Bundle, base: str, exclude: str, *words: str) -> Calibration 
         if not words and ("depth" in low or "ir" in re.split(r"[_.-]", low)):
             continue
         sure = _SURE.search(low) is not None
-        found = read(bundle, path, sure)
+        found = read_calibration(bundle, path, sure)
         if found is not None:
             return found
     return None
 
 
-def read(bundle: Bundle, path: str, sure: bool) -> Calibration | None:
+def read_calibration(bundle: Bundle, path: str, sure: bool) -> Calibration | None:
     """The calibration in a file; None where it speaks of something else and is not `sure`."""
     name = posixpath.basename(path)
     if bundle.sizes[path] > bundle.limits.json_bytes:

@@ -32,7 +32,7 @@ KINDS: tuple[Kind, ...] = (
 )  # fmt: skip
 
 
-def read(name: str, data: bytes, limits: Limits, beside: Fetch | None = None) -> Capture:
+def read_geometry(name: str, data: bytes, limits: Limits, beside: Fetch | None = None) -> Capture:
     """A capture without views: coloured points, sampled where the file holds faces.
 
     `beside` gives the files of the same archive or folder that a model names.
@@ -45,9 +45,9 @@ def read(name: str, data: bytes, limits: Limits, beside: Fetch | None = None) ->
         raise refusal(name, looks, f"A file that is what {suffix} promises is accepted. Rename it")
     up, metres = None, None
     if suffix in (".glb", ".gltf") or data.startswith(b"glTF"):
-        surface, up, metres = gltf.read(name, data, limits, beside), _Y_UP, 1.0
+        surface, up, metres = gltf.read_gltf(name, data, limits, beside), _Y_UP, 1.0
     elif suffix == ".ply" or data[:4] in (b"ply\n", b"ply\r"):
-        surface, up = ply.read(name, data, limits, beside), ply.up_of(data)
+        surface, up = ply.read_ply(name, data, limits, beside), ply.up_of(data)
     elif suffix == ".obj":
         surface, up = meshes.read_obj(name, data, limits, beside), _Y_UP
     elif suffix == ".stl":
@@ -59,11 +59,11 @@ def read(name: str, data: bytes, limits: Limits, beside: Fetch | None = None) ->
     elif suffix == ".e57" or data.startswith(b"ASTM-E57"):
         surface, up, metres = survey.read_e57(name, data, limits), _Z_UP, 1.0
     elif suffix == ".pcd" or pcd.is_pcd(data):
-        surface, up = pcd.read(name, data, limits), _Z_UP
+        surface, up = pcd.read_pcd(name, data, limits), _Z_UP
     elif suffix == ".splat":
-        surface, up = splats.read(name, data, limits), _Y_DOWN
+        surface, up = splats.read_splats(name, data, limits), _Y_DOWN
     else:
-        surface, up = xyz.read(name, data, limits), _Z_UP
+        surface, up = xyz.read_xyz(name, data, limits), _Z_UP
     cloud, notices, origin = cloud_of(name, surface, limits)
     if up is None and any(origin):
         up = _Z_UP  # only a survey lies so far from its origin

@@ -63,7 +63,7 @@ def read_best(bundle: Bundle) -> Capture | None:
     if not found:
         return None
     if len(found) == 1:
-        return read(bundle, *found[0])
+        return read_colmap(bundle, *found[0])
     counts: list[int] = []
     for folder, suffix in found[:MAX_MODELS]:
         try:
@@ -73,7 +73,7 @@ def read_best(bundle: Bundle) -> Capture | None:
         except InputRefused:
             counts.append(-1)
     best = max(range(len(counts)), key=lambda i: counts[i])
-    capture = read(bundle, *found[best])
+    capture = read_colmap(bundle, *found[best])
     left = ", ".join(
         f"{shown(found[i][0] or '.', 32)} ({max(counts[i], 0)} pictures)"
         for i in range(len(counts))
@@ -90,7 +90,7 @@ def _form(bundle: Bundle, folder: str, suffix: str) -> "_Binary | _Text":
     return _Binary(bundle, folder) if suffix == "bin" else _Text(bundle, folder)
 
 
-def read(bundle: Bundle, folder: str, suffix: str) -> Capture:
+def read_colmap(bundle: Bundle, folder: str, suffix: str) -> Capture:
     """The model in a folder of the bundle; `suffix` is "bin" or "txt"."""
     form, losses = _form(bundle, folder, suffix), Losses("pictures")
     cameras = form.cameras()

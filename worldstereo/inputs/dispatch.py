@@ -19,7 +19,7 @@ from worldstereo.scene import Capture
 log = logging.getLogger(__name__)
 
 
-def read(source: Path | str | bytes, name: str, limits: Limits) -> Capture:
+def read_source(source: Path | str | bytes, name: str, limits: Limits) -> Capture:
     """The capture in a path or in bytes; see `worldstereo.inputs.read`."""
     builtin.load()
     if not isinstance(source, bytes):

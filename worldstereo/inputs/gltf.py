@@ -43,7 +43,7 @@ _LIMIT_STEPS = 400_000  # nodes above all instances together: what walking the t
 _AGAIN = "Export it again as one file (.glb)"
 
 
-def read(
+def read_gltf(
     name: str, data: bytes, limits: Limits, beside: Callable[[str], bytes | None] | None = None
 ) -> Surface:
     """The triangles and points of the default scene in world coordinates, y up.

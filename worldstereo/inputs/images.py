@@ -154,7 +154,7 @@ def depth(name: str, data: bytes, limits: Limits) -> np.ndarray:
         InputRefused: as `color`; also a picture that is not one number a pixel.
     """
     if data.startswith(b"\x93NUMPY"):
-        values = arrays.read(name, data, limits)
+        values = arrays.read_array(name, data, limits)
         if values.ndim == 3 and 1 in (values.shape[0], values.shape[2]):
             values = values.squeeze(0 if values.shape[0] == 1 else 2)
         if values.ndim != 2 or values.size == 0:

@@ -115,7 +115,7 @@ def _closes(pixels: np.ndarray) -> bool:
     return seam < 2.0 * float(np.quantile(steps, 0.9)) and poles < 0.5 * middle
 
 
-def read(
+def read_panorama(
     name: str,
     pixels: np.ndarray,
     sphere: Sphere,
@@ -314,4 +314,8 @@ def read_picture(name: str, data: bytes, limits: Limits) -> Capture:
         raise refusal(
             name, f"a panorama of kind {kind}", "Equirectangular panoramas are accepted"
         ) from None
-    return photo.read(name, data, limits) if sphere is None else read(name, pixels, sphere, limits)
+    return (
+        photo.read_photo(name, data, limits)
+        if sphere is None
+        else read_panorama(name, pixels, sphere, limits)
+    )

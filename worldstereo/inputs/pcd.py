@@ -20,7 +20,7 @@ def is_pcd(head: bytes) -> bool:
     return re.match(rb"\s*(#[^\n]*PCD[^\n]*\n\s*)?(VERSION\s|FIELDS\s)", head[:400]) is not None
 
 
-def read(name: str, data: bytes, limits: Limits) -> Surface:
+def read_pcd(name: str, data: bytes, limits: Limits) -> Surface:
     """The points of a PCD; those that are not finite are left out.
 
     Raises:

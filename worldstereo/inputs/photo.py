@@ -25,7 +25,7 @@ RELATIVE = "Depth of the photo comes from a depth model that knows near from far
 ROUGH = "Depth was guessed from one photo: a rough layout, good for small camera moves."
 
 
-def read(
+def read_photo(
     name: str, data: bytes, limits: Limits, estimator: DepthEstimator | None = None
 ) -> Capture:
     """A capture of one view; position, time and all other tags of the photo are dropped."""
@@ -68,15 +68,15 @@ def guessed(
 
     Without a camera the estimator's own is taken: measured by the model, or a usual one.
     """
-    color8 = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
-    estimate = estimator(color8.float() / 255, camera)
+    color_u8 = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+    estimate = estimator(color_u8.float() / 255, camera)
     camera = estimate.cameras
     view = View(
-        color8=color8,
+        color_u8=color_u8,
         depth=torch.zeros(1, camera.height, camera.width),
-        confidence8=torch.zeros(1, camera.height, camera.width, dtype=torch.uint8),
+        confidence_u8=torch.zeros(1, camera.height, camera.width, dtype=torch.uint8),
         kind=torch.zeros(1, camera.height, camera.width, dtype=torch.uint8),
-        gain=torch.zeros(3),
+        log_gain=torch.zeros(3),
         cameras=camera,
         given=camera,
         step=0,
@@ -86,4 +86,4 @@ def guessed(
     layout = isinstance(estimator, LayoutDepth)
     kind = DepthKind.INPAINTED if layout else DepthKind.LEARNED
     view = with_depth(view, estimate.depth, kind, 1.0)
-    return replace(view, confidence8=to_bytes(estimate.confidence)), estimate.rough
+    return replace(view, confidence_u8=to_bytes(estimate.confidence)), estimate.rough

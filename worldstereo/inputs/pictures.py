@@ -143,14 +143,14 @@ def _picture(name: str, pixels: np.ndarray, focal_35mm: float | None, limits: Li
         pixels = shrunk(pixels, width, height)
     fov = DEFAULT_FOV if focal_35mm is None else 2 * math.atan(18.0 / focal_35mm)
     camera = default_camera(width, height, fov)
-    color8 = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+    color_u8 = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
     nothing = torch.zeros(1, height, width)
     return View(
-        color8=color8,
+        color_u8=color_u8,
         depth=nothing,
-        confidence8=nothing.to(torch.uint8),
+        confidence_u8=nothing.to(torch.uint8),
         kind=nothing.to(torch.uint8),
-        gain=torch.zeros(3),
+        log_gain=torch.zeros(3),
         cameras=camera,
         given=camera,
         step=0,

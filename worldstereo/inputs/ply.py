@@ -51,7 +51,7 @@ class _Element:
     properties: tuple[_Property, ...]
 
 
-def read(name: str, data: bytes, limits: Limits, beside: Fetch | None = None) -> Surface:
+def read_ply(name: str, data: bytes, limits: Limits, beside: Fetch | None = None) -> Surface:
     """The points or mesh of a PLY file; Gaussian splats as a cloud with opacity and size.
 
     `beside` gives the bytes of a texture that a comment of the header names.
@@ -109,7 +109,7 @@ def up_of(data: bytes) -> tuple[float, float, float] | None:
 def points_of(bundle: Bundle, member: str) -> tuple[np.ndarray, np.ndarray]:
     """Sparse points beside a capture: (N, 3) float64 and (N, 3) uint8 colours, grey without."""
     name = posixpath.basename(member)
-    surface = checked(name, read(name, bundle.read(member), bundle.limits))
+    surface = checked(name, read_ply(name, bundle.read(member), bundle.limits))
     points = surface.vertices
     colors = np.full(points.shape, 0.5) if surface.colors is None else surface.colors
     return points, np.clip(colors * 255 + 0.5, 0, 255).astype(np.uint8)

@@ -577,7 +577,7 @@ def _depth_calibration(bundle: Bundle, base: str, member: str) -> Lens | None:
         low = posixpath.basename(path).lower()
         if "depth" not in low or path == member:
             continue
-        found = calibration.read(bundle, path, True)
+        found = calibration.read_calibration(bundle, path, True)
         depth = _streams(bundle, base)[1]
         if found is None or not depth or depth[0].lower().endswith(".npy"):
             return None

@@ -66,7 +66,7 @@ def unpacked(name: str, rows: np.ndarray, chunks: np.ndarray) -> Surface:
     return surface_of(points, colors, rgba[:, 3], sizes)
 
 
-def read(name: str, data: bytes, limits: Limits) -> Surface:
+def read_splats(name: str, data: bytes, limits: Limits) -> Surface:
     """`.splat`: 32 bytes a Gaussian, without a header."""
     if len(data) % _ROW.itemsize or not data:
         raise refusal(name, f"{len(data)} bytes are not whole splats of 32", "Export it again")

@@ -102,8 +102,8 @@ def solid(bundle: Bundle, member: str) -> Capture:
 
     name, data = posixpath.basename(member), bundle.read(member)
     reader = of_file(name, data)
-    if reader is not None and reader.read is cloud.read:
-        return cloud.read(name, data, bundle.limits, Beside(bundle, member).read)
+    if reader is not None and reader.read is cloud.read_geometry:
+        return cloud.read_geometry(name, data, bundle.limits, Beside(bundle, member).read)
     if reader is None or reader.read is None:
         raise refusal(name, "is not what its name promises", "Export it again")
     return reader.read(name, data, bundle.limits)

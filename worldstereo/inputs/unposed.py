@@ -246,7 +246,7 @@ def _alone(
 
     if not sources:
         raise refusal(bundle.name, "0 pictures that can be read", images.ACCEPTED)
-    return photo.read(sources[0].name, bundle.read(sources[0].name), limits)
+    return photo.read_photo(sources[0].name, bundle.read(sources[0].name), limits)
 
 
 def _one(pixels: np.ndarray, name: str, limits: Limits) -> Capture:
@@ -255,7 +255,7 @@ def _one(pixels: np.ndarray, name: str, limits: Limits) -> Capture:
 
     data = io.BytesIO()
     Image.fromarray(pixels).save(data, "PNG")
-    return replace(photo.read("frame.png", data.getvalue(), limits), name=title(name))
+    return replace(photo.read_photo("frame.png", data.getvalue(), limits), name=title(name))
 
 
 # ---- placing -----------------------------------------------------------------------------------

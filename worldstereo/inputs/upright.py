@@ -81,7 +81,7 @@ def from_looks(poses: Sequence[np.ndarray], look: Callable[[int], Look]) -> Upri
 def _look_of(view: View) -> Look:
     import cv2
 
-    pixels = np.ascontiguousarray(view.color8.permute(1, 2, 0).numpy())
+    pixels = np.ascontiguousarray(view.color_u8.permute(1, 2, 0).numpy())
     grey = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
     return Look(grey, view.given.K.double().numpy(), view.given.c2w.double().numpy())
 

@@ -60,7 +60,7 @@ def is_list(head: bytes) -> bool:
     return max(set(numeric), key=numeric.count) >= 3 and len(set(numeric)) <= 2
 
 
-def read(name: str, data: bytes, limits: Limits) -> Surface:
+def read_xyz(name: str, data: bytes, limits: Limits) -> Surface:
     """The points of a list.
 
     Raises:

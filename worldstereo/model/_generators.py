@@ -18,6 +18,7 @@ from worldstereo.generators import (
     Frame,
     GenerationRequest,
     GeneratorLimits,
+    StepRange,
     WarpGenerator,
     patch_features,
 )
@@ -59,7 +60,7 @@ class CompactGenerator(SharedMemories):
             name="compact",
             max_frames=config["max_frames"],
             size_multiple=model.size_multiple,
-            steps=(1, config["num_timesteps"], min(50, config["num_timesteps"])),
+            steps=StepRange(1, config["num_timesteps"], min(50, config["num_timesteps"])),
             guidance=7.5,
             seconds_per_frame=5.0,
         )
@@ -77,7 +78,7 @@ class CompactGenerator(SharedMemories):
         model = self.model
         cameras = request.trajectory.cameras.to(model.device)
         shown = condition_of(request).to(model.device)
-        steps = request.sampler.steps or (self.limits.steps or (1, 1, 1))[2]
+        steps = request.sampler.steps or (self.limits.steps or StepRange(1, 1, 1)).default
         video = model.denoised(
             shown,
             cameras,
@@ -141,9 +142,9 @@ def framed(color: Float[Tensor, "3 H W"], request: GenerationRequest, t: int) ->
     apart = (color - known.color).abs().mean(dim=0, keepdim=True)
     sure = torch.where(known.mask, known.confidence * torch.exp(-AGREEMENT * apart), 0.0)
     confidence = torch.where(known.mask, sure, known.confidence)
-    rig = known.origin == int(Origin.RIG)
+    camera_fixed = known.origin == int(Origin.CAMERA_FIXED)
     return Frame(
-        color=torch.where(rig, known.color, color),
+        color=torch.where(camera_fixed, known.color, color),
         depth=known.depth,
         origin=known.origin,
         confidence=confidence,

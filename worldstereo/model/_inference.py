@@ -355,7 +355,7 @@ def condition_capture(
         rough = estimate.rough
     else:
         pixels = to_bytes(image).permute(1, 2, 0).numpy()
-        whole = panorama.read("condition", pixels, sphere, LOCAL)
+        whole = panorama.read_panorama("condition", pixels, sphere, LOCAL)
         rough, views = whole.rough_depth, tuple(_seen_from(v, camera) for v in whole.views)
     points, notices = None, ()
     if cloud is not None:
@@ -488,8 +488,8 @@ def _steps(plan: Plan) -> int:
     limits = plan.generator.limits
     if limits.steps is None:
         return len(plan.trajectory)
-    asked = plan.sampler.steps or limits.steps[2]
-    return min(asked, limits.steps[1])
+    asked = plan.sampler.steps or limits.steps.default
+    return min(asked, limits.steps.max)
 
 
 def _world_of(model: Any) -> World:
@@ -588,7 +588,7 @@ def _delivered(clip: Clip, output_format: str, target: Path | None, whole: bool)
     if output_format == "pil":
         from PIL import Image
 
-        return [Image.fromarray(f.permute(1, 2, 0).numpy()) for f in clip.color8]
+        return [Image.fromarray(f.permute(1, 2, 0).numpy()) for f in clip.color_u8]
     return str(target)
 
 

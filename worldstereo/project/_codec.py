@@ -32,10 +32,20 @@ CLASSES: dict[str, Any] = {
     )
 }
 TOGETHER: dict[Any, tuple[str, ...]] = {
-    View: ("color8", "depth", "confidence8", "kind"),
+    View: ("color_u8", "depth", "confidence_u8", "kind"),
     PackedDepth: ("data", "levels"),
 }
 """Tensors of a value that share a member of their own, however small."""
+RENAMED: dict[tuple[Any, str], str] = {
+    (View, "color8"): "color_u8",
+    (View, "confidence8"): "confidence_u8",
+    (View, "gain"): "log_gain",
+    (Clip, "color8"): "color_u8",
+    (Clip, "confidence8"): "confidence_u8",
+    (Clip, "stereo8"): "stereo_u8",
+    (Scene, "rig"): "camera_fixed",
+}
+"""Fields by the names that projects of before 0.1.0 were saved with."""
 SMALL = 1 << 16  # bytes; below this a tensor goes into the shared member
 CHUNK = 1 << 20  # bytes of a chunk, at most
 HEADER = 10_000_000  # bytes of a safetensors header, at most
@@ -298,9 +308,10 @@ def read_member(content: bytes, place: str) -> dict[str, Tensor]:
 def build(kind: Any, values: dict[str, Any], place: str) -> Any:
     """A frozen value from its fields, each checked against the type that the class declares.
 
-    Fields that a newer class has gained take their defaults.
+    Fields that a newer class has gained take their defaults; old names are those of `RENAMED`.
     """
     declared = {f.name: f.type for f in fields(kind)}
+    values = {RENAMED.get((kind, name), name): value for name, value in values.items()}
     unknown = sorted(set(values) - set(declared))
     if unknown:
         raise Unsound(f"{place}: {unknown[0][:40]!r} is not known here")
@@ -357,12 +368,12 @@ def _finite(*tensors: Tensor, lowest: float = -torch.inf) -> bool:
 
 def _view(view: View) -> bool:
     size = (view.cameras.height, view.cameras.width)
-    planes = (view.color8, view.depth, view.confidence8, view.kind)
+    planes = (view.color_u8, view.depth, view.confidence_u8, view.kind)
     return (
         all(tuple(t.shape) == (n, *size) for t, n in zip(planes, (3, 1, 1, 1), strict=True))
         and view.cameras.batch_shape == view.given.batch_shape == ()
         and (view.given.height, view.given.width) == size
-        and _finite(view.gain)
+        and _finite(view.log_gain)
         and _finite(view.depth, lowest=0.0)
         and int(view.kind.max()) <= max(DepthKind)
         and view.step >= 0
@@ -376,8 +387,8 @@ def _cloud(cloud: PointCloud) -> bool:
 
 
 def _clip(clip: Clip) -> bool:
-    frames, _, height, width = clip.color8.shape
-    layers = (clip.depth, clip.origin, clip.confidence8, clip.stereo8)
+    frames, _, height, width = clip.color_u8.shape
+    layers = (clip.depth, clip.origin, clip.confidence_u8, clip.stereo_u8)
     return (
         all(tuple(t.shape) == (frames, 1, height, width) for t in layers)
         and len(clip.trajectory) == frames
@@ -397,7 +408,10 @@ def _scene(scene: Scene) -> bool:
         and scene.unit > 0
         and (metres is None or metres > 0)
         and scene.revision >= 0
-        and (scene.rig is None or scene.rig[0].shape == scene.rig[1].shape[1:])
+        and (
+            scene.camera_fixed is None
+            or scene.camera_fixed[0].shape == scene.camera_fixed[1].shape[1:]
+        )
     )
 
 

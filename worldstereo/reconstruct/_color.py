@@ -137,8 +137,8 @@ def colors_at(
             for view, (depth, feather) in zip(chosen, ready, strict=True):
                 gather(
                     points, normals, *pieces[k], view.cameras.w2c.double().numpy(),
-                    lens_of(view.cameras), view.color8.numpy(),
-                    np.exp(view.gain.numpy()).astype(np.float32), depth, feather,
+                    lens_of(view.cameras), view.color_u8.numpy(),
+                    np.exp(view.log_gain.numpy()).astype(np.float32), depth, feather,
                     2 * footprint, POWER, footprint, mean, total,
                 )  # fmt: skip
 
@@ -341,11 +341,11 @@ def refined_texture(
         missing, error = [], []
         for view in views:
             drawn = render_mesh(mesh, view.cameras, texture)
-            truth = (view.color * view.gain.exp()[:, None, None]).clamp(0, 1)
+            truth = (view.color * view.log_gain.exp()[:, None, None]).clamp(0, 1)
             left = torch.where(drawn.face >= 0, truth - drawn.color, 0)
             error.append(float((left**2).mean()))
             half = to_bytes(0.5 + 0.5 * left)
-            missing.append(replace(view, color8=half, gain=torch.zeros(3)))
+            missing.append(replace(view, color_u8=half, log_gain=torch.zeros(3)))
         if np.mean(error) >= least:
             break
         best, least = texture, float(np.mean(error))

@@ -65,7 +65,7 @@ def frames_of(views: Sequence[View], unit: float, *, generated: bool, completed:
     lens = np.array([[*_lens(v)] for v in views], np.float64).reshape(-1, 4)
 
     def one(i: int) -> None:
-        weights[i] = views[i].confidence8[0].numpy() * table[views[i].kind[0].numpy()]
+        weights[i] = views[i].confidence_u8[0].numpy() * table[views[i].kind[0].numpy()]
         angles[i] = np.empty(depths[i].shape, np.uint8)
         facing(depths[i], lens[i], angles[i])
 

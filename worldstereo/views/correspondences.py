@@ -93,7 +93,7 @@ def _keypoints(view_a: View, view_b: View) -> PixelPairs:
 
 def _described(view: View) -> tuple[Float[Tensor, "n 2"], Float[Tensor, "n 128"]]:
     """SIFT keypoints and RootSIFT descriptors of unit length."""
-    grey = cv2.cvtColor(view.color8.permute(1, 2, 0).contiguous().numpy(), cv2.COLOR_RGB2GRAY)
+    grey = cv2.cvtColor(view.color_u8.permute(1, 2, 0).contiguous().numpy(), cv2.COLOR_RGB2GRAY)
     points, found = cv2.SIFT_create(nfeatures=2000).detectAndCompute(grey, None)  # pyright: ignore
     if found is None:
         return torch.zeros(0, 2), torch.zeros(0, 128)

@@ -117,7 +117,9 @@ def locate(world: World, photos: Photos, *, on_step: OnStep = ignore) -> list[tu
     out = []
     for i, view in enumerate(capture.views):
         on_step(i, len(capture.views), f"Finding photo {i + 1} of {len(capture.views)}")
-        out.append((view.name or f"photo {i + 1}", localizer.find(view.color8, _intrinsics(view))))
+        out.append(
+            (view.name or f"photo {i + 1}", localizer.find(view.color_u8, _intrinsics(view)))
+        )
     return out
 
 
@@ -150,16 +152,16 @@ class _Search:
         )
         self.photos = [
             AddedPhoto(
-                view.name or f"photo {i + 1}", "not found", "was not tried", _small(view.color8)
+                view.name or f"photo {i + 1}", "not found", "was not tried", _small(view.color_u8)
             )
             for i, view in enumerate(capture.views)
         ]
-        self._blocks = [_blocks(view.color8) for view in capture.views]
+        self._blocks = [_blocks(view.color_u8) for view in capture.views]
 
     def look(self, localizer: Localizer, which: Sequence[int]) -> list[int]:
         """Tries to find photos; returns those that may be added."""
         known = [
-            (view.name or f"view {i + 1}", _blocks(view.color8))
+            (view.name or f"view {i + 1}", _blocks(view.color_u8))
             for i, view in enumerate(self.world.scene.views)
             if view.step == 0
         ]
@@ -170,7 +172,7 @@ class _Search:
             if copy:
                 self._set(i, status="copy", reason=f"shows the same picture as {copy}")
                 continue
-            place = localizer.find(self.views[i].color8, _intrinsics(self.views[i]))
+            place = localizer.find(self.views[i].color_u8, _intrinsics(self.views[i]))
             status = "not found" if not place.found else "doubtful" if place.doubtful else "added"
             self._set(i, status=status, reason=place.reason, place=place)
             if status == "added" or (status == "doubtful" and self.doubtful):

@@ -45,7 +45,7 @@ def completion_budget(scene: Scene) -> int:
     for view in given:
         forward = view.cameras.forward
         heading = math.degrees(math.atan2(float(forward @ east), float(forward @ north)))
-        field = math.degrees(view.cameras.fov[0])
+        field = math.degrees(float(view.cameras.fov[0]))
         around = (torch.arange(360) - heading + 180) % 360 - 180
         seen |= around.abs() <= field / 2
     missing = int((~seen).sum())
@@ -86,12 +86,12 @@ def complete(
     while left > 0:
         done = budget - left
 
-        def told(step: int, total: int, message: str, done: int = done) -> None:
+        def report(step: int, total: int, message: str, done: int = done) -> None:
             part = step / total if total > 0 else 0.0
             on_step(round(100 * (done + part)), 100 * budget, f"{done + 1} of {budget}: {message}")
 
         goals = (
-            (to,) if to is not None else next_best_views(world.scene, 1, size=size, on_step=told)
+            (to,) if to is not None else next_best_views(world.scene, 1, size=size, on_step=report)
         )
         to = None
         if not goals or goals[0].gain < MIN_UNKNOWN:
@@ -105,7 +105,7 @@ def complete(
             negative_prompt=negative_prompt,
             sampler=sampler,
             generator=generator,
-            on_step=told,
+            on_step=report,
             keyframes=1,
         )
         clips.append(clip)

@@ -273,7 +273,7 @@ class _Check:
         if t % self.every or self.memory.size == 0:
             return None
         view = View.of(frame.color, torch.zeros_like(frame.depth), self.cameras[t], step=self.step)
-        hidden = frame.origin == int(Origin.RIG)
+        hidden = frame.origin == int(Origin.CAMERA_FIXED)
         self.said[t] = agreement(
             self.memory,
             frame.color,

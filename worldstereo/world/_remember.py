@@ -72,7 +72,7 @@ def remember_given(
             tuple(PackedDepth.of(as_measured(view).depth) for view in views), cloud
         )
     draft.registration = entered.registration
-    draft.changes |= {"unit": entered.unit, "rig": entered.rig}
+    draft.changes |= {"unit": entered.unit, "camera_fixed": entered.camera_fixed}
     notices = draft.changes.get("notices", draft.scene.notices)
     draft.changes["notices"] = tuple(dict.fromkeys((*notices, *entered.notices)))
     draft.changes["checks"] = entered.checks
@@ -90,7 +90,7 @@ def without_pixels(view: View, gone: Bool[Tensor, "1 H W"]) -> View:
         view,
         depth=view.depth.masked_fill(gone, 0.0),
         kind=view.kind.masked_fill(gone, int(DepthKind.UNKNOWN)),
-        confidence8=view.confidence8.masked_fill(gone, 0),
+        confidence_u8=view.confidence_u8.masked_fill(gone, 0),
     )
 
 
@@ -109,7 +109,9 @@ def remember_generated(
     """
     camera = judge.trajectory.cameras[index]
     if said is not None:
-        wrong = said.contradicted(camera.height, camera.width) & (frame.origin != int(Origin.RIG))
+        wrong = said.contradicted(camera.height, camera.width) & (
+            frame.origin != int(Origin.CAMERA_FIXED)
+        )
         frame = frame._replace(depth=frame.depth.masked_fill(wrong, 0.0))
     claimed = frame.origin == int(Origin.INVENTED)
     shown = claimed & ~judge.unseen(index).to(claimed.device) if bool(claimed.any()) else claimed

@@ -69,9 +69,10 @@ def compare(a: Clip, b: Clip) -> Float[Tensor, "T 1 H W"]:
     Raises:
         ValueError: they have another number of frames or another size.
     """
-    if a.color8.shape != b.color8.shape:
+    if a.color_u8.shape != b.color_u8.shape:
         raise ValueError(
-            f"takes must have one shape, got {tuple(a.color8.shape)} and {tuple(b.color8.shape)}."
+            f"takes must have one shape, got {tuple(a.color_u8.shape)} and "
+            f"{tuple(b.color_u8.shape)}."
         )
     return (a.color - b.color).abs().mean(dim=1, keepdim=True)
 

@@ -69,7 +69,7 @@ class Draft:
     """False: this step adds no entries, and its views are kept without their depth: the pictures
     are part of the record, but nothing corresponds to them."""
     changes: dict[str, Any] = field(default_factory=dict)
-    """Other fields of the next scene: up, unit, rig, name, notices, metres_per_unit."""
+    """Other fields of the next scene: up, unit, camera_fixed, name, notices, metres_per_unit."""
     points_added: int = 0
     points_merged: int = 0
     details: dict[str, Any] = field(default_factory=dict)

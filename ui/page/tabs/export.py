@@ -21,8 +21,8 @@ from worldstereo.scene import Scene
 
 from ...session.session import PREPARING
 from ...session.sessions import Session
-from .. import html as piece
-from ..core import Core, Part, Updates, html, segmented
+from .. import html
+from ..core import Core, Part, Updates, html_block, segmented
 from ..settings import number
 
 PROJECT = "project"
@@ -39,26 +39,26 @@ class ExportTab(Part):
         """The quality and page size that each session's page shows sizes and times of."""
 
     def build(self) -> None:
-        shown = self.core.shown
+        register = self.core.register
         gr.Markdown("## Export")
         self.generated = gr.Checkbox(
             True, label="Include generated views and points", elem_id="include-generated"
         )
         names = [(name.capitalize(), name) for name in QUALITIES]
-        self.quality = shown(
+        self.quality = register(
             segmented(names, "standard", "Mesh quality", "mesh-quality", titled=True)
         )
-        self.megabytes = shown(
+        self.megabytes = register(
             gr.Slider(5, 60, PAGE_MB, step=5, label="Page size, at most MB", elem_id="page-size")
         )
-        self.preview = shown(
+        self.preview = register(
             gr.Button(PREVIEW, size="sm", elem_id="mesh-preview", elem_classes="tint")
         )
-        self.said = shown(html("", elem_id="exported", elem_classes="line"))
-        self.file = shown(  # above the list: a long one would hide what has become of a click
+        self.said = register(html_block("", elem_id="exported", elem_classes="line"))
+        self.file = register(  # above the list: a long one would hide what has become of a click
             gr.DownloadButton("Download again", visible=False, size="sm", elem_id="download")
         )
-        self.list = shown(html("", elem_id="formats"))
+        self.list = register(html_block("", elem_id="formats"))
 
     def wire(self) -> None:
         inputs = [self.generated, self.quality, self.megabytes]
@@ -99,7 +99,7 @@ class ExportTab(Part):
         if session.preparing:
             raise WorldBusy(PREPARING)
         label = "Project" if key == PROJECT else known[key].label
-        yield {self.said: piece.said(f"Writing {label} …"), self.file: gr.update(visible=False)}
+        yield {self.said: html.info(f"Writing {label} …"), self.file: gr.update(visible=False)}
         asked = {"generated": bool(generated), **_checked(quality, megabytes)}
         offered = {} if key == PROJECT else known[key].options
         options = {name: value for name, value in asked.items() if name in offered}
@@ -118,12 +118,12 @@ class ExportTab(Part):
                 exports.file_name(session.world.scene, key),
                 exports.export(session.world.scene, key, **options),
             )
-        text = f"{name}, {piece.size(len(content))}"
+        text = f"{name}, {html.size(len(content))}"
         with tempfile.TemporaryDirectory(prefix="export-") as folder:
             path = Path(folder) / name
             path.write_bytes(content)
             yield {  # Gradio copies the file into its cache before it asks for more
-                self.said: piece.render("export.html", "written", serial=time.time_ns(), text=text),
+                self.said: html.render("export.html", "written", serial=time.time_ns(), text=text),
                 self.file: gr.update(value=str(path), visible=True, label=f"Download {name}"),
             }
 
@@ -141,12 +141,12 @@ class ExportTab(Part):
         if session.preparing:
             raise WorldBusy(PREPARING)
         options = {"generated": bool(generated), "quality": _checked(quality)["quality"]}
-        yield {self.said: piece.said("Building the mesh …")}
+        yield {self.said: html.info("Building the mesh …")}
         for update in self._followed(session, partial(session.preview_mesh, **options)):
             if isinstance(update, str):
                 yield {self.said: update}
         yield {
-            self.said: piece.said("The mesh is in the viewport, as the mesh formats export it."),
+            self.said: html.info("The mesh is in the viewport, as the mesh formats export it."),
             self.preview: self._preview_button(session),
         }
 
@@ -160,7 +160,7 @@ class ExportTab(Part):
         stop = self._stops.get(session)
         if stop is not None:
             stop.set()
-        yield {self.said: piece.said("Cancelling the export …" if stop else "")}
+        yield {self.said: html.info("Cancelling the export …" if stop else "")}
 
     def _followed(
         self, session: Session, write: Callable[..., bytes | int]
@@ -222,7 +222,7 @@ class ExportTab(Part):
             ]
             rows += [project] if group == "continue" else []
             groups.append((title, rows))
-        return piece.render("export.html", "formats", groups=groups)
+        return html.render("export.html", "formats", groups=groups)
 
     def _row(
         self, scene: Scene, key: str, form: Exporter, wait: str, asked: dict[str, Any]
@@ -231,7 +231,7 @@ class ExportTab(Part):
         cost = ""
         if not why:
             guess = estimate(scene, key, **asked)
-            cost = f"about {piece.size(guess.bytes)}, {_duration(guess.seconds)}"
+            cost = f"about {html.size(guess.bytes)}, {_duration(guess.seconds)}"
         return {
             "key": key,
             "label": form.label,
@@ -256,7 +256,7 @@ def _duration(seconds: float) -> str:
 
 def _progress(step: int, total: int, message: str) -> str:
     text = f"{message} ({step}/{total})" if total > 1 else message
-    return piece.render("export.html", "progress", text=text)
+    return html.render("export.html", "progress", text=text)
 
 
 def project_file(session: Session) -> tuple[str, bytes]:

@@ -13,17 +13,17 @@ import gradio as gr
 import numpy as np
 
 from worldstereo.errors import WorldStereoError
-from worldstereo.generators import GeneratorLimits, MemoryModeFit, SamplerConfig
+from worldstereo.generators import GeneratorLimits, MemoryModeFit, SamplerConfig, StepRange
 from worldstereo.scene import Scene
 from worldstereo.trajectory import Trajectory
 from worldstereo.world import completion_budget, unknown_along
 
 from ...session.session import PREPARING
 from ...session.sessions import GeneratorChoice, Session
-from .. import html as piece
+from .. import html
 from ..action import Action
 from ..clip_controls import MAX_FRAMES, ClipControls
-from ..core import BUSY, Core, Part, Updates, html, segmented
+from ..core import BUSY, Core, Part, Updates, html_block, segmented
 from ..follow import Follow
 from ..settings import GUIDES, accepted_frames, chosen_size, number, sizes, whole
 from .path import PathTab
@@ -53,12 +53,12 @@ class GenerateTab(Part):
         self._shares: WeakKeyDictionary[Scene, tuple[Trajectory, float]] = WeakKeyDictionary()
 
     def build(self) -> None:
-        shown, clip = self.core.shown, self.clip
+        register, clip = self.core.register, self.clip
         gr.Markdown("## Generator")
         clip.build_name()
         limits = self.core.sessions.generators[clip.first].limits
-        self.about = shown(html(self._about(clip.first)))
-        self.mode = shown(
+        self.about = register(html_block(self._about(clip.first)))
+        self.mode = register(
             gr.Radio(
                 [],
                 label="Memory mode",
@@ -72,7 +72,7 @@ class GenerateTab(Part):
         clip.build_clip()
         self.seed = gr.Number(7, label="Seed", precision=0, minimum=0, elem_id="seed")
         prompt = bool(limits and limits.prompt)
-        self.prompt = shown(
+        self.prompt = register(
             gr.Textbox(
                 label="Prompt",
                 lines=2,
@@ -83,19 +83,19 @@ class GenerateTab(Part):
                 placeholder="Describe what unseen areas should show",
             )  # fmt: skip
         )
-        self.remember = shown(
+        self.remember = register(
             segmented(list(REMEMBER.items()), "per_frame", "Remember", "remember", titled=True)
         )
         with gr.Accordion("More", open=False):
             clip.build_guide()
             steps = limits.steps if limits else None
-            self.steps = shown(
+            self.steps = register(
                 gr.Slider(**steps_slider(steps), label="Denoising steps", elem_id="steps")
             )
-            self.guidance = shown(
+            self.guidance = register(
                 gr.Slider(1, 12, 5, step=0.5, label="Guidance", visible=False, elem_id="guidance")
             )
-            self.negative = shown(
+            self.negative = register(
                 gr.Textbox(
                     label="Negative prompt",
                     lines=2,
@@ -106,16 +106,16 @@ class GenerateTab(Part):
                 )
             )
         with gr.Accordion("Complete this place", open=False):
-            self.whole = shown(html(""))
+            self.whole = register(html_block(""))
             self.front = segmented(list(FRONTS.items()), "coverage", "Begin", "front", titled=True)
             self.budget = gr.Slider(
                 1, MAX_KEYFRAMES, 4, step=1, label="Keyframes", elem_id="budget"
             )
-            self.takes_up_to = shown(html("", elem_id="takes-up-to"))
+            self.takes_up_to = register(html_block("", elem_id="takes-up-to"))
             self.complete = gr.Button("Complete this place", size="sm", elem_id="complete")
         gr.Markdown("## New views", elem_classes="gap-top")
-        self.takes = shown(html("", elem_id="takes"))
-        self.latest = shown(html(piece.empty(NOTHING)))
+        self.takes = register(html_block("", elem_id="takes"))
+        self.latest = register(html_block(html.empty(NOTHING)))
 
     @property
     def inputs(self) -> list[Any]:
@@ -154,12 +154,12 @@ class GenerateTab(Part):
         if clips and (session.job is None or session.job.over):
             clip = clips[-1]
             few = sorted({round(i) for i in np.linspace(0, len(clip) - 1, 6)})
-            pictures = [clip.color8[i].permute(1, 2, 0).cpu().numpy() for i in few]
+            pictures = [clip.color_u8[i].permute(1, 2, 0).cpu().numpy() for i in few]
             updates[self.latest] = self._pictures(pictures, [i + 1 for i in few])
         updates[self.whole] = self._missing(session)
         updates[self.about] = self._about(session.generator, session)
         if not clips:
-            updates[self.latest] = piece.empty(NOTHING)
+            updates[self.latest] = html.empty(NOTHING)
         return updates
 
     def opened(self, session: Session) -> Updates:
@@ -268,11 +268,11 @@ class GenerateTab(Part):
             choice.name, keyframes, *chosen_size(str(size), session.world.scene, limits)
         )
         return {
-            self.takes_up_to: piece.render(
+            self.takes_up_to: html.render(
                 "generate.html",
                 "takes_up_to",
-                keyframes=f"{keyframes} {piece.plural('keyframe', keyframes)}",
-                about="" if seconds is None else piece.duration(seconds),
+                keyframes=f"{keyframes} {html.plural('keyframe', keyframes)}",
+                about="" if seconds is None else html.duration(seconds),
             )
         }
 
@@ -286,7 +286,7 @@ class GenerateTab(Part):
             yield {self.clip.name: session.generator}
             raise WorldStereoError(why)
         if choice.modes is not None and not session.mode:
-            yield {self.about: piece.muted(READING)}
+            yield {self.about: html.muted(READING)}
         before, session.generator = session.generator, name
         try:
             modes = self._modes(session)
@@ -378,15 +378,15 @@ class GenerateTab(Part):
         return mode
 
     def _pictures(self, pictures: Sequence[np.ndarray], numbers: Sequence[int]) -> str:
-        small = [piece.picture(one, 240, 80) for one in pictures]
+        small = [html.picture(one, 240, 80) for one in pictures]
         tiles = list(zip(small, numbers, strict=True))
-        return piece.render("generate.html", "pictures", tiles=tiles)
+        return html.render("generate.html", "pictures", tiles=tiles)
 
     def _about(self, name: str, session: Session | None = None) -> str:
         """What each generator would add here, in the order in which they are offered."""
         share = None if session is None else self._unknown(session)
         unknown = None if share is None else f"{100 * share:.0f} %"
-        return piece.render(
+        return html.render(
             "generate.html",
             "about",
             name=name,
@@ -408,7 +408,7 @@ class GenerateTab(Part):
         """What a full turn would take, before it is begun."""
         scene = session.world.scene
         keyframes = completion_budget(scene) if scene.views else 0
-        return piece.render("generate.html", "missing", keyframes=keyframes)
+        return html.render("generate.html", "missing", keyframes=keyframes)
 
 
 def takes_list(session: Session) -> str:
@@ -420,13 +420,13 @@ def takes_list(session: Session) -> str:
     why = BUSY if session.busy else ""
     rows = []
     for i, clip in waiting:
-        image = piece.picture(clip.color8[len(clip) // 2].permute(1, 2, 0).cpu().numpy(), 120, 80)
-        text = f"{len(clip)} {piece.plural('view', len(clip))}, {clip.trajectory.name}"
+        image = html.picture(clip.color_u8[len(clip) // 2].permute(1, 2, 0).cpu().numpy(), 120, 80)
+        text = f"{len(clip)} {html.plural('view', len(clip))}, {clip.trajectory.name}"
         text += f", seed {clip.seed}"
         if clip.agreement is not None:
             text += f", agreement {100 * clip.agreement:.0f} %"
         rows.append({"clip": i, "image": image, "text": text})
-    return piece.render("generate.html", "takes", rows=rows, why=why)
+    return html.render("generate.html", "takes", rows=rows, why=why)
 
 
 def fits_of(session: Session) -> Sequence[MemoryModeFit]:
@@ -447,10 +447,10 @@ def mode_label(fit: MemoryModeFit) -> str:
     if not fit.fits:
         return f"{name}: {fit.why}"
     size = f"{fit.gib:.0f} GiB" if fit.gib >= 9.95 else f"{fit.gib:.1f} GiB"
-    return f"{name}: {size}, about {piece.duration(fit.seconds)}"
+    return f"{name}: {size}, about {html.duration(fit.seconds)}"
 
 
-def steps_slider(steps: tuple[int, int, int] | None) -> dict[str, Any]:
+def steps_slider(steps: StepRange | None) -> dict[str, Any]:
     if steps is None:
         return {"minimum": 1, "maximum": 50, "value": 4, "step": 1, "visible": False}
     low, high, default = steps

@@ -16,9 +16,9 @@ from ...inspector import Inspection, Target
 from ...session.session import PREPARING
 from ...session.sessions import Session
 from ...viewport.overlays import MatchLine
-from .. import html as piece
+from .. import html
 from ..action import Action
-from ..core import Core, Part, Updates, html, line, segmented
+from ..core import Core, Part, Updates, html_block, segmented, status_line
 from ..hud import Hud, status
 from ..matches_svg import matches_svg
 from ..settings import number, scale_of, unit_of, whole
@@ -35,23 +35,23 @@ COMING = (
 
 
 class MemoryTab(Part):
-    def __init__(self, core: Core, action: Action, hud: Hud, thumbnails: piece.Thumbnails) -> None:
+    def __init__(self, core: Core, action: Action, hud: Hud, thumbnails: html.Thumbnails) -> None:
         self.core, self.action, self.hud, self.thumbnails = core, action, hud, thumbnails
 
     def build(self) -> None:
-        shown = self.core.shown
-        self.mode = shown(segmented(MODES, "Pixel", "Show", "mode"))
-        self.view = shown(gr.Slider(1, 2, 1, step=1, label="View", elem_id="memory-view"))
+        register = self.core.register
+        self.mode = register(segmented(MODES, "Pixel", "Show", "mode"))
+        self.view = register(gr.Slider(1, 2, 1, step=1, label="View", elem_id="memory-view"))
         with gr.Row():
-            self.layer = shown(
+            self.layer = register(
                 gr.Slider(1, 2, 1, step=1, label="Layer", visible=False, elem_id="layer")
             )
-            self.step = shown(
+            self.step = register(
                 gr.Slider(1, 2, 1, step=1, label="Step", visible=False, elem_id="at-step")
             )
-        self.card = shown(html(piece.empty(EMPTY), elem_id="card"))
+        self.card = register(html_block(html.empty(EMPTY), elem_id="card"))
         with gr.Row():
-            self.u = shown(
+            self.u = register(
                 gr.Number(
                     0,
                     label="Pixel from the left",
@@ -61,7 +61,7 @@ class MemoryTab(Part):
                     elem_id="u",
                 )
             )
-            self.v = shown(
+            self.v = register(
                 gr.Number(
                     0,
                     label="Pixel from the top",
@@ -71,7 +71,7 @@ class MemoryTab(Part):
                     elem_id="v",
                 )
             )
-        self.problem = shown(line())
+        self.problem = register(status_line())
 
     def wire(self) -> None:
         on = self.core.on
@@ -92,10 +92,10 @@ class MemoryTab(Part):
     def refresh(self, session: Session) -> Updates:
         count = len(session.world.scene.views)
         if session.loader.sketch is not None:
-            return {self.card: piece.empty(COMING)}
+            return {self.card: html.empty(COMING)}
         updates: Updates = {self.view: gr.update(maximum=max(2, count))}
         if not count:
-            updates[self.card] = piece.empty("No views yet. Open an example first.")
+            updates[self.card] = html.empty("No views yet. Open an example first.")
         return updates
 
     def why_not(self, session: Session) -> dict[str, str]:
@@ -204,7 +204,7 @@ class MemoryTab(Part):
             found = inspector.inspect(scene, view, pixel)
             self._draw(session, found)
             updates[self.card] = self._pixel(found, scene)
-            updates[self.hud.chip] = piece.legend()
+            updates[self.hud.chip] = html.legend()
             return updates
         session.viewport.show_matches(None)
         updates[self.hud.chip] = status(session)
@@ -218,7 +218,7 @@ class MemoryTab(Part):
         elif mode == "Sources":
             updates[self.card] = self._sources(target, scene)
         else:
-            updates[self.card] = self._clickable(target, scene) + piece.empty(EMPTY)
+            updates[self.card] = self._clickable(target, scene) + html.empty(EMPTY)
         return updates
 
     # ---- the published model's attention -----------------------------------------------------
@@ -244,9 +244,9 @@ class MemoryTab(Part):
         try:
             session.attention.of(session.world.scene, view)
         except WorldStereoError as error:
-            return piece.empty(str(error))
+            return html.empty(str(error))
         text = "Click a pixel to see which pixels of the references the model attended to for it."
-        return piece.empty(f"{text} The model runs again up to the chosen step.")
+        return html.empty(f"{text} The model runs again up to the chosen step.")
 
     def _attend(
         self, session: Session, view: int, pixel: tuple[float, float], *at: Any
@@ -259,14 +259,14 @@ class MemoryTab(Part):
         scene, target = session.world.scene, inspector.target_of(session.world.scene, view)
         picture = self._clickable(target, scene)
         for now in job:
-            told = piece.progress(now.step, now.total, now.message, now.seconds_left)
+            told = html.progress(now.step, now.total, now.message, now.seconds_left)
             yield {self.card: picture + told} | self.action.refresh(session)
         done = self.action.refresh(session)
         try:
             row = job.result()
         except Cancelled:
             text = "Cancelled. Click a pixel to look again."
-            yield {self.card: picture + piece.empty(text)} | done
+            yield {self.card: picture + html.empty(text)} | done
         except WorldStereoError:
             yield {self.card: picture} | done
             raise
@@ -291,11 +291,11 @@ class MemoryTab(Part):
         for k, index in enumerate(row.views):
             known = 0 <= index < len(scene.views)
             name = f"view {index + 1}" if known else "the start picture"
-            color8 = scene.views[index].color8 if known else self._start(scene, view)
-            image = inspector.attention_picture(color8, row.weights[k], row.window[k], peak)
+            color_u8 = scene.views[index].color_u8 if known else self._start(scene, view)
+            image = inspector.attention_picture(color_u8, row.weights[k], row.window[k], peak)
             percent = 100 * float(row.weights[k].sum())
-            tiles.append((piece.picture(image, side, 84), name, percent))
-        return piece.render(
+            tiles.append((html.picture(image, side, 84), name, percent))
+        return html.render(
             "memory.html",
             "attention",
             where=where,
@@ -310,7 +310,7 @@ class MemoryTab(Part):
         """The first frame of the clip behind a view: its start picture."""
         clip = inspector.clip_of(scene, scene.views[view])
         assert clip is not None
-        return clip.color8[0]
+        return clip.color_u8[0]
 
     # ---- a pixel of any view -----------------------------------------------------------------
 
@@ -326,7 +326,7 @@ class MemoryTab(Part):
     def _pixel(self, found: Inspection, scene: Scene) -> str:
         target, views = found.target, scene.views
         drawing = matches_svg(found, views, self.thumbnails)
-        away = piece.length(found.distance * scale_of(scene), unit_of(scene))
+        away = html.length(found.distance * scale_of(scene), unit_of(scene))
         place = f"{caption(target, scene)}, pixel {int(found.pixel[0])}, {int(found.pixel[1])}"
         point = ""
         if found.point:
@@ -336,7 +336,7 @@ class MemoryTab(Part):
             (f"view {m.view + 1}", m.weight, "var(--stereo)", f"{100 * m.weight:.0f} %")
             for m in found.accepted
         ]
-        return piece.render(
+        return html.render(
             "memory.html",
             "pixel",
             drawing=drawing,
@@ -351,17 +351,17 @@ class MemoryTab(Part):
 
     def _origin(self, found: Inspection) -> str:
         if found.origin is None:
-            return piece.muted("An input view: observed.", "10px 0 0")
+            return html.muted("An input view: observed.", "10px 0 0")
         names = {
             Origin.GLOBAL: ("global", "global memory: known from the point cloud only"),
             Origin.STEREO: ("stereo", "stereo memory: confirmed by stored views"),
             Origin.INVENTED: ("invented", "inpainted: not covered by either memory"),
-            Origin.RIG: ("refused", "fixed to the camera"),
+            Origin.CAMERA_FIXED: ("refused", "fixed to the camera"),
         }
         kind, text = names[found.origin]
         sure = found.confidence or 0.0
         bar = [("confidence", sure, f"var(--{kind})", f"{100 * sure:.0f} %")]
-        return piece.render("memory.html", "origin", kind=kind, text=text, bar=bar)
+        return html.render("memory.html", "origin", kind=kind, text=text, bar=bar)
 
     def _references(self, target: Target, scene: Scene) -> str:
         """Who served the frame, how much of it, and where in it."""
@@ -372,35 +372,35 @@ class MemoryTab(Part):
                 if not target.generated
                 else "Rendered from the point cloud only."
             )
-            return self._clickable(target, scene) + piece.empty(text)
+            return self._clickable(target, scene) + html.empty(text)
         maps = inspector.weight_maps(scene, target)
         rows, tiles = [], []
         for reference in scored:
             name, share = f"view {reference.view + 1}", f"{100 * reference.share:.0f} %"
             rows.append((name, reference.share, "var(--stereo)", share))
             weights = maps[target.references.index(reference.view)]
-            image = piece.picture(inspector.heat_picture(target, weights), 240, 82)
+            image = html.picture(inspector.heat_picture(target, weights), 240, 82)
             covered = f"{100 * reference.covered:.0f} % of the frame"
             tiles.append((reference.view, image, share, covered))
         picture = self._clickable(target, scene)
-        return piece.render("memory.html", "references", picture=picture, rows=rows, tiles=tiles)
+        return html.render("memory.html", "references", picture=picture, rows=rows, tiles=tiles)
 
     def _votes(self, session: Session, target: Target) -> str:
         """Which views the keypoint entries in the frame would choose, and where they lie."""
         try:
             voted = inspector.votes(session.world, target)
         except WorldBusy:
-            return piece.empty("The keypoints' votes are shown when the running step is finished.")
+            return html.empty("The keypoints' votes are shown when the running step is finished.")
         if not voted:
-            return piece.empty("No keypoint entry of another view lies in this picture.")
+            return html.empty("No keypoint entry of another view lies in this picture.")
         rows, tiles = [], []
         for votes in voted:
             many = len(votes.entries)
             told = f"{many} {'entry' if many == 1 else 'entries'}"
             rows.append((f"view {votes.view + 1}", votes.votes, "var(--stereo)", told))
-            image = piece.picture(inspector.votes_picture(target, votes), 240, 82)
+            image = html.picture(inspector.votes_picture(target, votes), 240, 82)
             tiles.append((votes.view, image, told))
-        return piece.render("memory.html", "votes", rows=rows, tiles=tiles)
+        return html.render("memory.html", "votes", rows=rows, tiles=tiles)
 
     def _sources(self, target: Target, scene: Scene) -> str:
         """The frame by origin, and how sure it is."""
@@ -410,16 +410,16 @@ class MemoryTab(Part):
                 (name, part, "var(--global)", f"{100 * part:.0f} %") for name, part in parts.items()
             ]
             picture = self._clickable(target, scene)
-            return piece.render("memory.html", "depths", picture=picture, rows=rows)
+            return html.render("memory.html", "depths", picture=picture, rows=rows)
         part = inspector.shares(target)
         rows = [
             (name, part[name], f"var(--{name})", f"{100 * part[name]:.0f} %")
             for name in ("stereo", "global", "invented")
         ]
-        origin = piece.picture(inspector.origin_picture(target), 680)
-        sure = piece.picture(inspector.confidence_picture(target), 680)
+        origin = html.picture(inspector.origin_picture(target), 680)
+        sure = html.picture(inspector.confidence_picture(target), 680)
         mean = float(target.confidence.mean()) if target.confidence is not None else 1.0
-        return piece.render(
+        return html.render(
             "memory.html",
             "sources",
             picture=_clickable(origin, target, f"{caption(target, scene)}, by source"),
@@ -429,13 +429,13 @@ class MemoryTab(Part):
         )
 
     def _clickable(self, target: Target, scene: Scene) -> str:
-        image = piece.picture(inspector.pixels_of(target.color8), 960)
+        image = html.picture(inspector.pixels_of(target.color_u8), 960)
         return _clickable(image, target, caption(target, scene))
 
 
 def _clickable(image: str, target: Target, text: str) -> str:
     """A picture in which a click chooses a pixel."""
-    return piece.render("memory.html", "clickable", image=image, view=target.view, caption=text)
+    return html.render("memory.html", "clickable", image=image, view=target.view, caption=text)
 
 
 def caption(target: Target, scene: Scene) -> str:

@@ -13,10 +13,10 @@ from worldstereo.trajectory import PRESETS, Trajectory
 from ...inspector import tinted
 from ...session.session import PREPARING
 from ...session.sessions import Session
-from .. import html as piece
+from .. import html
 from ..action import Action
 from ..clip_controls import ClipControls
-from ..core import BUSY, Core, Part, Updates, html, line, segmented
+from ..core import BUSY, Core, Part, Updates, html_block, segmented, status_line
 from ..hud import Hud
 from ..settings import (
     FIRST_PRESET,
@@ -48,12 +48,12 @@ class PathTab(Part):
         self.core, self.action, self.strip, self.hud, self.clip = core, action, strip, hud, clip
 
     def build(self) -> None:
-        shown = self.core.shown
+        register = self.core.register
         gr.Markdown("## Path")
         tiles = [("Unseen", UNSEEN)]
         tiles += [(name.replace("_", " ").capitalize(), name) for name in PRESETS]
         tiles += [("Keyframes", KEYFRAMES), ("My flight", FLIGHT)]
-        self.preset = shown(
+        self.preset = register(
             gr.Radio(
                 tiles,
                 value=UNSEEN,  # as the first path of most worlds is: nothing jumps when it comes
@@ -64,23 +64,25 @@ class PathTab(Part):
                 elem_id="presets",
             )
         )
-        self.about = shown(html(self._about(UNSEEN)))
-        self.look = shown(
+        self.about = register(html_block(self._about(UNSEEN)))
+        self.look = register(
             gr.Button(
                 "Show where most is unseen",
                 size="sm",
-                icon=str(piece.ICONS / "crosshair.svg"),
+                icon=str(html.ICONS / "crosshair.svg"),
                 elem_classes="tint",
                 elem_id="look",
             )
         )
         hidden: dict[str, Any] = {}
         hidden.update(slider_of(FIRST_PRESET), visible=False)
-        self.value = shown(gr.Slider(**hidden, elem_id="amount"))
+        self.value = register(gr.Slider(**hidden, elem_id="amount"))
         starts = [(label, key) for key, label in STARTS.items()]
-        self.start = shown(segmented(starts, "first", "From", "start", titled=True, visible=False))
+        self.start = register(
+            segmented(starts, "first", "From", "start", titled=True, visible=False)
+        )
         with gr.Row(visible=False) as tools:
-            icons = piece.ICONS
+            icons = html.ICONS
             add = gr.Button(
                 "Keyframe here",
                 size="sm",
@@ -101,9 +103,9 @@ class PathTab(Part):
                 elem_id="clear-keyframes",
                 min_width=60,
             )
-            self.add, self.clear = shown(add), shown(clear)
-            shown(self.back)
-            self.record = shown(
+            self.add, self.clear = register(add), register(clear)
+            register(self.back)
+            self.record = register(
                 gr.Button(
                     "Record",
                     size="sm",
@@ -113,14 +115,14 @@ class PathTab(Part):
                     min_width=80,
                 )
             )
-        self.tools = shown(tools)
-        self.keys = shown(line())
+        self.tools = register(tools)
+        self.keys = register(status_line())
         gr.Markdown("## Preview")
-        self.preview = shown(
-            html(piece.empty("The preview appears with the path."), elem_id="preview")
+        self.preview = register(
+            html_block(html.empty("The preview appears with the path."), elem_id="preview")
         )
-        self.frame = shown(gr.Slider(1, 25, 1, step=1, label="Frame", elem_id="frame"))
-        self.problem = shown(line())
+        self.frame = register(gr.Slider(1, 25, 1, step=1, label="Frame", elem_id="frame"))
+        self.problem = register(status_line())
 
     @property
     def inputs(self) -> list[Any]:
@@ -186,7 +188,7 @@ class PathTab(Part):
         if not session.preparing:
             return {}
         text = "The preview appears when the world is ready: it shows what the generator will see."
-        return {self.preview: piece.empty(text)}
+        return {self.preview: html.empty(text)}
 
     # ---- planning ----------------------------------------------------------------------------
 
@@ -257,7 +259,7 @@ class PathTab(Part):
         session.set_plan(None, settings=session.planned.settings, guide=session.planned.guide)
         return (
             {
-                self.preview: piece.empty(WAITING[preset]),
+                self.preview: html.empty(WAITING[preset]),
                 self.frame: gr.update(maximum=2, value=1),
                 self.keys: self._keyframes(session),
             }
@@ -276,7 +278,7 @@ class PathTab(Part):
             text = "Purple cameras show where most is unseen. Click one to plan a path to it."
         else:
             text = "Nothing unseen borders on what this world knows."
-        yield {self.problem: piece.said(text)} | self.action.refresh(session)
+        yield {self.problem: html.info(text)} | self.action.refresh(session)
 
     def on_ghost(self, session: Session, data: dict[str, Any], *values: Any) -> Iterator[Updates]:
         """A proposed camera was clicked: the path leads there."""
@@ -308,10 +310,10 @@ class PathTab(Part):
         shown = session.preview(frame, final=final)
         kind = "as the generator will see it" if final else "draft of the cloud"
         what = "unknown" if final else "holes"  # two measures: the final one counts both memories
-        card = piece.render(
+        card = html.render(
             "path.html",
             "preview",
-            image=piece.picture(tinted(shown.color, shown.known), 680),
+            image=html.picture(tinted(shown.color, shown.known), 680),
             frame=frame + 1,
             total=len(session.planned.path),
             kind=kind,
@@ -410,13 +412,13 @@ class PathTab(Part):
             FLIGHT: "Press F, fly through the viewport, press F again.",
         }
         text = texts[preset] if preset in texts else PRESETS[preset].description
-        return piece.muted(text)
+        return html.muted(text)
 
     def _keyframes(self, session: Session) -> str:
         count = len(session.viewport.keyframes)
         if not count:
             return ""
-        return piece.muted(f"{count} {piece.plural('keyframe', count)}", figures=True)
+        return html.muted(f"{count} {html.plural('keyframe', count)}", figures=True)
 
 
 def frame_at(path: Trajectory, keys: Sequence[Cameras], active: Any) -> int:

@@ -14,9 +14,9 @@ from worldstereo.world import AddedPhoto, AddReport
 from ...session.session import NO_VIEWS, PREPARING
 from ...session.sessions import Session
 from ...viewport.colors import COLOR_MODES
-from .. import html as piece
+from .. import html
 from ..action import Action
-from ..core import BUSY, Core, Part, Updates, html, line, segmented
+from ..core import BUSY, Core, Part, Updates, html_block, segmented, status_line
 from ..follow import Follow
 from ..hud import Hud
 from ..settings import number, scale_of, unit_of
@@ -40,9 +40,9 @@ class WorldTab(Part):
         self.core, self.action, self.hud, self.follow = core, action, hud, follow
 
     def build(self) -> None:
-        shown, icons = self.core.shown, piece.ICONS
+        register, icons = self.core.register, html.ICONS
         gr.Markdown("## Start from")
-        html(self._examples())
+        html_block(self._examples())
         self.upload = gr.UploadButton(
             "Your photos, video, capture, mesh or cloud",  # of any name: the reader decides
             file_count="multiple",
@@ -51,17 +51,17 @@ class WorldTab(Part):
             elem_classes="tint",
             elem_id="upload",
         )
-        html(piece.muted(f"{accepted()}, and so is a saved project."))
-        self.problem = shown(line())
-        self.model_line = shown(line())
+        html_block(html.muted(f"{accepted()}, and so is a saved project."))
+        self.problem = register(status_line())
+        self.model_line = register(status_line())
         with gr.Row():
-            self.get_model = shown(
+            self.get_model = register(
                 gr.Button(
                     SUGGESTED_LABEL, size="sm", elem_classes="tint", elem_id="get-depth",
                     visible=False,
                 )
             )  # fmt: skip
-            self.stop_model = shown(
+            self.stop_model = register(
                 gr.Button(
                     "Stop the download", size="sm", elem_classes="tint", elem_id="stop-depth",
                     visible=False,
@@ -69,15 +69,15 @@ class WorldTab(Part):
             )  # fmt: skip
         gr.Markdown("## Show", elem_classes="gap-top")
         drawings = [("Surface", "surface"), ("Points", "points"), ("Live", "live")]
-        self.drawing = shown(segmented(drawings, "points", "Draw as", "drawing"))
+        self.drawing = register(segmented(drawings, "points", "Draw as", "drawing"))
         colors = [(mode.capitalize(), mode) for mode in COLOR_MODES]
-        self.color = shown(segmented(colors, "photo", "Colour by", "color"))
+        self.color = register(segmented(colors, "photo", "Colour by", "color"))
         with gr.Row():
             self.views = gr.Checkbox(True, label="Remembered views", min_width=100)
             self.path = gr.Checkbox(True, label="Planned path", min_width=100)
         gr.Markdown("## This world", elem_classes="gap-top")
-        self.facts = shown(line())
-        self.more = shown(
+        self.facts = register(status_line())
+        self.more = register(
             gr.UploadButton(
                 "Add photos to this world",  # of any name, as above
                 file_count="multiple",
@@ -88,15 +88,15 @@ class WorldTab(Part):
                 visible=False,
             )
         )
-        self.placed = shown(line())
+        self.placed = register(status_line())
         gr.Markdown("## Registration", elem_classes="gap-top")
-        self.registered = shown(
+        self.registered = register(
             gr.Checkbox(True, label="Register the input views to each other", elem_id="registered")
         )
-        self.table = shown(line())
+        self.table = register(status_line())
         gr.Markdown("## Scale and sky", elem_classes="gap-top")
         with gr.Row():
-            self.scale = shown(
+            self.scale = register(
                 gr.Number(
                     1.0, label="Metres in one unit", minimum=1e-6, elem_id="scale", min_width=120
                 )
@@ -119,7 +119,7 @@ class WorldTab(Part):
                 elem_id="set-up",
                 min_width=110,
             )
-        self.measured_text = shown(line())
+        self.measured_text = register(status_line())
         gr.Markdown("## Points", elem_classes="gap-top")
         with gr.Row():
             self.select = gr.Button(
@@ -130,7 +130,7 @@ class WorldTab(Part):
                 elem_id="select",
                 min_width=90,
             )
-            self.delete = shown(
+            self.delete = register(
                 gr.Button(
                     "Delete selected",
                     size="sm",
@@ -237,15 +237,15 @@ class WorldTab(Part):
         for now in job:
             if job.over:
                 break
-            told = piece.progress(now.step, now.total, now.message, now.seconds_left)
+            told = html.progress(now.step, now.total, now.message, now.seconds_left)
             yield {self.model_line: told}
         try:
             job.result()
         except Cancelled:
-            said = piece.said("Stopped. The next download goes on from there.")
+            said = html.info("Stopped. The next download goes on from there.")
             yield self._model(session) | {self.model_line: said}
         except WorldStereoError as error:
-            yield self._model(session) | {self.model_line: piece.failed(str(error))}
+            yield self._model(session) | {self.model_line: html.failed(str(error))}
         else:
             yield self._model(session)
 
@@ -263,7 +263,7 @@ class WorldTab(Part):
         else:
             words = "Depth of single photos: rough layout."
         return {
-            self.model_line: piece.said(words),
+            self.model_line: html.info(words),
             self.get_model: gr.update(visible=model.offered and not model.busy),
             self.stop_model: gr.update(visible=model.busy),
         }
@@ -295,7 +295,7 @@ class WorldTab(Part):
         lines = placed_lines(report)
         if len(lines) > ROWS:
             lines = [*lines[:ROWS], f"and {len(lines) - ROWS} more."]
-        return piece.render("world.html", "placed", lines=lines)
+        return html.render("world.html", "placed", lines=lines)
 
     # ---- showing -----------------------------------------------------------------------------
 
@@ -338,7 +338,7 @@ class WorldTab(Part):
             factor /= session.measured
         session.rescale(factor / scale_of(session.world.scene))
         return self.follow.refresh(session) | {
-            self.measured_text: piece.said(f"One unit is {factor:.4g} m now.")
+            self.measured_text: html.info(f"One unit is {factor:.4g} m now.")
         }
 
     def _scale(self, session: Session) -> Any:
@@ -352,7 +352,7 @@ class WorldTab(Part):
     def on_sky(self, session: Session) -> Updates:
         session.set_up("camera")
         return self.follow.refresh(session) | {
-            self.measured_text: piece.said("The world's up axis is now the camera's.")
+            self.measured_text: html.info("The world's up axis is now the camera's.")
         }
 
     def on_measure(self, session: Session) -> Updates:
@@ -368,18 +368,18 @@ class WorldTab(Part):
 
     def measuring(self, session: Session) -> Updates:
         """Measuring was switched on or off."""
-        says = piece.said("Click two points in the viewport.") if session.viewport.measuring else ""
+        says = html.info("Click two points in the viewport.") if session.viewport.measuring else ""
         return {self.measured_text: says, self.scale: self._scale(session)}
 
     def measured(self, session: Session, data: dict[str, Any]) -> Updates:
         length, unit = data.get("length"), str(data.get("unit", "m"))[:8]
         if not isinstance(length, int | float):
             return {}
-        text = f"Measured {piece.length(float(length), unit)}"
+        text = f"Measured {html.length(float(length), unit)}"
         return {
-            self.measured_text: piece.said(f"{text}. Enter its real length to set the scale."),
+            self.measured_text: html.info(f"{text}. Enter its real length to set the scale."),
             self.scale: self._scale(session),
-        } | self.hud.say(measured=piece.length(float(length), unit))
+        } | self.hud.say(measured=html.length(float(length), unit))
 
     # ---- deleting ----------------------------------------------------------------------------
 
@@ -392,7 +392,7 @@ class WorldTab(Part):
         updates = {self.delete: self._delete_button(session)} | self.action.refresh(session)
         if not count:
             return updates
-        points = f"{count:,} {piece.plural('point', count)}"
+        points = f"{count:,} {html.plural('point', count)}"
         return updates | self.hud.say(selected=f"{points}; Delete removes them")
 
     def on_key_delete(self, session: Session, data: dict[str, Any]) -> Updates:
@@ -402,8 +402,8 @@ class WorldTab(Part):
 
     def on_delete(self, session: Session) -> Updates:
         count = session.delete_selection()
-        text = f"{count:,} {piece.plural('point', count)} deleted; Undo brings them back."
-        return self.follow.refresh(session) | {self.core.message: piece.said(text)}
+        text = f"{count:,} {html.plural('point', count)} deleted; Undo brings them back."
+        return self.follow.refresh(session) | {self.core.message: html.info(text)}
 
     def _delete_button(self, session: Session) -> Any:
         count = session.selected
@@ -421,9 +421,9 @@ class WorldTab(Part):
                 from PIL import Image
 
                 with Image.open(example.thumbnail) as opened:
-                    image = piece.picture(np.asarray(opened.convert("RGB")), 240, 82)
+                    image = html.picture(np.asarray(opened.convert("RGB")), 240, 82)
             tiles.append((example, image))
-        return piece.render("world.html", "examples", tiles=tiles)
+        return html.render("world.html", "examples", tiles=tiles)
 
     def _facts(self, session: Session) -> str:
         scene = session.world.scene
@@ -432,17 +432,17 @@ class WorldTab(Part):
             name = session.loader.sketch.name if session.loader.sketch else "A new world"
             kept = scene.name if some else ""
             frames = [] if session.job is None else list(session.job.frames[:ROWS])
-            read = [piece.picture(frame, 160, 80) for frame in frames]
-            return piece.render("world.html", "coming", name=name, kept=kept, read=read)
+            read = [html.picture(frame, 160, 80) for frame in frames]
+            return html.render("world.html", "coming", name=name, kept=kept, read=read)
         if not some:
-            return piece.empty("Open an example or a file: its numbers appear here.")
+            return html.empty("Open an example or a file: its numbers appear here.")
         rows = [
             ("Points", f"{len(scene.cloud):,} of {session.world.max_points:,}"),
             ("Views", f"{len(scene.views)}"),
             ("Generated clips", f"{len(scene.clips)}"),
-            ("Memory", piece.size(session.nbytes)),
+            ("Memory", html.size(session.nbytes)),
             ("Size", extent(scene)),
-            ("Median depth", piece.length(scene.unit * scale_of(scene), unit_of(scene))),
+            ("Median depth", html.length(scene.unit * scale_of(scene), unit_of(scene))),
         ]
         notes = [*scene.notices, *session.notices, *session.viewport.notices, *scene.checks]
         if scene.rough_depth:
@@ -451,25 +451,25 @@ class WorldTab(Part):
             kept = self.core.sessions.config.keep
             notes.append(f"Saved after each step. Kept here: {kept}; oldest deleted first.")
         left_out = [
-            (piece.picture(left.thumbnail.permute(1, 2, 0).numpy(), 160, 80), left.name, left.why)
+            (html.picture(left.thumbnail.permute(1, 2, 0).numpy(), 160, 80), left.name, left.why)
             for left in session.left_out
         ]
         notes = list(dict.fromkeys(notes))
-        return piece.render("world.html", "facts", pairs=rows, notes=notes, left_out=left_out)
+        return html.render("world.html", "facts", pairs=rows, notes=notes, left_out=left_out)
 
     def _table(self, session: Session) -> str:
         scene, registration = session.world.scene, session.world.registration
         given = [view for view in scene.views if view.step == 0]
         if session.preparing:
-            return piece.muted("Shown when the new world is ready.")
+            return html.muted("Shown when the new world is ready.")
         if len(given) < 2:
             text = "Registration needs at least two views." if given else "No views yet."
-            return piece.muted(text)
+            return html.muted(text)
         if registration is None:
             text = _why_not_registered(scene) or "Off: original poses."
-            return piece.muted(text)
+            return html.muted(text)
         moved = list(zip(registration.moved_px.tolist(), registration.agrees, strict=True))
-        return piece.render(
+        return html.render(
             "world.html",
             "registration",
             rows=moved[:ROWS],
@@ -481,7 +481,7 @@ class WorldTab(Part):
 def placed_lines(report: AddReport) -> list[str]:
     """How many photos were placed, then each that was not, with its reason."""
     count = len(report.photos)
-    head = f"{len(report.added)} of {count} {piece.plural('photo', count)} placed."
+    head = f"{len(report.added)} of {count} {html.plural('photo', count)} placed."
     left = [f"{photo.name}: left out, {_why_left_out(photo)}" for photo in report.left_out]
     return [head, *left, *report.notices]
 

@@ -100,7 +100,7 @@ def gather_references(
         w2c=torch.stack([camera.w2c for camera in scaled]).float(),
         width=width,
         height=height,
-        pictures=tuple(view.color8.permute(1, 2, 0).cpu().numpy() for view in views),
+        pictures=tuple(view.color_u8.permute(1, 2, 0).cpu().numpy() for view in views),
     )
     found = retrieve(
         bank,

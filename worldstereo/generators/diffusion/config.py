@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from worldstereo.errors import WeightsMissing
-from worldstereo.generators import GeneratorLimits
+from worldstereo.generators import GeneratorLimits, StepRange
 
 LICENCE = "Apache-2.0"
 """Licence of the public release and its base model, named before any download."""
@@ -176,9 +176,9 @@ class ModelConfig:
             prompt=True,
             default_prompt=DEFAULT_PROMPT,
             # a single step would start in the middle of the schedule
-            steps=(2, max(4, 2 * self.dmd_steps), max(2, self.dmd_steps))
+            steps=StepRange(2, max(4, 2 * self.dmd_steps), max(2, self.dmd_steps))
             if distilled
-            else (1, 100, STEPS),
+            else StepRange(1, 100, STEPS),
             guidance=None if distilled else GUIDANCE,
             negative_prompt=self.negative_prompt,
         )

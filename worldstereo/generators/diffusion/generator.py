@@ -24,6 +24,7 @@ from worldstereo.generators import (
     GenerationRequest,
     GeneratorLimits,
     MemoryModeFit,
+    StepRange,
     WarpGenerator,
     patch_features,
 )
@@ -87,7 +88,7 @@ class DiffusionGenerator:
         size_multiple=16,
         prompt=True,
         default_prompt=DEFAULT_PROMPT,
-        steps=(1, 100, 4),
+        steps=StepRange(1, 100, 4),
     )
     """Of the published checkpoints before one is loaded; an instance has its own."""
 
@@ -363,8 +364,8 @@ class DiffusionGenerator:
         apart = (color - guide.color[t]).abs().mean(dim=0, keepdim=True)
         agreement = torch.exp(-AGREEMENT * apart)
         confidence = torch.where(known, guide.confidence[t] * agreement, guide.confidence[t])
-        rig = guide.origin[t] == int(Origin.RIG)
-        color = torch.where(rig, guide.color[t], color)
+        camera_fixed = guide.origin[t] == int(Origin.CAMERA_FIXED)
+        color = torch.where(camera_fixed, guide.color[t], color)
         return Frame(
             color=color,
             depth=depth,
@@ -376,7 +377,7 @@ class DiffusionGenerator:
 
     def _steps(self, request: GenerationRequest) -> int:
         assert self.limits.steps is not None
-        return request.sampler.steps or self.limits.steps[2]
+        return request.sampler.steps or self.limits.steps.default
 
     @contextmanager
     def _card(self) -> Iterator[None]:

@@ -65,7 +65,7 @@ class Survey:
             height=height or rows,
             width=width or columns,
             references=8 if config.variant.references else 0,
-            steps=sampler.steps or limits.steps[2],
+            steps=sampler.steps or limits.steps.default,
             guided=limits.guidance is not None and sampler.guidance > 1,
         )
 

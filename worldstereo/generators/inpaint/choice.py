@@ -52,7 +52,7 @@ def choose(settings: GeneratorSettings) -> GeneratorChoice:
     ) -> Sequence[MemoryModeFit]:
         """What a clip takes: the most keyframes that are painted for one."""
         assert model.limits.steps is not None
-        steps = sampler.steps or model.limits.steps[2]
+        steps = sampler.steps or model.limits.steps.default
         count = min(max(frames, 1), InpaintOptions().keyframes)
         return [model.survey.fit(count, steps, sampler.guidance > 1, model.device)]
 

@@ -16,7 +16,7 @@ from torch.nn import functional
 from worldstereo.cameras import Cameras
 from worldstereo.depth import DepthEstimator, LayoutDepth, align, sky_mask
 from worldstereo.scene import DepthKind, View
-from worldstereo.views.fusion import FREE, membrane
+from worldstereo.views.fusion import FREE, harmonic_fill
 
 TRUSTED = 0.08
 """Median relative error on the known part up to which a learned depth is used."""
@@ -64,8 +64,10 @@ def _learned(
     if float(error.median()) > TRUSTED:
         return None
     ratio = torch.where(seen, (depth / guess.clamp_min(1e-9)).clamp(0.5, 2).log(), 0.0)
-    film = membrane(ratio[0].cpu().numpy().astype(np.float32), seen[0].cpu().numpy(), sweeps=15)
-    return guess * torch.from_numpy(film)[None].to(guess).exp()
+    interpolant = harmonic_fill(
+        ratio[0].cpu().numpy().astype(np.float32), seen[0].cpu().numpy(), sweeps=15
+    )
+    return guess * torch.from_numpy(interpolant)[None].to(guess).exp()
 
 
 def _sky(color: Tensor, depth: Tensor, known: Tensor, hole: Tensor) -> Tensor:
@@ -101,8 +103,8 @@ def out_of_free_space(
     for _ in range(PUSHES):
         points = camera.position + ray[wrong] * z[wrong, None]
         bad = torch.zeros(len(wrong), dtype=torch.bool)
-        for view, lowest in free:
-            bad |= _looked_through(view, lowest, points)
+        for view, min_depth_3x3 in free:
+            bad |= _looked_through(view, min_depth_3x3, points)
         wrong = wrong[bad]
         if len(wrong) == 0:
             break
@@ -139,9 +141,9 @@ def _free_of(view: View) -> tuple[View, Tensor]:
     return view, -functional.max_pool2d(-d[None], 3, 1, 1)[0, 0]
 
 
-def _looked_through(view: View, lowest: Tensor, points: Tensor) -> Tensor:
+def _looked_through(view: View, min_depth_3x3: Tensor, points: Tensor) -> Tensor:
     uv, q = view.cameras.project(points)
     inside = (q > 0) & (uv >= 0).all(1) & (uv[:, 0] < view.width) & (uv[:, 1] < view.height)
     u = torch.where(inside, uv[:, 0], 0.0).long()
     v = torch.where(inside, uv[:, 1], 0.0).long()
-    return inside & (q < lowest[v, u] * (1 - FREE))
+    return inside & (q < min_depth_3x3[v, u] * (1 - FREE))

@@ -144,12 +144,12 @@ class InpaintGenerator:
         for number, key in enumerate(chosen):
             label = f"Painting keyframe {number + 1} of {len(chosen)}"
 
-            def told(step: int, total: int, message: str, label: str = label) -> None:
+            def report(step: int, total: int, message: str, label: str = label) -> None:
                 on_step(0, len(path), f"{label}, {message}" if message else label)
 
-            told(0, 0, "")
+            report(0, 0, "")
             one = replace(path, cameras=path.cameras[key.index : key.index + 1], times=None)
-            frame = self.keyframe(look(one)[0], request, key.index, told)
+            frame = self.keyframe(look(one)[0], request, key.index, report)
             if frame is not None:
                 yield Invention(key.index, frame)
 

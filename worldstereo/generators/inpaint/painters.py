@@ -20,6 +20,7 @@ from jaxtyping import Bool, UInt8
 
 from worldstereo._core.lazy import loaded
 from worldstereo.errors import OutOfMemory, WorldStereoError
+from worldstereo.generators.base import StepRange
 from worldstereo.generators.registry import GeneratorSettings
 from worldstereo.progress import OnStep
 
@@ -50,8 +51,8 @@ class PainterLimits:
     """Pixels, at the painter's size, by which the mask is closed and grown."""
     text: bool = False
     """True where it reads the prompt."""
-    steps: tuple[int, int, int] | None = None
-    """(least, most, default) denoising steps."""
+    steps: StepRange | None = None
+    """Denoising steps; None where there are none."""
     guidance: float | None = None
     seconds: float = 0.3
     """A first guess for one picture on two cores."""

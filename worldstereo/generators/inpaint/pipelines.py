@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from worldstereo.errors import OutOfMemory, WeightsMissing, WorldStereoError
-from worldstereo.generators.base import MemoryModeFit
+from worldstereo.generators.base import MemoryModeFit, StepRange
 from worldstereo.generators.inpaint.painters import (
     PainterFailed,
     PainterLimits,
@@ -129,7 +129,7 @@ class DiffusersPainter:
             multiple=16,
             grow=8,
             text=True,
-            steps=(1, 100, 25),
+            steps=StepRange(1, 100, 25),
             guidance=7.0,
             seconds=self.survey.fit(1, 25, True, self.device).seconds,
         )
@@ -152,7 +152,7 @@ class DiffusersPainter:
 
         pipeline = self._loaded(on_step)
         assert self.limits.steps is not None
-        steps = options.steps or self.limits.steps[2]
+        steps = options.steps or self.limits.steps.default
         guidance = options.guidance if options.guidance is not None else self.limits.guidance
         stopped: list[BaseException] = []
 

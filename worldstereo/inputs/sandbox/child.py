@@ -209,16 +209,16 @@ def _warm_up() -> None:
     for form in ("PNG", "JPEG", "WEBP", "AVIF"):
         data = io.BytesIO()
         Image.fromarray(pixels).save(data, form, icc_profile=p3)
-        photo.read("warm.png", data.getvalue(), LOCAL)
+        photo.read_photo("warm.png", data.getvalue(), LOCAL)
     for form in ("PNG", "TIFF"):
         data = io.BytesIO()
         Image.fromarray(pixels[..., 0].astype(np.uint16)).save(data, form)
         images.depth("warm.png", data.getvalue(), LOCAL)
     K = np.array([[20.0, 0, 12], [0, 20.0, 8], [0, 0, 1]])
     lens.undistorted(pixels, pixels[..., 0].astype(np.float32), lens.Lens(K, 24, 16, (0.01,)))
-    mesh = cloud.read("warm.obj", b"v 0 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 3\n", LOCAL)
-    cloud.read("warm.ply", _PLY, LOCAL)
-    cloud.read("warm.gltf", _GLTF, LOCAL)
+    mesh = cloud.read_geometry("warm.obj", b"v 0 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 3\n", LOCAL)
+    cloud.read_geometry("warm.ply", _PLY, LOCAL)
+    cloud.read_geometry("warm.gltf", _GLTF, LOCAL)
     with tempfile.TemporaryDirectory(prefix="worldstereo-warm-") as folder:
         transfer.write(mesh, Path(folder))
     best_estimator()

@@ -19,7 +19,7 @@ from worldstereo.trajectory import Trajectory
 
 TENSORS, TEXT = "capture.safetensors", "capture.json"
 _VIEW = "view.{:05d}.safetensors"
-_MAPS = ("color8", "depth", "confidence8", "kind")
+_MAPS = ("color_u8", "depth", "confidence_u8", "kind")
 _PLAIN = ("name", "kind", "rough_depth", "prompt", "notices", "metres_per_unit", "origin")
 _CLOUD = ("points", "colors", "confidence", "step", "normals", "radii", "source")
 
@@ -30,7 +30,7 @@ def write(capture: Capture, folder: Path) -> None:
     views = []
     for i, view in enumerate(capture.views):
         maps = {key: getattr(view, key) for key in _MAPS}
-        maps = {key: v for key, v in maps.items() if key == "color8" or bool(v.any())}
+        maps = {key: v for key, v in maps.items() if key == "color_u8" or bool(v.any())}
         _save(maps | {"K": view.cameras.K, "c2w": view.cameras.c2w}, folder / _VIEW.format(i))
         release(tensors_in(view))
         size = {"width": view.width, "height": view.height}
@@ -52,7 +52,7 @@ def write(capture: Capture, folder: Path) -> None:
     (folder / TEXT).write_text(json.dumps(text), encoding="utf-8")
 
 
-def read(folder: Path) -> Capture:
+def read_capture(folder: Path) -> Capture:
     """The capture back; a `ValueError`, `KeyError` or `TypeError` when the files do not fit."""
     text = json.loads((folder / TEXT).read_text(encoding="utf-8"))
     tensors = load_file(folder / TENSORS)
@@ -101,18 +101,18 @@ def _view(tensors: dict[str, Tensor], i: int, entry: dict[str, Any]) -> View:
     def pixels(key: str, channels: int, dtype: torch.dtype) -> Tensor:
         shape = (channels, height, width)
         value = tensors.get(key)
-        if value is None and key != "color8":
+        if value is None and key != "color_u8":
             return torch.zeros(shape, dtype=dtype)
         if value is None or tuple(value.shape) != shape or value.dtype != dtype:
             raise ValueError(f"view {i}: {key} is not {shape} of {dtype}.")
         return value
 
     return View(
-        color8=pixels("color8", 3, torch.uint8),
+        color_u8=pixels("color_u8", 3, torch.uint8),
         depth=pixels("depth", 1, torch.float32),
-        confidence8=pixels("confidence8", 1, torch.uint8),
+        confidence_u8=pixels("confidence_u8", 1, torch.uint8),
         kind=pixels("kind", 1, torch.uint8),
-        gain=torch.zeros(3),
+        log_gain=torch.zeros(3),
         cameras=cameras,
         given=cameras,
         step=0,

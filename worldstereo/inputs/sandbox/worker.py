@@ -221,7 +221,7 @@ class ImportWorker:
             folder = Path(job["folder"])
             if self.also and answer.get("also") is True:
                 return importlib.import_module(self.also).read(folder, name, self.limits)
-            return transfer.read(folder)
+            return transfer.read_capture(folder)
         except Exception:
             raise unknown_failure(name) from None
 

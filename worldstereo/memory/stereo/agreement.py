@@ -159,7 +159,7 @@ def agreement(
         color, depth: the frame; its depth says what is in front.
         view: the frame's camera, as a view.
         views: the remembered views, whose pictures the entries come from.
-        hidden: pixels that show no part of the world, as the camera's own rig.
+        hidden: pixels that show no part of the world: they are fixed to the camera.
         witnesses: of the same views, kept from frame to frame of a clip: no entry is asked twice.
     """
     nothing = FrameAgreement(0, 0, 0.0, torch.zeros(CELLS, dtype=torch.uint8))

@@ -163,7 +163,7 @@ class KeypointMemory(SpatialStereoMemory):
             depth: of its whole picture, where the view keeps less (a generated one).
             found: its keypoints, where they were detected before.
         """
-        found = detect(view.color8) if found is None else found
+        found = detect(view.color_u8) if found is None else found
         measured = _measured(view, found)
         shown = view.depth if depth is None else depth
         match = find_entries(self, view, shown, found, views)

@@ -135,7 +135,7 @@ def _weights(
 
 def _exposure(views: Sequence[View], votes: np.ndarray) -> np.ndarray:
     """(V,) factors: views near the exposure of those that got most votes weigh most."""
-    gain = np.stack([v.gain.double().cpu().numpy() for v in views])
+    gain = np.stack([v.log_gain.double().cpu().numpy() for v in views])
     common = (votes[:, None] * gain).sum(0) / max(float(votes.sum()), 1e-12)
     return np.exp(-np.abs(gain - common).mean(1))
 

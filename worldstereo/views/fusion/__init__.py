@@ -1,4 +1,4 @@
-"""Kernels on views: surfel warp, depth fusion, fetch at correspondences, gaps, membrane.
+"""Kernels on views: surfel warp, depth fusion, fetch at correspondences, gaps, harmonic fill.
 
 Everything here works on `ViewArrays` views (numpy, lengths in u) and on one `Pose` as target. The
 compiled loops lie in `_fusion/kernels.py` and `_fusion/blend.py`; each runs over bands of rows, or
@@ -37,7 +37,7 @@ __all__ = [
     "fused_depth",
     "invert",
     "make_view_arrays",
-    "membrane",
+    "harmonic_fill",
     "nearest_fill",
     "nearest_known",
     "pose_distance",
@@ -175,7 +175,7 @@ def fused_depth(
     weight = weight * np.array([v.vote if v.vote > 0 else 0.05 for v in views], np.float32)
     sizes = np.array([v.depth.shape for v in views])
     offset = np.concatenate([[0], np.cumsum(sizes.prod(1))[:-1]])
-    lowest = np.concatenate([v.lowest.ravel() for v in views])
+    min_depth_3x3 = np.concatenate([v.min_depth_3x3.ravel() for v in views])
     K = np.stack([v.pose.K for v in views])
     back = np.stack([relative(target, v.pose) for v in views])
     centre = np.stack([-T[:, :3].T @ T[:, 3] for T in back])
@@ -185,8 +185,8 @@ def fused_depth(
 
     def band(i: int) -> None:
         kernels.fuse_depth(
-            warped, weight, vote, steep, lowest, offset, sizes, K, back, centre, target.K, agree,
-            free, MIN_SUPPORT_SHARE,
+            warped, weight, vote, steep, min_depth_3x3, offset, sizes, K, back, centre, target.K,
+            agree, free, MIN_SUPPORT_SHARE,
             NOISE * agree if nearest else 0.0, NEAR, asked, *rows[i], out,
         )  # fmt: skip
 
@@ -214,7 +214,8 @@ class SourceCameras:
             K = K.copy()
             K[i] = layer.intrinsics(K[i])
         return (
-            i, layer.color, layer.depth, layer.rim, layer.confidence, K, self.T, self.centre,
+            i, layer.color, layer.depth, layer.edge_distance, layer.confidence, K, self.T,
+            self.centre,
         )  # fmt: skip
 
     def limits(self, i: int, level: int = 0) -> tuple[float, ...]:
@@ -281,10 +282,10 @@ def clean_disparity(d: np.ndarray) -> np.ndarray:
     return fill_gaps(np.where(levels > 0, kept, 0).astype(np.float32), 2, 5)
 
 
-def membrane(
+def harmonic_fill(
     values: np.ndarray, known: np.ndarray, *, trust: np.ndarray | None = None, sweeps: int = 40
 ) -> np.ndarray:
-    """Unknown values of an image interpolated like a soap film, coarse to fine.
+    """Unknown values of an image interpolated by a harmonic function, coarse to fine.
 
     Args:
         values: (H, W) or (H, W, C) float32.
@@ -296,27 +297,27 @@ def membrane(
 
         def channel(c: int) -> None:
             plane = np.ascontiguousarray(values[..., c])
-            out[..., c] = membrane(plane, known, trust=trust, sweeps=sweeps)
+            out[..., c] = harmonic_fill(plane, known, trust=trust, sweeps=sweeps)
 
         parallel_for(values.shape[2], channel)
         return out
     if known.all() or not known.any():
         return values
-    film: np.ndarray | None = None
+    interpolant: np.ndarray | None = None
     for level, fixed, weight in reversed(_pyramid(values, known, trust)):
-        film = _coarser(film, level, fixed)
-        film = np.where(fixed, level, film).astype(np.float32)
-        film = _relaxed(film, fixed, weight, sweeps)
-    assert film is not None
-    return film
+        interpolant = _coarser(interpolant, level, fixed)
+        interpolant = np.where(fixed, level, interpolant).astype(np.float32)
+        interpolant = _relaxed(interpolant, fixed, weight, sweeps)
+    assert interpolant is not None
+    return interpolant
 
 
-def _coarser(film: np.ndarray | None, level: np.ndarray, fixed: np.ndarray) -> np.ndarray:
+def _coarser(interpolant: np.ndarray | None, level: np.ndarray, fixed: np.ndarray) -> np.ndarray:
     import cv2
 
-    if film is None:
+    if interpolant is None:
         return np.full(level.shape, level[fixed].mean() if fixed.any() else 0, np.float32)
-    return cv2.resize(film, level.shape[::-1], interpolation=cv2.INTER_LINEAR)
+    return cv2.resize(interpolant, level.shape[::-1], interpolation=cv2.INTER_LINEAR)
 
 
 def _pyramid(
@@ -340,16 +341,18 @@ def _pyramid(
     return levels
 
 
-def _relaxed(film: np.ndarray, fixed: np.ndarray, weight: np.ndarray, sweeps: int) -> np.ndarray:
+def _relaxed(
+    interpolant: np.ndarray, fixed: np.ndarray, weight: np.ndarray, sweeps: int
+) -> np.ndarray:
     from worldstereo.views.fusion import kernels
 
-    wide = film.shape[1] + 2
+    wide = interpolant.shape[1] + 2
     y, x = np.nonzero(~fixed)
     if len(y) == 0:
-        return film
+        return interpolant
     odd = (y + x) & 1 == 1
     flat = (y + 1) * wide + x + 1
-    padded = np.pad(film, 1)
+    padded = np.pad(interpolant, 1)
     kernels.relax(
         padded,
         np.concatenate([flat[~odd], flat[odd]]),

@@ -21,7 +21,7 @@ SENSED = 0.4  # stored confidence above which a sensor measured the depth, in so
 FOLLOWS = ByteCache(256 * 2**20)
 """Gradients, rims and minima of the views used last, of all worlds."""
 _STORED = ("color", "depth", "disparity", "confidence")
-_DERIVED = ("slope_x", "slope_y", "rim", "lowest")
+_DERIVED = ("slope_x", "slope_y", "edge_distance", "min_depth_3x3")
 
 AGREE = 0.03  # relative depth within which two samples show the same surface
 
@@ -64,16 +64,16 @@ class ViewArrays:
     disparity: np.ndarray
     confidence: np.ndarray
     """(H, W) float32: stored confidence."""
-    rig: np.ndarray | None = None
+    camera_fixed: np.ndarray | None = None
     """(H, W) bool: fixed to the camera."""
-    gain: np.ndarray = field(default_factory=lambda: np.zeros(3))
+    log_gain: np.ndarray = field(default_factory=lambda: np.zeros(3))
     vote: float = 1.0
     """Say in the free-space test; 0 for generated views."""
     slope_x: np.ndarray = field(init=False)
     slope_y: np.ndarray = field(init=False)
-    rim: np.ndarray = field(init=False)
+    edge_distance: np.ndarray = field(init=False)
     """(H, W) float32: distance to the nearest depth edge, in pixels."""
-    lowest: np.ndarray = field(init=False)
+    min_depth_3x3: np.ndarray = field(init=False)
     """(H, W) float32: 3x3 minimum of depth, 0 where any of it is unknown."""
     guessed: bool = field(init=False)
     """A given view whose depth no sensor measured, its own or another view's: a photo."""
@@ -102,11 +102,11 @@ class ViewArrays:
         slope_x, slope_y = np.empty(shape, np.float32), np.empty(shape, np.float32)
         edge = np.empty(shape, np.uint8)
         kernels.disparity_gradients(self.disparity, EDGE_CUT, 0, shape[0], slope_x, slope_y, edge)
-        rim = cv2.distanceTransform(1 - edge, cv2.DIST_L2, 3)
-        if self.vote == 0:  # generated pixels end where given ones begin: that rim is no edge
-            rim = np.maximum(rim, 3)
-        lowest = cv2.erode(self.depth, np.ones((3, 3), np.uint8))
-        return dict(zip(_DERIVED, (slope_x, slope_y, rim, lowest), strict=True))
+        edge_distance = cv2.distanceTransform(1 - edge, cv2.DIST_L2, 3)
+        if self.vote == 0:  # generated pixels end where given ones begin: that is no edge
+            edge_distance = np.maximum(edge_distance, 3)
+        min_depth_3x3 = cv2.erode(self.depth, np.ones((3, 3), np.uint8))
+        return dict(zip(_DERIVED, (slope_x, slope_y, edge_distance, min_depth_3x3), strict=True))
 
     def spill(self) -> None:
         """Moves the arrays to disk until they are read; `let_go` drops what was read since."""
@@ -139,7 +139,9 @@ class ViewArrays:
         from worldstereo.views.fusion import blend
 
         if not self._levels:
-            self._levels.append(Level(self.color, self.depth, self.rim, self.confidence, 0))
+            self._levels.append(
+                Level(self.color, self.depth, self.edge_distance, self.confidence, 0)
+            )
         while len(self._levels) <= k:
             last = self._levels[-1]
             h, w = last.depth.shape[0] // 2, last.depth.shape[1] // 2
@@ -153,8 +155,8 @@ class ViewArrays:
                 last.power + 1,
             )
             blend.halve(
-                last.color, last.depth, last.rim, last.confidence, AGREE,
-                smaller.color, smaller.depth, smaller.rim, smaller.confidence,
+                last.color, last.depth, last.edge_distance, last.confidence, AGREE,
+                smaller.color, smaller.depth, smaller.edge_distance, smaller.confidence,
             )  # fmt: skip
             self._levels.append(smaller)
         return self._levels[min(k, len(self._levels) - 1)]
@@ -194,7 +196,7 @@ class Level:
 
     color: np.ndarray
     depth: np.ndarray
-    rim: np.ndarray
+    edge_distance: np.ndarray
     confidence: np.ndarray
     power: int
 
@@ -234,17 +236,17 @@ def relative(a: Pose, b: Pose) -> np.ndarray:
 
 def make_view_arrays(view: View, unit: float = 1.0) -> ViewArrays:
     """The arrays of a view, without the cache."""
-    color = np.ascontiguousarray(view.color8.detach().cpu().numpy().transpose(1, 2, 0))
+    color = np.ascontiguousarray(view.color_u8.detach().cpu().numpy().transpose(1, 2, 0))
     depth = view.depth[0].detach().cpu().numpy().astype(np.float32) / np.float32(unit)
-    rig = np.isin(view.kind[0].cpu().numpy(), NO_PART)
+    camera_fixed = np.isin(view.kind[0].cpu().numpy(), NO_PART)
     return ViewArrays(
         pose=pose_of(view.cameras, unit),
         color=color,
         depth=depth,
         disparity=invert(depth),
         confidence=view.confidence[0].detach().cpu().numpy(),
-        rig=rig if rig.any() else None,
-        gain=view.gain.detach().cpu().double().numpy(),
+        camera_fixed=camera_fixed if camera_fixed.any() else None,
+        log_gain=view.log_gain.detach().cpu().double().numpy(),
         vote=1.0 if view.step == 0 else 0.0,
     )
 

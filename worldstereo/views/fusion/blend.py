@@ -32,15 +32,15 @@ def falloff(angle, steep):
 
 
 @kernel(**INLINED)
-def attend(X, Y, Z, view, color, depth, rim, trust, K, T, centre, agree, feather, near, steep,
-           slip):  # fmt: skip
+def attend(X, Y, Z, view, color, depth, edge_distance, trust, K, T, centre, agree, feather, near,
+           steep, slip):  # fmt: skip
     """One point of the target seen by one view.
 
     Args:
         X, Y, Z: the point in the target's axes, in u.
         view: row of the stacked (n, ...) camera arguments `K`, `T`, `centre` that is meant.
-        color, depth, rim, trust: the view's 8-bit colours, depth, distance to a depth edge and
-            stored confidence.
+        color, depth, edge_distance, trust: the view's 8-bit colours, depth, distance to a depth
+            edge and stored confidence.
         agree: relative depth within which a sample confirms the point.
         slip: pixels by which a sample may be displaced and still confirm the point, up to a
             relative depth of `LOOSEST`: seen from nearby, wrong depth moves nothing.
@@ -88,7 +88,7 @@ def attend(X, Y, Z, view, color, depth, rim, trust, K, T, centre, agree, feather
             best = min(best, abs(e))
             w = (fu if a == 1 else 1 - fu) * (fv if b == 1 else 1 - fv) + 1e-4
             sw += w
-            edge += w * rim[iv + b, iu + a]
+            edge += w * edge_distance[iv + b, iu + a]
             conf += w * trust[iv + b, iu + a]
             sr += w * color[iv + b, iu + a, 0]
             sg += w * color[iv + b, iu + a, 1]
@@ -117,8 +117,8 @@ def attend(X, Y, Z, view, color, depth, rim, trust, K, T, centre, agree, feather
 
 @kernel(**FLAGS)
 def accumulate(
-    target, Kt, view, color, depth, rim, trust, K, T, centre, gain, agree, feather, near, steep,
-    slip, share, detail_low, detail_high, y0, y1, total, weights, energy, mass, best,
+    target, Kt, view, color, depth, edge_distance, trust, K, T, centre, gain, agree, feather, near,
+    steep, slip, share, detail_low, detail_high, y0, y1, total, weights, energy, mass, best,
 ):  # fmt: skip
     """Add one view to the blend of the rows y0..y1.
 
@@ -155,7 +155,7 @@ def accumulate(
                 view,
                 color,
                 depth,
-                rim,
+                edge_distance,
                 trust,
                 K,
                 T,
@@ -192,8 +192,8 @@ def accumulate(
 
 
 @kernel(**FLAGS)
-def weigh(target, Kt, view, color, depth, rim, trust, K, T, centre, agree, feather, near, steep,
-          slip, out):  # fmt: skip
+def weigh(target, Kt, view, color, depth, edge_distance, trust, K, T, centre, agree, feather, near,
+          steep, slip, out):  # fmt: skip
     """Weight of one view at every pixel of the target, before normalisation."""
     H, W = target.shape
     for y in range(H):
@@ -210,7 +210,7 @@ def weigh(target, Kt, view, color, depth, rim, trust, K, T, centre, agree, feath
                 view,
                 color,
                 depth,
-                rim,
+                edge_distance,
                 trust,
                 K,
                 T,
@@ -226,17 +226,32 @@ def weigh(target, Kt, view, color, depth, rim, trust, K, T, centre, agree, feath
 
 
 @kernel(**FLAGS)
-def probe(X, Y, Z, view, color, depth, rim, trust, K, T, centre, agree, feather, near, steep,
-          slip):  # fmt: skip
+def probe(X, Y, Z, view, color, depth, edge_distance, trust, K, T, centre, agree, feather, near,
+          steep,          slip):  # fmt: skip
     """`attend` for one point, callable from Python."""
     return attend(
-        X, Y, Z, view, color, depth, rim, trust, K, T, centre, agree, feather, near, steep, slip
+        X,
+        Y,
+        Z,
+        view,
+        color,
+        depth,
+        edge_distance,
+        trust,
+        K,
+        T,
+        centre,
+        agree,
+        feather,
+        near,
+        steep,
+        slip,
     )
 
 
 @kernel(**FLAGS)
-def fetch(target, Kt, view, color, depth, rim, trust, K, T, centre, agree, feather, near, steep,
-          slip, y0, y1, out, agreement, angle):  # fmt: skip
+def fetch(target, Kt, view, color, depth, edge_distance, trust, K, T, centre, agree, feather, near,
+          steep, slip, y0, y1, out, agreement, angle):  # fmt: skip
     """One view fetched at the depth of another: colours 0..255, agreement in [0, 1], angle."""
     H, W = target.shape
     for y in range(y0, y1):
@@ -254,7 +269,7 @@ def fetch(target, Kt, view, color, depth, rim, trust, K, T, centre, agree, feath
                 view,
                 color,
                 depth,
-                rim,
+                edge_distance,
                 trust,
                 K,
                 T,
@@ -275,7 +290,9 @@ def fetch(target, Kt, view, color, depth, rim, trust, K, T, centre, agree, feath
 
 
 @kernel(**FLAGS)
-def halve(color, depth, rim, trust, agree, color_out, depth_out, rim_out, trust_out):
+def halve(
+    color, depth, edge_distance, trust, agree, color_out, depth_out, edge_distance_out, trust_out
+):
     """The next smaller level of a view: 2x2 blocks, averaged over what agrees with their front."""
     H, W = depth_out.shape
     for y in range(H):
@@ -297,11 +314,11 @@ def halve(color, depth, rim, trust, agree, color_out, depth_out, rim_out, trust_
                     sg += color[2 * y + b, 2 * x + a, 1]
                     sb += color[2 * y + b, 2 * x + a, 2]
                     sz += 1.0 / z if z > 0 else 0.0
-                    se += rim[2 * y + b, 2 * x + a]
+                    se += edge_distance[2 * y + b, 2 * x + a]
                     st += trust[2 * y + b, 2 * x + a]
             color_out[y, x, 0] = np.uint8(sr / sw + 0.5)
             color_out[y, x, 1] = np.uint8(sg / sw + 0.5)
             color_out[y, x, 2] = np.uint8(sb / sw + 0.5)
             depth_out[y, x] = sw / sz if sz > 0 else 0.0
-            rim_out[y, x] = 0.5 * se / sw
+            edge_distance_out[y, x] = 0.5 * se / sw
             trust_out[y, x] = st / sw

@@ -137,8 +137,8 @@ def angular_weight(X, Y, Z, centre, steep):
 
 @kernel(**FLAGS)
 def fuse_depth(
-    Z, weight, vote, steep, lowest, offset, size, Kr, back, centre, Kt, tau, free, least, spread,
-    near, where, y0, y1, out,
+    Z, weight, vote, steep, min_depth_3x3, offset, size, Kr, back, centre, Kt, tau, free, least,
+    spread, near, where, y0, y1, out,
 ):  # fmt: skip
     """Front-most hypothesis that is supported and not seen through: mean of its supporters.
 
@@ -149,7 +149,7 @@ def fuse_depth(
         Z: (n, H, W) warped depth of each view, EMPTY where none.
         weight, vote: (n,) support of each view, and its say against what it looks through.
         steep: (n,) how fast a view's word loses with the angle, per radian; 0: depth of a sensor.
-        lowest: all views' 3x3 minimum of depth, flattened one after the other.
+        min_depth_3x3: all views' 3x3 minimum of depth, flattened one after the other.
         offset, size: (n,) and (n, 2): where each view begins there, and its height and width.
         back: (n, 3, 4) target to view.
         centre: (n, 3) where each view stands, in the target's axes.
@@ -247,7 +247,7 @@ def fuse_depth(
                         if u < 1 or v < 1 or u >= size[i, 1] - 1 or v >= size[i, 0] - 1:
                             continue
                         at = offset[i] + int(v) * size[i, 1] + int(u)
-                        if lowest[at] > q * (1 + free):
+                        if min_depth_3x3[at] > q * (1 + free):
                             score -= vote[i]
                 if score > best_score:
                     best_score, best = score, z
@@ -258,12 +258,12 @@ def fuse_depth(
 
 
 @kernel(**FLAGS)
-def count_votes(depth, Kr, T, Ko, theirs, lowest, free, balance):
+def count_votes(depth, Kr, T, Ko, theirs, min_depth_3x3, free, balance):
     """Add 1 to `balance` where another view supports a depth, take 1 where it looks through.
 
     Args:
         depth: (H, W) of the judged view; `T` takes its axes to the other's.
-        theirs, lowest: the other's depth and the 3x3 minimum of it.
+        theirs, min_depth_3x3: the other's depth and the 3x3 minimum of it.
         free: relative depth within which it supports and beyond which it looks through.
     """
     H, W = depth.shape
@@ -284,7 +284,7 @@ def count_votes(depth, Kr, T, Ko, theirs, lowest, free, balance):
                 continue
             iu, iv = int(u + 0.5), int(v + 0.5)
             seen = theirs[iv, iu]
-            if lowest[iv, iu] > z * (1 + free):
+            if min_depth_3x3[iv, iu] > z * (1 + free):
                 balance[y, x] -= 1
             if seen > 0 and abs(seen - z) < free * z:
                 balance[y, x] += 1
@@ -361,7 +361,7 @@ def drop_lonely(d, radius, agree, least, y0, y1, out):
 
 @kernel(**FLAGS)
 def relax(values, unknown, red, trust, sweeps, omega):
-    """Red-black over-relaxation of the membrane at the unknown pixels only.
+    """Red-black over-relaxation of the harmonic fill at the unknown pixels only.
 
     Args:
         values: (h + 2, w + 2) with a border of copies whose weight is not read.

@@ -1,6 +1,7 @@
 """What happens to a view when it enters memory: its depth is cleaned, registered and completed.
 
-Order: rig, cleaning, registration, contradiction, depth by other views, exposure, completion.
+Order: camera-fixed mask, cleaning, registration, contradiction, depth by others,
+exposure, completion.
 Registration comes first among the stages that compare views: before it, good points of a drifted
 view would be deleted. Given poses and measured pixels are always kept apart from what is added
 here, by `View.given` and `View.kind`.
@@ -31,19 +32,19 @@ from worldstereo.views.fusion import (
     pose_of,
 )
 from worldstereo.views.intake import _depth as stages
+from worldstereo.views.intake._camera_fixed import find_camera_fixed
 from worldstereo.views.intake._exposure import exposure_gains
 from worldstereo.views.intake._judge import Decision, Judge
 from worldstereo.views.intake._keyframes import PLENTY
 from worldstereo.views.intake._keyframes import keyframes as keyframes
 from worldstereo.views.intake._learned import fill_by_model
-from worldstereo.views.intake._rig import find_rig
 from worldstereo.views.intake._stereo import (
     at_size_of,
+    camera_fixed_layer,
     fill_by_stereo,
     measure_photos,
     photo_view_arrays,
     rescaled,
-    rig_layer,
     unmatched,
 )
 from worldstereo.views.registration import (
@@ -59,7 +60,7 @@ STAGES = 6
 SMALL = 24  # up to so many views a newcomer that agrees with no other is worth a global pass
 WINDOW = 32  # views between two looks at what may leave memory
 PHOTO_NEIGHBOURS = 4  # photos that a new one is measured together with
-RIG_GAIN = 0.05  # dB on views left out that a camera-fixed mask must bring: a strong claim
+CAMERA_FIXED_GAIN = 0.05  # dB on views left out that a camera-fixed mask must bring: a strong claim
 NEIGHBOURS = 12  # other views that one view's depth is compared with
 
 
@@ -67,7 +68,7 @@ NEIGHBOURS = 12  # other views that one view's depth is compared with
 class IntakeOptions:
     """Which stages a view passes; all of them unless a measurement leaves one out."""
 
-    rig: bool = True
+    camera_fixed: bool = True
     """Look for what is fixed to the camera."""
 
     clean: bool = True
@@ -101,7 +102,7 @@ class PreprocessedViews:
 
     views: tuple[View, ...]
     registration: Registration | None
-    rig: tuple[Bool[Tensor, "H W"], Float[Tensor, "3 H W"]] | None
+    camera_fixed: tuple[Bool[Tensor, "H W"], Float[Tensor, "3 H W"]] | None
     unit: float
     """u in scene units."""
     notices: tuple[str, ...] = ()
@@ -192,7 +193,7 @@ def preprocess_new_views(
     photos = not any(bool(view.mask.any()) for view in raw)
     count = PHOTO_NEIGHBOURS if photos else NEIGHBOURS
     local = _around(poses, range(old, len(raw)), count)
-    run = _Run(IntakeOptions(rig=False, judged=False), seed, on_step, points)
+    run = _Run(IntakeOptions(camera_fixed=False, judged=False), seed, on_step, points)
     on_step(0, STAGES, "Preparing photos")
     if photos:
         work = [photo_view_arrays(raw[i], unit) for i in local]
@@ -207,7 +208,7 @@ def preprocess_new_views(
     fixed = np.full((len(work), 3), np.nan)
     for k, i in enumerate(local):
         if i < old:
-            fixed[k] = remembered[i].gain.double().numpy()
+            fixed[k] = remembered[i].log_gain.double().numpy()
     work, gains, _ = _compared_and_completed(work, fresh, fixed, run)
     on_step(STAGES, STAGES, "Photos are ready")
     return tuple(
@@ -251,15 +252,24 @@ def _whole(
     if photos and options.stereo:
         work, unit = _measured_photos(work, unit, run)
         notices += unmatched(measured, work)
-    rig = find_rig(work) if options.rig else None
+    camera_fixed = find_camera_fixed(work) if options.camera_fixed else None
     judge = Judge(work)
     decisions: list[Decision] = []
-    if rig is not None:
-        masked = _without_rig(work, rig[0], range(len(work)))
-        if _keeps(judge, run, "rig", work, masked, decisions, layer=rig, least=RIG_GAIN):
+    if camera_fixed is not None:
+        masked = _without_camera_fixed(work, camera_fixed[0], range(len(work)))
+        if _keeps(
+            judge,
+            run,
+            "camera_fixed",
+            work,
+            masked,
+            decisions,
+            layer=camera_fixed,
+            least=CAMERA_FIXED_GAIN,
+        ):
             work = masked
         else:
-            rig = None
+            camera_fixed = None
     if options.clean and not photos:
         on_step(1, STAGES, "Cleaning depth")
         work = stages.apply(stages.clean, work, range(len(work)))
@@ -293,8 +303,8 @@ def _whole(
         w.let_go()
     notices += _learned_said(done)
     layer = None
-    if rig is not None:
-        layer = rig_layer(rig, measured[0])
+    if camera_fixed is not None:
+        layer = camera_fixed_layer(camera_fixed, measured[0])
     return PreprocessedViews(
         tuple(done), registration, layer, unit, tuple(notices), decisions=tuple(decisions)
     )
@@ -327,10 +337,13 @@ def _added(
     local = _around(poses, range(old, n), 2 * NEIGHBOURS)
     work = [make_view_arrays(measured[i], unit).moved(poses[i]) for i in local]
     new = [k for k, i in enumerate(local) if i >= old]
-    if previous.rig is not None:
-        mask = previous.rig[0].numpy()
-        work = _without_rig(work, mask, new)
-    elif run.options.rig and find_rig([make_view_arrays(v, unit) for v in measured]) is not None:
+    if previous.camera_fixed is not None:
+        mask = previous.camera_fixed[0].numpy()
+        work = _without_camera_fixed(work, mask, new)
+    elif (
+        run.options.camera_fixed
+        and find_camera_fixed([make_view_arrays(v, unit) for v in measured]) is not None
+    ):
         return _whole(measured, register, run, previous)  # found now: stored views are masked too
     if run.options.clean:
         work = stages.apply(stages.clean, work, new)
@@ -352,9 +365,11 @@ def _added(
     fixed = np.full((len(work), 3), np.nan)
     for k, i in enumerate(local):
         if i < old:
-            fixed[k] = previous.views[i].gain.double().numpy()
+            fixed[k] = previous.views[i].log_gain.double().numpy()
     # What did not help the capture so far is not done now: the next global pass judges again.
-    dropped = {d.stage: False for d in previous.decisions if not d.kept and d.stage != "rig"}
+    dropped = {
+        d.stage: False for d in previous.decisions if not d.kept and d.stage != "camera_fixed"
+    }
     run = replace(run, options=replace(run.options, judged=False, **dropped))
     work, gains, _ = _compared_and_completed(work, redo, fixed, run)
     done = list(previous.views) + measured[old:]
@@ -364,7 +379,7 @@ def _added(
         done[i] = _finished(measured[i], work[k], gains[k], camera, unit)
     run.on_step(STAGES, STAGES, "Views are ready")
     return PreprocessedViews(
-        tuple(done), registration, previous.rig, unit, tuple(dict.fromkeys(notices)),
+        tuple(done), registration, previous.camera_fixed, unit, tuple(dict.fromkeys(notices)),
         decisions=previous.decisions,
     )  # fmt: skip
 
@@ -490,15 +505,17 @@ def _measured_photos(
     return [rescaled(w, factor) for w in work], unit * factor
 
 
-def _without_rig(
+def _without_camera_fixed(
     work: list[ViewArrays], mask: np.ndarray, which: Sequence[int]
 ) -> list[ViewArrays]:
     work = [
-        replace(w, rig=mask if w.rig is None else mask | w.rig) if w.pose.shape == mask.shape else w
+        replace(w, camera_fixed=mask if w.camera_fixed is None else mask | w.camera_fixed)
+        if w.pose.shape == mask.shape
+        else w
         for w in work
     ]
-    masked = [i for i in which if work[i].rig is not None]
-    return stages.apply(lambda w: stages.mask_rig(w, mask), work, masked)
+    masked = [i for i in which if work[i].camera_fixed is not None]
+    return stages.apply(lambda w: stages.mask_camera_fixed(w, mask), work, masked)
 
 
 def generated(
@@ -591,8 +608,8 @@ def as_measured(view: View) -> View:
         view,
         depth=depth.clamp(min=0),
         kind=torch.where(hidden, view.kind, known * int(DepthKind.MEASURED)),
-        confidence8=known * 255,
-        gain=torch.zeros(3),
+        confidence_u8=known * 255,
+        log_gain=torch.zeros(3),
         cameras=view.given,
     )
 
@@ -679,7 +696,7 @@ def _compared(
 
 
 def _finished(view: View, work: ViewArrays, gain: np.ndarray, camera: Cameras, unit: float) -> View:
-    depth, confidence, rig = at_size_of(view, work)
+    depth, confidence, camera_fixed = at_size_of(view, work)
     kind = torch.zeros(confidence.shape, dtype=torch.uint8)
     for member in (
         DepthKind.INPAINTED,
@@ -694,8 +711,8 @@ def _finished(view: View, work: ViewArrays, gain: np.ndarray, camera: Cameras, u
         at = torch.from_numpy(learned)[None, None].float()
         at = functional.interpolate(at, kind.shape[-2:], mode="nearest-exact")[0] > 0
         kind[at & (kind == int(DepthKind.INPAINTED))] = int(DepthKind.LEARNED)
-    if rig is not None:
-        kind[rig[None]] = int(DepthKind.RIG)
+    if camera_fixed is not None:
+        kind[camera_fixed[None]] = int(DepthKind.CAMERA_FIXED)
     kind[view.kind == int(DepthKind.MASKED)] = int(DepthKind.MASKED)
     hidden = torch.isin(kind, torch.tensor(NO_PART, dtype=torch.uint8))
     depth = torch.where(hidden, torch.zeros_like(depth), depth)
@@ -703,7 +720,7 @@ def _finished(view: View, work: ViewArrays, gain: np.ndarray, camera: Cameras, u
         view,
         depth=depth * unit,
         kind=kind,
-        confidence8=(confidence * 255 + 0.5).to(torch.uint8),
-        gain=torch.from_numpy(gain).float(),
+        confidence_u8=(confidence * 255 + 0.5).to(torch.uint8),
+        log_gain=torch.from_numpy(gain).float(),
         cameras=camera,
     )

@@ -17,8 +17,8 @@ from worldstereo.views.fusion import (
     clean_disparity,
     fetch,
     fused_depth,
+    harmonic_fill,
     invert,
-    membrane,
     parallel_for,
     relative,
     unproject,
@@ -49,13 +49,13 @@ def apply(stage: DepthStage, views: list[ViewArrays], which: Sequence[int]) -> l
     return [v.with_depth(*results[i]) if i in results else v for i, v in enumerate(views)]
 
 
-def mask_rig(view: ViewArrays, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Depth without the rig, and without what the sensor returned from as near as the rig."""
+def mask_camera_fixed(view: ViewArrays, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Depth without the mask, and without what the sensor saw as near as what is masked."""
     depth = view.depth.copy()
-    on_rig = depth[mask & (depth > 0)]
+    on_it = depth[mask & (depth > 0)]
     depth[mask] = 0
-    if len(on_rig):
-        depth[depth < 1.5 * np.median(on_rig)] = 0
+    if len(on_it):
+        depth[depth < 1.5 * np.median(on_it)] = 0
     d = invert(depth)
     return d, np.where(d > 0, view.confidence, 0)
 
@@ -63,8 +63,8 @@ def mask_rig(view: ViewArrays, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray
 def clean(view: ViewArrays) -> tuple[np.ndarray, np.ndarray]:
     """Lone samples and islands dropped, small gaps filled on single surfaces."""
     d = clean_disparity(view.disparity)
-    if view.rig is not None:
-        d = np.where(view.rig, 0, d)
+    if view.camera_fixed is not None:
+        d = np.where(view.camera_fixed, 0, d)
     return d, (d > 0).astype(np.float32)
 
 
@@ -76,7 +76,7 @@ def uncontradicted(view: ViewArrays, others: Sequence[ViewArrays]) -> tuple[np.n
     for other in others:
         kernels.count_votes(
             view.depth, view.pose.K, relative(view.pose, other.pose), other.pose.K, other.depth,
-            other.lowest, CONTRADICT, balance,
+            other.min_depth_3x3, CONTRADICT, balance,
         )  # fmt: skip
     gone = balance < 0
     return np.where(gone, 0, view.disparity), np.where(gone, 0, view.confidence)
@@ -89,8 +89,8 @@ def measured_by(view: ViewArrays, others: Sequence[ViewArrays]) -> tuple[np.ndar
     of or behind what this view shows there; its colour tells.
     """
     add = view.disparity == 0
-    if view.rig is not None:
-        add &= ~view.rig
+    if view.camera_fixed is not None:
+        add &= ~view.camera_fixed
     if not add.any():
         return view.disparity, view.confidence
     depth = fused_depth(others, view.pose, agree=0.02, where=add)
@@ -156,8 +156,8 @@ class Unmeasured:
 
         self.view = view
         unknown = view.disparity == 0
-        if view.rig is not None:
-            unknown &= ~view.rig
+        if view.camera_fixed is not None:
+            unknown &= ~view.camera_fixed
         self.unknown = unknown
         self.films: dict[bool, np.ndarray] = {}
         self.regions: list[tuple[np.ndarray, str]] = []
@@ -170,9 +170,11 @@ class Unmeasured:
         for i in range(1, count):
             if stats[i, 4] >= REGION * unknown.size:
                 region = label == i
-                self.regions.append((region, _judged(view, others, region, far, self.film(True))))
+                self.regions.append(
+                    (region, _judged(view, others, region, far, self.interpolant(True)))
+                )
 
-    def film(self, carried: bool) -> np.ndarray:
+    def interpolant(self, carried: bool) -> np.ndarray:
         """Disparity interpolated over everything unknown."""
         if carried not in self.films:
             known = self.view.disparity > 0
@@ -192,7 +194,7 @@ class Unmeasured:
         view = self.view
         if self.nothing:
             return view.disparity, view.confidence
-        d = self.film(how.carried).copy()
+        d = self.interpolant(how.carried).copy()
         confidence = np.where(self.unknown, INPAINTED, view.confidence).astype(np.float32)
         for region, said in self.regions:
             do = {"denied": how.denied, "untested": how.untested}.get(said, said)
@@ -206,23 +208,23 @@ class Unmeasured:
 def interpolated(
     view: ViewArrays, d: np.ndarray, known: np.ndarray, carried: bool = True
 ) -> np.ndarray:
-    """Disparity everywhere: a membrane between what is known, planes beyond it at the border."""
+    """Disparity everywhere: a harmonic fill between what is known, planes at the border."""
     d = np.where(known, d, 0).astype(np.float32)
     if carried:
         d = _carried_on(view, d, known)
-    return membrane(d, d > 0)
+    return harmonic_fill(d, d > 0)
 
 
 def _carried_on(view: ViewArrays, d: np.ndarray, known: np.ndarray) -> np.ndarray:
     """Disparity carried on as planes into unknown regions at the border, a little way.
 
-    There a membrane has one side only and would lay a wall across: what recedes there goes on
+    There a harmonic fill has one side only and would lay a wall across: what recedes there goes on
     receding. Disparity is linear on a plane; its slope is the mean of what is known near by.
     """
     import cv2
 
     h, w = d.shape
-    blank = ~known if view.rig is None else ~known & ~view.rig
+    blank = ~known if view.camera_fixed is None else ~known & ~view.camera_fixed
     _, label = cv2.connectedComponents(blank.astype(np.uint8))
     rim = np.concatenate([label[0], label[-1], label[:, 0], label[:, -1]])
     open_ended = np.isin(label, np.unique(rim[rim > 0]))
@@ -239,7 +241,7 @@ def _carried_on(view: ViewArrays, d: np.ndarray, known: np.ndarray) -> np.ndarra
     at[number[known]] = np.argwhere(known)
     v0, u0 = at[number[rows, columns]].T
     size = 2 * int(reach / 2) + 1
-    smooth = (known & (view.disparity > 0) & (view.rim > 1)).astype(np.float32)
+    smooth = (known & (view.disparity > 0) & (view.edge_distance > 1)).astype(np.float32)
     weight = np.maximum(cv2.boxFilter(smooth, -1, (size, size), normalize=False), 1e-6)
     slopes = [
         cv2.boxFilter(slope * smooth, -1, (size, size), normalize=False) / weight
@@ -259,19 +261,19 @@ def _judged(
     far: np.ndarray,
     near: np.ndarray,
 ) -> str:
-    """What other pictures say of a region: it is "far", "near" (the membrane fits) or the membrane
-    is "denied"; "untested" where they do not show it.
+    """What other pictures say of a region: it is "far", "near" (the harmonic fill fits) or that
+    fill is "denied"; "untested" where they do not show it.
     """
     at_infinity, tested_far = photometric_error(view, others, region, far)
-    at_membrane, tested_near = photometric_error(view, others, region, near)
+    at_fill, tested_near = photometric_error(view, others, region, near)
     if tested_near <= TESTED:  # others know what is there: do they see this view's picture?
-        at_membrane, tested_near = photometric_error(view, others, region, near, known=True)
+        at_fill, tested_near = photometric_error(view, others, region, near, known=True)
         if tested_near <= TESTED:
             return "untested"
-        return "denied" if at_membrane > DENIED else "near"
-    if tested_far > TESTED and at_infinity < 0.9 * at_membrane:
+        return "denied" if at_fill > DENIED else "near"
+    if tested_far > TESTED and at_infinity < 0.9 * at_fill:
         return "far"
-    return "denied" if at_membrane > DENIED else "near"
+    return "denied" if at_fill > DENIED else "near"
 
 
 def photometric_error(
@@ -300,7 +302,9 @@ def photometric_error(
         u, v, z = at(points, view, other)
         h, w = other.depth.shape
         ok = inside & (z > 0) & (u > 0) & (v > 0) & (u < w - 1) & (v < h - 1)
-        empty = other.disparity if other.rig is None else other.disparity * ~other.rig
+        empty = (
+            other.disparity if other.camera_fixed is None else other.disparity * ~other.camera_fixed
+        )
         theirs_d = cv2.remap(empty, u, v, cv2.INTER_NEAREST)
         ok &= (np.abs(theirs_d * z - 1) < SAME_DEPTH) if known else theirs_d == 0
         n = int(ok.sum())
@@ -335,7 +339,7 @@ __all__ = [
     "COMPLETIONS",
     "Completion",
     "Unmeasured",
-    "mask_rig",
+    "mask_camera_fixed",
     "measured_by",
     "photometric_error",
     "uncontradicted",

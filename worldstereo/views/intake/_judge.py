@@ -36,7 +36,7 @@ class Decision:
     """What the self-check found out about one stage on this capture."""
 
     stage: str
-    """"rig", "contradict", "by_others", "exposure", "stereo" or "learned"."""
+    """"camera_fixed", "contradict", "by_others", "exposure", "stereo" or "learned"."""
     kept: bool
     gain_db: float
     """PSNR of views left out, with the stage over without it; mean over `views`."""

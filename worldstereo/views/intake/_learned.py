@@ -30,8 +30,8 @@ def fill_by_model(
         far = (view.disparity > 0) & (view.disparity <= 1.01 * INFINITY)
         measured = (view.confidence >= SURE - 0.01) & (view.disparity > 0)
         unknown = ~measured & ~far
-        if view.rig is not None:
-            unknown &= ~view.rig
+        if view.camera_fixed is not None:
+            unknown &= ~view.camera_fixed
         if unknown.mean() < SHARE or not measured.any():
             continue
         on_step(i, len(views), "Completing depth by the depth model")

@@ -31,7 +31,7 @@ def match_view(view: ViewArrays, gain: np.ndarray, *, trusted: bool = True) -> M
         color=torch.from_numpy(color).permute(2, 0, 1).contiguous(),
         cameras=cameras_of(view.pose),
         depth=torch.from_numpy(depth)[None] if trusted else None,
-        blocked=None if view.rig is None else torch.from_numpy(view.rig),
+        blocked=None if view.camera_fixed is None else torch.from_numpy(view.camera_fixed),
     )
 
 
@@ -43,7 +43,7 @@ def fill_by_stereo(
     seed: int,
     on_step: OnStep,
 ) -> list[ViewArrays]:
-    """Unmeasured regions that other pictures explain better than the membrane did.
+    """Unmeasured regions that other pictures explain better than the harmonic fill did.
 
     What stereo does not confirm is interpolated again, now from what it did confirm. Regions that
     were put at infinity stay there.
@@ -61,8 +61,8 @@ def fill_by_stereo(
     for i in which:
         view = views[i]
         unknown = (view.confidence < SURE) & (view.disparity > 2 * INFINITY)
-        if view.rig is not None:
-            unknown &= ~view.rig
+        if view.camera_fixed is not None:
+            unknown &= ~view.camera_fixed
         if unknown.mean() < SHARE:
             continue
         on_step(i, len(views), "Measuring depth from other pictures")
@@ -119,23 +119,23 @@ def photo_view_arrays(view: View, unit: float) -> ViewArrays:
 def at_size_of(
     view: View, work: ViewArrays
 ) -> tuple[Float[Tensor, "1 H W"], Float[Tensor, "1 H W"], Bool[Tensor, "H W"] | None]:
-    """Depth in u, confidence and rig of a working view at the size of its photo."""
+    """Depth in u, confidence and camera-fixed mask of a working view at the size of its photo."""
     h, w = view.height, view.width
-    rig = None if work.rig is None else torch.from_numpy(work.rig)
+    camera_fixed = None if work.camera_fixed is None else torch.from_numpy(work.camera_fixed)
     depth, confidence = torch.from_numpy(work.depth), torch.from_numpy(work.confidence)
     if work.depth.shape == (h, w):
-        return depth[None], confidence[None], rig
-    if rig is not None:
-        rig = torch.from_numpy(nearest(rig[None].float(), h, w) > 0.5)
-    image = np.ascontiguousarray(view.color8.numpy().transpose(1, 2, 0))
+        return depth[None], confidence[None], camera_fixed
+    if camera_fixed is not None:
+        camera_fixed = torch.from_numpy(nearest(camera_fixed[None].float(), h, w) > 0.5)
+    image = np.ascontiguousarray(view.color_u8.numpy().transpose(1, 2, 0))
     z, sure = enlarged_by_color(work.depth, work.confidence, work.color, image)
-    return torch.from_numpy(z)[None], torch.from_numpy(sure)[None], rig
+    return torch.from_numpy(z)[None], torch.from_numpy(sure)[None], camera_fixed
 
 
-def rig_layer(
+def camera_fixed_layer(
     found: tuple[np.ndarray, np.ndarray], view: View
 ) -> tuple[Bool[Tensor, "H W"], Float[Tensor, "3 H W"]]:
-    """Mask and mean colour of the rig at the size of the views."""
+    """Mask and mean colour of what is fixed to the camera, at the size of the views."""
     mask, color = torch.from_numpy(found[0]), torch.from_numpy(found[1]).permute(2, 0, 1)
     h, w = view.height, view.width
     if tuple(mask.shape) == (h, w):

@@ -191,10 +191,10 @@ def fill_unmeasured(
 ) -> Filled:
     """Depth of unmeasured pixels, where other pictures know better than the completion.
 
-    `completed` is a depth above 0 at every pixel worth trying (membrane or far); hypotheses stay
-    within a factor of 3 of it. A view whose measured depth lies behind a hypothesis looks through
-    it, one whose depth lies before it cannot judge. Accepted: a cost below `options.accept` that
-    beats the completion's own by `options.better`, or a completion that already is below it.
+    `completed` is a depth above 0 at every pixel worth trying (harmonic fill or far); hypotheses
+    stay within a factor of 3 of it. A view whose measured depth lies behind a hypothesis looks
+    through it, one whose depth lies before it cannot judge. Accepted: a cost below `options.accept`
+    that beats the completion's own by `options.better`, or a completion that already is below it.
     Deterministic for a seed, whatever the number of threads.
     """
     options = options or MatchOptions()

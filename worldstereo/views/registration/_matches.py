@@ -156,7 +156,9 @@ def match(views: Sequence[ViewArrays], i: int, j: int) -> Match | None:
 
     p, q = views[i], views[j]
     widened = object.__new__(ViewArrays)  # depth edges are no reason to distrust a match as a whole
-    widened.__dict__ = dict(q.__dict__, rim=np.maximum(q.rim, 3), _levels=[], _smaller={})
+    widened.__dict__ = dict(
+        q.__dict__, edge_distance=np.maximum(q.edge_distance, 3), _levels=[], _smaller={}
+    )
     color, agreement, _ = fetch(p.depth, p.pose, widened, TOLERANCE)
     known = (agreement > 0.02) & (p.depth > 0)
     if known.mean() < OVERLAP:
@@ -172,7 +174,7 @@ def match(views: Sequence[ViewArrays], i: int, j: int) -> Match | None:
         borderValue=0,
     )
     strength = np.minimum(cv2.cornerMinEigenVal(here, 9), cv2.cornerMinEigenVal(there, 9))
-    strength = np.where((inner > 0) & (residual < 1.0) & (p.rim > 2), strength, 0)
+    strength = np.where((inner > 0) & (residual < 1.0) & (p.edge_distance > 2), strength, 0)
     y, x = _best_per_cell(strength)
     row, column = y // CELL, x // CELL
     if len(x) < MIN_MATCHES:

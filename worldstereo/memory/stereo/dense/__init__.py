@@ -19,7 +19,7 @@ from worldstereo.cameras import Cameras
 from worldstereo.memory.stereo.dense._choice import LIMIT, MADE, ViewIndex, choose_views
 from worldstereo.memory.stereo.dense._far import drawn_to_mean
 from worldstereo.memory.stereo.dense._planes import continued
-from worldstereo.memory.stereo.dense._rims import firm_pixels
+from worldstereo.memory.stereo.dense._reliable import reliable_pixels
 from worldstereo.render import RenderResult
 from worldstereo.scene import Origin, View
 from worldstereo.views import fusion
@@ -128,7 +128,7 @@ def synthesize(
     *,
     splat: RenderResult | None = None,
     splat_made: RenderResult | None = None,
-    rig: tuple[Tensor, Tensor] | None = None,
+    camera_fixed: tuple[Tensor, Tensor] | None = None,
     unit: float = 1.0,
     stereo: bool = True,
     geometry: bool = True,
@@ -142,7 +142,7 @@ def synthesize(
         views: those that serve it (`choose_views`); more than 8 given ones are narrowed down.
         splat: the cloud of the global memory drawn at the target.
         splat_made: the generated part of that cloud, where `splat` is the given part alone.
-        rig: mask and colour of what is fixed to the camera, pasted over the result.
+        camera_fixed: mask and colour of what is fixed to the camera, pasted over the result.
         unit: u in scene units.
         stereo, geometry: False leaves one memory out.
         fill: False leaves holes black, with depth 0.
@@ -210,8 +210,10 @@ def synthesize(
         depth = np.where(before, base_depth, depth)
         seen, from_cloud, known = seen | more_seen, from_cloud | more_cloud, known | by_made
     if fill:
-        firm = firm_pixels(depth, known, pose, served if options.rims else [], options.agree)
-        color = _fill(color, depth, known, firm, options)
+        reliable = reliable_pixels(
+            depth, known, pose, served if options.rims else [], options.agree
+        )
+        color = _fill(color, depth, known, reliable, options)
         if options.planes:
             reached = continued(depth, known, pose, given)
             depth = np.where(reached > 0, reached, depth)
@@ -221,12 +223,12 @@ def synthesize(
     origin = np.full(pose.shape, int(Origin.INVENTED), np.uint8)
     origin[from_cloud], origin[seen] = int(Origin.GLOBAL), int(Origin.STEREO)
     mask = None
-    if rig is not None and tuple(rig[0].shape) == pose.shape:
-        mask = rig[0].cpu().numpy()
-        color = np.where(mask[..., None], rig[1].permute(1, 2, 0).cpu().numpy(), color)
-        origin[mask], known = int(Origin.RIG), known | mask
+    if camera_fixed is not None and tuple(camera_fixed[0].shape) == pose.shape:
+        mask = camera_fixed[0].cpu().numpy()
+        color = np.where(mask[..., None], camera_fixed[1].permute(1, 2, 0).cpu().numpy(), color)
+        origin[mask], known = int(Origin.CAMERA_FIXED), known | mask
     confidence = blend.confidence(color, seen, from_cloud, mask)
-    confidence[(depth <= 0) & (origin != int(Origin.RIG))] = 0
+    confidence[(depth <= 0) & (origin != int(Origin.CAMERA_FIXED))] = 0
     device = target.K.device
     return Synthesis(
         color=torch.from_numpy(color.clip(0, 1).astype(np.float32)).permute(2, 0, 1).to(device),
@@ -371,14 +373,20 @@ class _Blend:
         return self.total / np.maximum(self.weights, TINY)[..., None]
 
     def confidence(
-        self, color: np.ndarray, seen: np.ndarray, cloud: np.ndarray, rig: np.ndarray | None
+        self,
+        color: np.ndarray,
+        seen: np.ndarray,
+        cloud: np.ndarray,
+        camera_fixed: np.ndarray | None,
     ) -> np.ndarray:
         from worldstereo.memory.stereo.dense._confidence import confidence_of
 
         _, mean, square = np.moveaxis(self.energy / np.maximum(self.energy[..., :1], TINY), -1, 0)
         spread = square - mean**2
         spread = np.sqrt(np.maximum(spread, 0))
-        return confidence_of(color, self.mass, self.best, spread, seen=seen, cloud=cloud, rig=rig)
+        return confidence_of(
+            color, self.mass, self.best, spread, seen=seen, cloud=cloud, camera_fixed=camera_fixed
+        )
 
 
 def _shares(views: Sequence[ViewArrays], pose: Pose, options: SynthesisOptions) -> list[float]:
@@ -400,7 +408,7 @@ def _gains(views: Sequence[ViewArrays], pose: Pose) -> np.ndarray:
     near = np.array(
         [1 / (0.02 / REFERENCE_DEPTH + pose_distance(pose, v.pose)) ** 2 for v in views]
     )
-    gain = np.stack([v.gain for v in views])
+    gain = np.stack([v.log_gain for v in views])
     return np.exp(gain - near @ gain / near.sum())
 
 
@@ -475,8 +483,8 @@ def _complete(depth: np.ndarray, got: np.ndarray, background: bool) -> np.ndarra
     if not background or got.all() or not got.any():
         return depth
     d = invert(depth)
-    film = fusion.membrane(d, got, trust=fusion.background_trust(d, got))
-    return np.where(got, depth, invert(film))
+    interpolant = fusion.harmonic_fill(d, got, trust=fusion.background_trust(d, got))
+    return np.where(got, depth, invert(interpolant))
 
 
 def _antialias(color: np.ndarray, depth: np.ndarray, known: np.ndarray) -> np.ndarray:
@@ -500,19 +508,19 @@ def _fill(
     color: np.ndarray,
     depth: np.ndarray,
     known: np.ndarray,
-    firm: np.ndarray,
+    reliable: np.ndarray,
     options: SynthesisOptions,
 ) -> np.ndarray:
-    """Holes continued from the firm pixels around them, the far side first."""
+    """Holes continued from the reliable pixels around them, the far side first."""
     if known.all() or not known.any():
         return color
     if not options.background:
         return fusion.nearest_fill(color, known)
-    film = fusion.membrane(
-        color, firm, trust=fusion.background_trust(invert(depth), firm), sweeps=15
+    interpolant = fusion.harmonic_fill(
+        color, reliable, trust=fusion.background_trust(invert(depth), reliable), sweeps=15
     )
-    film = np.where(known[..., None], color, film)
-    return drawn_to_mean(film, known) if options.mean else film
+    interpolant = np.where(known[..., None], color, interpolant)
+    return drawn_to_mean(interpolant, known) if options.mean else interpolant
 
 
 def _check(target: Cameras, splat: RenderResult | None) -> None:

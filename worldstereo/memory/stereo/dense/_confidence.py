@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 CLOUD, INVENTED, FIXED = 0.3, 0.5, 1.0
-"""What stands for the mass of agreement where only the cloud, nothing, or the rig shows a pixel."""
+"""The mass where a pixel shows the cloud alone, nothing, or what is fixed to the camera."""
 
 WIDE = 64  # the wide window is the picture's width over this
 STEP = 4  # wide averages are taken of a smaller picture
@@ -25,7 +25,7 @@ def confidence_of(
     *,
     seen: Bool[np.ndarray, "H W"],
     cloud: Bool[np.ndarray, "H W"],
-    rig: Bool[np.ndarray, "H W"] | None = None,
+    camera_fixed: Bool[np.ndarray, "H W"] | None = None,
 ) -> Float[np.ndarray, "H W"]:
     """Confidence in [0, 1] of every pixel; its ranking predicts the error.
 
@@ -36,11 +36,11 @@ def confidence_of(
         spread: standard deviation of their luminance.
         seen: at least one view confirms the pixel.
         cloud: only the cloud of the global memory shows it.
-        rig: pasted from what is fixed to the camera.
+        camera_fixed: pasted from what is fixed to the camera.
     """
     import cv2
 
-    fixed = np.zeros_like(seen) if rig is None else rig
+    fixed = np.zeros_like(seen) if camera_fixed is None else camera_fixed
     known = seen | cloud | fixed
     said = np.sqrt(1 - np.exp(-2 * mass)) * (0.8 + 0.2 * nearest / (nearest + 0.1))
     said = np.where(seen & ~fixed, said, np.where(fixed, FIXED, np.where(cloud, CLOUD, INVENTED)))

@@ -131,7 +131,7 @@ def _front(x, y, serves, planes, centres, reaches):
 
 @kernel
 def continue_planes(
-    d, hole, nearest, serves, K, planes, centres, reaches, lowest, offset, size, Kv, back,
+    d, hole, nearest, serves, K, planes, centres, reaches, min_depth_3x3, offset, size, Kv, back,
     agree, behind, y0, y1, out,
 ):  # fmt: skip
     """Depth of the plane that shows in each pixel of a hole; 0 where none can be told.
@@ -139,7 +139,7 @@ def continue_planes(
     Args:
         nearest: the known pixel next to each, counted along rows.
         serves: (holes, n) whether a plane continues into a hole.
-        lowest: the views' 3x3 minima of depth, one after the other from `offset` on, of `size`.
+        min_depth_3x3: the views' 3x3 minima of depth, one after the other from `offset`, of `size`.
         back: (views, 3, 4) from the target's axes to theirs.
     """
     W = d.shape[1]
@@ -164,7 +164,7 @@ def continue_planes(
                 u, v, q = _pixel_in(X, Y, Z, back[i], Kv[i], size[i, 0], size[i, 1])
                 if u < 0:
                     continue
-                low = lowest[offset[i] + v * size[i, 1] + u]
+                low = min_depth_3x3[offset[i] + v * size[i, 1] + u]
                 if low > q * (1 + behind):
                     through = True
                 elif low > 0:  # at the plane itself, or at something before it
@@ -182,11 +182,11 @@ def continue_planes(
 
 
 @kernel
-def clear_of_edges(y, x, depth, K, seen, rim, Kv, T, agree, least, out):
+def clear_of_edges(y, x, depth, K, seen, edge_distance, Kv, T, agree, least, out):
     """Whether a view shows the points of some pixels, each at least so far from depth edges.
 
     Args:
-        seen, rim: the view's depth, and its distance to the nearest depth edge in pixels.
+        seen, edge_distance: the view's depth, and its distance to the nearest depth edge in pixels.
         T: (3, 4) from the target's axes to the view's.
     """
     for k in range(len(y)):
@@ -196,4 +196,4 @@ def clear_of_edges(y, x, depth, K, seen, rim, Kv, T, agree, least, out):
         X, Y = (x[k] - K[2]) / K[0] * Z, (y[k] - K[3]) / K[1] * Z
         u, v, q = _pixel_in(X, Y, Z, T, Kv, seen.shape[0], seen.shape[1])
         if u >= 0:
-            out[k] = abs(seen[v, u] - q) < agree * q and rim[v, u] >= least
+            out[k] = abs(seen[v, u] - q) < agree * q and edge_distance[v, u] >= least

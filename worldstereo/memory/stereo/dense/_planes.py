@@ -192,9 +192,9 @@ def _stacked(views: Sequence[ViewArrays], target: Pose) -> tuple:
             np.zeros(1, np.float32), np.zeros(0, np.int64), np.zeros((0, 2), np.int64),
             np.zeros((0, 4)), np.zeros((0, 3, 4)),
         )  # fmt: skip
-    sizes = np.array([v.lowest.shape for v in views], np.int64)
+    sizes = np.array([v.min_depth_3x3.shape for v in views], np.int64)
     return (
-        np.concatenate([v.lowest.ravel() for v in views]),
+        np.concatenate([v.min_depth_3x3.ravel() for v in views]),
         np.concatenate([[0], np.cumsum(sizes.prod(1))[:-1]]),
         sizes,
         np.stack([v.pose.K for v in views]),

@@ -6,12 +6,12 @@ import numpy as np
 
 from worldstereo.views.fusion import Pose, ViewArrays, parallel_for, relative
 
-__all__ = ["firm_pixels"]
+__all__ = ["reliable_pixels"]
 
 CLEAR = 3.0  # pixels from a depth edge at which a view's colours count in full, as in the blend
 
 
-def firm_pixels(
+def reliable_pixels(
     depth: np.ndarray, known: np.ndarray, target: Pose, views: Sequence[ViewArrays], agree: float
 ) -> np.ndarray:
     """Known pixels without those at the rim of a hole whose colour may be mixed.
@@ -42,11 +42,11 @@ def firm_pixels(
     def one(i: int) -> None:
         view = views[i]
         kernels.clear_of_edges(
-            y, x, depth, target.K, view.depth, view.rim, view.pose.K,
+            y, x, depth, target.K, view.depth, view.edge_distance, view.pose.K,
             relative(target, view.pose), agree, CLEAR, clear[i],
         )  # fmt: skip
 
     parallel_for(len(views), one)
-    firm = inner > 0
-    firm[y, x] = clear.any(0)
-    return firm if firm.any() else known
+    reliable = inner > 0
+    reliable[y, x] = clear.any(0)
+    return reliable if reliable.any() else known

@@ -6,7 +6,7 @@ import torch
 
 from worldstereo.cameras import Cameras
 from worldstereo.memory.stereo.dense import SynthesisOptions, synthesize
-from worldstereo.memory.stereo.dense._rims import firm_pixels
+from worldstereo.memory.stereo.dense._reliable import reliable_pixels
 from worldstereo.scene import Origin, View
 from worldstereo.views.fusion._view_arrays import Pose, ViewArrays, invert
 
@@ -37,39 +37,39 @@ def eroded(known: np.ndarray) -> np.ndarray:
 
 def test_a_rim_is_firm_where_some_view_shows_it_away_from_depth_edges():
     known = opened(slice(30, 40), slice(80, None))
-    firm = firm_pixels(BOX, known, POSE, [view(BOX)], 0.03)
+    reliable = reliable_pixels(BOX, known, POSE, [view(BOX)], 0.03)
     # The hole on the right begins on the plain wall, the one in the middle at the edge of the box.
     expected = eroded(known)
     expected[:, 79] = True
     expected[:, 29] = True  # ten pixels away from where the box ends
-    np.testing.assert_array_equal(firm, expected)
+    np.testing.assert_array_equal(reliable, expected)
     # A view that looks past the box shows that part of the wall plainly.
     expected[:, 40] = True
-    firm = firm_pixels(BOX, known, POSE, [view(BOX), view(WALL)], 0.03)
-    np.testing.assert_array_equal(firm, expected)
+    reliable = reliable_pixels(BOX, known, POSE, [view(BOX), view(WALL)], 0.03)
+    np.testing.assert_array_equal(reliable, expected)
 
 
 def test_views_that_show_another_surface_there_do_not_count():
     known = opened(slice(80, None))
     for views in ([], [view(WALL * np.float32(0.9))], [view(WALL * np.float32(1.1))]):
-        firm = firm_pixels(WALL, known, POSE, views, 0.03)
-        np.testing.assert_array_equal(firm, eroded(known))
+        reliable = reliable_pixels(WALL, known, POSE, views, 0.03)
+        np.testing.assert_array_equal(reliable, eroded(known))
 
 
 def test_specks_and_threads_are_never_continued():
     known = opened(slice(40, None))
     known[20, 60] = known[40:42, 70:72] = known[5, 40:] = True
-    firm = firm_pixels(WALL, known, POSE, [view(WALL)], 0.03)
+    reliable = reliable_pixels(WALL, known, POSE, [view(WALL)], 0.03)
     expected = opened(slice(40, None))
-    np.testing.assert_array_equal(firm, expected)
+    np.testing.assert_array_equal(reliable, expected)
 
 
 def test_something_is_left_wherever_anything_is_known():
     known = np.zeros((H, W), bool)
     known[10, 10] = True
-    np.testing.assert_array_equal(firm_pixels(WALL, known, POSE, [], 0.03), known)
+    np.testing.assert_array_equal(reliable_pixels(WALL, known, POSE, [], 0.03), known)
     everything = np.ones((H, W), bool)
-    np.testing.assert_array_equal(firm_pixels(WALL, everything, POSE, [], 0.03), everything)
+    np.testing.assert_array_equal(reliable_pixels(WALL, everything, POSE, [], 0.03), everything)
 
 
 def test_the_fill_begins_with_the_colour_of_the_rim():

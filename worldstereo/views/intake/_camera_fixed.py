@@ -4,7 +4,7 @@ A pixel may be called camera-fixed only where the scene should have moved: the m
 poses predict there exceeds several pixels in most of the compared pairs, and the image neither
 changed nor followed it. Plain surfaces look the same wherever the camera stands, so only structure
 is evidence: texture that stays in place and does not follow the motion, in enough pairs, confirmed
-by most of the views. Plain parts of a rig are found as what hangs together with such texture.
+by most of the views. Plain parts of it are found as what hangs together with such texture.
 """
 
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ STRUCTURE = 0.05  # share of a region that must be such texture
 CONFIRMED = 0.6  # share of the views, and 3 at least, that must confirm a region
 
 
-def find_rig(views: Sequence[ViewArrays]) -> tuple[np.ndarray, np.ndarray] | None:
+def find_camera_fixed(views: Sequence[ViewArrays]) -> tuple[np.ndarray, np.ndarray] | None:
     """Mask (H, W) and mean colour (H, W, 3) of the camera-fixed pixels, or None."""
     import cv2
 
@@ -63,15 +63,15 @@ def find_rig(views: Sequence[ViewArrays]) -> tuple[np.ndarray, np.ndarray] | Non
     parallel_for(len(pairs), one)
     stack = np.stack(images)
     share = cv2.GaussianBlur(still.mean(0, dtype=np.float32), (0, 0), 1.5)
-    firm = said.sum(0) > PAIRS * np.maximum(tested.sum(0), 1)
-    firm &= _per_view(tested, pairs, len(chosen)).sum(0) >= 3
-    mask = _confirmed(_grown(share), firm, _per_view(said, pairs, len(chosen)))
+    reliable = said.sum(0) > PAIRS * np.maximum(tested.sum(0), 1)
+    reliable &= _per_view(tested, pairs, len(chosen)).sum(0) >= 3
+    mask = _confirmed(_grown(share), reliable, _per_view(said, pairs, len(chosen)))
     mask = _at_the_border(mask, stack)
     if not mask.any():
         return None
     mask = cv2.resize(mask, full[::-1], interpolation=cv2.INTER_NEAREST)
     side = max(3, round(25 * full[1] / 640)) | 1
-    # The default border of OpenCV counts for nothing here: a rig continues beyond the image.
+    # The default border of OpenCV counts for nothing here: the mask continues beyond the image.
     mask = cv2.morphologyEx(mask, cv2.MORPH_CLOSE, np.ones((side, side), np.uint8))
     mask = cv2.dilate(mask, np.ones((7, 7), np.uint8)) > 0
     mean = np.mean([v.color.astype(np.float32) / 255 for v in chosen], axis=0)
@@ -157,11 +157,11 @@ def _grown(share: np.ndarray) -> np.ndarray:
         (share > GROW).astype(np.uint8), cv2.MORPH_OPEN, np.ones((3, 3), np.uint8)
     )
     _, label = cv2.connectedComponents(weak)
-    firm = np.unique(label[(share > PAIRS) & (weak > 0)])
-    return (np.isin(label, firm) & (weak > 0)).astype(np.uint8)
+    reliable = np.unique(label[(share > PAIRS) & (weak > 0)])
+    return (np.isin(label, reliable) & (weak > 0)).astype(np.uint8)
 
 
-def _confirmed(mask: np.ndarray, firm: np.ndarray, by_view: np.ndarray) -> np.ndarray:
+def _confirmed(mask: np.ndarray, reliable: np.ndarray, by_view: np.ndarray) -> np.ndarray:
     """Regions with enough texture that stayed, each said by most of the views."""
     import cv2
 
@@ -169,7 +169,7 @@ def _confirmed(mask: np.ndarray, firm: np.ndarray, by_view: np.ndarray) -> np.nd
     out = np.zeros_like(mask)
     for i in range(1, count):
         region = label == i
-        proof = region & firm
+        proof = region & reliable
         if proof.sum() < STRUCTURE * region.sum():
             continue
         said = [float(view[proof].mean()) > 0.5 for view in by_view]
