@@ -17,7 +17,8 @@ from tests import textured_room as room
 from worldstereo import inputs
 from worldstereo.errors import Cancelled, InputRefused
 from worldstereo.inputs import sfm, unposed, upright, video
-from worldstereo.inputs.limits import LOCAL, Limits
+from worldstereo.inputs.assemble import shrunk
+from worldstereo.inputs.limits import LOCAL, SPACE, Limits
 from worldstereo.inputs.sandbox import kept
 from worldstereo.inputs.sandbox.worker import ImportWorker
 from worldstereo.inputs.task import Apart, Task
@@ -98,6 +99,26 @@ def test_two_photos_with_a_lens_that_lies(
     found = np.array([view.cameras.c2w.double().numpy() for view in capture.views])
     assert errors(found, np.array(poses))[0] < 0.5
     assert "focal length" in " ".join(capture.notices)
+
+
+def test_photos_are_placed_within_a_public_servers_limits(tmp_path: Path, photos: list[np.ndarray]):
+    """Its import process may add 2 GB of address space, less than the largest file accepted here."""
+    capture = inputs.read(folder_of(tmp_path / "public", photos[:3]), limits=SPACE)
+    assert capture.kind == "photos" and len(capture.views) == 3
+
+
+@pytest.mark.parametrize(("width", "smaller"), [(1368, 1280), (988, 960), (1936, 960)])
+def test_a_smaller_picture_shows_everything_where_it_was(width: int, smaller: int):
+    """A sine, scaled down, against the same sine drawn at the smaller size."""
+
+    def wave(n: int) -> np.ndarray:
+        return 128 + 100 * np.sin((np.arange(n) + 0.5) * (2 * np.pi * 60 / n))
+
+    given = np.tile(wave(width)[None, :, None], (8, 1, 3)).round().astype(np.uint8)
+    got = shrunk(given, smaller, 8)[4, :, 0].astype(float)
+    steepest = 100 * 2 * np.pi * 60 / smaller  # grey levels a pixel
+    inner = slice(8, -8)  # there is nothing to average beyond the border
+    assert np.abs(got - wave(smaller))[inner].max() / steepest < 0.08  # pixels
 
 
 def solved(tmp_path: Path, pictures: list[np.ndarray], **options) -> sfm.Structure:
