@@ -126,7 +126,8 @@ def scored(capture: Capture, truth: np.ndarray, focal: float, row: dict) -> None
 
 def poses(root: Path, name: str) -> dict:
     base, _, how = name.partition("/")
-    truth, row = Truth(root, base), {"set": name}
+    truth = Truth(root, base)
+    row: dict = {"set": name}
     chosen = list(range(len(truth.files)))
     if how == "ends":
         chosen = [chosen[0], chosen[-1]]
@@ -305,7 +306,8 @@ def large(root: Path) -> dict:
 
 def views(root: Path, name: str) -> dict:
     """Every 8th photo from the 4th predicted from the rest: poses as given, poses as found."""
-    truth, row = Truth(root, name), {"set": name}
+    truth = Truth(root, name)
+    row: dict = {"set": name}
     with tempfile.TemporaryDirectory() as room:
         bare = read(given(truth.files, Path(room) / name))
     posed = read(truth.files[0].parents[1])
