@@ -119,7 +119,7 @@ def test_one_photo_stands_upright_on_its_own_lines(down: float):
     assert capture.up is not None
     up = capture.up.double().numpy()
     assert np.degrees(np.arccos(up @ c2w[:3, :3].T @ room.UP)) < 2  # its focal length is assumed
-    assert ("leaned" in " ".join(capture.notices)) == (down > 0)
+    assert ("tilted" in " ".join(capture.notices)) == (down > 0)
     view = capture.views[0]
     points = view.cameras.unproject(view.cameras.pixel_grid(), view.depth.flatten())
     below = -(points.double().numpy() @ up)
@@ -132,7 +132,7 @@ def test_one_photo_without_lines_keeps_its_own_up():
     data = cv2.imencode(".png", cv2.GaussianBlur(grain, (0, 0), 3))[1].tobytes()
     capture = photo.read("grain.png", data, LOCAL, LayoutDepth())
     assert capture.up is not None and capture.up.tolist() == [0, -1, 0]
-    assert "leaned" not in " ".join(capture.notices)
+    assert "tilted" not in " ".join(capture.notices)
 
 
 @pytest.mark.parametrize(("width", "smaller"), [(1368, 1280), (988, 960), (1936, 960)])

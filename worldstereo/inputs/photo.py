@@ -46,8 +46,10 @@ def read_photo(
     if sky.up is not None and isinstance(estimator, LayoutDepth) and estimator.up is None:
         # The ground of the layout lies across the sky, and the camera may have looked down on it.
         view, rough = guessed(pixels, view.cameras, name, estimator.on(up))
-    if (lean := _lean(sky)) >= 1:
-        notices.append(f"Upright lines show that the camera leaned by {lean:.0f} degrees.")
+    if (tilt := _tilt(sky)) >= 1:
+        notices.append(
+            f"The camera was tilted by {tilt:.0f} degrees, by the straight lines of the photo."
+        )
     if camera is None:
         fov = 2 * math.atan(max(width, height) / 2 / float(view.cameras.K[0, 0]))
         how = "measured by the depth model" if abs(fov - DEFAULT_FOV) > 1e-4 else "assumed"
@@ -68,7 +70,7 @@ def read_photo(
     )
 
 
-def _lean(sky: upright.Upright) -> float:
+def _tilt(sky: upright.Upright) -> float:
     """Degrees between the picture's own up and the one that its lines show."""
     return 0.0 if sky.up is None else math.degrees(math.acos(min(1.0, -float(sky.up[1]))))
 
