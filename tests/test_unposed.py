@@ -115,7 +115,7 @@ def test_one_photo_stands_upright_on_its_own_lines(down: float):
     eye = np.array([0.0, -1.0, 1.5])
     c2w = room.looking(eye, eye + [0.3, 1.0, -down])
     data = cv2.imencode(".png", room.photo(c2w, W, H, FOCAL)[..., ::-1])[1].tobytes()
-    capture = photo.read("room.png", data, LOCAL, LayoutDepth())
+    capture = photo.read_photo("room.png", data, LOCAL, LayoutDepth())
     assert capture.up is not None
     up = capture.up.double().numpy()
     assert np.degrees(np.arccos(up @ c2w[:3, :3].T @ room.UP)) < 2  # its focal length is assumed
@@ -130,7 +130,7 @@ def test_one_photo_stands_upright_on_its_own_lines(down: float):
 def test_one_photo_without_lines_keeps_its_own_up():
     grain = np.random.default_rng(0).integers(90, 160, (H, W, 3)).astype(np.uint8)
     data = cv2.imencode(".png", cv2.GaussianBlur(grain, (0, 0), 3))[1].tobytes()
-    capture = photo.read("grain.png", data, LOCAL, LayoutDepth())
+    capture = photo.read_photo("grain.png", data, LOCAL, LayoutDepth())
     assert capture.up is not None and capture.up.tolist() == [0, -1, 0]
     assert "tilted" not in " ".join(capture.notices)
 
