@@ -82,6 +82,19 @@ def test_align_recovers_scale_and_shift_despite_outliers():
     assert float(((fitted - truth).abs() / truth).max()) < 0.02
 
 
+def test_align_is_not_stopped_by_some_sky_that_was_taken_for_a_surface():
+    """A few pixels at infinity with a wrong reference: the fit stands, and they stay far."""
+    truth = torch.linspace(2, 5, 31 * 41).reshape(1, 31, 41)
+    sky = torch.zeros(1, 31, 41, dtype=torch.bool)
+    sky[:, :, -1] = True
+    guess = torch.where(sky, 0.0, 1 / truth).mul(2.5).add(0.2).reciprocal()
+    reference = torch.where(sky & (torch.arange(31)[:, None] < 12), 3.0, truth)
+    reference[sky & (torch.arange(31)[:, None] >= 12)] = 0
+    fitted = align(guess, reference)
+    torch.testing.assert_close(fitted[~sky], truth[~sky], rtol=0.02, atol=0)
+    assert float(fitted[sky].min()) > 20
+
+
 def test_align_without_enough_to_go_by():
     depth = torch.full((1, 5, 7), 2.0)
     reference = torch.zeros(1, 5, 7)

@@ -12,6 +12,7 @@ import torch
 from tests import textured_room
 from tests.conftest import room, room_capture
 from worldstereo import Cameras, Capture, Guide, Origin, Trajectory, WarpGenerator, World
+from worldstereo.depth import DepthEstimate, default_camera
 from worldstereo.errors import Cancelled, InvalidRequest, OutOfMemory, WeightsMissing
 from worldstereo.generators import SamplerConfig
 from worldstereo.generators.inpaint import (
@@ -29,8 +30,9 @@ from worldstereo.generators.inpaint import (
     register_painter,
     unregister_painter,
 )
+from worldstereo.generators.inpaint.choice import about_how_many
 from worldstereo.generators.inpaint.compose import harmonised, painted, worth_painting
-from worldstereo.generators.inpaint.depth import out_of_free_space
+from worldstereo.generators.inpaint.depth import out_of_free_space, painted_depth
 from worldstereo.generators.inpaint.painters import PaintRequest, checked
 from worldstereo.progress import ignore
 from worldstereo.scene import PointCloud, View
@@ -196,6 +198,47 @@ def test_a_surface_in_seen_space_is_pushed_behind_it():
     truth = room(Cameras.stack([camera]))[1][0]
     assert torch.equal(pushed[~hole], floating[~hole])
     assert float((pushed[hole] / truth[hole]).min()) > 0.94
+
+
+def walls() -> tuple[torch.Tensor, torch.Tensor, Cameras]:
+    """Depth of a slanted wall with a box before it, the part that is unknown, and the camera."""
+    camera = default_camera(97, 73)
+    x = (torch.arange(97) + 0.5 - 48.5) / float(camera.K[0, 0])
+    depth = (1 / (0.25 + 0.08 * x)).expand(73, 97).clone()
+    depth[40:60, 20:80] = 2.0
+    hole = torch.zeros(73, 97, dtype=torch.bool)
+    hole[:, 30:55] = True
+    return depth[None], hole[None], camera
+
+
+def test_painted_surfaces_continue_surfaces_and_no_backdrop():
+    truth, hole, camera = walls()
+    filled = truth.clone()
+    filled[hole] = 100.0
+    filled[:, :, 55:60] = 100.0  # beside the hole: what a sensor could not reach
+    grey = torch.full((3, 73, 97), 0.5)
+    out = painted_depth(grey, filled, ~hole, hole, camera, [])
+    assert torch.equal(out[~hole], filled[~hole])
+    assert float(((out - truth).abs() / truth)[hole].median()) < 0.1
+    assert float(out[hole].max()) < 1.5 * float(truth.max())
+
+
+def test_a_learned_depth_joins_the_rim_whatever_is_wrong_there():
+    """Oracle: the model's inverse depth is the truth's, times 3 and plus 0.1."""
+    truth, hole, camera = walls()
+    known = truth.clone()
+    known[hole] = 9.0
+    known[:, 10:40, 55:58] = 3.0 * truth[:, 10:40, 55:58]  # an edge beside its place
+
+    class Model:
+        def __call__(self, color: torch.Tensor, cameras: Cameras | None = None) -> DepthEstimate:
+            depth = 1 / (3 / truth + 0.1)
+            return DepthEstimate(depth, torch.ones_like(depth), True, camera)
+
+    grey = torch.full((3, 73, 97), 0.5)
+    out = painted_depth(grey, known, ~hole, hole, camera, [], Model())
+    assert torch.equal(out[~hole], known[~hole])
+    assert float(((out - truth).abs() / truth)[hole].max()) < 0.02
 
 
 def test_what_is_left_empty_stays_empty():
@@ -736,3 +779,11 @@ def test_the_share_of_a_path_that_is_unknown_is_told_quickly_and_about_right():
     way = path(world)
     unknown = np.mean([frame.unknown for frame in Guide(world.scene, way)])
     assert abs(unknown_along(world.scene, way) - unknown) < 0.05
+
+
+def test_how_many_pictures_a_path_takes_is_told_about_right():
+    world = made_world()
+    for way in (path(world), path(world, amount=0.0), path(world, frames=9, amount=-3.0)):
+        plan = InpaintGenerator(Oracle(way)).plan(lambda p: Guide(world.scene, p), way)
+        assert abs(about_how_many(world.scene, way) - len(plan)) <= 1
+    assert about_how_many(world.scene, path(world, amount=0.0)) == 0

@@ -21,6 +21,7 @@ with quietly():
     from ui.page.film import brushed
     from ui.page.page import Panel
     from ui.session.sessions import GeneratorChoice, Session, SessionsConfig
+    from worldstereo.generators.inpaint.choice import ADDS
     from worldstereo.generators.registry import choice as offered
 
 
@@ -47,7 +48,15 @@ def page() -> Iterator[tuple[Panel, Session, Plain]]:
     def make(**how: Any) -> InpaintGenerator:
         return InpaintGenerator(painter)
 
-    choice = GeneratorChoice("inpaint", "Inpaint", "Paints.", generator_limits(PLAIN), make)
+    choice = GeneratorChoice(
+        "inpaint",
+        "Inpaint",
+        "Paints.",
+        generator_limits(PLAIN),
+        make,
+        adds=ADDS,
+        keyframes=lambda scene, path: len(path),
+    )
     with page_with(choice) as (panel, session):
         camera = session.world.scene.views[1].cameras
         session.set_plan(
@@ -175,5 +184,8 @@ def test_generators_that_can_run_here_come_first_and_each_says_what_it_adds(page
         shared.close()
     shown = text(panel.generate.refresh(session)[panel.generate.about])
     unknown = round(100 * unknown_along(session.world.scene, session.planned.path))
-    assert f"About {unknown} % of this path is unknown" in shown
-    assert "Warp: Copies" in shown and "Inpaint: Paints." in shown
+    missing = f"the {unknown} % of this path that no memory knows"
+    assert f"Paints {missing}; about 3 pictures" in shown and "on this machine" in shown
+    assert f"Warp: Continues surroundings smoothly into {missing}" in shown
+    assert "pictures" not in shown.split("Warp:")[1].split("Inpaint:")[0]
+    assert session.generator == "warp" and "Copies" in shown and "Paints." not in shown

@@ -30,7 +30,7 @@ def test_a_part_of_the_film_is_painted_again_and_undone(visit):
     page.locator("#generator label", has_text="Inpaint").click()
     page.wait_for_function("() => /Inpaint/.test(document.querySelector('#status').innerText)")
     idle(page)
-    page.wait_for_function(f"() => {text('#side', 'of this path is unknown')}")
+    page.wait_for_function(f"() => {text('#side', 'of this path that no memory knows')}")
     page.wait_for_function(f"() => {text('#side', '▸ Inpaint')}")
     page.get_by_text("Complete this place").first.click()
     page.wait_for_function(
@@ -53,6 +53,17 @@ def test_a_part_of_the_film_is_painted_again_and_undone(visit):
         page.mouse.down()
         page.mouse.move(box["x"] + 0.97 * box["width"], box["y"] + (y + 0.1) * box["height"])
         page.mouse.up()
+    page.wait_for_function(f"() => !{again}.disabled")
+    page.locator("[data-film=wipe]").click()
+    page.wait_for_function(f"() => {again}.disabled")
+    # The same by keys: the brush begins in the middle of the picture and goes to its right rim.
+    page.locator(".player .brush").focus()
+    for _ in range(9):
+        page.keyboard.press("Shift+ArrowRight")
+    page.keyboard.press(" ")
+    for _ in range(5):
+        page.keyboard.press("Shift+ArrowDown")
+    page.keyboard.press(" ")
     page.wait_for_function(f"() => !{again}.disabled")
     shot(page, "brush")
     page.locator("[data-film=brushed][data-kind=again]").click()

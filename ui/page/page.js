@@ -118,9 +118,21 @@
       for (const [u, v] of [stroke[0], ...stroke]) pen.lineTo(x + u * w, y + v * h);
       pen.stroke();
     }
+    if (film.pen && document.activeElement === canvas) { // where the keys have taken the brush
+      pen.beginPath();
+      pen.arc(x + film.pen[0] * w, y + film.pen[1] * h, Math.max(3, breadth() * w / 2), 0, 2 * Math.PI);
+      [pen.lineWidth, pen.strokeStyle] = [2, film.line ? '#ff3fb4' : '#fff'];
+      pen.stroke();
+    }
     for (const button of film.root.querySelectorAll('[data-film=brushed]')) button.disabled = film.strokes.length === 0;
   };
-  const wipe = () => { if (film.strokes.length) { film.strokes = []; ink(); } };
+  const wipe = () => { film.line = null; if (film.strokes.length) { film.strokes = []; ink(); } };
+  const steer = (dx, dy, begin) => { // the brush by keys: `begin` starts a stroke, or ends it
+    film.pen = [film.pen?.[0] ?? 0.5, film.pen?.[1] ?? 0.5].map((part, i) => Math.round(1e4 * Math.max(0, Math.min(1, part + [dx, dy][i]))) / 1e4);
+    if (begin) { film.line = film.line ? null : []; if (film.line) film.strokes.push(film.line); }
+    film.line?.push(film.pen);
+    ink();
+  };
   let drawing = null; // the stroke that a pointer is at
   const dab = (event) => {
     const { x, y, w, h, box } = inner();
@@ -141,7 +153,8 @@
       rest();
       const on = film.root.toggleAttribute('data-brush');
       button.setAttribute('aria-pressed', on);
-      film.strokes = [];
+      [film.strokes, film.line] = [[], null];
+      if (on) film.root.querySelector('.brush').focus();
       ink();
     },
     brushed: (button) => send('brushed', { kind: button.dataset.kind, clip: film.root.dataset.clip, frame: film.at, width: breadth(), strokes: film.strokes }),
@@ -186,6 +199,11 @@
     if (target?.matches?.('.pixels') && (arrows[event.key] || event.key === 'Enter')) {
       const [dx, dy] = arrows[event.key] ?? [0, 0], step = event.shiftKey ? 0.05 : 0.01;
       send('pixel', { ...target.dataset, x: +(target.dataset.px ?? 0.5) + dx * step, y: +(target.dataset.py ?? 0.5) + dy * step });
+      return event.preventDefault();
+    }
+    if (target?.matches?.('.brush') && (arrows[event.key] || event.key === ' ')) {
+      const step = event.shiftKey ? 0.05 : 0.01;
+      steer(...(arrows[event.key] ?? [0, 0]).map((part) => part * step), event.key === ' ');
       return event.preventDefault();
     }
     if (event.ctrlKey || event.metaKey) {

@@ -25,6 +25,7 @@ from worldstereo.depth._learned import (
     forget,
     learned_estimator,
     model_folder,
+    relative_depth,
     use,
 )
 from worldstereo.depth._measured import confirmed
@@ -54,6 +55,7 @@ __all__ = [
     "learned_estimator",
     "model_folder",
     "register",
+    "relative_depth",
     "sky_mask",
     "unregister",
     "use",

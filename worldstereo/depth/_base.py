@@ -11,6 +11,9 @@ from worldstereo.cameras import Cameras
 
 DEFAULT_FOV = math.radians(60.0)  # of the long side, where nothing says better
 
+OUTLIERS = 0.02
+"""Share of the known pixels that may contradict any fit: sky beside a surface, a misplaced edge."""
+
 
 class DepthEstimate(NamedTuple):
     """What an estimator makes of one picture."""
@@ -51,8 +54,9 @@ def align(
     """`depth` with scale and shift of its inverse fitted to a reference, robust to outliers.
 
     Minimises |a / depth + b - 1 / reference| over the pixels of `mask` with known depth on both
-    sides, by reweighted least squares. When the fit would turn depth inside out, or fewer than 16
-    pixels are known, only the median scale is used; without any pixel, depth is returned as it is.
+    sides, by reweighted least squares. When the fit would turn depth inside out, or push more than
+    an outlier's share of what is known past infinity, or fewer than 16 pixels are known, only the
+    median scale is used; without any pixel, depth is returned as it is.
 
     Source: Ranftl et al., Towards robust monocular depth estimation, TPAMI 2022, section 5.
     """
@@ -77,7 +81,8 @@ def align(
         error = (a * x + b - y).abs()
         weight = 1 / error.clamp_min(float(error.median()) * 0.5 + 1e-9)
     inverse = torch.where(depth > 0, a / depth + b, 0.0)
-    if a <= 0 or float(inverse[known].min()) <= 0:
+    if a <= 0 or float((inverse[known] <= 0).double().mean()) > OUTLIERS:
         return scale_only
-    floor = float(y.min()) * 0.1  # a far pixel that the shift pushes past infinity stays far
+    # A pixel that the shift pushes past infinity is far: ten times the farthest that is no outlier.
+    floor = float(y.kthvalue(1 + int(OUTLIERS * (len(y) - 1))).values) * 0.1
     return torch.where(depth > 0, inverse.clamp_min(floor).reciprocal(), 0.0).to(depth)

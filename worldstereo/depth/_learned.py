@@ -106,15 +106,20 @@ class TransformersDepth:
             if given is None:
                 cameras = default_camera(W, H, 2 * math.atan(max(H, W) / 2 / focal))
             raw = 1 / (raw * W / float(cameras.K[0, 0])).clamp(1e-4, 1e4)
-        if self.metric:
-            depth = raw.clamp_min(1e-3)
-        else:  # relative inverse depth: its zero is at infinity, its scale unknown
-            inverse = raw - raw.amin()
-            inverse = inverse / inverse.amax().clamp_min(1e-12)
-            depth = 1.5 / (0.05 + 0.95 * inverse)
-        depth = clean_edges(depth, color)
+        depth = (
+            clean_edges(raw.clamp_min(1e-3), color) if self.metric else relative_depth(raw, color)
+        )
         confidence = torch.full_like(depth, 0.6 if self.metric else 0.4)
         return DepthEstimate(depth, confidence, not self.metric, cameras)
+
+
+def relative_depth(
+    inverse: Float[Tensor, "1 H W"], color: Float[Tensor, "3 H W"]
+) -> Float[Tensor, "1 H W"]:
+    """Depth from inverse depth of unknown scale and shift, from 1.5 to 30 units, edges kept."""
+    inverse = inverse - inverse.amin()
+    inverse = inverse / inverse.amax().clamp_min(1e-12)
+    return clean_edges(1.5 / (0.05 + 0.95 * inverse), color)
 
 
 class RecordedDepth:

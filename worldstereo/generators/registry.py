@@ -14,6 +14,8 @@ from pathlib import Path
 
 from worldstereo._core.lazy import loaded
 from worldstereo.generators.base import Generator, GeneratorLimits, MemoryModeFit, SamplerConfig
+from worldstereo.scene import Scene
+from worldstereo.trajectory import Trajectory
 
 GROUP = "worldstereo.generators"
 log = logging.getLogger(__name__)
@@ -62,6 +64,10 @@ class GeneratorChoice:
     modes: Callable[[int, int, int, SamplerConfig], Sequence[MemoryModeFit]] | None = None
     """The preflight of a clip (frames, width, height, sampler): ways to hold the weights, and
     which of them fit. None where there is one way only."""
+    adds: str = "Generates the {share} of this path that no memory knows"
+    """What it would add to a path, with the share of it that is unknown."""
+    keyframes: Callable[[Scene, Trajectory], int] | None = None
+    """About how many pictures of a path are made for all of its views; quick. None: every view."""
 
 
 Choose = Callable[[GeneratorSettings], GeneratorChoice]

@@ -81,4 +81,5 @@ def choose(settings: GeneratorSettings) -> GeneratorChoice:
         "Copies what both memories know and fills the rest from its surroundings. "
         "No weights, any CPU."
     )
-    return GeneratorChoice("warp", "Warp", about, WarpGenerator.limits, WarpGenerator)
+    adds = "Continues surroundings smoothly into the {share} of this path that no memory knows"
+    return GeneratorChoice("warp", "Warp", about, WarpGenerator.limits, WarpGenerator, adds=adds)

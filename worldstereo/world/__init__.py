@@ -11,7 +11,6 @@ from worldstereo.world._coverage import (
     front_at,
     next_best_views,
     propose_path,
-    reach_along,
     unknown,
     unknown_along,
 )
@@ -62,7 +61,6 @@ __all__ = [
     "start",
     "takes",
     "trim",
-    "reach_along",
     "unknown",
     "unknown_along",
 ]

@@ -32,6 +32,8 @@ NOTHING = "Nothing generated yet. Press G."
 REMEMBER = {"Each view": "per_frame", "After the clip": "per_step", "Not yet: a take": "manual"}
 FRONTS = {"Where most is missing": "coverage", "Where I look": "here"}
 MAX_KEYFRAMES = 24
+WHOLE = 0.005
+"""Share of a path that is unknown below which there is nothing to add."""
 READING = "Reading what the checkpoint would take …"
 
 
@@ -44,13 +46,24 @@ class GenerateForm:
     options: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Unknown:
+    """What no memory knows along a path."""
+
+    path: Trajectory
+    share: float
+    """Of its pictures, in [0, 1]."""
+    pictures: dict[str, int]
+    """By generator, how many pictures it would make of it; filled when asked for."""
+
+
 class GenerateTab(Part):
     def __init__(
         self, core: Core, action: Action, follow: Follow, clip: ClipControls, path: PathTab
     ) -> None:
         self.core, self.action, self.follow = core, action, follow
         self.clip, self.path = clip, path
-        self._shares: WeakKeyDictionary[Scene, tuple[Trajectory, float]] = WeakKeyDictionary()
+        self._shares: WeakKeyDictionary[Scene, Unknown] = WeakKeyDictionary()
 
     def build(self) -> None:
         register, clip = self.core.register, self.clip
@@ -384,25 +397,48 @@ class GenerateTab(Part):
 
     def _about(self, name: str, session: Session | None = None) -> str:
         """What each generator would add here, in the order in which they are offered."""
-        share = None if session is None else self._unknown(session)
-        unknown = None if share is None else f"{100 * share:.0f} %"
+        unknown = None if session is None else self._unknown(session)
+        rows = []
+        for choice in self.core.sessions.generators.values():
+            adds = ""
+            if session is not None and unknown is not None and not choice.why_not:
+                adds = self._adds(session, choice, unknown)
+            rows.append((choice, adds))
         return html.render(
             "generate.html",
             "about",
             name=name,
-            choices=list(self.core.sessions.generators.values()),
-            unknown=unknown,
+            rows=rows,
+            known=unknown is not None and unknown.share < WHOLE,
         )
 
-    def _unknown(self, session: Session) -> float | None:
-        """Share of the planned path that is unknown; drawn again only for another scene or path."""
+    def _adds(self, session: Session, choice: GeneratorChoice, unknown: "Unknown") -> str:
+        """One line: how much of the path it would make, in how many pictures, and how long."""
+        path = session.planned.path
+        if path is None or unknown.share < WHOLE:
+            return ""
+        line = choice.adds.format(share=f"{100 * unknown.share:.0f} %")
+        if choice.keyframes is not None:
+            if choice.name not in unknown.pictures:
+                unknown.pictures[choice.name] = choice.keyframes(session.world.scene, path)
+            count = unknown.pictures[choice.name]
+            line += f"; about {count} {html.plural('picture', count)}"
+        seconds = None
+        # A checkpoint that is not chosen is not read for this.
+        if choice.modes is None or choice.name == session.generator:
+            cameras = path.cameras
+            seconds = session.estimate(choice.name, len(path), cameras.width, cameras.height)
+        return line if seconds is None else f"{line}, {html.duration(seconds)} on this machine"
+
+    def _unknown(self, session: Session) -> "Unknown | None":
+        """What is unknown along the planned path; drawn again only for another scene or path."""
         scene, path = session.world.scene, session.planned.path
         if path is None or not len(scene.cloud):
             return None
         kept = self._shares.get(scene)
-        if kept is None or kept[0] is not path:
-            kept = self._shares[scene] = (path, unknown_along(scene, path))
-        return kept[1]
+        if kept is None or kept.path is not path:
+            kept = self._shares[scene] = Unknown(path, unknown_along(scene, path), {})
+        return kept
 
     def _missing(self, session: Session) -> str:
         """What a full turn would take, before it is begun."""

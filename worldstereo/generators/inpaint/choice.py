@@ -10,6 +10,8 @@ from worldstereo.generators.inpaint.generator import (
     InpaintOptions,
     generator_limits,
 )
+from worldstereo.generators.inpaint.keyframes import choose as cover
+from worldstereo.generators.inpaint.keyframes import some_of
 from worldstereo.generators.inpaint.painters import limits_of, painter_named, painter_names
 from worldstereo.generators.inpaint.pipelines import (
     INDEX,
@@ -18,7 +20,10 @@ from worldstereo.generators.inpaint.pipelines import (
     model_of_environment,
 )
 from worldstereo.generators.registry import GeneratorChoice, GeneratorSettings
+from worldstereo.guide import Guide
 from worldstereo.progress import OnStep
+from worldstereo.scene import Scene
+from worldstereo.trajectory import Trajectory
 
 DEFAULT = "telea"
 LABEL = "Inpaint"
@@ -38,7 +43,9 @@ def choose(settings: GeneratorSettings) -> GeneratorChoice:
             f"(--painter FOLDER) would invent detail; this one continues the surroundings."
         )
         limits = generator_limits(limits_of(painter))
-        return GeneratorChoice("inpaint", LABEL, about, limits, simple)
+        return GeneratorChoice(
+            "inpaint", LABEL, about, limits, simple, adds=ADDS, keyframes=about_how_many
+        )
     try:
         model = DiffusersPainter(find_model(name), settings.device)
     except (WorldStereoError, ValueError) as error:
@@ -57,10 +64,20 @@ def choose(settings: GeneratorSettings) -> GeneratorChoice:
         return [model.survey.fit(count, steps, sampler.guidance > 1, model.device)]
 
     about = f"{ABOUT} {model.survey.kind}, on {model.device.type}."
-    return GeneratorChoice("inpaint", LABEL, about, generator_limits(model.limits), make, "", modes)
+    limits = generator_limits(model.limits)
+    return GeneratorChoice(
+        "inpaint", LABEL, about, limits, make, "", modes, adds=ADDS, keyframes=about_how_many
+    )
 
 
+ADDS = "Paints the {share} of this path that no memory knows"
 ABOUT = "Paints unseen areas at a few keyframes with an inpainting model and remembers them."
+
+
+def about_how_many(scene: Scene, path: Trajectory) -> int:
+    """Keyframes that would be painted for a path, judged by some of its cameras and the cloud."""
+    guide = Guide(scene, some_of(path), "cloud")
+    return len(cover(list(guide), limit=InpaintOptions().keyframes))
 
 
 def wanted(settings: GeneratorSettings) -> str:

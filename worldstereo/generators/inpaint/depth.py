@@ -1,8 +1,9 @@
 """Depth of what was painted: walls go on, a learned model says more, seen space stays free.
 
-The guide's fill continues planes and the background into holes. A learned depth of the painted
-picture replaces it where it agrees with what is known around. Then every painted surface is pushed
-along its ray out of the space that a given view looked through.
+The guide's fill continues planes and the background into holes; a backdrop, which has no distance,
+is continued by a painted sky alone. A learned depth of the painted picture replaces the fill where
+it agrees with what is known around. Then every painted surface is pushed along its ray out of the
+space that a given view looked through.
 """
 
 from collections.abc import Sequence
@@ -15,11 +16,22 @@ from torch.nn import functional
 
 from worldstereo.cameras import Cameras
 from worldstereo.depth import DepthEstimator, LayoutDepth, align, sky_mask
+from worldstereo.memory.stereo.dense import continued
 from worldstereo.scene import DepthKind, View
-from worldstereo.views.fusion import FREE, harmonic_fill
+from worldstereo.views.fusion import (
+    FREE,
+    INFINITY,
+    background_trust,
+    harmonic_fill,
+    invert,
+    pose_of,
+    view_arrays,
+)
 
 TRUSTED = 0.08
 """Median relative error on the known part up to which a learned depth is used."""
+OUTLIER = 3.0
+"""Times its usual error from which on a learned depth means another surface than what is known."""
 PUSH, PUSHES = 1.04, 60
 """How a surface leaves seen space: this factor, so many times; beyond that it has no depth."""
 FAR = 4.0
@@ -35,6 +47,8 @@ def painted_depth(
     camera: Cameras,
     views: Sequence[View],
     estimator: DepthEstimator | None = None,
+    unit: float = 1.0,
+    confidence: Float[Tensor, "1 H W"] | None = None,
 ) -> Float[Tensor, "1 H W"]:
     """Depth of the hole's pixels, the rest as given.
 
@@ -43,31 +57,71 @@ def painted_depth(
         depth: known, and filled in the hole.
         known: where the depth is known rather than filled.
         estimator: a learned one; a layout guess is not asked.
+        unit: u in scene units.
+        confidence: of the known depth; a learned depth is fitted to the surer half.
     """
+    # A picture without distance, as of sky or of what a sensor could not reach, is no neighbour.
+    near = known & (depth > 0) & (depth < unit / (2 * INFINITY))
+    backdrop = bool((known & (depth > 0) & ~near).any())
+    if not bool(near.any()):
+        near, backdrop = known & (depth > 0), False
+    planes = _planes(depth, near, camera, views, unit)
     out = depth
-    learned = _learned(color, depth, known, camera, estimator)
+    if backdrop:  # the guide's fill was drawn to it
+        out = torch.where(
+            hole, torch.where(planes > 0, planes, _continued_background(depth, near, unit)), depth
+        )
+    learned = (
+        None if estimator is None else _learned(color, depth, near, confidence, camera, estimator)
+    )
     if learned is not None:
-        out = torch.where(hole, learned, out)
+        guess, error = learned
+        # A plane is exact: where the model means it, its own error need not be added.
+        meant = (planes > 0) & ((guess / planes.clamp_min(1e-9)).log().abs() < OUTLIER * error)
+        out = torch.where(hole, torch.where(meant, planes, guess), out)
     out = _sky(color, out, known, hole)
     return out_of_free_space(out, hole, camera, views)
 
 
+def _planes(
+    depth: Tensor, near: Tensor, camera: Cameras, views: Sequence[View], unit: float
+) -> Tensor:
+    """(1, H, W): planes of what is known where they go on into the unknown, 0 elsewhere."""
+    given = [view_arrays(view, unit) for view in views if view.step == 0]
+    d = depth[0].cpu().numpy().astype(np.float32) / np.float32(unit)
+    found = continued(d, near[0].cpu().numpy(), pose_of(camera, unit), given)
+    return torch.from_numpy(found * np.float32(unit))[None].to(depth)
+
+
+def _continued_background(depth: Tensor, near: Tensor, unit: float) -> Tensor:
+    """(1, H, W): the background side of what is known, continued harmonically."""
+    at = near[0].cpu().numpy()
+    d = invert(np.where(at, depth[0].cpu().numpy() / unit, 0).astype(np.float32))
+    interpolant = invert(harmonic_fill(d, at, trust=background_trust(d, at)))
+    return torch.from_numpy(interpolant * np.float32(unit))[None].to(depth)
+
+
 def _learned(
-    color: Tensor, depth: Tensor, known: Tensor, camera: Cameras, estimator: DepthEstimator | None
-) -> Tensor | None:
-    """A learned depth at the scale of what is known, met at the rim; None where it does not fit."""
-    seen = known & (depth > 0)
-    if estimator is None or isinstance(estimator, LayoutDepth) or int(seen.sum()) < 64:
+    color: Tensor, depth: Tensor, seen: Tensor, confidence: Tensor | None, camera: Cameras,
+    estimator: DepthEstimator,
+) -> tuple[Tensor, float] | None:  # fmt: skip
+    """A learned depth at the scale of what is known, met at the rim, and its usual relative error
+    there; None where it does not fit."""
+    sure = seen
+    if confidence is not None and bool(seen.any()):
+        sure = seen & (confidence >= confidence[seen].median())
+    if isinstance(estimator, LayoutDepth) or int(sure.sum()) < 64:
         return None
-    guess = align(estimator(color, camera).depth, depth, seen)
-    error = (guess / depth.clamp_min(1e-9) - 1).abs()[seen]
-    if float(error.median()) > TRUSTED:
+    guess = align(estimator(color, camera).depth, depth, sure)
+    ratio = torch.where(seen, (depth / guess.clamp_min(1e-9)).log(), 0.0)
+    usual = float(ratio[sure].abs().median())
+    if usual > TRUSTED:
         return None
-    ratio = torch.where(seen, (depth / guess.clamp_min(1e-9)).clamp(0.5, 2).log(), 0.0)
-    interpolant = harmonic_fill(
-        ratio[0].cpu().numpy().astype(np.float32), seen[0].cpu().numpy(), sweeps=15
-    )
-    return guess * torch.from_numpy(interpolant)[None].to(guess).exp()
+    # An edge beside its place, or a surface seen twice, says nothing about what lies in the hole.
+    firm = seen & (ratio.abs() < OUTLIER * usual)
+    values = ratio[0].cpu().numpy().astype(np.float32)
+    interpolant = harmonic_fill(values, firm[0].cpu().numpy(), sweeps=15)
+    return guess * torch.from_numpy(interpolant)[None].to(guess).exp(), usual
 
 
 def _sky(color: Tensor, depth: Tensor, known: Tensor, hole: Tensor) -> Tensor:

@@ -181,7 +181,7 @@ class InpaintGenerator:
         inside = torch.from_numpy(hole)[None]
         depth = painted_depth(
             picture, shown.depth, shown.mask & ~made_of(shown), inside, shown.camera,
-            request.views, self._estimator or best_estimator(),
+            request.views, self._estimator or best_estimator(), request.unit, shown.confidence,
         )  # fmt: skip
         # Only what was unknown enters the memories; a surface of an earlier step does not again.
         old = torch.where(shown.origin == int(Origin.INVENTED), int(Origin.GLOBAL), shown.origin)

@@ -13,7 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from worldstereo.cameras import Cameras
 from worldstereo.guide import GuideFrame
+from worldstereo.trajectory import Trajectory
 
 SIDE = 240
 """Pixels along the longer side at which the cover is judged: points are drawn 3 pixels wide, so
@@ -22,8 +24,8 @@ THIN = 2
 """Of the unknown pixels there, every so many in both directions are points of the cover."""
 CONTEXT = 0.3
 """Share of a keyframe that should be known."""
-GAIN = 0.002
-"""Least that a further keyframe must add, as a share of all the path's pixels."""
+GAIN = 0.01
+"""Least that a further keyframe must add to all of the path, as a share of one picture."""
 OCCLUDED = 0.1
 """Relative depth by which something known must lie before a point to hide it."""
 
@@ -43,6 +45,13 @@ def small_size(width: int, height: int) -> tuple[int, int]:
     """(width, height) at which `choose` wants its frames."""
     scale = min(1.0, SIDE / max(width, height))
     return max(8, round(width * scale)), max(8, round(height * scale))
+
+
+def some_of(path: Trajectory, count: int = 6) -> Trajectory:
+    """At most so many cameras of a path, evenly chosen, at the size that `choose` wants."""
+    few = np.unique(np.linspace(0, len(path) - 1, min(count, len(path))).astype(int))
+    cameras = Cameras.stack([path.cameras[i] for i in few.tolist()])
+    return Trajectory(cameras, path.name).scaled(*small_size(cameras.width, cameras.height))
 
 
 def choose(
@@ -73,7 +82,7 @@ def choose(
         own = np.bincount(owner[~left], minlength=len(frames)) / size
         context = known + own
         gain[[key.index for key in chosen]] = 0
-        useful = gain >= GAIN
+        useful = gain * len(frames) >= GAIN
         if not useful.any():
             break
         ready = useful & (context >= CONTEXT)

@@ -28,6 +28,7 @@ from worldstereo.views.fusion._view_arrays import (
 __all__ = [
     "AGREE",
     "CACHE",
+    "INFINITY",
     "WIDE",
     "Pose",
     "ViewArrays",
@@ -50,6 +51,9 @@ __all__ = [
 
 REFERENCE_DEPTH = 1.9
 """How many metres one u was in the captures the constants below were measured on."""
+
+INFINITY = 0.01 * REFERENCE_DEPTH
+"""Disparity in 1/u of what lies beyond all parallax: a backdrop, not a surface."""
 
 RADIAN = 0.3 / REFERENCE_DEPTH
 """Distance in u that counts like one radian when poses are compared."""

@@ -11,7 +11,7 @@ import numpy as np
 
 from worldstereo.scene import KIND_CONFIDENCE, DepthKind
 from worldstereo.views.fusion import (
-    REFERENCE_DEPTH,
+    INFINITY,
     ViewArrays,
     background_trust,
     clean_disparity,
@@ -24,7 +24,6 @@ from worldstereo.views.fusion import (
     unproject,
 )
 
-INFINITY = 0.01 * REFERENCE_DEPTH  # disparity in 1/u of what lies beyond all parallax
 CONTRADICT = 0.04
 REGION = 0.003  # share of the image from which on a hole is judged by the pictures
 TESTED = 400  # samples on which a judgement must rest

@@ -39,6 +39,7 @@ __all__ = [
     "SynthesisOptions",
     "ViewIndex",
     "choose_views",
+    "continued",
     "explain",
     "synthesize",
     "weights_map",
