@@ -24,13 +24,13 @@ from PIL import Image
 
 from bench.views_sets import image_of, picture, psnr, seen_mask, ssim
 from worldstereo import Capture, View, WarpGenerator, World, read
-from worldstereo.cameras import Cameras
 from worldstereo.depth import LayoutDepth, RecordedDepth
 from worldstereo.errors import InputRefused
-from worldstereo.inputs import photo
+from worldstereo.inputs import photo, upright
 from worldstereo.inputs.limits import LOCAL
 from worldstereo.memory.stereo import dense as synthesis
 from worldstereo.progress import OnStep, ignore
+from worldstereo.scene import Scene
 from worldstereo.views import intake
 from worldstereo.views.fusion import make_view_arrays
 from worldstereo.world import start
@@ -126,7 +126,8 @@ def scored(capture: Capture, truth: np.ndarray, focal: float, row: dict) -> None
 
 def poses(root: Path, name: str) -> dict:
     base, _, how = name.partition("/")
-    truth, row = Truth(root, base), {"set": name}
+    truth = Truth(root, base)
+    row: dict = {"set": name}
     chosen = list(range(len(truth.files)))
     if how == "ends":
         chosen = [chosen[0], chosen[-1]]
@@ -305,7 +306,8 @@ def large(root: Path) -> dict:
 
 def views(root: Path, name: str) -> dict:
     """Every 8th photo from the 4th predicted from the rest: poses as given, poses as found."""
-    truth, row = Truth(root, name), {"set": name}
+    truth = Truth(root, name)
+    row: dict = {"set": name}
     with tempfile.TemporaryDirectory() as room:
         bare = read(given(truth.files, Path(room) / name))
     posed = read(truth.files[0].parents[1])
@@ -336,7 +338,9 @@ def views(root: Path, name: str) -> dict:
 def single(root: Path, name: str, frames: int) -> dict:
     """Held-out views from one photo: with its depth as a recorded map, and with the layout.
 
-    The layout has a scale of its own; it gets the best one, the median ratio to the true depth.
+    The layout stands on its picture's own up, or on the one that straight lines in the photo show,
+    as a photo is read. It has a scale of its own; it gets the best one, the median ratio to the
+    true depth.
     """
     capture = read(root / "rgbd" / name)
     n, rows = len(capture.views), []
@@ -349,14 +353,20 @@ def single(root: Path, name: str, frames: int) -> dict:
                 + 2 * (v.given.c2w[:3, :3] - view.given.c2w[:3, :3]).norm()
             ),
         )[: min(4, n - 1)]
+        found = upright.one(view)
+        up = None if found.guessed else view.given.c2w[:3, :3] @ torch.from_numpy(found.up).float()
+        worlds = {
+            "depth": of_one(view, RecordedDepth(view.depth)),
+            "held level": of_one(view, LayoutDepth()),
+            "layout": of_one(view, LayoutDepth(up=up)),
+        }
         for target in others:
             seen = seen_mask([make_view_arrays(view)], make_view_arrays(target), None)
             row = {}
-            for label, estimator in (
-                ("depth", RecordedDepth(view.depth)),
-                ("layout", LayoutDepth(up=capture.up)),
-            ):
-                image = from_one(view, target, estimator)
+            for label, scene in worlds.items():
+                image = image_of(
+                    synthesis.synthesize(target.given, list(scene.views), unit=scene.unit)
+                )
                 truth = picture(target)
                 row |= {
                     f"{label} whole": psnr(image, truth),
@@ -369,20 +379,16 @@ def single(root: Path, name: str, frames: int) -> dict:
     }
 
 
-def from_one(view: View, target: View, estimator: Callable) -> np.ndarray:
-    """The target's picture, from a world of one photo."""
+def of_one(view: View, estimator: Callable) -> Scene:
+    """The world of one photo, at the scale of its true depth."""
     pixels = view.color_u8.permute(1, 2, 0).numpy()
     guess, _ = photo.guessed(pixels, view.given, "photo", estimator)
     both = (guess.depth > 0) & (view.depth > 0)
     scale = float((view.depth[both] / guess.depth[both]).median())
     guess = replace(guess, depth=guess.depth * scale, cameras=view.given, given=view.given)
-    capture = Capture("photo", "photo", (guess,), up=torch.tensor([0.0, -1.0, 0.0]))
     world = World(WarpGenerator())
-    start(world, capture)
-    scene = world.scene
-    camera: Cameras = target.given
-    result = synthesis.synthesize(camera, list(scene.views), unit=scene.unit)
-    return image_of(result)
+    start(world, Capture("photo", "photo", (guess,), up=torch.tensor([0.0, -1.0, 0.0])))
+    return world.scene
 
 
 def main() -> None:

@@ -15,9 +15,11 @@ from PIL import Image
 
 from tests import textured_room as room
 from worldstereo import inputs
+from worldstereo.depth import LayoutDepth
 from worldstereo.errors import Cancelled, InputRefused
-from worldstereo.inputs import sfm, unposed, upright, video
-from worldstereo.inputs.limits import LOCAL, Limits
+from worldstereo.inputs import photo, sfm, unposed, upright, video
+from worldstereo.inputs.assemble import shrunk
+from worldstereo.inputs.limits import LOCAL, SPACE, Limits
 from worldstereo.inputs.sandbox import kept
 from worldstereo.inputs.sandbox.worker import ImportWorker
 from worldstereo.inputs.task import Apart, Task
@@ -98,6 +100,53 @@ def test_two_photos_with_a_lens_that_lies(
     found = np.array([view.cameras.c2w.double().numpy() for view in capture.views])
     assert errors(found, np.array(poses))[0] < 0.5
     assert "focal length" in " ".join(capture.notices)
+
+
+def test_photos_are_placed_within_the_limits_of_a_server(tmp_path: Path, photos: list[np.ndarray]):
+    """Its import process may add 2 GB of address space: less than the largest file here."""
+    capture = inputs.read(folder_of(tmp_path / "public", photos[:3]), limits=SPACE)
+    assert capture.kind == "photos" and len(capture.views) == 3
+
+
+@pytest.mark.parametrize("down", [0.0, 0.4])
+def test_one_photo_stands_upright_on_its_own_lines(down: float):
+    """A camera that looks down: up is where the lines on the walls point, and said; the
+    ground of its layout lies across it."""
+    eye = np.array([0.0, -1.0, 1.5])
+    c2w = room.looking(eye, eye + [0.3, 1.0, -down])
+    data = cv2.imencode(".png", room.photo(c2w, W, H, FOCAL)[..., ::-1])[1].tobytes()
+    capture = photo.read_photo("room.png", data, LOCAL, LayoutDepth())
+    assert capture.up is not None
+    up = capture.up.double().numpy()
+    assert np.degrees(np.arccos(up @ c2w[:3, :3].T @ room.UP)) < 2  # its focal length is assumed
+    assert ("tilted" in " ".join(capture.notices)) == (down > 0)
+    view = capture.views[0]
+    points = view.cameras.unproject(view.cameras.pixel_grid(), view.depth.flatten())
+    below = -(points.double().numpy() @ up)
+    # The ground is smoothed over what stands on it; held level, it would sink to 4 units and more.
+    assert below.max() == pytest.approx(1.5, abs=0.2)
+
+
+def test_one_photo_without_lines_keeps_its_own_up():
+    grain = np.random.default_rng(0).integers(90, 160, (H, W, 3)).astype(np.uint8)
+    data = cv2.imencode(".png", cv2.GaussianBlur(grain, (0, 0), 3))[1].tobytes()
+    capture = photo.read_photo("grain.png", data, LOCAL, LayoutDepth())
+    assert capture.up is not None and capture.up.tolist() == [0, -1, 0]
+    assert "tilted" not in " ".join(capture.notices)
+
+
+@pytest.mark.parametrize(("width", "smaller"), [(1368, 1280), (988, 960), (1936, 960)])
+def test_a_smaller_picture_shows_everything_where_it_was(width: int, smaller: int):
+    """A sine, scaled down, against the same sine drawn at the smaller size."""
+
+    def wave(n: int) -> np.ndarray:
+        return 128 + 100 * np.sin((np.arange(n) + 0.5) * (2 * np.pi * 60 / n))
+
+    given = np.tile(wave(width)[None, :, None], (8, 1, 3)).round().astype(np.uint8)
+    got = shrunk(given, smaller, 8)[4, :, 0].astype(float)
+    steepest = 100 * 2 * np.pi * 60 / smaller  # grey levels a pixel
+    inner = slice(8, -8)  # there is nothing to average beyond the border
+    assert np.abs(got - wave(smaller))[inner].max() / steepest < 0.08  # pixels
 
 
 def solved(tmp_path: Path, pictures: list[np.ndarray], **options) -> sfm.Structure:

@@ -35,6 +35,10 @@ class LayoutDepth:
             raise ValueError(f"reach must be above height and both above 0, got {reach}, {height}.")
         self.height, self.reach, self.up = height, reach, up
 
+    def on(self, up: Float[Tensor, "3"]) -> "LayoutDepth":
+        """The same for a picture whose up in the world is known."""
+        return LayoutDepth(height=self.height, reach=self.reach, up=up)
+
     def __call__(
         self, color: Float[Tensor, "3 H W"], cameras: Cameras | None = None
     ) -> DepthEstimate:

@@ -309,7 +309,7 @@ def read_regular(path: Path, name: str, limits: Limits) -> bytes:
                 f"{size_text(status.st_size)} is too large",
                 f"At most {size_text(limits.file_bytes)} is accepted",
             )
-        return file.read(limits.file_bytes + 1)
+        return file.read(status.st_size)  # `read` allocates what it is asked for, not what is there
 
 
 def _without_waiting(path: str, flags: int) -> int:

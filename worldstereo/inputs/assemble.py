@@ -367,11 +367,15 @@ def fitted(width: int, height: int, side: int) -> tuple[int, int]:
 
 
 def shrunk(pixels: np.ndarray, width: int, height: int) -> np.ndarray:
-    """Colours averaged over what one smaller pixel covers."""
+    """A smaller picture, low-pass filtered, with everything where it was.
+
+    A box filter averages whole pixels only: at sizes that do not divide evenly it moves what is
+    seen by up to half a pixel, which poses and depth then measure.
+    """
     from PIL import Image
 
     picture = Image.fromarray(pixels)
-    return np.array(picture.resize((width, height), Image.Resampling.BOX), dtype=np.uint8)
+    return np.array(picture.resize((width, height), Image.Resampling.BICUBIC), dtype=np.uint8)
 
 
 def nearest(depth: np.ndarray, width: int, height: int) -> np.ndarray:

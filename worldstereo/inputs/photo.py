@@ -14,7 +14,7 @@ from worldstereo.depth import (
     best_estimator,
     default_camera,
 )
-from worldstereo.inputs import images
+from worldstereo.inputs import images, upright
 from worldstereo.inputs.assemble import fitted, shrunk, with_depth
 from worldstereo.inputs.capture import title
 from worldstereo.inputs.limits import Limits, shown
@@ -41,6 +41,15 @@ def read_photo(
         camera = default_camera(width, height, 2 * math.atan(18.0 / photo.focal_35mm))
     estimator = estimator or best_estimator()
     view, rough = guessed(pixels, camera, name, estimator)
+    sky = upright.one(view)
+    up = torch.tensor([0.0, -1.0, 0.0]) if sky.up is None else torch.from_numpy(sky.up).float()
+    if sky.up is not None and isinstance(estimator, LayoutDepth) and estimator.up is None:
+        # The ground of the layout lies across the sky, and the camera may have looked down on it.
+        view, rough = guessed(pixels, view.cameras, name, estimator.on(up))
+    if (tilt := _tilt(sky)) >= 1:
+        notices.append(
+            f"The camera was tilted by {tilt:.0f} degrees, by the straight lines of the photo."
+        )
     if camera is None:
         fov = 2 * math.atan(max(width, height) / 2 / float(view.cameras.K[0, 0]))
         how = "measured by the depth model" if abs(fov - DEFAULT_FOV) > 1e-4 else "assumed"
@@ -55,10 +64,15 @@ def read_photo(
         name=title(name),
         kind="photo",
         views=(view,),
-        up=torch.tensor([0.0, -1.0, 0.0]),
+        up=up,
         rough_depth=rough,
         notices=(*notices, *(() if learned else (ROUGH,))),
     )
+
+
+def _tilt(sky: upright.Upright) -> float:
+    """Degrees between the picture's own up and the one that its lines show."""
+    return 0.0 if sky.up is None else math.degrees(math.acos(min(1.0, -float(sky.up[1]))))
 
 
 def guessed(

@@ -24,13 +24,15 @@ PHONE_FOCAL = 0.85
 """Focal length over the long side where nothing says better: the middle of phones, .65 to .95."""
 FEW = 20
 """Up to so many pictures, points count that are seen from two places only."""
+VERY_FEW = 4
+"""Up to so many pictures their matches barely tell the focal length from the motion: they get twice
+the features, and tags that are no lie hold it where there are few matches even so."""
 _EXHAUSTIVE = 60  # pictures whose pairs are all matched; above, those that look alike
 _ALIKE, _ROW = 20, 8  # neighbours by looks and in the row, per picture
 _VIDEO_ALIKE = 10
 _HELD = 15  # inliers from which two pictures show the same things
 _PLAIN = 300  # features a picture below which it is too plain or blurred
 _FEW_INLIERS = 100  # below it a pair alone says neither the focal length nor the motion
-_TAGS_KNOW = 4  # up to so many pictures, tags that are no lie know the focal length better
 _FLAT = (4, 5, 6)  # configurations of two views: planar, panoramic, either
 _WORDS = 64
 _SHARES = {"Finding features": 35, "Matching": 50, "Placing cameras": 15}  # of the time
@@ -130,7 +132,7 @@ def solve(
         work: an own folder. What a run that was stopped left there is used again: features and
             matches are kept under the names of the pictures.
         kind: a video is matched along its row; panoramas are equirectangular pictures.
-        features: most features of a picture.
+        features: most features of a picture; twice as many of a panorama, or of very few photos.
         seconds: after this long the model so far is taken.
 
     Raises:
@@ -140,7 +142,8 @@ def solve(
 
     pycolmap.logging.minloglevel = 3
     run = _Run(list(pictures), folder, work, kind, threads, time.monotonic() + seconds, on_step)
-    run.extract(2 * features if kind == "panoramas" else features)
+    more = kind == "panoramas" or len(pictures) <= VERY_FEW
+    run.extract(2 * features if more else features)
     pairs = run.pairs()
     run.match(pairs)
     counts = run.counts(len(pairs))
@@ -152,7 +155,7 @@ def solve(
     structure = replace(_chosen(run, counts, run.map(fixed=guess)), rough=guess)
     # Tags are whole millimetres: off by 5 %, more than many matches leave open.
     known = all(_agrees(structure, i, p) for i, p in enumerate(pictures))
-    if few and known and len(pictures) <= _TAGS_KNOW:
+    if few and known and len(pictures) <= VERY_FEW:
         return _chosen(run, counts, run.map(fixed=True))
     return structure
 

@@ -27,6 +27,8 @@ from worldstereo.scene import Capture, LeftOut
 
 SIDE = 1280
 """Long side of what is solved, pixels."""
+FEW_SIDE = 1600
+"""The same for `sfm.VERY_FEW` photos."""
 SPHERE_SIDE = 2048
 """Columns of a panorama that is solved: a view of 90 degrees then has 650."""
 USUAL_DISTANCE = 3.0
@@ -161,10 +163,9 @@ def _need_pycolmap(name: str) -> None:
 # ---- reading -----------------------------------------------------------------------------------
 
 
-def _photos(
-    bundle: Bundle, names: Sequence[str], task: Task, side: int = SIDE
-) -> tuple[list[_Source], list[str]]:
+def _photos(bundle: Bundle, names: Sequence[str], task: Task) -> tuple[list[_Source], list[str]]:
     """Photos that can be read, copies dropped; and what was left out."""
+    side = FEW_SIDE if len(names) <= sfm.VERY_FEW else SIDE
     found: list[_Source] = []
     damaged: list[str] = []
     why: InputRefused | None = None

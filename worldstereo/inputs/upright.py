@@ -17,6 +17,7 @@ _LONG = 0.04  # of the long side: shorter segments point anywhere
 _MIN_LINES = 20  # lines below which nothing is proved
 _NEAR = math.radians(2)  # of the axis: a line that counts for it
 _CLEAR, _SOME = 3.0, 2.0  # times as many lines as would point there by chance
+_ALONE_LINES, _ALONE = 12, 4.0  # the same for one picture: it has fewer, and nothing else agrees
 _AGREE = 15.0  # degrees from the level axis within which some more lines than by chance suffice
 
 
@@ -76,6 +77,20 @@ def from_looks(poses: Sequence[np.ndarray], look: Callable[[int], Look]) -> Upri
     if lines >= max(_MIN_LINES, (_SOME if agrees else _CLEAR) * chance):
         return Upright(best, "lines", lines)
     return Upright(starts[0], "level" if level is not None else "mean", lines)
+
+
+def one(view: View) -> Upright:
+    """The direction of the sky in one picture, in its own camera's frame.
+
+    Only lines tell: one picture does not say how its camera was held. Its focal length may be a
+    guess, for lines that nearly run down the picture hardly depend on it.
+    """
+    look = _look_of(view)
+    normals = _planes(look._replace(c2w=np.eye(4)))
+    best, lines = _refined(normals, np.array([0.0, -1.0, 0.0]))
+    if lines >= max(_ALONE_LINES, _ALONE * len(normals) * math.sin(_NEAR)):
+        return Upright(best, "lines", lines)
+    return Upright(None, "none", lines)
 
 
 def _look_of(view: View) -> Look:

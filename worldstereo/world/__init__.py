@@ -11,6 +11,7 @@ from worldstereo.world._coverage import (
     front_at,
     next_best_views,
     propose_path,
+    reach_along,
     unknown,
     unknown_along,
 )
@@ -61,6 +62,7 @@ __all__ = [
     "start",
     "takes",
     "trim",
+    "reach_along",
     "unknown",
     "unknown_along",
 ]

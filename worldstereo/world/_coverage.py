@@ -214,6 +214,31 @@ def unknown_along(scene: Scene, path: Trajectory, frames: int = 6) -> float:
     return sum(shares) / len(shares)
 
 
+def reach_along(scene: Scene, path: Trajectory, samples: int = 24) -> int:
+    """How many of a path's first frames hold enough that is known to continue from.
+
+    Beyond, less than `CONTEXT` of the picture is covered by the cloud: one photo does not reach
+    there. `len(path)` where every frame that was looked at (`samples` of them, evenly) holds it.
+    """
+    points = _thinned(scene.cloud.points)
+    wide = path.cameras.width >= path.cameras.height
+    small = SMALL if wide else SMALL[::-1]
+
+    def holds(i: int) -> bool:
+        return float(_seen(points, path.cameras[i].scaled(*small))[0].mean()) >= CONTEXT
+
+    good = -1
+    for i in _evenly(len(path), samples):
+        if holds(i):
+            good = i
+            continue
+        while i - good > 1:  # between the last that holds and the first that does not
+            middle = (good + i) // 2
+            good, i = (middle, i) if holds(middle) else (good, middle)
+        return i
+    return len(path)
+
+
 def propose_path(
     scene: Scene,
     *,
