@@ -1,8 +1,10 @@
 """Surfaces from views of a room whose geometry is known, and their files read by other programs."""
 
+import errno
 import inspect
 import io
 import json
+import os
 import sys
 import zipfile
 from dataclasses import fields, replace
@@ -18,8 +20,10 @@ import trimesh
 from plyfile import PlyData
 
 from tests.conftest import room, turned_cameras
+from worldstereo import CameraTrajectory, save_trajectory
 from worldstereo.errors import Cancelled, ExportError, InputRefused, WorldStereoError
 from worldstereo.exports import export, exporters, file_name, why_not
+from worldstereo.exports import write as write_form
 from worldstereo.exports.conventions import to_file
 from worldstereo.exports.mesh import Body
 from worldstereo.exports.mesh_glb import glb
@@ -41,6 +45,7 @@ from worldstereo.reconstruction import (
     reconstruct_scene,
 )
 from worldstereo.scene import DepthKind, PointCloud, Scene, View, to_bytes
+from worldstereo.trajectory import Trajectory
 
 UP = torch.nn.functional.normalize(torch.tensor([0.2, -1.0, 0.1]), dim=0)
 
@@ -570,6 +575,9 @@ def test_wrong_arguments_are_named(scene, tmp_path):
         ({"resolution": 8}, ValueError, "resolution"),
         ({"point_cloud_density": "huge"}, ValueError, "point_cloud_density"),
         ({"texture_resolution": 5}, ValueError, "texture_resolution"),
+        ({"texture_resolution": 64.5}, TypeError, "texture_resolution"),
+        ({"resolution": "512"}, TypeError, "resolution"),
+        ({"seed": "a"}, TypeError, "seed"),
     ):
         with pytest.raises(error, match=says):
             reconstruct_scene(scene, None, None, **({"method": "mvs"} | arguments))
@@ -581,6 +589,12 @@ def test_wrong_arguments_are_named(scene, tmp_path):
         reconstruct_scene(frames * 255, turned_cameras(3, 32, 24), None, "mvs")
     with pytest.raises(ValueError, match=r"\(T, 3, H, W\)"):
         reconstruct_scene(torch.rand(3, 5, 24, 32), cameras, None, "mvs")
+    with pytest.raises(ValueError, match=r"one size, got \(4, 4, 3\) and \(5, 4, 3\) at 1"):
+        reconstruct_scene([torch.rand(4, 4, 3), torch.rand(5, 4, 3)], cameras, None, "mvs")
+    with pytest.raises(TypeError, match=r"video_path\[1\] must be a picture, got 'b'"):
+        reconstruct_scene([torch.rand(4, 4, 3), "b"], cameras, None, "mvs")
+    with pytest.raises(InputRefused, match="is a folder"):
+        reconstruct_scene(tmp_path, cameras, None, "mvs")
     mesh = Mesh.of(torch.rand(3, 3), torch.tensor([[0, 1, 2]]))
     with pytest.raises(ValueError, match="contradict"):
         export_mesh(mesh, tmp_path / "a.obj", "ply")
@@ -593,6 +607,56 @@ def test_wrong_arguments_are_named(scene, tmp_path):
     with pytest.raises(ExportError, match="no points"):
         export_point_cloud(Scene(), tmp_path / "a.ply")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_odd_but_meaningful_frames_are_taken(tmp_path):
+    """Precisions, bytes, axes order, one pose, a gradient: the same pictures, the same mesh."""
+    cameras = turned_cameras(3, 32, 24)
+    color, _ = room(cameras)
+    frames = to_bytes(color).float() / 255
+    meshes = [
+        reconstruct_scene(f, cameras, None, "mvs", 32, texture_resolution=0).mesh
+        for f in (
+            frames, frames.double(), to_bytes(color), frames.permute(0, 2, 3, 1),
+            list(frames), frames.clone().requires_grad_(),
+        )
+    ]  # fmt: skip
+    assert all(torch.equal(m.vertices, meshes[0].vertices) for m in meshes) and len(meshes[0])
+    alone = reconstruct_scene(frames[:1], cameras[0], None, "mvs", 32, texture_resolution=64)
+    assert alone.metadata["rough_depth"] and bool(alone.mesh.invented.all())
+
+
+def test_a_full_disk_leaves_nothing_half_written(scene, tmp_path, monkeypatch):
+    """The disk is full after so many bytes, wherever that is: one line, and all is as it was."""
+    result = reconstruct_scene(scene, None, None, "mvs", 32, texture_resolution=64)
+    before = tmp_path / "before.obj"
+    export_mesh(result, before)
+    told = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    write, left = os.write, [0]
+
+    def full(descriptor: int, data: memoryview) -> int:
+        if len(data) > left[0]:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        left[0] -= len(data)
+        return write(descriptor, data)
+
+    monkeypatch.setattr(os, "write", full)
+    small = turned_cameras(2, 32, 24)
+    path = CameraTrajectory.from_trajectory(Trajectory(small, "path", 24.0))
+    for room_left in (0, 300, 3_000, 30_000):
+        for work in (
+            lambda: result.save(tmp_path / "a" / "b"),
+            lambda: export_mesh(result, before, texture_resolution=32),
+            lambda: export_point_cloud(result, tmp_path / "p.xyz"),
+            lambda: write_form(scene, "html", tmp_path / "page.html"),
+        ):
+            left[0] = room_left
+            with pytest.raises(ExportError, match="No space left"):
+                work()
+    left[0] = 500  # the lens fits, the poses do not
+    with pytest.raises(ExportError, match="No space left"):
+        save_trajectory(path, tmp_path / "images.txt", "colmap")
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == told
 
 
 def test_a_bare_mesh_becomes_a_valid_glb():

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from worldstereo._core.atomic import write_atomic
+from worldstereo._core.atomic import write_together
 from worldstereo.cameras import Cameras
 from worldstereo.depth import best_estimator
 from worldstereo.errors import ExportError, InputRefused, WorldStereoError
@@ -82,8 +82,8 @@ class ReconstructedScene:
         return export_point_cloud(self, output_path, **options)
 
     def save(self, folder: str | Path) -> Path:
-        """Mesh, points, textures, cameras and metadata in a folder, made if absent; each file
-        appears whole or not at all, and `metadata.json` comes last.
+        """Mesh, points, textures, cameras and metadata in a folder, made if absent; all of it
+        appears or nothing does.
 
         Raises:
             ExportError: the folder cannot be written.
@@ -101,9 +101,9 @@ class ReconstructedScene:
             "metadata.json": as_json(self.metadata),
         }
         try:
-            (folder / "textures").mkdir(parents=True, exist_ok=True)
-            for name, content in files.items():
-                write_atomic(folder / name, content)
+            write_together(
+                {folder / name: content for name, content in files.items()}, parents=True
+            )
         except OSError as error:
             raise ExportError(f"{folder} could not be written: {error.strerror}.") from error
         return folder
@@ -207,6 +207,7 @@ def reconstruct_scene(
 
     Raises:
         ValueError: an argument outside of what it accepts, or counts of frames and cameras differ.
+        TypeError: an argument of another type.
         InputRefused: the video cannot be read.
         WorldStereoError: the frames give no depth.
         ExportError: the folder cannot be written.
@@ -214,16 +215,19 @@ def reconstruct_scene(
     """
     if method not in METHODS:
         raise ValueError(f"method must be neural, mvs or hybrid, got {method!r}.")
-    if point_cloud_density not in DENSITY:
+    if point_cloud_density not in tuple(DENSITY):
         raise ValueError(
             f"point_cloud_density must be low, medium or high, got {point_cloud_density!r}."
         )
-    if isinstance(resolution, bool) or not 16 <= resolution <= 2048:
+    _check_whole("resolution", resolution)
+    if not 16 <= resolution <= 2048:
         raise ValueError(f"resolution must be from 16 to 2048 cells, got {resolution!r}.")
+    _check_whole("texture_resolution", texture_resolution)
     if not (texture_resolution == 0 or 64 <= texture_resolution <= 8192):
         raise ValueError(
             f"texture_resolution must be 0 or from 64 to 8192 pixels, got {texture_resolution}."
         )
+    _check_whole("seed", seed)
     if output_path is not None and Path(output_path).exists() and not Path(output_path).is_dir():
         raise ExportError(f"{output_path}: is a file; output_path must be a folder.")
     used = method
@@ -283,6 +287,11 @@ def reconstruct_scene(
     if output_path is not None:
         result.save(output_path)
     return result
+
+
+def _check_whole(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name} must be a whole number, got {value!r}.")
 
 
 def _rough(side: int) -> Tensor:
@@ -406,14 +415,24 @@ def _frames_of(source: Any, on_step: OnStep) -> Tensor:
     if isinstance(source, list | tuple):
         if len(source) == 0:
             raise ValueError("video_path holds no frame.")
-        source = np.stack([np.asarray(picture) for picture in source])
+        pictures = [np.asarray(p.detach() if isinstance(p, Tensor) else p) for p in source]
+        odd = next((i for i, p in enumerate(pictures) if p.dtype.kind not in "fiu"), None)
+        if odd is not None:
+            raise TypeError(f"video_path[{odd}] must be a picture, got {source[odd]!r:.40}.")
+        shapes = {p.shape: i for i, p in reversed([*enumerate(pictures)])}
+        if len(shapes) > 1:
+            one, two, *_ = sorted(shapes.items(), key=lambda item: item[1])
+            raise ValueError(
+                f"video_path must hold pictures of one size, got {one[0]} and {two[0]} at {two[1]}."
+            )
+        source = np.stack(pictures)
     if isinstance(source, np.ndarray):
         source = torch.from_numpy(np.ascontiguousarray(source))
     if not isinstance(source, Tensor):
         raise TypeError(
             f"video_path must be a path, frames, a Clip or a Scene, got {type(source).__name__}."
         )
-    frames = source
+    frames = source.detach()
     if frames.ndim == 4 and frames.shape[1] != 3 and frames.shape[-1] == 3:
         frames = frames.permute(0, 3, 1, 2)
     if frames.ndim != 4 or frames.shape[1] != 3 or len(frames) == 0:
@@ -431,7 +450,8 @@ def _frames_of(source: Any, on_step: OnStep) -> Tensor:
 def _decoded(path: Path, on_step: OnStep) -> Tensor:
     """Frames of a video, decoded in the import process: a file is foreign even if we wrote it."""
     if not path.is_file():
-        raise InputRefused(f"{path.name}: there is no such file.")
+        wrong = "is a folder, not a video" if path.is_dir() else "there is no such file"
+        raise InputRefused(f"{path.name}: {wrong}.")
     with ImportWorker(processes=1, warm=False) as worker:
         views = worker.read(path, on_step=on_step, frames=True).views
     return torch.stack([view.color_u8 for view in views]).float() / 255
@@ -483,6 +503,7 @@ def export_mesh(
     """
     path = Path(output_path)
     chosen = mesh_format(path, format)
+    _check_whole("texture_resolution", texture_resolution)
     if texture_resolution < 1:
         raise ValueError(f"texture_resolution must be at least 1 pixel, got {texture_resolution}.")
     body = _body(scene, context)
@@ -596,8 +617,6 @@ def _write(path: Path, files: dict[str, bytes]) -> None:
     """All files of a result; the one that names the others comes last."""
     order = sorted(files, key=lambda name: (name == path.name, name))
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        for name in order:
-            write_atomic(path.with_name(name), files[name])
+        write_together({path.with_name(name): files[name] for name in order}, parents=True)
     except OSError as error:
         raise ExportError(f"{path.name} could not be written: {error.strerror}.") from error

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from worldstereo._core.atomic import write_atomic
+from worldstereo._core.atomic import write_together
 from worldstereo.errors import ExportError, WeightsMissing
 
 MANIFEST, WEIGHTS = "config.json", "model.safetensors"
@@ -32,9 +32,13 @@ def write_model(model: Any, folder: Path, include_memory: bool) -> None:
     }
     config = {"format": FORMAT, "version": VERSION, **model.config}
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomic(folder / WEIGHTS, save(state, {"format": "pt"}))
-        write_atomic(folder / MANIFEST, (json.dumps(config, indent=1) + "\n").encode())
+        write_together(
+            {
+                folder / WEIGHTS: save(state, {"format": "pt"}),
+                folder / MANIFEST: (json.dumps(config, indent=1) + "\n").encode(),
+            },
+            parents=True,
+        )
     except OSError as error:
         raise ExportError(f"{folder.name}: cannot be written ({error.strerror}).") from None
 

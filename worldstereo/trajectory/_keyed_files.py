@@ -18,7 +18,7 @@ from xml.etree import ElementTree
 import torch
 from torch import Tensor
 
-from worldstereo._core.atomic import write_atomic
+from worldstereo._core.atomic import write_together
 from worldstereo.cameras import Cameras
 from worldstereo.errors import ExportError, InputRefused
 from worldstereo.rotations import exp, log, matrices, quaternions
@@ -107,8 +107,9 @@ def save_trajectory(
     if path.name == "cameras.txt" and format == "colmap":
         raise ValueError("path: cameras.txt is where the lens goes; images.txt holds the poses.")
     try:
-        for where, content in (*beside.items(), (path, text)):
-            write_atomic(where, content.encode())
+        write_together(
+            {where: content.encode() for where, content in (beside | {path: text}).items()}
+        )
     except OSError as error:
         raise ExportError(f"{path.name}: cannot be written ({error.strerror}).") from None
     return path
