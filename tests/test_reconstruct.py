@@ -4,6 +4,7 @@ import errno
 import inspect
 import io
 import json
+import math
 import os
 import sys
 import zipfile
@@ -18,6 +19,8 @@ import pytest
 import torch
 import trimesh
 from plyfile import PlyData
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
 
 from tests.conftest import room, turned_cameras
 from worldstereo import CameraTrajectory, save_trajectory
@@ -37,7 +40,7 @@ from worldstereo.reconstruct import (
     render_mesh,
 )
 from worldstereo.reconstruct._charts import charts, corners_of
-from worldstereo.reconstruct._color import texel_map
+from worldstereo.reconstruct._color import decimated, texel_map, unwrapped
 from worldstereo.reconstruction import (
     ReconstructedScene,
     export_mesh,
@@ -178,6 +181,64 @@ def test_a_face_narrower_than_a_texel_keeps_its_own_texels():
     assert np.linalg.norm(rows - there, axis=1).max() <= 1.0
     inside = face == 1
     assert inside.sum() > 64 * 64 * 0.11 and (weights[inside] >= -1e-6).all()
+
+
+@pytest.mark.parametrize(("scale", "size"), [(1.0, 256), (1e-4, 256), (1.0, 128)])
+def test_no_chart_lies_on_another_and_bilinear_reading_stays_inside(built, scale, size):
+    """Counted texel by texel, also in a world of tiny units: what a chart covers and what its
+    bilinear samples read belongs to no other chart."""
+    mesh = replace(built.mesh, vertices=built.mesh.vertices * scale, uv=None)
+    mesh = unwrapped(mesh, size)
+    faces, uv = mesh.faces.numpy(), mesh.uv.numpy().astype(float)
+    assert uv.min() >= 0 and uv.max() <= 1
+    links = np.ones(2 * len(faces)), (faces[:, :2].T.ravel(), faces[:, 1:].T.ravel())
+    chart = connected_components(coo_matrix(links, (len(uv),) * 2), directed=False)[1]
+    texels = np.stack([uv[:, 0], 1 - uv[:, 1]], 1) * size - 0.5
+    owner = np.full((size + 1, size + 1), -1)
+    weights = np.random.default_rng(0).dirichlet(np.ones(3), 64)
+    for face in faces:
+        samples = np.floor(np.concatenate([weights @ texels[face], texels[face]])).astype(int)
+        for dx, dy in ((0, 0), (1, 0), (0, 1), (1, 1)):
+            x, y = np.clip(samples + (dx, dy), 0, size).T
+            assert np.isin(owner[y, x], (-1, chart[face[0]])).all()
+            owner[y, x] = chart[face[0]]
+    assert (owner >= 0).mean() > 0.15  # two long charts
+
+
+def test_faces_without_area_leave_no_sliver_in_the_texture():
+    """A flat square with a vertex on one edge, which only a face without area uses."""
+    vertices = torch.tensor([[0, 0, 0], [1, 0, 0], [1, 1, 0], [0, 1, 0], [0.5, 0, 0]])
+    faces = torch.tensor([[0, 1, 2], [0, 2, 3], [0, 4, 1]])
+    mesh = unwrapped(Mesh.of(vertices, faces), 64)
+    corners = mesh.uv.numpy()[mesh.faces.numpy()]
+    a, b = corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]
+    areas = np.sort(np.abs(a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0]))
+    assert areas[0] < 1e-6 and areas[1] > 0.3
+    assert len(mesh.faces) == 3
+
+
+def test_colours_have_the_exposure_of_most_pictures(scene):
+    """The first view is twice as bright as the others; gains towards it say so."""
+    gain = torch.full((3,), math.log(2.0))
+    views = [
+        v if i == 0 else replace(v, color_u8=v.color_u8 // 2, log_gain=gain)
+        for i, v in enumerate(scene.views)
+    ]
+    mesh = reconstruct_surface(replace(scene, views=tuple(views)), SurfaceOptions(texture=0)).mesh
+    plain = reconstruct_surface(scene, SurfaceOptions(texture=0)).mesh
+    ratio = float(mesh.colors.mean() / plain.colors.mean())
+    assert ratio == pytest.approx(2 ** -(4 / 5), rel=0.02)
+
+
+def test_at_most_as_many_faces_as_asked_for_also_of_noise():
+    """A cloud of triangles of which no two share an edge keeps to the number too."""
+    some = torch.Generator().manual_seed(3)
+    vertices = torch.rand(40, 40, 3, generator=some)
+    i, j = (x.flatten() for x in torch.meshgrid(torch.arange(39), torch.arange(39), indexing="ij"))
+    a, b, c, d = 40 * i + j, 40 * i + j + 1, 40 * i + j + 40, 40 * i + j + 41
+    faces = torch.cat([torch.stack([a, b, c], 1), torch.stack([b, d, c], 1)])
+    mesh = decimated(Mesh.of(vertices.reshape(-1, 3), faces), 300)
+    assert 0 < len(mesh) <= 300
 
 
 def test_an_estimate_comes_before_the_work(scene):

@@ -35,6 +35,7 @@ from worldstereo.reconstruct import (
     Surface,
     SurfaceOptions,
     Texture,
+    at_typical_exposure,
     reconstruct_surface,
     refined,
     render_mesh,
@@ -313,7 +314,7 @@ def _quality(surface: Surface, views: Sequence[View]) -> dict[str, Any]:
     from skimage.metrics import structural_similarity
 
     errors, likeness, apart, shown = [], [], [], []
-    for view in views[:: max(1, len(views) // 8)]:
+    for view in at_typical_exposure(views)[:: max(1, len(views) // 8)]:
         drawn = render_mesh(surface.mesh, view.cameras, surface.textures.get("albedo"))
         truth = (view.color * view.log_gain.exp()[:, None, None]).clamp(0, 1)
         seen = drawn.face[0] >= 0

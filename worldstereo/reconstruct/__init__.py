@@ -18,6 +18,7 @@ from worldstereo.errors import WorldStereoError
 from worldstereo.progress import OnStep, ignore
 from worldstereo.reconstruct._color import (
     Drawn,
+    at_typical_exposure,
     bake,
     cut_to,
     decimated,
@@ -40,7 +41,7 @@ from worldstereo.scene import Scene, View
 
 __all__ = [
     "Drawn", "Mesh", "QUALITIES", "Surface", "SurfaceEstimate", "SurfaceOptions", "Texture",
-    "cut_to", "estimate_surface", "reconstruct_surface",
+    "at_typical_exposure", "cut_to", "estimate_surface", "reconstruct_surface",
     "refined", "render_mesh", "voxel_for",
 ]  # fmt: skip
 
@@ -171,6 +172,7 @@ def reconstruct_surface(
         mesh = decimated(mesh, _faces(options), check)
     clock("decimation")
     size = footprint(frames)
+    views = at_typical_exposure(views)
     mesh = with_vertex_colors(mesh, views, max(size, 0.5 * voxel), on_step)
     clock("colour")
     textures = {}
@@ -189,7 +191,10 @@ def refined(surface: Surface, views: Sequence[View], on_step: OnStep = ignore) -
         return surface
     frames = frames_of(views, 1.0, generated=True, completed=True)
     size = max(footprint(frames), 0.5 * surface.voxel)
-    albedo = refined_texture(surface.mesh, surface.textures["albedo"], views, size, on_step=on_step)
+    pictures = at_typical_exposure(views)
+    albedo = refined_texture(
+        surface.mesh, surface.textures["albedo"], pictures, size, on_step=on_step
+    )
     return replace(surface, textures=surface.textures | {"albedo": albedo})
 
 

@@ -27,6 +27,8 @@ from worldstereo.scene import View, to_bytes
 
 POWER = 6.0  # of a view's sharpness: one that sees twice as sharply weighs 64 times as much
 FEATHER = 12  # pixels from a depth edge or rim within which a view's weight falls
+PADDING = 2  # texels between charts, besides those that bilinear reading needs
+PACKINGS = 4  # tries at packing, each with the scale that the one before suggests
 PIECE = 1 << 16  # points that one thread colours between two looks at "cancel"
 
 
@@ -93,6 +95,18 @@ def lens_of(camera: Cameras) -> np.ndarray:
     """fx, fy, cx, cy."""
     K = camera.K.double().numpy()
     return np.array([K[0, 0], K[1, 1], K[0, 2], K[1, 2]])
+
+
+def at_typical_exposure(views: Sequence[View]) -> list[View]:
+    """The views with gains towards their typical exposure instead of the first view's.
+
+    A texture is looked at beside the pictures it was made of: the mean log gain of the given views
+    is the exposure with the least squared log distance to them. The first view's may be far from
+    all others, and brighter ones are cut off at white.
+    """
+    given = [v for v in views if v.step == 0] or list(views)
+    typical = torch.stack([v.log_gain for v in given]).mean(dim=0)
+    return [replace(v, log_gain=v.log_gain - typical) for v in views]
 
 
 def colors_at(
@@ -177,22 +191,13 @@ def unwrapped(mesh: Mesh, size: int, check: Callable[[], None] = lambda: None) -
 
     Vertices are split where charts meet.
     """
-    import xatlas
-
     check()
     faces = mesh.faces.numpy()
     chart, flat = charts(mesh.vertices.numpy(), faces)
     old, corner = corners_of(chart, faces, len(mesh.vertices))
     uv = np.zeros((len(old), 2), np.float32)
     uv[corner.ravel()] = flat.reshape(-1, 2)
-    check()
-    atlas = xatlas.Atlas()
-    atlas.add_uv_mesh(uv, corner.astype(np.uint32), chart.astype(np.uint32)[:, None])
-    pack = xatlas.PackOptions()
-    pack.resolution, pack.padding, pack.bilinear, pack.rotate_charts = size, 2, True, False
-    atlas.generate(xatlas.ChartOptions(), pack)
-    check()
-    origin, triangles, packed = atlas.get_mesh(0)
+    origin, triangles, packed = _packed(uv, corner, chart, size, check)
     source = torch.from_numpy(old[origin.astype(np.int64)])
     columns = {
         name: value[source]
@@ -207,6 +212,73 @@ def unwrapped(mesh: Mesh, size: int, check: Callable[[], None] = lambda: None) -
         uv=torch.from_numpy(coordinates),
         **columns,
     )
+
+
+def _packed(
+    uv: np.ndarray, faces: np.ndarray, chart: np.ndarray, size: int, check: Callable[[], None]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Charts side by side in a square of `size` texels: source of each vertex, faces, coordinates.
+
+    The scale is one at which the packed charts fit, so that a texel of the packer is one of the
+    picture and the gap it leaves is wide enough for bilinear reading: no colour of a neighbouring
+    chart is read. Charts that do not fit at any scale are shrunk together, gap and all.
+    """
+    import xatlas
+
+    scale = _scale_of(uv, faces, chart, size)
+    best: tuple[int, np.ndarray, np.ndarray, np.ndarray] | None = None
+    for _ in range(PACKINGS):
+        check()
+        atlas = xatlas.Atlas()
+        # in texels: the packer leaves out faces below 1e-7 square units
+        atlas.add_uv_mesh(
+            (uv * scale).astype(np.float32), faces.astype(np.uint32),
+            chart.astype(np.uint32)[:, None],
+        )  # fmt: skip
+        pack = xatlas.PackOptions()
+        pack.padding, pack.bilinear, pack.rotate_charts = PADDING, True, False
+        pack.resolution, pack.texels_per_unit = 0, 1.0
+        atlas.generate(xatlas.ChartOptions(), pack)
+        side = max(atlas.width, atlas.height)
+        origin, triangles, coordinates = atlas.get_mesh(0)
+        placed = atlas.get_mesh_vertex_assignment(0)[1] != np.iinfo(np.uint32).max
+        texels = _with_left_out(
+            coordinates.astype(np.float64) * (atlas.width, atlas.height), triangles, placed
+        )
+        fits = side <= size
+        if best is None or (fits and (best[0] > size or side > best[0])) or side < best[0] > size:
+            best = (side, origin, triangles, texels / max(side, size))
+        if fits and side >= 0.9 * size:
+            break
+        scale *= 0.97 * size / side
+    assert best is not None
+    return best[1:]
+
+
+def _with_left_out(texels: np.ndarray, faces: np.ndarray, placed: np.ndarray) -> np.ndarray:
+    """Vertices that only faces without area use, which the packer left at its origin, at another
+    corner of their face: no sliver is drawn across the charts in between."""
+    texels = texels.copy()
+    for face in faces[~placed[faces].all(axis=1)]:
+        known = face[placed[face]]
+        texels[face[~placed[face]]] = texels[known[0]] if len(known) else texels[face[0]]
+    return texels
+
+
+def _scale_of(uv: np.ndarray, faces: np.ndarray, chart: np.ndarray, size: int) -> float:
+    """Texels per unit at which the boxes of all charts with their gaps fill the square."""
+    order = np.argsort(chart, kind="stable")
+    starts = np.flatnonzero(np.diff(chart[order], prepend=-1))
+    corners = uv[faces[order]].astype(np.float64)
+    low = np.minimum.reduceat(corners.min(axis=1), starts)
+    wide, high = (np.maximum.reduceat(corners.max(axis=1), starts) - low).T
+    gap = PADDING + 1
+    # (wide s + gap) (high s + gap) summed over the charts is size^2
+    a, b = float((wide * high).sum()), gap * float((wide + high).sum())
+    c = gap**2 * len(starts) - float(size) ** 2
+    if c >= 0 or a + b <= 0:
+        return 1e-3 * size / max(float(np.ptp(uv)), 1e-12)
+    return -2 * c / (b + np.sqrt(b * b - 4 * a * c))  # stable also where a is 0
 
 
 def bake(
@@ -273,10 +345,15 @@ def decimated(mesh: Mesh, faces: int, check: Callable[[], None] = lambda: None) 
     import fast_simplification
     from scipy.spatial import KDTree
 
-    check()
-    points, triangles = fast_simplification.simplify(
-        mesh.vertices.numpy(), mesh.faces.numpy(), target_count=faces, agg=3
-    )[:2]
+    points: Any = mesh.vertices.numpy()
+    triangles: Any = mesh.faces.numpy()
+    for aggression in (3, 7, 10):  # errors that it accepts grow faster; noise needs large ones
+        check()
+        points, triangles = fast_simplification.simplify(
+            points, triangles, target_count=faces, agg=aggression
+        )[:2]
+        if len(triangles) <= faces:
+            break
     check()
     triangles = np.asarray(triangles, np.int64)
     a, b, c = (points[triangles[:, i]].astype(np.float64) for i in range(3))
