@@ -10,7 +10,14 @@ import numpy as np
 from worldstereo.progress import OnStep
 from worldstereo.views.fusion import REFERENCE_DEPTH, Pose, ViewArrays, parallel_for
 from worldstereo.views.registration._field import exp6, log6
-from worldstereo.views.registration._judge import Check, anchor, better_per_view, compared
+from worldstereo.views.registration._judge import (
+    FELT,
+    Check,
+    anchor,
+    better_per_view,
+    compared,
+    motion_px,
+)
 from worldstereo.views.registration._matches import (
     Match,
     as_given,
@@ -42,6 +49,9 @@ def solve(
 ) -> tuple[np.ndarray, list[bool], list[str], Check | None]:
     """Poses of all views (the first `old` and view 0 stay), who agrees, what to say, and a check.
 
+    Every round chooses its pairs at the poses that were found so far: views that stood too far off
+    to be matched, or to see that they overlap, get another chance there.
+
     Where most views keep their places only if view 0 moves, it is view 0 that moves. What was
     solved is kept if matches that had no part in it fit significantly better; None: nothing to
     check.
@@ -58,16 +68,16 @@ def solve(
     free = np.array([i >= max(old, 1) for i in range(n)])
     accepted: list[Match] = []
     explained: list[Match] = []
-    rounds = ROUNDS
-    for turn in range(rounds):
+    tried: dict[tuple[int, int], np.ndarray] = {}
+    for turn in range(ROUNDS):
         placed = [v.moved(with_c2w(v, poses[i])) for i, v in enumerate(views)]
-        near: list[Match] = []
-        if turn == 0:
-            pairs = chosen_pairs(placed, new, NEIGHBOURS)
-        else:  # flow that had a short way to go is right already
-            near = [m for m in accepted if m.reach < SHORT]
-            pairs = [(m.i, m.j) for m in accepted if m.reach >= SHORT]
-        found = near + _all_matches(placed, pairs, on_step, turn, rounds)
+        stale = {pair for pair, then in tried.items() if _moved(views, poses, pair, then)}
+        # Flow that had a short way to go is right already; what was matched here stays as it is.
+        near = [m for m in accepted if m.reach < SHORT or (m.i, m.j) not in stale]
+        pairs = {*chosen_pairs(placed, new, NEIGHBOURS), *((m.i, m.j) for m in accepted)}
+        pairs -= {(m.i, m.j) for m in near} | (tried.keys() - stale)
+        tried |= {(i, j): np.linalg.inv(poses[j]) @ poses[i] for i, j in pairs}
+        found = near + _all_matches(placed, sorted(pairs), on_step, turn, ROUNDS)
         found.sort(key=lambda m: (m.i, m.j))
         explained = [m for m in found if _explained(m, views, judged)]
         last = turn == ROUNDS - 1
@@ -81,6 +91,14 @@ def solve(
     agreeing = {k for m in accepted for k in (m.i, m.j)}
     agrees = [i in agreeing for i in range(n)]
     return poses, agrees, _notices(views, agrees, new, numbers or range(1, n + 1)), check
+
+
+def _moved(
+    views: Sequence[ViewArrays], poses: np.ndarray, pair: tuple[int, int], then: np.ndarray
+) -> bool:
+    """Whether two views stand otherwise to each other than `then`, the motion from i to j."""
+    i, j = pair
+    return motion_px(views[i], then, np.linalg.inv(poses[j]) @ poses[i]) > FELT
 
 
 def _anchored(
