@@ -16,7 +16,8 @@ from worldstereo.views.intake._judge import Decision
 from worldstereo.views.registration import _solve, doubts, register, registered
 from worldstereo.views.registration._field import CorrectionField, exp6, log6
 from worldstereo.views.registration._judge import SURE, certainty
-from worldstereo.views.registration._solve import _jacobian, _jacobian_second
+from worldstereo.views.registration._matches import Match, project
+from worldstereo.views.registration._solve import HUBER, normal_equations, second
 
 W, H = 241, 179
 
@@ -142,21 +143,34 @@ def test_inverted_poses_and_millimetres_are_noticed():
     assert any("millimetres read as metres" in line for line in doubts(works(moved, 1000.0)))
 
 
-def test_derivatives_are_those_of_the_projection():
+def test_normal_equations_are_those_of_the_projection():
     rng = np.random.default_rng(3)
-    points = rng.normal(size=(7, 3)) + [0, 0, 4]
+    points = rng.normal(size=(40, 3)) + [0, 0, 4]
+    points[0, 2] = -3.0  # behind the camera
     T = exp6(np.array([0.1, -0.2, 0.05, 0.3, 0.1, -0.2]))
     K = np.array([190.0, 188.0, 121.0, 88.0])
-    pixels = np.zeros((7, 2))
-    _, first = _jacobian(points, pixels, T, K)
-    second = _jacobian_second(first, points, T)
-    for k in range(6):
-        step = np.zeros(6)
-        step[k] = 1e-5
-        for J, moved in ((first, lambda e: T @ exp6(e)), (second, lambda e: exp6(-e) @ T)):
-            high, _ = _jacobian(points, pixels, moved(step), K)
-            low, _ = _jacobian(points, pixels, moved(-step), K)
-            np.testing.assert_allclose(J[:, :, k], (high - low) / 2e-5, rtol=1e-4, atol=1e-3)
+
+    def at(motion: np.ndarray) -> np.ndarray:
+        u, v, _ = project(points, motion[:3], K)
+        return np.stack([u, v], 1)
+
+    off = rng.normal(size=(40, 2)) * 0.3
+    off[1], off[2] = [3.0, -4.0], [40.0, 0.0]  # a residual that counts less, and one that does not
+    pixels = at(T) - off
+    which = np.arange(40) % 5 != 4
+    weight = np.minimum(1, HUBER / np.linalg.norm(off, axis=1)) * which
+    weight[[0, 2]] = 0
+    steps = 1e-5 * np.eye(6)
+    first = np.stack([at(T @ exp6(e)) - at(T @ exp6(-e)) for e in steps], 2) / 2e-5
+    later = np.stack([at(exp6(-e) @ T) - at(exp6(e) @ T) for e in steps], 2) / 2e-5
+    m = Match(0, 1, points, pixels, which, which, which, which, 1.0, 0.0)
+    A, b = normal_equations(m, T, K, which)
+    M = second(T)
+    for J, left, right in ((first, A, b), (later, M.T @ A @ M, M.T @ b)):
+        H = np.einsum("n,nai,naj->ij", weight, J, J)
+        np.testing.assert_allclose(left, H, rtol=1e-4, atol=1e-5 * np.abs(H).max())
+        g = np.einsum("n,nai,na->i", weight, J, off)
+        np.testing.assert_allclose(right, g, rtol=1e-3, atol=1e-5 * np.abs(g).max())
 
 
 def test_the_field_meets_its_samples_and_fades_to_their_mean():

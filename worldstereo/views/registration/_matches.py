@@ -12,7 +12,6 @@ import numpy as np
 from worldstereo.views.fusion import (
     Pose,
     ViewArrays,
-    fetch,
     pose_distance,
     pose_distances,
     relative,
@@ -154,18 +153,18 @@ def match(views: Sequence[ViewArrays], i: int, j: int) -> Match | None:
     """Matches of one pair, or None where the views share too little."""
     import cv2
 
+    from worldstereo.views.registration import _kernels
+
     p, q = views[i], views[j]
-    widened = object.__new__(ViewArrays)  # depth edges are no reason to distrust a match as a whole
-    widened.__dict__ = dict(
-        q.__dict__, edge_distance=np.maximum(q.edge_distance, 3), _levels=[], _smaller={}
-    )
-    color, agreement, _ = fetch(p.depth, p.pose, widened, TOLERANCE)
-    known = (agreement > 0.02) & (p.depth > 0)
+    here, other = (cv2.cvtColor(view.color, cv2.COLOR_RGB2GRAY) for view in (p, q))
+    there, known = here.copy(), np.empty(here.shape, np.uint8)
+    _kernels.fetch_grey(
+        p.depth, p.pose.K, other, q.depth, q.pose.K, relative(p.pose, q.pose), TOLERANCE, there,
+        known,
+    )  # fmt: skip
+    known = known > 0
     if known.mean() < OVERLAP:
         return None
-    here = cv2.cvtColor(p.color, cv2.COLOR_RGB2GRAY)
-    fetched = np.where(known[..., None], (color * 255).astype(np.uint8), p.color)
-    there = cv2.cvtColor(fetched, cv2.COLOR_RGB2GRAY)
     flow, residual = _flow_both_ways(here, there)
     inner = cv2.erode(
         known.astype(np.uint8),

@@ -1,6 +1,8 @@
 """Poses from matches: pairs that a rigid motion explains, then all views together.
 
-Analytic derivatives in camera axes: numerical ones in single precision let the whole set drift.
+Analytic derivatives in camera axes: numerical ones in single precision let the whole set drift. A
+motion of the second camera is one of the first by the adjoint, so each pair's matches are summed
+once into 6x6 numbers.
 """
 
 from collections.abc import Sequence
@@ -180,10 +182,8 @@ def _explained(m: Match, views: Sequence[ViewArrays], start: np.ndarray) -> bool
     if before < AGREED:
         return True
     for _ in range(5):
-        r, J = _jacobian(m.points[m.fit], m.pixels[m.fit], T, K)
-        w = _huber(r)[:, None, None]
-        H = np.einsum("nai,naj->ij", J * w, J) + np.diag([PRIOR] * 3 + [PRIOR_LENGTH] * 3)
-        T = T @ exp6(-np.linalg.solve(H, np.einsum("nai,na->i", J * w, r)))
+        H, g = normal_equations(m, T, K, m.fit)
+        T = T @ exp6(-np.linalg.solve(H + np.diag([PRIOR] * 3 + [PRIOR_LENGTH] * 3), g))
     return _residual(m, T, K, m.held) <= FALL * before
 
 
@@ -194,43 +194,26 @@ def _residual(m: Match, T: np.ndarray, K: np.ndarray, which: np.ndarray) -> floa
     return float(np.median(distances(m, T, K, which)))
 
 
-def _huber(r: np.ndarray) -> np.ndarray:
-    size = np.linalg.norm(r, axis=1)
-    return np.minimum(1, HUBER / np.maximum(size, 1e-9)) * (size < REJECT)
-
-
-def _jacobian(
-    points: np.ndarray, pixels: np.ndarray, T: np.ndarray, K: np.ndarray
+def normal_equations(
+    m: Match, T: np.ndarray, K: np.ndarray, which: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Residuals (n, 2) and their derivative (n, 2, 6) by a twist of the first camera's axes."""
-    q = points @ T[:3, :3].T + T[:3, 3]
-    z = np.where(q[:, 2] > 1e-3, q[:, 2], 1e-3)
-    r = np.stack([K[0] * q[:, 0] / z + K[2], K[1] * q[:, 1] / z + K[3]], 1) - pixels
-    P = np.zeros((len(q), 2, 3))
-    P[:, 0, 0], P[:, 0, 2] = K[0] / z, -K[0] * q[:, 0] / z**2
-    P[:, 1, 1], P[:, 1, 2] = K[1] / z, -K[1] * q[:, 1] / z**2
-    PR = P @ T[:3, :3]
-    J = np.concatenate([-PR @ _skew(points), PR], axis=2)
-    J[q[:, 2] <= 1e-3] = 0
-    r[q[:, 2] <= 1e-3] = 0
-    return r, J
+    """(6, 6) and (6,): what some matches say about a twist of the first camera's axes."""
+    from worldstereo.views.registration import _kernels
+
+    A, b = np.zeros((6, 6)), np.zeros(6)
+    _kernels.normal_equations(m.points, m.pixels, which, T, K, HUBER, REJECT, A, b)
+    return A, b
 
 
-def _jacobian_second(J: np.ndarray, points: np.ndarray, T: np.ndarray) -> np.ndarray:
-    """The derivative by a twist of the second camera's axes, from the one by the first's.
+def second(T: np.ndarray) -> np.ndarray:
+    """(6, 6): the twist of the first camera's axes that does what one of the second's does.
 
-    With c2w_j moved by exp(e), T becomes exp(-e) T: a motion -e in the axes of j.
+    With c2w_j moved by exp(e), T becomes exp(-e) T = T exp(-Ad(inv(T)) e).
     """
-    PR = J[:, :, 3:]
-    P = PR @ T[:3, :3].T
-    q = points @ T[:3, :3].T + T[:3, 3]
-    return np.concatenate([P @ _skew(q), -P], axis=2)
-
-
-def _skew(x: np.ndarray) -> np.ndarray:
-    out = np.zeros((len(x), 3, 3))
-    out[:, 0, 1], out[:, 0, 2], out[:, 1, 2] = -x[:, 2], x[:, 1], -x[:, 0]
-    out[:, 1, 0], out[:, 2, 0], out[:, 2, 1] = x[:, 2], -x[:, 1], x[:, 0]
+    R, t = T[:3, :3].T, T[:3, 3]
+    out = np.zeros((6, 6))
+    out[:3, :3] = out[3:, 3:] = -R
+    out[3:, :3] = R @ np.array([[0, -t[2], t[1]], [t[2], 0, -t[0]], [-t[1], t[0], 0]])
     return out
 
 
@@ -283,26 +266,32 @@ def _gauss_newton_step(
     everything: bool = False,
 ) -> None:
     """One step, from the matches that poses are solved from, or from all."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.linalg import spsolve
+
     n = len(poses)
+    moving = np.nonzero(np.repeat(free, 6))[0]
+    if not len(moving):
+        return
     prior = np.array([PRIOR] * 3 + [PRIOR_LENGTH] * 3)
-    H = np.diag(np.tile(prior, n))
     g = np.concatenate(
         [prior * log6(np.linalg.inv(s) @ p) for s, p in zip(start, poses, strict=True)]
     )
+    # Few pairs of views meet: H is sparse, and each pair adds its 12x12 numbers to it.
+    rows, columns, values = [np.arange(6 * n)], [np.arange(6 * n)], [np.tile(prior, n)]
     for m in matches:
         T = np.linalg.inv(poses[m.j]) @ poses[m.i]
-        keep = m.fit | everything
-        r, Ji = _jacobian(m.points[keep], m.pixels[keep], T, views[m.j].pose.K)
-        J = np.concatenate([Ji, _jacobian_second(Ji, m.points[keep], T)], axis=2)
-        w = _huber(r)[:, None, None]
+        A, b = normal_equations(m, T, views[m.j].pose.K, m.fit | everything)
+        both = np.concatenate([np.eye(6), second(T)], 1)
         at = np.r_[6 * m.i : 6 * m.i + 6, 6 * m.j : 6 * m.j + 6]
-        H[np.ix_(at, at)] += np.einsum("nai,naj->ij", J * w, J)
-        g[at] += np.einsum("nai,na->i", J * w, r)
-    moving = np.repeat(free, 6)
-    if not moving.any():
-        return
+        g[at] += both.T @ b
+        rows.append(np.repeat(at, 12))
+        columns.append(np.tile(at, 12))
+        values.append((both.T @ A @ both).ravel())
+    where = np.concatenate(rows), np.concatenate(columns)
+    H = coo_array((np.concatenate(values), where), shape=(6 * n, 6 * n)).tocsr()
     step = np.zeros(6 * n)
-    step[moving] = -np.linalg.solve(H[np.ix_(moving, moving)], g[moving])
+    step[moving] = -spsolve(H[moving][:, moving].tocsc(), g[moving], permc_spec="MMD_AT_PLUS_A")
     for i in np.nonzero(free)[0]:
         poses[i] = poses[i] @ exp6(step[6 * i : 6 * i + 6])
 
