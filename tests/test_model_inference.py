@@ -197,6 +197,26 @@ def test_several_films_become_files(warp, tmp_path):
         generate_multi_view(warp, picture(), [PATH, PATH], progress_callback=stop, **options)
     assert len(warp.world.history) == history and count == T + 1
 
+    def at_once(step, total, latent):
+        raise Cancelled("enough")
+
+    with pytest.raises(Cancelled):
+        generate_multi_view(
+            warp, picture(), [PATH], output_format="video", save_path=tmp_path / "none",
+            progress_callback=at_once, **(options | {"num_frames": T}),
+        )  # fmt: skip
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_prompt_that_nothing_reads_is_one_line(warp, caplog):
+    video(warp, prompt="a red room", seed=3)
+    assert [r.message for r in caplog.records if r.levelname == "WARNING"] == [
+        "The warp generator reads no prompt."
+    ]
+    caplog.clear()
+    video(warp, seed=3)
+    assert not [r for r in caplog.records if r.levelname == "WARNING"]
+
 
 def test_a_cloud_gives_the_scale(warp):
     """A wall two units away, given as points: the picture's depth is that of the wall."""

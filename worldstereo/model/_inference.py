@@ -309,6 +309,8 @@ def _planned(
         )
     if generator.limits.steps is None and (steps != 50 or guidance != 7.5):
         log.info("The %s generator takes no steps and no guidance.", generator.limits.name)
+    if not generator.limits.prompt and (prompt.strip() or negative_prompt.strip()):
+        log.warning("The %s generator reads no prompt.", generator.limits.name)
     cloud = None if point_cloud is None else arguments.cloud(point_cloud)
     image = arguments.picture("condition_image", condition_image)
     sphere = arguments.sphere("condition_image", condition_image, image, projection)
@@ -567,8 +569,10 @@ def _files(save_path: Any, output_format: str, count: int) -> list[Path | None]:
         folder = Path(save_path)
         if not folder.parent.is_dir() or (folder.exists() and not folder.is_dir()):
             raise ExportError(f"{folder.name}: is no folder that can be written.")
-        folder.mkdir(exist_ok=True)
         save_path = [folder / f"view_{i:03d}.mp4" for i in range(count)]
+        if not folder.is_dir():  # it comes with its first film
+            _target(output_format, folder)
+            return [*save_path]
     if len(save_path) != count:
         raise ValueError(f"save_path must hold {count} files, got {len(save_path)}.")
     return [_target(output_format, path) for path in save_path]
@@ -578,6 +582,7 @@ def _delivered(clip: Clip, output_format: str, target: Path | None, whole: bool)
     if target is not None:
         from worldstereo.exports import write
 
+        target.parent.mkdir(exist_ok=True)
         write(Scene(clips=(clip,)), "mp4", target)
     if whole:
         return clip
