@@ -10,8 +10,8 @@ COPY --chown=user app.py LICENSE README.md ./
 COPY --chown=user assets assets
 COPY --chown=user worldstereo worldstereo
 COPY --chown=user ui ui
-# compiles the kernels, so that the first visitor does not wait for them
-RUN python -m worldstereo explore assets/examples/living-room --trajectory orbit --frames 2 --out "$HOME/first" && rm -r "$HOME/first"
+# compiles the kernels and prepares the example, so that the first visitor does not wait for them
+RUN python app.py --prepare --projects /data
 # a container's own loopback reaches nobody: publish the port on the host's loopback, as above
 ENV GRADIO_SERVER_NAME=0.0.0.0 PORT=7860
 EXPOSE 7860

@@ -27,7 +27,7 @@ RANKS = [
     "guide inputs",
     "generators",
     "world reconstruct",
-    "exports project",
+    "exports project warmup",
     "reconstruction model",
     "cli",
     "ui.palette",

@@ -1,5 +1,7 @@
 """Depth from several pictures of a slanted, textured wall whose depth is known in closed form."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -158,6 +160,21 @@ def test_a_hole_is_filled_from_the_other_views(monkeypatch: pytest.MonkeyPatch, 
 
 
 _first_bits: dict[str, float] = {}
+
+
+def test_the_warm_up_compiles_what_a_world_needs_and_each_kernel_once():
+    """A second signature would be compiled while a first visitor waits."""
+    code = """
+from worldstereo.warmup import warm_up
+from worldstereo.views.fusion import blend, kernels as fusion
+from worldstereo.views.multiview import _kernels as stereo
+warm_up()
+for kernel in (stereo.improve_rows, fusion.fuse_depth, blend.accumulate):
+    assert len(kernel.signatures) == 1, kernel
+for kernel in (stereo.view_cost, stereo.plane_cost):  # none where the caller came from the disk
+    assert len(kernel.signatures) <= 1, kernel
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_a_view_that_looks_through_forbids():

@@ -31,9 +31,10 @@ from worldstereo import exports
 from worldstereo.cameras import Cameras, look_at
 from worldstereo.errors import Cancelled, InputRefused, WorldBusy, WorldStereoError
 from worldstereo.inputs import LOCAL
-from worldstereo.project import Project, packed, state_of
+from worldstereo.project import Project, packed, save_world, state_of
 from worldstereo.scene import PointCloud
 from worldstereo.trajectory import Trajectory
+from worldstereo.world import World, start
 
 SECONDS = 60.0
 
@@ -660,6 +661,28 @@ def test_a_started_example_is_kept_and_opens_the_same_world(tmp_path, monkeypatc
     (folder / "frames.json").write_text("{ }")  # another example under the same name
     assert sessions.shared.started(example) != kept
     sessions.close_all()
+
+
+def test_a_first_start_compiles_in_a_second_process_and_ends_it(tmp_path):
+    """Only where the first example was not started with this code before."""
+    (tmp_path / "room").mkdir()
+    settings = config(tmp_path / "projects")
+    example = Example("room", "The room", tmp_path / "room")
+    settings = SessionsConfig(**{**settings.__dict__, "examples": (example,)})
+    sessions = Sessions(settings)
+    sessions.shared.compile_beside(example)
+    compiling = sessions.shared._compiling
+    assert compiling is not None and compiling.poll() is None
+    assert not sessions.shared.settled(example, timeout=0.2)
+    sessions.close_all()
+    assert compiling.poll() is not None
+    kept = sessions.shared.started(example)
+    start(world := World(InstantGenerator()), room_capture(2))
+    save_world(world, kept)
+    again = Sessions(settings)
+    again.shared.compile_beside(example)
+    assert again.shared._compiling is None and again.shared.settled(example, timeout=5)
+    again.close_all()
 
 
 # ---- all sessions --------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from .session.config import SessionsConfig
+    from .session.sessions import Sessions
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # nothing of ours asks anybody outside
 
@@ -77,6 +78,9 @@ class AppConfig:
     api_token: str | None = None
     """Lets programs in at /v1 that know it (docs/http.md), at least 16 characters; or
     WORLDSTEREO_API_TOKEN in the environment. Without it there is no such address."""
+
+    prepare: bool = False
+    """Compile the kernels and prepare the first example, then end, as a first start would."""
 
     verbose: bool = False
     """Log what the app does."""
@@ -161,6 +165,9 @@ def main(config: AppConfig) -> None:
     from .session.sessions import Sessions
 
     sessions = Sessions(sessions_config(config))
+    if config.prepare:
+        prepare(sessions)
+        return
     token, most = config.api_token, byte_count(config.max_upload)
     demo, url, stop = launch(sessions, config, routes(sessions, token, most) if token else ())
     print(f"WorldStereo is open at {url}", flush=True)
@@ -168,6 +175,18 @@ def main(config: AppConfig) -> None:
         demo.block_thread()
     finally:
         stop()
+
+
+def prepare(sessions: "Sessions") -> None:
+    """Does what a first start does besides serving, and ends; everything is on disk then."""
+    session = sessions.prepare()
+    try:
+        if session is not None and session.job is not None:
+            session.job.result()
+            if not sessions.shared.settled(sessions.examples[0], timeout=600):
+                print("The first example could not be kept; the first start prepares it again.")
+    finally:
+        sessions.close_all()
 
 
 def run() -> None:

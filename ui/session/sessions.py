@@ -93,6 +93,7 @@ class Sessions:
         """
         if not self.examples:
             return None
+        self.shared.compile_beside(self.examples[0])
         session = Session(secrets.token_urlsafe(32), self.shared)
         session.example(self.examples[0].key, save=False)
         with self._lock:

@@ -1,8 +1,12 @@
 """What all sessions share: the worker, the generators, the import process, the folder of worlds."""
 
 import hashlib
+import os
 import shutil
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -48,6 +52,7 @@ class Shared:
         self._making = threading.Lock()  # weights take minutes: readers of files must not wait
         self._lock = threading.Lock()
         self._importer: ImportWorker | None = None
+        self._compiling: subprocess.Popen[bytes] | None = None
 
     def new_world(self) -> World:
         return World(self.generator(self.config.generator), max_points=self.config.max_points)
@@ -154,6 +159,33 @@ class Shared:
             if old != path:
                 shutil.rmtree(old, ignore_errors=True)
 
+    def compile_beside(self, example: Example) -> None:
+        """Have a second process compile what this example's world needs last, while it is prepared.
+
+        Nothing where that world is kept: then this code has run here before.
+        """
+        path = self.started(example)
+        if path is None or is_project(path) or self._compiling is not None:
+            return
+        self._compiling = subprocess.Popen(
+            [sys.executable, "-P", "-m", "worldstereo.warmup"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env=os.environ | {"PYTHONPATH": str(LIBRARY.parent)},
+        )
+
+    def settled(self, example: Example, timeout: float) -> bool:
+        """Whether, within seconds, the kernels are compiled and the example's world is kept."""
+        until = time.monotonic() + timeout
+        path = self.started(example)
+        while time.monotonic() < until:
+            compiled = self._compiling is None or self._compiling.poll() is not None
+            if compiled and (path is None or is_project(path)):
+                return True
+            time.sleep(0.1)
+        return False
+
     def project_of(self, token: str) -> Path | None:
         """Where the world of a token is saved. The name tells nothing about the token."""
         if self.config.projects is None:
@@ -163,6 +195,9 @@ class Shared:
     def close(self) -> None:
         """Stop the workers, the import processes and a download."""
         self.depth_model.stop()
+        if self._compiling is not None:
+            self._compiling.kill()
+            self._compiling.wait()
         if self._importer is not None:
             self._importer.close()
         self.importing.close()

@@ -304,7 +304,9 @@ def start_rows(
         for x in range(image.shape[1]):
             if active[y, x]:
                 support(x, y, image, grey, radius, step, weight, patch)
-                d, gx, gy = plane[y, x, 0], plane[y, x, 1], plane[y, x, 2]
+                # float64 as in the searches: other types would compile a second copy
+                d, gx = np.float64(plane[y, x, 0]), np.float64(plane[y, x, 1])
+                gy = np.float64(plane[y, x, 2])
                 cost[y, x] = plane_cost(
                     x, y, d, gx, gy, soft, K, greys, softs, sizes, Ks, Ts, Ps, depths, asked,
                     weight, patch, radius, step, geometric, 1e9,

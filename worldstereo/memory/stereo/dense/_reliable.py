@@ -36,7 +36,7 @@ def reliable_pixels(
     square = np.ones((3, 3), np.uint8)
     inner = cv2.erode(known.astype(np.uint8), square)
     solid = cv2.dilate(inner, square) > 0  # no specks and no threads
-    y, x = np.nonzero(solid & known & (inner == 0))
+    y, x = map(np.ascontiguousarray, np.nonzero(solid & known & (inner == 0)))
     clear = np.zeros((len(views), len(y)), bool)
 
     def one(i: int) -> None:
