@@ -7,11 +7,13 @@ import torch
 
 from tests import textured
 from worldstereo import Cameras, Capture, PointCloud, Scene, WarpGenerator, World, WorldStereoError
+from worldstereo.trajectory import Trajectory
 from worldstereo.world import (
     Known,
     coverage,
     next_best_views,
     propose_path,
+    reach_along,
     start,
     unknown,
 )
@@ -136,6 +138,27 @@ def test_the_proposed_path_starts_at_a_view_and_ends_in_the_unknown(scene):
     assert min(starts) < 1e-4
     first, last = (float(unknown(scene, path.cameras[t]).float().mean()) for t in (0, -1))
     assert last > first + 0.1
+
+
+def test_a_path_past_the_edge_of_a_wall_reaches_as_far_as_the_wall():
+    """A camera 2 units before a wall moves along it; its picture shows 2 units of the wall.
+
+    Past the wall's edge at x = 1 it sees (1 - (x - 1)) / 2 of it: 35 % at x = 1.3.
+    """
+    x, y = torch.meshgrid(torch.arange(-1, 1, 0.02), torch.arange(-1.5, 1.5, 0.02), indexing="ij")
+    points = torch.stack([x.flatten(), y.flatten(), torch.full((x.numel(),), 2.0)], 1)
+    scene = Scene(cloud=PointCloud.of(points), unit=2.0)
+    steps = torch.linspace(0.0, 2.0, 41)
+    c2w = torch.eye(4).repeat(41, 1, 1)
+    c2w[:, 0, 3] = steps
+    K = torch.tensor([[160.0, 0.0, 80.0], [0.0, 160.0, 60.0], [0.0, 0.0, 1.0]])
+    path = Trajectory(Cameras(K.expand(41, 3, 3).clone(), c2w, 160, 120))
+    reach = reach_along(scene, path)
+    assert float(steps[reach]) == pytest.approx(1.3, abs=0.06)  # a frame, and a pixel of the wall
+    near = Trajectory(path.cameras[:20])
+    assert reach_along(scene, near) == len(near)
+    away = Trajectory(path.cameras[35:])
+    assert reach_along(scene, away) == 0
 
 
 def test_a_world_without_views_says_so():

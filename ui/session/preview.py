@@ -12,7 +12,7 @@ from worldstereo.generators import Frame
 from worldstereo.guide import Guide, GuideFrame, splat_cloud
 from worldstereo.scene import Origin, PointCloud, Scene
 from worldstereo.trajectory import Trajectory
-from worldstereo.world import NextView
+from worldstereo.world import NextView, reach_along
 
 LONG_SIDE = 640  # px of a draft
 CLOSE = 0.02  # of the scene's unit: nearer than this the camera is inside a surface
@@ -99,7 +99,8 @@ class PreviewedGuide:
     def warnings(self) -> tuple[str, ...]:
         if self._warnings is None:
             inside = frames_inside(self.scene.cloud, self.plan, self.scene.unit)
-            self._warnings = describe(inside)
+            beyond = beyond_reach(self.scene, self.plan)
+            self._warnings = (*describe(inside), *beyond)
         return self._warnings
 
     def preview(self, frame: int, wants_final: bool) -> Preview:
@@ -134,6 +135,20 @@ def frames_inside(cloud: PointCloud, plan: Trajectory, unit: float) -> list[int]
     hit = distance <= reach[near]
     counts = np.bincount(frame_of[sample[hit]], minlength=len(path))
     return np.flatnonzero(counts >= MIN_POINTS).tolist()
+
+
+def beyond_reach(scene: Scene, plan: Trajectory) -> tuple[str, ...]:
+    """One line about frames that hold too little that is known to continue from."""
+    if len(scene.cloud) == 0:
+        return ()
+    reach = reach_along(scene, plan)
+    if reach == len(plan):
+        return ()
+    captured = sum(view.step == 0 for view in scene.views)
+    what = "this photo does" if captured == 1 else "the captured views do"
+    return (
+        f"Beyond view {reach} of {len(plan)} {what} not reach: most of the picture is unknown.",
+    )
 
 
 def along(path: np.ndarray, step: float) -> tuple[np.ndarray, np.ndarray]:

@@ -122,30 +122,46 @@ class ViewFrusta:
 
 
 class PlanDrawing:
-    """The planned path: a line and a few small frusta, the scrubbed frame drawn larger."""
+    """The planned path: a line and a few small frusta, the scrubbed frame drawn larger.
+
+    Where the place's views do not reach the line has the colour of what is invented.
+    """
 
     def __init__(self, server: viser.ViserServer) -> None:
         self._server = server
         self._handles: list[Any] = []
         self._marker: Any = None
         self._plan: Trajectory | None = None
-        self._scale, self._frame, self._visible = 1.0, -1, True
+        self._scale, self._reach, self._frame, self._visible = 1.0, 0, -1, True
 
-    def draw(self, plan: Trajectory | None, scale: float) -> None:
-        if plan is self._plan and scale == self._scale:
+    def draw(self, plan: Trajectory | None, scale: float, reach: int) -> None:
+        """
+        Args:
+            reach: how many of the first frames hold enough that is known.
+        """
+        if plan is self._plan and (scale, reach) == (self._scale, self._reach):
             return
         self.clear()
-        self._plan, self._scale = plan, scale
+        self._plan, self._scale, self._reach = plan, scale, reach
         if plan is None:
             return
         path = plan.cameras.position.detach().cpu().double().numpy() * scale
         segments = np.stack([path[:-1], path[1:]], axis=1)
-        segments = segments[np.linalg.norm(segments[:, 1] - segments[:, 0], axis=1) > 1e-6]
-        if len(segments) > 0:
-            self._handles.append(add_lines(self._server, "/plan/line", segments, ACCENT, 3.0))
-        chosen = plan.cameras[evenly(len(plan), PLAN_FRUSTA)]
-        lines = pyramid_lines(chosen, scale, 0.5 * FRUSTUM)
-        self._handles.append(add_lines(self._server, "/plan/frusta", lines, ACCENT_LIGHT, 1.2))
+        moves = np.linalg.norm(segments[:, 1] - segments[:, 0], axis=1) > 1e-6
+        beyond = np.arange(len(segments)) >= reach - 1  # a segment leads to the frame after it
+        frusta = evenly(len(plan), PLAN_FRUSTA)
+        for name, there, line, light in (
+            ("within", False, ACCENT, ACCENT_LIGHT),
+            ("beyond", True, INVENTED, INVENTED),
+        ):
+            some = segments[moves & (beyond == there)]
+            if len(some) > 0:
+                self._handles.append(add_lines(self._server, f"/plan/{name}", some, line, 3.0))
+            chosen = [i for i in frusta if (i >= reach) == there]
+            if chosen:
+                lines = pyramid_lines(plan.cameras[chosen], scale, 0.5 * FRUSTUM)
+                drawn = add_lines(self._server, f"/plan/frusta/{name}", lines, light, 1.2)
+                self._handles.append(drawn)
         for handle in self._handles:
             handle.visible = self._visible
         self.mark(self._frame)

@@ -21,7 +21,7 @@ import viser
 from worldstereo.cameras import Cameras
 from worldstereo.scene import Scene
 from worldstereo.trajectory import Trajectory
-from worldstereo.world import coverage
+from worldstereo.world import coverage, reach_along
 
 from ..palette import STAGE
 from .camera import Framing, Motion, Recorder, aim_of
@@ -449,9 +449,11 @@ class Viewport:
             self._ghosts.clear()
         self._views.draw(scene.views, scale)
         self._pointer.draw(scene, scale)
-        if factor != 1 or sketch != self._sketched:
-            self._sketched = sketch
+        other = factor != 1 or sketch != self._sketched
+        self._sketched = sketch
+        if other or scene.revision != before.revision:
             self._draw_path()
+        if other:
             self._draw_keyframes(self._gizmos.active)
         if scene.revision != before.revision:
             self._marks.clear()
@@ -483,7 +485,10 @@ class Viewport:
         self._cloud.color_by(mode)
 
     def _draw_path(self) -> None:
-        self._plan_drawing.draw(None if self._sketched else self._plan, self._scale)
+        plan = None if self._sketched else self._plan
+        known = plan is not None and len(self._scene.cloud) > 0
+        reach = reach_along(self._scene, plan) if plan is not None and known else 0
+        self._plan_drawing.draw(plan, self._scale, reach)
 
     def _draw_keyframes(self, active: int) -> None:
         self._gizmos.draw(() if self._sketched else self._keyframes, self._scale, active)

@@ -144,7 +144,10 @@ def _why_not(repo: str, error: Exception) -> str:
                "ConnectError", "ConnectTimeout", "ProxyError")  # fmt: skip
     missing = ("RepositoryNotFoundError", "RevisionNotFoundError", "GatedRepoError")
     if kind in offline or (isinstance(error, ConnectionError) and kind not in missing):
-        why, way = "the hub cannot be reached from here", "Connect, or copy a model folder here"
+        why, way = (
+            "the hub cannot be reached from here",
+            "Connect, or start with --depth and a model's folder",
+        )
     elif kind in missing:
         why, way = "the hub has no such open model", "Check the id"
     else:

@@ -51,6 +51,7 @@ __all__ = [
     "next_best_views",
     "pivot_distance",
     "propose_path",
+    "reach_along",
     "region_of",
     "remember_entries",
     "remember_view",
@@ -62,7 +63,6 @@ __all__ = [
     "start",
     "takes",
     "trim",
-    "reach_along",
     "unknown",
     "unknown_along",
 ]

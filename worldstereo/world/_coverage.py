@@ -214,7 +214,7 @@ def unknown_along(scene: Scene, path: Trajectory, frames: int = 6) -> float:
     return sum(shares) / len(shares)
 
 
-def reach_along(scene: Scene, path: Trajectory, samples: int = 24) -> int:
+def reach_along(scene: Scene, path: Trajectory, samples: int = 12) -> int:
     """How many of a path's first frames hold enough that is known to continue from.
 
     Beyond, less than `CONTEXT` of the picture is covered by the cloud: one photo does not reach

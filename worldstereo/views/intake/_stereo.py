@@ -154,7 +154,11 @@ def unmatched(views: Sequence[View], work: Sequence[ViewArrays]) -> list[str]:
     if not lost:
         return []
     named = ", ".join(lost[:3]) + (f" and {len(lost) - 3} more" if len(lost) > 3 else "")
-    return [f"{len(lost)} of {len(work)} photos show nothing that others match: {named}."]
+    verb = "has" if len(lost) == 1 else "have"
+    return [
+        f"{len(lost)} of {len(work)} photos {verb} no measured depth, as no other shows the same "
+        f"from near by: {named}."
+    ]
 
 
 def cameras_of(pose: Pose) -> Cameras:
