@@ -155,8 +155,19 @@ def solve(
     structure = replace(_chosen(run, counts, run.map(fixed=guess)), rough=guess)
     # Tags are whole millimetres: off by 5 %, more than many matches leave open.
     known = all(_agrees(structure, i, p) for i, p in enumerate(pictures))
-    if few and known and len(pictures) <= VERY_FEW:
+    if len(pictures) > VERY_FEW:
+        return structure
+    if few and known:
         return _chosen(run, counts, run.map(fixed=True))
+    if not known and not blank:  # a start that far off leads so few photos astray: begin without it
+        again = work / "untagged"
+        again.mkdir(exist_ok=True)
+        bare = [replace(picture, focal=None) for picture in pictures]
+        left = run.deadline - time.monotonic()
+        return solve(
+            bare, folder, again, kind=kind, features=features, threads=threads, seconds=left,
+            on_step=on_step,
+        )  # fmt: skip
     return structure
 
 
