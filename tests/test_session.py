@@ -15,7 +15,7 @@ import torch
 from tests.conftest import InstantGenerator, room_capture
 from ui.session.config import bundled_examples
 from ui.session.opening import sketch_of
-from ui.session.preview import along, describe, frames_inside
+from ui.session.preview import along, beyond_reach, describe, frames_inside
 from ui.session.retention import RetentionPolicy, tidy
 from ui.session.sessions import (
     Example,
@@ -32,7 +32,7 @@ from worldstereo.cameras import Cameras, look_at
 from worldstereo.errors import Cancelled, InputRefused, WorldBusy, WorldStereoError
 from worldstereo.inputs import LOCAL
 from worldstereo.project import Project, packed, save_world, state_of
-from worldstereo.scene import PointCloud
+from worldstereo.scene import PointCloud, Scene
 from worldstereo.trajectory import Trajectory
 from worldstereo.world import World, start
 
@@ -530,6 +530,22 @@ def test_a_path_through_a_wall_is_warned_about_where_it_happens():
     assert frames_inside(PointCloud.of(torch.zeros(0, 3)), path, unit=2.0) == []
     two = wall_cloud(1.0).points[:2]  # a floater or two are no wall
     assert frames_inside(PointCloud.of(two * 0.001 + path.cameras.position[1]), path, 2.0) == []
+
+
+def test_a_path_that_turns_away_is_said_to_lead_beyond_what_is_known():
+    turns = torch.linspace(0, 1.8, 7)  # radians; the wall fills the picture at first
+    c2w = torch.eye(4).repeat(7, 1, 1)
+    c2w[:, 0, 0] = c2w[:, 2, 2] = turns.cos()
+    c2w[:, 0, 2], c2w[:, 2, 0] = turns.sin(), -turns.sin()
+    K = torch.tensor([[80.0, 0.0, 40.0], [0.0, 80.0, 30.0], [0.0, 0.0, 1.0]])
+    path = Trajectory(Cameras(K.expand(7, 3, 3).clone(), c2w, 80, 60))
+    x, y = torch.meshgrid(torch.linspace(-1, 1, 300), torch.linspace(-1, 1, 300), indexing="ij")
+    wall = torch.stack([x.flatten(), y.flatten(), torch.ones(x.numel())], 1)
+    scene = Scene(cloud=PointCloud.of(wall), unit=1.0)
+    (line,) = beyond_reach(scene, path)
+    assert line.startswith("Beyond view ") and "of 7" in line and "not reach" in line
+    assert beyond_reach(scene, Trajectory(path.cameras[:1])) == ()
+    assert beyond_reach(Scene(), path) == ()
 
 
 def test_warnings_count_from_one_and_stay_short():

@@ -349,6 +349,35 @@ def test_frusta_stand_where_the_cameras_do_and_only_some_carry_pictures(viewport
     assert viewport._views._lines is not None
 
 
+def test_views_from_one_spot_are_one_frustum(viewport):
+    """A panorama's: their pictures would wall in the place that they show."""
+    views = some_views(3)
+    c2w = views[0].cameras.c2w.clone()
+    c2w[:3, :3] = views[2].cameras.c2w[:3, :3]
+    camera = replace(views[0].cameras, c2w=c2w)
+    beside = replace(views[0], cameras=camera, given=camera)
+    drawn(viewport, Scene(revision=0, views=(views[0], beside, *views[1:])))
+    assert sorted(viewport._views._drawn) == [0, 2, 3]
+    assert viewport._views._lines is None
+
+
+def test_the_path_beyond_what_is_known_has_another_color(viewport):
+    """It moves along a wall and past its edge."""
+    points = torch.rand(20_000, 3, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    points[:, 2] = 2.0
+    c2w = torch.eye(4).repeat(9, 1, 1)
+    c2w[:, 0, 3] = torch.linspace(0.0, 4.0, 9)
+    K = torch.tensor([[160.0, 0.0, 80.0], [0.0, 160.0, 60.0], [0.0, 0.0, 1.0]])
+    drawn(viewport, Scene(revision=0, cloud=PointCloud.of(points), unit=2.0))
+    viewport.show_plan(Trajectory(Cameras(K.expand(9, 3, 3).clone(), c2w, 160, 120)))
+    assert viewport.settle()
+    handle = viewport._server.scene.get_handle_by_name
+    within, beyond = handle("/plan/line"), handle("/plan/beyond/line")
+    assert within.points[:, 1, 0].max() <= beyond.points[:, 0, 0].min() + 1e-5
+    assert len(within.points) + len(beyond.points) == 8
+    assert (within.colors[0] != beyond.colors[0]).any()
+
+
 def test_frusta_around_the_eye_are_hidden(viewport):
     views = some_views(3)
     drawn(viewport, Scene(revision=0, views=views))

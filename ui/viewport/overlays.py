@@ -25,6 +25,7 @@ FRUSTUM = 0.11  # depth of a frustum in the viewport
 MAX_MATCHES = 300  # line segments; 5,000 cost 0.2 s a frame in software
 PLAN_FRUSTA = 12
 LIFT = 0.04  # of the way to the eye, for marks on surfaces
+SAME_SPOT = 0.02  # of a frustum: views nearer to each other stand on one spot
 GIZMO = 0.35  # reach of a gizmo's arms in the viewport
 
 
@@ -51,7 +52,7 @@ class ViewFrusta:
         self._visible = True
 
     def draw(self, views: Sequence[View], scale: float) -> None:
-        given = [i for i, view in enumerate(views) if view.step == 0]
+        given = one_a_spot(views, scale)
         made = [i for i, view in enumerate(views) if view.step > 0]
         wanted = {given[i] for i in evenly(len(given), PICTURED)}
         wanted |= {made[i] for i in evenly(len(made), GENERATED)}
@@ -121,6 +122,22 @@ class ViewFrusta:
             self._lines.visible = self._visible
 
 
+def one_a_spot(views: Sequence[View], scale: float) -> list[int]:
+    """Input views without those that stand where an earlier one does: the pictures of a panorama's
+    views would wall its place in. The strip shows them all."""
+    kept: list[int] = []
+    spots = np.zeros((0, 3))
+    for i, view in enumerate(views):
+        if view.step > 0:
+            continue
+        spot = poses(view.cameras)[0, :3, 3] * scale
+        if (np.linalg.norm(spots - spot, axis=1) < SAME_SPOT * FRUSTUM).any():
+            continue
+        kept.append(i)
+        spots = np.concatenate([spots, spot[None]])
+    return kept
+
+
 class PlanDrawing:
     """The planned path: a line and a few small frusta, the scrubbed frame drawn larger.
 
@@ -151,16 +168,16 @@ class PlanDrawing:
         beyond = np.arange(len(segments)) >= reach - 1  # a segment leads to the frame after it
         frusta = evenly(len(plan), PLAN_FRUSTA)
         for name, there, line, light in (
-            ("within", False, ACCENT, ACCENT_LIGHT),
-            ("beyond", True, INVENTED, INVENTED),
+            ("/plan", False, ACCENT, ACCENT_LIGHT),
+            ("/plan/beyond", True, INVENTED, INVENTED),
         ):
             some = segments[moves & (beyond == there)]
             if len(some) > 0:
-                self._handles.append(add_lines(self._server, f"/plan/{name}", some, line, 3.0))
+                self._handles.append(add_lines(self._server, f"{name}/line", some, line, 3.0))
             chosen = [i for i in frusta if (i >= reach) == there]
             if chosen:
                 lines = pyramid_lines(plan.cameras[chosen], scale, 0.5 * FRUSTUM)
-                drawn = add_lines(self._server, f"/plan/frusta/{name}", lines, light, 1.2)
+                drawn = add_lines(self._server, f"{name}/frusta", lines, light, 1.2)
                 self._handles.append(drawn)
         for handle in self._handles:
             handle.visible = self._visible

@@ -486,8 +486,9 @@ class Viewport:
 
     def _draw_path(self) -> None:
         plan = None if self._sketched else self._plan
-        known = plan is not None and len(self._scene.cloud) > 0
-        reach = reach_along(self._scene, plan) if plan is not None and known else 0
+        reach = 0 if plan is None else len(plan)
+        if plan is not None and len(self._scene.cloud) > 0:
+            reach = reach_along(self._scene, plan)
         self._plan_drawing.draw(plan, self._scale, reach)
 
     def _draw_keyframes(self, active: int) -> None:
