@@ -1,12 +1,13 @@
 """Held-out views predicted from remembered ones: every figure, rung and switch of synthesis.
 
     python -m bench.views [--root FOLDER] [--sets a,b] [--quick] [--brief] [--rungs]
-                          [--sheets FOLDER]
+                          [--thin 3,4,5,8] [--sheets FOLDER]
 
 FOLDER holds captures as the readers take them (default: rgbd/* and photos-posed/* below the folder
 named by WORLDSTEREO_DATA). Without `--rungs` only the full pipeline, baselines, memory switches,
 consistency, growth and times are measured; `--quick` takes two targets of each set; `--brief`
-stops after the given and the found pose.
+stops after the given and the found pose and the agreement of neighbouring views; `--thin` keeps so
+many given views alone and predicts a few targets from them, at the found pose.
 """
 
 import argparse
@@ -21,7 +22,7 @@ import numpy as np
 import torch
 
 from bench.harness import Context, Row
-from bench.views_poses import FoundPoses, nearest_warped, scored, splatted
+from bench.views_poses import FoundPoses, aligned, nearest_warped, scored, splatted
 from bench.views_sets import (
     Job,
     arrays_of_views,
@@ -47,6 +48,7 @@ from worldstereo.views import intake
 from worldstereo.views.fusion import fetch, make_view_arrays, pose_distance, pose_of
 from worldstereo.views.intake import IntakeOptions, PreprocessedViews
 
+FEW = 4  # targets that a thinned capture is asked for
 WHOLE, ENTIRE = SynthesisOptions(), IntakeOptions()
 SETS = (
     "livingroom1", "apc-shelf", "icl-nuim-5", "holo-office", "tum-rpy", "tum-cabinet", "workshop",
@@ -143,10 +145,17 @@ class Remembered:
 class Bench:
     """One capture: its jobs, truths and masks."""
 
-    def __init__(self, name: str, folder: Path, fixtures: Path | None, quick: bool) -> None:
+    def __init__(
+        self, name: str, folder: Path, fixtures: Path | None, quick: bool, keep: int | None = None
+    ) -> None:
         self.name, self.rows = name, []
         views, points = load(folder)
         self.jobs = jobs(name, views, fixtures, points=points)
+        if keep is not None:  # so many of the given views alone, and a few of the targets
+            self.jobs = [
+                replace(job, kept=_evenly(job.kept, keep), targets=_evenly(job.targets, FEW))
+                for job in self.jobs[:1]
+            ]
         if quick:
             self.jobs = [replace(job, targets=job.targets[:2]) for job in self.jobs[:1]]
         self.kept = [arrays_of_views(job.kept) for job in self.jobs]
@@ -180,6 +189,12 @@ class Bench:
         return row
 
 
+def _evenly(views: Sequence[View], count: int) -> list[View]:
+    """At most `count` of some views, evenly, both ends among them."""
+    which = np.unique(np.linspace(0, len(views) - 1, min(count, len(views))).astype(int))
+    return [views[i] for i in which]
+
+
 def _figures(row: dict[str, float]) -> str:
     def shown(v: float) -> str:
         return f"{v:.5f}" if abs(v) < 0.05 else f"{v:.3f}" if abs(v) < 5 else f"{v:.2f}"
@@ -203,28 +218,48 @@ def baselines(bench: Bench) -> None:
     bench.score("nearest view, warped", nearest)
 
 
-def at_found_pose(bench: Bench, memory: Sequence[Remembered]) -> None:
-    """Whole pipeline and baselines where each target was really taken, if it was found."""
+def at_found_pose(bench: Bench, memory: Sequence[Remembered], of: str = "") -> None:
+    """Whole pipeline and baselines where each target was really taken, if it was found.
+
+    Twice: where keypoints found it, and where optical flow then aligns it with what is seen there.
+    """
     finders = [FoundPoses(m.views, m.intake.unit) for m in memory]
     kept = [arrays_of_views(m.views) for m in memory]
-    for label in ("found pose: all rungs", "found pose: nearest view, warped", "found pose: splat"):
-        if label.endswith("splat") and not any(bool(v.mask.any()) for v in bench.jobs[0].kept):
-            continue
-        rows, found = [], 0
-        for k, target, _, seen in bench.targets:
-            m = memory[k]
-            camera, known = finders[k](target, m.camera(target))
-            found += known
-            if label.endswith("rungs"):
-                image = image_of(m.at(camera))
-            elif label.endswith("warped"):
-                image = nearest_warped(m.views, camera, m.intake.unit)
-            else:
-                image = splatted(kept[k], camera, target)
-            rows.append(scored(image, target, seen))
-        row = mean_of(rows) | {"found": float(found), "of": float(len(rows))}
+    sensed = any(bool(v.mask.any()) for v in bench.jobs[0].kept)
+    rows: dict[str, list[dict[str, float]]] = {}
+    found = 0
+    for k, target, truth, seen in bench.targets:
+        m = memory[k]
+        camera, known = finders[k](target, m.camera(target))
+        found += known
+        for where in ("found", "aligned"):
+            if where == "aligned":
+                camera = aligned(m.at, camera, truth)
+            images = {
+                "all rungs": image_of(m.at(camera)),
+                "nearest view, warped": nearest_warped(m.views, camera, m.intake.unit),
+            }
+            if sensed:
+                images["splat"] = splatted(kept[k], camera, target)
+            for what, image in images.items():
+                label = f"{of}{where} pose: {what}"
+                rows.setdefault(label, []).append(scored(image, target, seen))
+    for label, scores_ in rows.items():
+        row = mean_of(scores_) | {"found": float(found), "of": float(len(scores_))}
         bench.rows.append({"set": bench.name, "what": label} | row)
         print(f"{bench.name:12s} {label:34s} " + _figures(row), flush=True)
+
+
+def thinned(name: str, folder: Path, fixtures: Path | None, counts: Sequence[int]) -> list[dict]:
+    """Captures of which only so many given views are kept, against both baselines."""
+    rows: list[dict] = []
+    for count in counts:
+        bench = Bench(name, folder, fixtures, False, keep=count)
+        if len(bench.jobs[0].kept) < count:
+            break
+        at_found_pose(bench, bench.remember(), f"{count} views, ")
+        rows += bench.rows
+    return rows
 
 
 def photo_baseline(bench: Bench, memory: Sequence[Remembered]) -> None:
@@ -465,11 +500,14 @@ def growth(bench: Bench, memory: Sequence[Remembered]) -> None:
 
 def measure(
     folders: dict[str, Path], *, fixtures: Path | None, quick: bool, all_rungs: bool,
-    sheets: Path | None, brief: bool = False,
+    sheets: Path | None, brief: bool = False, thin: Sequence[int] = (),
 ) -> list[dict]:  # fmt: skip
     """Every figure of some captures, printed as it comes and returned as rows."""
     rows: list[dict] = []
     for name, folder in folders.items():
+        if thin:
+            rows += thinned(name, folder, fixtures, thin)
+            continue
         bench = Bench(name, folder, fixtures, quick)
         photos = not any(bool(view.mask.any()) for view in bench.jobs[0].kept)
         if not photos:
@@ -477,6 +515,7 @@ def measure(
         memory = full(bench)
         at_found_pose(bench, memory)
         if brief:
+            consistency(bench, memory)
             rows += bench.rows
             continue
         if photos:
@@ -538,6 +577,7 @@ def main() -> None:
     parser.add_argument("--fixtures", type=Path, default=None)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--brief", action="store_true", help="both poses and baselines alone")
+    parser.add_argument("--thin", default="", help="e.g. 3,4,5,8: so many given views alone")
     parser.add_argument("--rungs", action="store_true")
     parser.add_argument("--sheets", type=Path, default=None)
     parser.add_argument("--out", type=Path, default=None)
@@ -546,7 +586,7 @@ def main() -> None:
     rows = measure(
         found_folders(chosen.root, chosen.sets.split(",")), fixtures=fixtures, quick=chosen.quick,
         all_rungs=chosen.rungs, sheets=chosen.sheets,
-        brief=chosen.brief,
+        brief=chosen.brief, thin=[int(n) for n in chosen.thin.split(",") if n],
     )  # fmt: skip
     if chosen.out is not None:
         chosen.out.write_text(json.dumps(rows, indent=1))

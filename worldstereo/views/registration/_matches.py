@@ -165,7 +165,7 @@ def match(views: Sequence[ViewArrays], i: int, j: int) -> Match | None:
     known = known > 0
     if known.mean() < OVERLAP:
         return None
-    flow, residual = _flow_both_ways(here, there)
+    flow, residual = flow_both_ways(here, there)
     inner = cv2.erode(
         known.astype(np.uint8),
         np.ones((15, 15), np.uint8),
@@ -174,7 +174,7 @@ def match(views: Sequence[ViewArrays], i: int, j: int) -> Match | None:
     )
     strength = np.minimum(cv2.cornerMinEigenVal(here, 9), cv2.cornerMinEigenVal(there, 9))
     strength = np.where((inner > 0) & (residual < 1.0) & (p.edge_distance > 2), strength, 0)
-    y, x = _best_per_cell(strength)
+    y, x = best_per_cell(strength)
     row, column = y // CELL, x // CELL
     if len(x) < MIN_MATCHES:
         return None
@@ -227,7 +227,7 @@ def _likeness(a: np.ndarray, b: np.ndarray, where: np.ndarray) -> float:
     return float(np.mean(c[textured] / np.sqrt(vx[textured] * vy[textured])))
 
 
-def _flow_both_ways(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def flow_both_ways(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Flow from a to b and how far the way back misses, in pixels."""
     import cv2
 
@@ -239,7 +239,7 @@ def _flow_both_ways(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarra
     return forth, np.linalg.norm(forth + returned, axis=2)
 
 
-def _best_per_cell(strength: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def best_per_cell(strength: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     h, w = strength.shape[0] // CELL, strength.shape[1] // CELL
     if h == 0 or w == 0:
         return np.zeros(0, int), np.zeros(0, int)
