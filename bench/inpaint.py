@@ -166,13 +166,11 @@ def measure(name: str, folder: Path, frames: int, sheets: Path | None, deep: boo
     clip = explore(world, path, generator=generator)
     cpu, wall = time.process_time() - used, time.perf_counter() - began
     calls = oracle.calls
-    again = explore(world, path, generator=generator)
-    same = bool(torch.equal(again.color_u8, clip.color_u8) and torch.equal(again.depth, clip.depth))
-    world.undo()
+    keys = world.history[-1].details["keyframes"]
     world.undo()
     world.redo()
-    same = same and torch.equal(explore(world, path, generator=generator).color_u8, clip.color_u8)
-    keys = world.history[1].details["keyframes"]
+    again = explore(world, path, generator=generator)
+    same = bool(torch.equal(again.color_u8, clip.color_u8) and torch.equal(again.depth, clip.depth))
 
     shown = torch.stack([(f.color.clamp(0, 1) * 255 + 0.5).to(torch.uint8) for f in before])
     changed = (clip.color_u8 != shown).any(dim=1) & ~hole

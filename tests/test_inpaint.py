@@ -667,11 +667,12 @@ def test_a_place_is_completed_from_one_view_within_the_budget():
     )  # fmt: skip
     world = World(WarpGenerator(), max_points=200_000)
     start(world, Capture("box", "rgbd", (view,), up=torch.tensor([0.0, 0.0, 1.0])), register=False)
-    assert 4 <= completion_budget(world.scene) <= 12
+    estimate = completion_budget(world.scene)
     generator = Turning(OpenCVPainter())
     clips = complete(world, 12, generator=generator, size=(width, height))
     painted = sum(len(record.details.get("keyframes", ())) for record in world.history)
-    assert 3 <= painted <= 12 and len(clips) == len(world.history) - 1
+    assert painted <= 12 and abs(painted - estimate) <= 2
+    assert len(clips) == len(world.history) - 1
     turn = Trajectory.preset("pan", camera, frames=16, value=337.5, up=world.scene.up)
     left = [frame.unknown for frame in Guide(world.scene, turn)]
     assert sum(left) / len(left) < 0.25

@@ -12,14 +12,18 @@ from worldstereo.errors import WorldStereoError
 from worldstereo.generators import Generator, SamplerConfig
 from worldstereo.progress import OnStep, ignore
 from worldstereo.scene import Clip, Scene
-from worldstereo.world._coverage import NextView, next_best_views, propose_path
+from worldstereo.world._coverage import (
+    CONTEXT,
+    SPACING,
+    NextView,
+    next_best_views,
+    propose_path,
+)
 from worldstereo.world._explore import explore
 from worldstereo.world._world import World
 
 FRAMES = 3
 """Frames of the path of one step: it is there to be seen; one keyframe paints."""
-OVERLAP = 0.35
-"""Share of a keyframe that shows what is known already."""
 MIN_UNKNOWN = 0.02
 """Unknown at the edge of the known, as a share of a picture, below which a place is complete."""
 SEEDS = 1009
@@ -49,7 +53,9 @@ def completion_budget(scene: Scene) -> int:
         around = (torch.arange(360) - heading + 180) % 360 - 180
         seen |= around.abs() <= field / 2
     missing = int((~seen).sum())
-    return math.ceil(missing / ((1 - OVERLAP) * max(field, 1.0)))
+    # What a keyframe turns on by: candidates that still show enough that is known.
+    turn = SPACING * max(1, int((1 - CONTEXT) * field / SPACING))
+    return math.ceil(missing / turn)
 
 
 def complete(

@@ -30,7 +30,14 @@ MAX_POINTS = 150_000
 SMALL = (80, 60)
 """Size at which candidates are judged, pixels along the longer and the shorter side."""
 POSITIONS = 16
-HEADINGS = tuple(range(0, 360, 30))
+SPACING = 30
+HEADINGS = tuple(range(0, 360, SPACING))
+"""Degrees from a remembered camera's own heading; candidates look that way."""
+FARTHER = (-5, 5)
+"""Degrees by which the best candidate may be turned farther into the unknown. As far as `CONTEXT`
+allows, a fifth of the pictures is saved, and what they show is displaced twice as much."""
+ALIKE = 0.95
+"""Share of its gain that it keeps then."""
 STEP = 0.25
 """How far beside a remembered camera a candidate stands, as a share of the unit."""
 BORDER = 0.25
@@ -192,7 +199,25 @@ def next_best_views(
             break
         if all(_differs(candidates[i], candidates[j], scene.unit) for j in chosen):
             chosen.append(i)
-    return tuple(NextView(_sized(candidates[i], *size), gains[i], shares[i]) for i in chosen)
+    return tuple(_turned_farther(points, candidates[i], scene, size) for i in chosen)
+
+
+def _turned_farther(
+    points: Float[Tensor, "N 3"], camera: Cameras, scene: Scene, size: tuple[int, int]
+) -> NextView:
+    """A candidate turned until it shows most unknown while its gain stays: the fewest pictures
+    then go around a place, and each still has `CONTEXT` to continue from."""
+    up = scene.up / scene.up.norm().clamp_min(1e-9)
+    gain, share = _gain(points, camera, scene.unit)
+    best, least = camera, ALIKE * gain
+    for degrees in FARTHER:
+        turned = camera.c2w.clone()
+        turned[:3, :3] = _about(up, degrees).to(turned) @ turned[:3, :3]
+        other = Cameras(camera.K, turned, camera.width, camera.height)
+        there, unknown_share = _gain(points, other, scene.unit)
+        if there >= least and unknown_share > share:
+            best, gain, share = other, there, unknown_share
+    return NextView(_sized(best, *size), gain, share)
 
 
 def front_at(camera: Cameras, size: tuple[int, int]) -> NextView:
