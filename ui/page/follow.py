@@ -73,6 +73,7 @@ class Follow:
                 if session.loader.sketch is not sketch:
                     sketch = session.loader.sketch
                     updates |= self.changed(session) | self.preparing(session)
+                    updates |= self.hud.refresh_map(session)  # of the last world
                 elif len(job.frames) != shown:
                     shown = len(job.frames)
                     updates |= self.preparing(session)

@@ -597,7 +597,8 @@ def _check_formats(formats: tuple[str, ...]) -> None:
 
 def _print_facts(scene: "Scene") -> None:
     given = sum(view.step == 0 for view in scene.views)
-    print(f"{scene.name}: {given} given views, {len(scene.views) - given} generated")
+    what = "view" if given == 1 else "views"
+    print(f"{scene.name}: {given} given {what}, {len(scene.views) - given} generated")
     print(f"{len(scene.cloud):,} points; unit {scene.unit:.3g}; {len(scene.clips)} clips")
     for notice in scene.notices:
         print(notice)
