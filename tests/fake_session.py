@@ -18,7 +18,8 @@ import torch
 from tests.conftest import room, turned_cameras
 from worldstereo.cameras import Cameras
 from worldstereo.errors import WorldStereoError
-from worldstereo.generators import GeneratorLimits, SamplerConfig, StepRange
+from worldstereo.generators import GeneratorLimits, SamplerConfig, StepRange, WarpGenerator
+from worldstereo.generators.registry import GeneratorChoice
 from worldstereo.scene import Clip, Origin, PointCloud, Scene, View
 from worldstereo.trajectory import Trajectory
 
@@ -294,22 +295,21 @@ class FakeSession:
 
 
 def choices() -> dict[str, Any]:
-    warp = SimpleNamespace(
-        name="warp",
-        label="Warp",
-        description="Copies what the memories know.",
-        limits=GeneratorLimits(name="warp"),
-        why_not="",
-        modes=None,
+    warp = GeneratorChoice(
+        "warp",
+        "Warp",
+        "Copies what the memories know.",
+        GeneratorLimits(name="warp"),
+        WarpGenerator,
     )
-    diffusion = SimpleNamespace(
+    diffusion = GeneratorChoice(
         name="diffusion",
         label="WorldStereo 2.0",
         description="Video diffusion.",
         limits=GeneratorLimits(
             name="diffusion", frame_step=4, size_multiple=16, prompt=True, steps=StepRange(1, 50, 4)
         ),
-        modes=None,
+        make=WarpGenerator,
         why_not="No weights found. Start the app with --model FOLDER.",
     )
     return {"warp": warp, "diffusion": diffusion}

@@ -226,11 +226,11 @@ def test_hostile_names_stay_text_everywhere_on_the_page(panel, session):
                 "generate.html",
                 "about",
                 name=text,
-                choices=[
-                    GeneratorChoice(text, text, text, None, WarpGenerator),
-                    GeneratorChoice("off", text, text, None, WarpGenerator, text),
+                rows=[
+                    (GeneratorChoice(text, text, text, None, WarpGenerator), text),
+                    (GeneratorChoice("off", text, text, None, WarpGenerator, text), ""),
                 ],
-                unknown=text,
+                known=False,
             ),
             page_html.render("generate.html", "takes_up_to", keyframes=text, about=text),
             page_html.render(

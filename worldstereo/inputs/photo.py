@@ -51,7 +51,7 @@ def read_photo(
             f"The camera was tilted by {tilt:.0f} degrees, by the straight lines of the photo."
         )
     if camera is None:
-        fov = 2 * math.atan(max(width, height) / 2 / float(view.cameras.K[0, 0]))
+        fov = float(view.cameras.fov.max())
         how = "measured by the depth model" if abs(fov - DEFAULT_FOV) > 1e-4 else "assumed"
         degrees = round(math.degrees(fov))
         notices.append(f"The photo does not name its lens; {degrees} degrees of view were {how}.")

@@ -1,6 +1,7 @@
 """The World tab: where a world comes from, how it is shown, what it holds, how its views agree."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -212,15 +213,7 @@ class WorldTab(Part):
 
     def on_upload(self, session: Session, given: Any) -> Iterator[Updates]:
         """Any accepted kind; the import worker decides by content and refuses in one line."""
-        from pathlib import Path
-
-        paths = [given] if isinstance(given, str) else given
-        arrived = isinstance(paths, list) and all(
-            isinstance(path, str) and Path(path).is_file() for path in paths
-        )
-        if not arrived or not paths:
-            raise WorldStereoError("The upload did not arrive. Try again.")
-        files = [Path(path) for path in paths]
+        files = _arrived([given] if isinstance(given, str) else given)
         if len(files) == 1:
             session.open(files[0], files[0].name)
         else:
@@ -270,16 +263,9 @@ class WorldTab(Part):
 
     # ---- photos for this world ---------------------------------------------------------------
 
-    def on_photos(self, session: Session, paths: Any) -> Iterator[Updates]:
+    def on_photos(self, session: Session, given: Any) -> Iterator[Updates]:
         """Photos without poses: the session finds their places, or says why not."""
-        from pathlib import Path
-
-        arrived = isinstance(paths, list) and all(
-            isinstance(path, str) and Path(path).is_file() for path in paths
-        )
-        if not arrived:
-            raise WorldStereoError("The photos did not arrive. Try again.")
-        session.add([Path(path) for path in paths])
+        session.add(_arrived(given))
         yield {self.placed: ""}
         yield from self.follow.job(session)
 
@@ -495,6 +481,16 @@ def _why_left_out(photo: AddedPhoto) -> str:
 
 def _some(scene: Scene) -> bool:
     return len(scene.cloud) > 0 or len(scene.views) > 0
+
+
+def _arrived(given: Any) -> list[Path]:
+    """The files of an upload, as Gradio names them."""
+    whole = isinstance(given, list) and all(
+        isinstance(path, str) and Path(path).is_file() for path in given
+    )
+    if not whole or not given:
+        raise WorldStereoError("The upload did not arrive. Try again.")
+    return [Path(path) for path in given]
 
 
 def _why_not_registered(scene: Scene) -> str:
