@@ -607,6 +607,17 @@ def test_nothing_of_the_old_world_is_told_or_done_while_a_new_one_is_prepared(pa
     assert "Generated clips" in panel.follow.refresh(session)[panel.world.facts]
 
 
+def test_a_quick_job_that_is_over_when_it_is_followed_keeps_its_film(panel, session):
+    """A page asks two seconds after any job began; its own film may be playing by then."""
+    session.job = FakeJob("explore", reports=0)
+    assert list(session.job) and session.job.over
+    (answer,) = panel.guarded(panel.on_follow)("token", {})
+    assert panel.header.bar in answer and panel.film.screen not in answer
+    session.job.kind = "open"
+    (answer,) = panel.guarded(panel.on_follow)("token", {})
+    assert answer[panel.film.screen] == ""
+
+
 def test_a_reload_finds_path_preview_and_a_picture_to_inspect(panel, session):
     list(panel.guarded(panel.path.on_plan)("token", *plan_inputs()))
     answers = list(panel.guarded(panel.on_opened)("token"))

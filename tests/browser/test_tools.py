@@ -93,6 +93,7 @@ def test_a_file_of_ones_own(visit, tmp_path):
     page.locator("#act-undo").click()
     page.wait_for_function("() => document.querySelector('#act-redo').disabled === false")
     page.keyboard.press("m")
+    page.wait_for_function(f"() => !({text('#hud', 'two points')})")
 
     # box some, delete them, and have them back
     page.keyboard.press("b")

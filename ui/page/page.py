@@ -184,11 +184,14 @@ class Panel(Core):
         return self.follow.refresh(session) | {self.message: ""}
 
     def on_follow(self, session: Session, data: dict[str, Any]) -> Iterator[Updates]:
-        """Another page of this session has started a job."""
+        """Another page of this session has started a job, or this one has a quick one behind it."""
         if session.busy:
             yield from self.follow.job(session)
-        else:
-            yield self.follow.refresh(session)
+            return
+        updates = self.follow.refresh(session)
+        if session.job is not None and session.job.kind == "explore":
+            del updates[self.film.screen]  # the film of this page's own quick job plays on
+        yield updates
 
 
 def launch(
