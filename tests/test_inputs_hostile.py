@@ -225,7 +225,7 @@ def test_an_unforeseen_error_is_a_case_number(monkeypatch: pytest.MonkeyPatch, c
     def fails(*_: object) -> None:
         raise ZeroDivisionError("inside")
 
-    monkeypatch.setattr(dispatch, "read", fails)
+    monkeypatch.setattr(dispatch, "read_source", fails)
     with pytest.raises(InputRefused) as caught:
         inputs.read(b"x", "room.ply")
     found = re.fullmatch(
