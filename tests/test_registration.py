@@ -16,7 +16,7 @@ from worldstereo.views.intake._judge import Decision
 from worldstereo.views.registration import _solve, doubts, register, registered
 from worldstereo.views.registration._field import CorrectionField, exp6, log6
 from worldstereo.views.registration._judge import SURE, certainty
-from worldstereo.views.registration._matches import Match, project
+from worldstereo.views.registration._matches import FlowMatch, project
 from worldstereo.views.registration._solve import HUBER, normal_equations, second
 
 W, H = 241, 179
@@ -163,7 +163,7 @@ def test_normal_equations_are_those_of_the_projection():
     steps = 1e-5 * np.eye(6)
     first = np.stack([at(T @ exp6(e)) - at(T @ exp6(-e)) for e in steps], 2) / 2e-5
     later = np.stack([at(exp6(-e) @ T) - at(exp6(e) @ T) for e in steps], 2) / 2e-5
-    m = Match(0, 1, points, pixels, which, which, which, which, 1.0, 0.0)
+    m = FlowMatch(0, 1, points, pixels, which, which, which, which, 1.0, 0.0)
     A, b = normal_equations(m, T, K, which)
     M = second(T)
     for J, left, right in ((first, A, b), (later, M.T @ A @ M, M.T @ b)):

@@ -79,7 +79,7 @@ class Target:
 
 
 @dataclass(frozen=True)
-class Match:
+class PointMatch:
     """What one reference says about the inspected pixel."""
 
     view: int
@@ -108,15 +108,15 @@ class Inspection:
     """From the camera's centre; 0 without a point."""
     origin: Origin | None
     confidence: float | None
-    matches: tuple[Match, ...]
+    matches: tuple[PointMatch, ...]
     """Heaviest first, refused ones last."""
 
     @property
-    def accepted(self) -> tuple[Match, ...]:
+    def accepted(self) -> tuple[PointMatch, ...]:
         return tuple(match for match in self.matches if not match.refused)
 
     @property
-    def refused(self) -> tuple[Match, ...]:
+    def refused(self) -> tuple[PointMatch, ...]:
         return tuple(match for match in self.matches if match.refused)
 
 
@@ -240,7 +240,7 @@ def inspect(scene: Scene, view: int, pixel: tuple[float, float]) -> Inspection:
 
 def _match(
     told: synthesis.Contribution, references: tuple[int, ...], views: Sequence[View]
-) -> Match:
+) -> PointMatch:
     index = references[told.view]
     u, v = told.pixel
     view = views[index]
@@ -248,7 +248,7 @@ def _match(
     reason = None if told.reason is None else REASONS.get(told.reason, told.reason)
     if told.weight < REFUSED and reason is None:
         reason = "others say far more"
-    return Match(index, (u, v), told.weight, reason, inside)
+    return PointMatch(index, (u, v), told.weight, reason, inside)
 
 
 # ---- a whole frame -------------------------------------------------------------------------------

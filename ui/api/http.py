@@ -41,7 +41,7 @@ from worldstereo.exports import export, exporters, file_name
 from worldstereo.trajectory import PRESETS, Trajectory
 from worldstereo.world import default_view
 
-from ..page.settings import Settings, accepted_frames, chosen_size, plan_path, reframed, whole
+from ..page.settings import Settings, accepted_frames, chosen_size, parse_int, plan_path, reframed
 from ..page.tabs.export import PROJECT, project_file
 from ..session.jobs import Job
 from ..session.session import PREPARING, Session
@@ -296,7 +296,7 @@ class _Api:
         limits = choice.limits if choice else None
         width, height = chosen_size(str(body.get("size", "")), scene, limits)
         like = reframed(default_view(scene), width, height)
-        frames = accepted_frames(whole(body.get("frames", 25), "frames", 2, 1000), limits)
+        frames = accepted_frames(parse_int(body.get("frames", 25), "frames", 2, 1000), limits)
         keys = [Cameras(like.K, pose, width, height) for pose in _poses(body["keyframes"])]
         session.set_plan(Trajectory.through(keys, max(2, frames)), guide=guide)
 
@@ -309,8 +309,8 @@ class _Api:
         session.explore(
             plan,
             generator=str(body.get("generator", "")),
-            seed=whole(body.get("seed", 0), "seed", 0, 2**31 - 1),
-            steps=None if steps is None else whole(steps, "steps", 1, 1000),
+            seed=parse_int(body.get("seed", 0), "seed", 0, 2**31 - 1),
+            steps=None if steps is None else parse_int(steps, "steps", 1, 1000),
             guidance=None if guidance is None else _number(guidance, "guidance", 0, 100),
             prompt=str(body.get("prompt", ""))[:MAX_PROMPT],
             negative_prompt=str(body.get("negative_prompt", ""))[:MAX_PROMPT],

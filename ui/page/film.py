@@ -20,7 +20,7 @@ from ..session.sessions import Session
 from . import html
 from .core import BUSY, Core, Part, Updates, html_block
 from .follow import Follow
-from .settings import FIRST_PRESET, number, parameter, path_named, whole
+from .settings import FIRST_PRESET, parameter, parse_float, parse_int, path_named
 from .tabs.generate import GenerateTab
 from .tabs.path import PathTab
 
@@ -112,7 +112,7 @@ class Film(Part):
         now = session.world.registration.revision if session.world.registration else 0
         if clip.registration != now:
             raise WorldStereoError("The views were registered since. Generate the clip again.")
-        frame = whole(data.get("frame"), "frame", 0, len(clip) - 1)
+        frame = parse_int(data.get("frame"), "frame", 0, len(clip) - 1)
         camera = clip.trajectory.cameras[frame]
         mask = brushed(data.get("strokes"), data.get("width"), camera.width, camera.height)
         region = region_of(camera, torch.from_numpy(mask))
@@ -207,7 +207,7 @@ def brushed(strokes: Any, width: Any, columns: int, rows: int) -> np.ndarray:
     if not isinstance(strokes, list) or not 0 < len(strokes) <= MAX_STROKES:
         raise WorldStereoError("Brush over a part of the picture first.")
     mask = np.zeros((rows, columns), np.uint8)
-    thick = max(1, round(number(width, "width of the brush", 0.001, 0.5) * columns))
+    thick = max(1, round(parse_float(width, "width of the brush", 0.001, 0.5) * columns))
     points = 0
     for stroke in strokes:
         try:

@@ -60,9 +60,9 @@ class Settings:
             raise WorldStereoError(f"The guide is one of {', '.join(GUIDES)}.")
         return Settings(
             name,
-            number(value, "the path's amount"),
+            parse_float(value, "the path's amount"),
             str(start),
-            whole(frames, "views along the path", 1, 1000),
+            parse_int(frames, "views along the path", 1, 1000),
             str(size),
             str(generator),
             str(guide),
@@ -77,7 +77,7 @@ def path_named(preset: object) -> str:
     return name
 
 
-def number(value: object, what: str, low: float = -1e6, high: float = 1e6) -> float:
+def parse_float(value: object, what: str, low: float = -1e6, high: float = 1e6) -> float:
     """A finite number in a range, or a refusal that names it."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise WorldStereoError(f"{what} must be a number.")
@@ -90,8 +90,8 @@ def number(value: object, what: str, low: float = -1e6, high: float = 1e6) -> fl
     return result
 
 
-def whole(value: object, what: str, low: int, high: int) -> int:
-    result = number(value, what, low, high)
+def parse_int(value: object, what: str, low: int, high: int) -> int:
+    result = parse_float(value, what, low, high)
     if result != int(result):
         raise WorldStereoError(f"{what} must be a whole number, got {result:g}.")
     return int(result)
@@ -195,7 +195,7 @@ def planned(
 
 def checked_value(settings: Settings) -> float:
     slider = PRESETS[settings.preset].parameter
-    return number(settings.value, slider.label, slider.min, slider.max)
+    return parse_float(settings.value, slider.label, slider.min, slider.max)
 
 
 def start_camera(session: Session, start: str) -> Cameras:

@@ -23,7 +23,7 @@ from ...session.session import PREPARING
 from ...session.sessions import Session
 from .. import html
 from ..core import Core, Part, Updates, html_block, segmented
-from ..settings import number
+from ..settings import parse_float
 
 PROJECT = "project"
 PAGE_MB = 15
@@ -245,7 +245,7 @@ class ExportTab(Part):
 def _checked(quality: Any, megabytes: Any = PAGE_MB) -> dict[str, Any]:
     if quality not in QUALITIES:
         raise ExportError(f"The quality of a mesh is one of {', '.join(QUALITIES)}.")
-    return {"quality": quality, "megabytes": number(megabytes, "Page size", 1, 200)}
+    return {"quality": quality, "megabytes": parse_float(megabytes, "Page size", 1, 200)}
 
 
 def _duration(seconds: float) -> str:

@@ -25,7 +25,7 @@ from ..action import Action
 from ..clip_controls import MAX_FRAMES, ClipControls
 from ..core import BUSY, Core, Part, Updates, html_block, segmented
 from ..follow import Follow
-from ..settings import GUIDES, accepted_frames, chosen_size, number, sizes, whole
+from ..settings import GUIDES, accepted_frames, chosen_size, parse_float, parse_int, sizes
 from .path import PathTab
 
 NOTHING = "Nothing generated yet. Press G."
@@ -213,7 +213,7 @@ class GenerateTab(Part):
         limits = choice.limits
         options: dict[str, Any] = {
             "generator": str(name),
-            "seed": whole(0 if seed is None else seed, "seed", 0, 2**31 - 1),
+            "seed": parse_int(0 if seed is None else seed, "seed", 0, 2**31 - 1),
         }
         if remember not in REMEMBER.values():
             raise WorldStereoError(f"Remember is one of {', '.join(REMEMBER)}.")
@@ -228,9 +228,9 @@ class GenerateTab(Part):
                 )
         if limits is not None and limits.steps is not None:
             low, high, _ = limits.steps
-            options["steps"] = whole(steps, "denoising steps", low, high)
+            options["steps"] = parse_int(steps, "denoising steps", low, high)
         if limits is not None and limits.guidance is not None:
-            options["guidance"] = number(guidance, "guidance", 1, 30)
+            options["guidance"] = parse_float(guidance, "guidance", 1, 30)
             options["negative_prompt"] = str(negative or "")[:2000]
         if choice.modes is not None:
             options["mode"] = self._checked_mode(session, str(mode or session.mode))
@@ -255,7 +255,7 @@ class GenerateTab(Part):
     def on_complete(self, session: Session, *values: Any) -> Iterator[Updates]:
         """Keyframe by keyframe around what is known; each can be undone."""
         form = self.form(session, values[:-2])
-        front, budget = values[-2], whole(values[-1], "keyframes", 1, MAX_KEYFRAMES)
+        front, budget = values[-2], parse_int(values[-1], "keyframes", 1, MAX_KEYFRAMES)
         if front not in FRONTS.values():
             raise WorldStereoError(f"Begin is one of {', '.join(FRONTS)}.")
         choice = session.shared.generators[form.generator]
@@ -272,7 +272,7 @@ class GenerateTab(Part):
 
     def on_budget(self, session: Session, budget: Any, size: Any, name: Any) -> Updates:
         """What completing the place takes at most, before it is begun."""
-        keyframes = whole(budget, "keyframes", 1, MAX_KEYFRAMES)
+        keyframes = parse_int(budget, "keyframes", 1, MAX_KEYFRAMES)
         choice = session.shared.generators.get(str(name))
         limits = choice.limits if choice else None
         if choice is None or choice.why_not or not sizes(session.world.scene, limits):
@@ -310,7 +310,9 @@ class GenerateTab(Part):
         limits = choice.limits
         updates: Updates = {self.about: self._about(name, session)} | modes
         if limits is not None:
-            frames = min(MAX_FRAMES, accepted_frames(whole(settings[3], "views", 1, 1000), limits))
+            frames = min(
+                MAX_FRAMES, accepted_frames(parse_int(settings[3], "views", 1, 1000), limits)
+            )
             updates |= {
                 self.clip.frames: gr.update(
                     minimum=limits.min_frames,
@@ -349,8 +351,8 @@ class GenerateTab(Part):
     def on_sampler(self, session: Session, steps: Any, guidance: Any) -> Updates:
         """More steps take longer: the modes and the cost say so."""
         session.sampler = SamplerConfig(
-            steps=whole(steps, "denoising steps", 1, 1000),
-            guidance=number(guidance, "guidance", 1, 30),
+            steps=parse_int(steps, "denoising steps", 1, 1000),
+            guidance=parse_float(guidance, "guidance", 1, 30),
         )
         return self._modes(session) | self.action.refresh(session)
 

@@ -21,7 +21,7 @@ from ..action import Action
 from ..core import Core, Part, Updates, html_block, segmented, status_line
 from ..hud import Hud, status
 from ..matches_svg import matches_svg
-from ..settings import number, scale_of, unit_of, whole
+from ..settings import parse_float, parse_int, scale_of, unit_of
 
 if TYPE_CHECKING:
     from worldstereo.generators.diffusion.attention_inspection import AttentionRow
@@ -128,11 +128,11 @@ class MemoryTab(Part):
         scene = session.world.scene
         if not scene.views:
             raise WorldStereoError("There is no view to inspect yet. Open an example first.")
-        sent = data["view"] if "view" in data else whole(view, "view", 1, 100_000) - 1
-        index = whole(sent, "view", 0, len(scene.views) - 1)
+        sent = data["view"] if "view" in data else parse_int(view, "view", 1, 100_000) - 1
+        index = parse_int(sent, "view", 0, len(scene.views) - 1)
         camera = scene.views[index].cameras
-        x = number(data.get("x"), "the place in the picture", -1, 2)
-        y = number(data.get("y"), "the place in the picture", -1, 2)
+        x = parse_float(data.get("x"), "the place in the picture", -1, 2)
+        y = parse_float(data.get("y"), "the place in the picture", -1, 2)
         pixel = (
             min(max(x * camera.width, 0.5), camera.width - 0.5),
             min(max(y * camera.height, 0.5), camera.height - 0.5),
@@ -146,7 +146,7 @@ class MemoryTab(Part):
         """A click in the viewport: the view that shows the point best."""
         if not isinstance(point, Sequence) or len(point) != 3:
             raise WorldStereoError("The click hit nothing.")
-        place = [number(value, "a coordinate") for value in point]
+        place = [parse_float(value, "a coordinate") for value in point]
         camera = session.viewport.camera()
         found = inspector.locate(session.world.scene, place, camera)
         if found is None:
@@ -178,8 +178,8 @@ class MemoryTab(Part):
             raise WorldStereoError("There is no view to inspect yet. Open an example first.")
         if mode not in (*MODES, ATTENTION):
             raise WorldStereoError(f"Memory shows one of {', '.join(MODES)}.")
-        index = min(count, whole(view, "view", 1, 100_000)) - 1
-        x, y = number(u or 0, "pixel", 0, 1e5), number(v or 0, "pixel", 0, 1e5)
+        index = min(count, parse_int(view, "view", 1, 100_000)) - 1
+        x, y = parse_float(u or 0, "pixel", 0, 1e5), parse_float(v or 0, "pixel", 0, 1e5)
         return index, (None if x == 0 and y == 0 else (int(x) + 0.5, int(y) + 0.5)), str(mode)
 
     # ---- what is shown -----------------------------------------------------------------------
@@ -253,8 +253,8 @@ class MemoryTab(Part):
     ) -> Iterator[Updates]:
         """Runs the model up to the step, and shows the row of the pixel's token."""
         asked = session.attention.of(session.world.scene, view)
-        layer = min(asked.layers, whole(at[0] if at else 1, "layer", 1, 1000))
-        step = min(asked.steps, whole(at[1] if at else 1, "denoising step", 1, 1000))
+        layer = min(asked.layers, parse_int(at[0] if at else 1, "layer", 1, 1000))
+        step = min(asked.steps, parse_int(at[1] if at else 1, "denoising step", 1, 1000))
         job = session.look(view, pixel, layer=layer - 1, step=step - 1)
         scene, target = session.world.scene, inspector.target_of(session.world.scene, view)
         picture = self._clickable(target, scene)

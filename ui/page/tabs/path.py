@@ -26,9 +26,9 @@ from ..settings import (
     UNSEEN,
     Settings,
     parameter,
+    parse_int,
     path_named,
     plan_path,
-    whole,
 )
 from ..strip import Strip
 
@@ -283,7 +283,7 @@ class PathTab(Part):
     def on_ghost(self, session: Session, data: dict[str, Any], *values: Any) -> Iterator[Updates]:
         """A proposed camera was clicked: the path leads there."""
         count = len(session.unseen.views)
-        chosen = whole(data.get("index"), "camera", 0, max(0, count - 1))
+        chosen = parse_int(data.get("index"), "camera", 0, max(0, count - 1))
         session.unseen = replace(session.unseen, chosen=chosen)
         yield {self.preset: UNSEEN, self.core.tabs: gr.update(selected="path")}
         yield from self.on_preset(session, UNSEEN, *values[1:])
@@ -300,7 +300,7 @@ class PathTab(Part):
         """The keys [ and ]."""
         last = len(session.planned.path) if session.planned.path else 1
         by = 1 if data.get("by", 1) in (1, "1") else -1
-        wanted = max(1, min(last, whole(frame, "frame", 1, 100_000) + by))
+        wanted = max(1, min(last, parse_int(frame, "frame", 1, 100_000) + by))
         return {self.frame: wanted} | self.show_preview(session, wanted - 1, final=True)
 
     def show_preview(self, session: Session, frame: int, *, final: bool = True) -> Updates:
@@ -327,7 +327,7 @@ class PathTab(Part):
     def _frame(self, session: Session, value: Any) -> int:
         if session.planned.path is None:
             raise WorldStereoError("Plan a path first.")
-        return min(len(session.planned.path), whole(value, "frame", 1, 100_000)) - 1
+        return min(len(session.planned.path), parse_int(value, "frame", 1, 100_000)) - 1
 
     # ---- keyframes and flights ---------------------------------------------------------------
 

@@ -20,7 +20,7 @@ from ..action import Action
 from ..core import BUSY, Core, Part, Updates, html_block, segmented, status_line
 from ..follow import Follow
 from ..hud import Hud
-from ..settings import number, scale_of, unit_of
+from ..settings import parse_float, scale_of, unit_of
 
 ROWS = 60  # of the registration table
 ANOTHER_WORLD: tuple[str, ...] = ("#upload", "#add-photos", "[data-send=example]")
@@ -319,7 +319,7 @@ class WorldTab(Part):
         yield from self.follow.job(session)
 
     def on_scale(self, session: Session, value: Any) -> Updates:
-        factor = number(value, "metres", 1e-6, 1e6)
+        factor = parse_float(value, "metres", 1e-6, 1e6)
         if session.viewport.measuring and session.measured:
             factor /= session.measured
         session.rescale(factor / scale_of(session.world.scene))

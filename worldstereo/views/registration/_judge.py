@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from worldstereo.views.fusion import ViewArrays
-from worldstereo.views.registration._matches import Match, distances, project
+from worldstereo.views.registration._matches import FlowMatch, distances, project
 
 SURE = 3.0
 """Of a sum of differences over its root sum of squares. Were better and worse equally likely, more
@@ -54,7 +54,7 @@ class Check:
 
 
 def compared(
-    views: Sequence[ViewArrays], given: np.ndarray, moved: np.ndarray, matches: Sequence[Match]
+    views: Sequence[ViewArrays], given: np.ndarray, moved: np.ndarray, matches: Sequence[FlowMatch]
 ) -> Check | None:
     """A paired test over a capture; None where nothing was held out."""
     moving = [i for i in range(len(views)) if not np.array_equal(given[i], moved[i])]
@@ -75,7 +75,7 @@ def compared(
 
 
 def better_per_view(
-    views: Sequence[ViewArrays], given: np.ndarray, moved: np.ndarray, matches: Sequence[Match]
+    views: Sequence[ViewArrays], given: np.ndarray, moved: np.ndarray, matches: Sequence[FlowMatch]
 ) -> np.ndarray:
     """(n,) bool: whether a view was moved by more than nothing, to where its matches fit better.
 
@@ -136,11 +136,13 @@ def anchor(
     return asked[best] if most[best] < ASTRAY * far(0) else 0
 
 
-def _distances(m: Match, views: Sequence[ViewArrays], i: np.ndarray, j: np.ndarray) -> np.ndarray:
+def _distances(
+    m: FlowMatch, views: Sequence[ViewArrays], i: np.ndarray, j: np.ndarray
+) -> np.ndarray:
     return distances(m, np.linalg.inv(j) @ i, views[m.j].pose.K, m.judge)
 
 
-def _by_tile(m: Match, values: np.ndarray) -> np.ndarray:
+def _by_tile(m: FlowMatch, values: np.ndarray) -> np.ndarray:
     """The median of the values in each part of the picture that has any."""
     tile = m.tile[m.judge]
     return np.array([np.median(values[tile == t]) for t in np.unique(tile)])

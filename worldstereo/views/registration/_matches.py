@@ -33,7 +33,7 @@ SHARED, SAME_DEPTH, SAME_COLOR = 0.5, 0.03, 0.02
 
 
 @dataclass(eq=False)
-class Match:
+class FlowMatch:
     """Points of view `i`, in its own axes (u), and the pixels where view `j` shows them."""
 
     i: int
@@ -130,7 +130,7 @@ def project(
     return K[0] * q[:, 0] / z + K[2], K[1] * q[:, 1] / z + K[3], q[:, 2]
 
 
-def distances(m: Match, T: np.ndarray, K: np.ndarray, which: np.ndarray) -> np.ndarray:
+def distances(m: FlowMatch, T: np.ndarray, K: np.ndarray, which: np.ndarray) -> np.ndarray:
     """Pixels between where matches are and where the motion `T` from i to j puts them."""
     u, v, _ = project(m.points[which], T[:3], K)
     return np.hypot(u - m.pixels[which, 0], v - m.pixels[which, 1])
@@ -149,7 +149,7 @@ def chosen_pairs(
     return sorted(pairs)
 
 
-def match(views: Sequence[ViewArrays], i: int, j: int) -> Match | None:
+def match(views: Sequence[ViewArrays], i: int, j: int) -> FlowMatch | None:
     """Matches of one pair, or None where the views share too little."""
     import cv2
 
@@ -190,7 +190,7 @@ def match(views: Sequence[ViewArrays], i: int, j: int) -> Match | None:
     points, pixels = _ray(p.pose, x, y, d), np.stack([u, v], 1)
     h, w = strength.shape
     tile = y * TILES // h * TILES + x * TILES // w
-    return Match(i, j, points, pixels, fit, held, judge, tile, likeness, reach)
+    return FlowMatch(i, j, points, pixels, fit, held, judge, tile, likeness, reach)
 
 
 def _drawn(shape: tuple[int, int], i: int, j: int) -> np.ndarray:

@@ -21,7 +21,7 @@ from worldstereo.views.registration._judge import (
     motion_px,
 )
 from worldstereo.views.registration._matches import (
-    Match,
+    FlowMatch,
     as_given,
     chosen_pairs,
     distances,
@@ -68,8 +68,8 @@ def solve(
     new = list(range(max(old, 0), n))
     poses, judged = start.copy(), start if judged is None else judged
     free = np.array([i >= max(old, 1) for i in range(n)])
-    accepted: list[Match] = []
-    explained: list[Match] = []
+    accepted: list[FlowMatch] = []
+    explained: list[FlowMatch] = []
     tried: dict[tuple[int, int], np.ndarray] = {}
     for turn in range(ROUNDS):
         placed = [v.moved(with_c2w(v, poses[i])) for i, v in enumerate(views)]
@@ -104,7 +104,7 @@ def _moved(
 
 
 def _anchored(
-    views: Sequence[ViewArrays], start: np.ndarray, poses: np.ndarray, accepted: Sequence[Match]
+    views: Sequence[ViewArrays], start: np.ndarray, poses: np.ndarray, accepted: Sequence[FlowMatch]
 ) -> tuple[np.ndarray, np.ndarray]:
     """The poses in the frame that most of the given ones share, and who may move in it."""
     agreeing = sorted({k for m in accepted for k in (m.i, m.j)})
@@ -120,10 +120,10 @@ def _kept_if_better(
     start: np.ndarray,
     judged: np.ndarray,
     poses: np.ndarray,
-    accepted: list[Match],
-    matches: list[Match],
+    accepted: list[FlowMatch],
+    matches: list[FlowMatch],
     free: np.ndarray,
-) -> tuple[np.ndarray, list[Match], Check | None]:
+) -> tuple[np.ndarray, list[FlowMatch], Check | None]:
     """Poses that matches without a part in them prefer to `start`; views they do not stay there.
 
     Args:
@@ -160,8 +160,8 @@ def _all_matches(
     on_step: OnStep,
     turn: int,
     rounds: int,
-) -> list[Match]:
-    found: list[Match | None] = [None] * len(pairs)
+) -> list[FlowMatch]:
+    found: list[FlowMatch | None] = [None] * len(pairs)
     chunk = 8
     for begin in range(0, len(pairs), chunk):
         on_step(turn * len(pairs) + begin, rounds * len(pairs), "Registering views")
@@ -174,7 +174,7 @@ def _all_matches(
     return [m for m in found if m is not None]
 
 
-def _explained(m: Match, views: Sequence[ViewArrays], start: np.ndarray) -> bool:
+def _explained(m: FlowMatch, views: Sequence[ViewArrays], start: np.ndarray) -> bool:
     """True if one rigid motion of the pair explains matches that had no say in it."""
     T = np.linalg.inv(start[m.j]) @ start[m.i]
     K = views[m.j].pose.K
@@ -187,7 +187,7 @@ def _explained(m: Match, views: Sequence[ViewArrays], start: np.ndarray) -> bool
     return _residual(m, T, K, m.held) <= FALL * before
 
 
-def _residual(m: Match, T: np.ndarray, K: np.ndarray, which: np.ndarray) -> float:
+def _residual(m: FlowMatch, T: np.ndarray, K: np.ndarray, which: np.ndarray) -> float:
     """Median distance in pixels between model and matches."""
     if not which.any():
         return np.nan  # no evidence: such a pair does not count
@@ -195,7 +195,7 @@ def _residual(m: Match, T: np.ndarray, K: np.ndarray, which: np.ndarray) -> floa
 
 
 def normal_equations(
-    m: Match, T: np.ndarray, K: np.ndarray, which: np.ndarray
+    m: FlowMatch, T: np.ndarray, K: np.ndarray, which: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """(6, 6) and (6,): what some matches say about a twist of the first camera's axes."""
     from worldstereo.views.registration import _kernels
@@ -222,10 +222,10 @@ def _solve_poses(
     start: np.ndarray,
     judged: np.ndarray,
     poses: np.ndarray,
-    matches: list[Match],
+    matches: list[FlowMatch],
     free: np.ndarray,
     last: bool,
-) -> list[Match]:
+) -> list[FlowMatch]:
     """Gauss-Newton over the free poses, written into `poses`; returns the matches that held.
 
     A pair whose held-out matches the joint solution does not fit better is left out, and the rest
@@ -246,7 +246,7 @@ def _solve_poses(
 
 
 def _fits(
-    m: Match, views: Sequence[ViewArrays], before: np.ndarray, after: np.ndarray, last: bool
+    m: FlowMatch, views: Sequence[ViewArrays], before: np.ndarray, after: np.ndarray, last: bool
 ) -> bool:
     """True if held-out matches fit better than before, and in the last round well."""
     K = views[m.j].pose.K
@@ -260,7 +260,7 @@ def _gauss_newton_step(
     views: Sequence[ViewArrays],
     start: np.ndarray,
     poses: np.ndarray,
-    matches: list[Match],
+    matches: list[FlowMatch],
     free: np.ndarray,
     *,
     everything: bool = False,
