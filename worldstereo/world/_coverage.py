@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
+from worldstereo._core.evenly import evenly
 from worldstereo.cameras import Cameras
 from worldstereo.errors import WorldStereoError
 from worldstereo.guide import RADIUS
@@ -232,7 +233,7 @@ def front_at(camera: Cameras, size: tuple[int, int]) -> NextView:
 def unknown_along(scene: Scene, path: Trajectory, frames: int = 6) -> float:
     """About which share of a path's pictures no point of the cloud covers; quick, from a few."""
     points = _thinned(scene.cloud.points)
-    few = _evenly(len(path), frames)
+    few = evenly(len(path), frames)
     wide = path.cameras.width >= path.cameras.height
     small = SMALL if wide else SMALL[::-1]
     shares = [1 - float(_seen(points, path.cameras[i].scaled(*small))[0].mean()) for i in few]
@@ -253,7 +254,7 @@ def reach_along(scene: Scene, path: Trajectory, samples: int = 12) -> int:
         return float(_seen(points, path.cameras[i].scaled(*small))[0].mean()) >= CONTEXT
 
     good = -1
-    for i in _evenly(len(path), samples):
+    for i in evenly(len(path), samples):
         if holds(i):
             good = i
             continue
@@ -294,7 +295,7 @@ def _candidates(scene: Scene) -> list[Cameras]:
     views = [view for view in scene.views if view.step == 0] or list(scene.views)
     if not views:
         raise WorldStereoError("This world holds no view to start a path from.")
-    picked = _evenly(len(views), POSITIONS)
+    picked = evenly(len(views), POSITIONS)
     up = scene.up / scene.up.norm().clamp_min(1e-9)
     out = []
     for k in picked:
@@ -338,10 +339,6 @@ def _seen(points: Float[Tensor, "N 3"], camera: Cameras) -> tuple[np.ndarray, np
     """Mask (h, w) of pixels with a surface, small gaps closed, and the depth drawn."""
     drawn = render_points(points, None, camera, radius=1)
     return _closed(drawn.mask[0].cpu().numpy() > 0, 3), drawn.depth[0].cpu().numpy()
-
-
-def _evenly(n: int, most: int) -> list[int]:
-    return np.unique(np.linspace(0, n - 1, min(n, most)).astype(int)).tolist()
 
 
 def _thinned(points: Float[Tensor, "N 3"]) -> Float[Tensor, "M 3"]:

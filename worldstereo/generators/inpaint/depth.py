@@ -118,9 +118,9 @@ def _learned(
     if usual > TRUSTED:
         return None
     # An edge beside its place, or a surface seen twice, says nothing about what lies in the hole.
-    firm = seen & (ratio.abs() < OUTLIER * usual)
+    reliable = seen & (ratio.abs() < OUTLIER * usual)
     values = ratio[0].cpu().numpy().astype(np.float32)
-    interpolant = harmonic_fill(values, firm[0].cpu().numpy(), sweeps=15)
+    interpolant = harmonic_fill(values, reliable[0].cpu().numpy(), sweeps=15)
     return guess * torch.from_numpy(interpolant)[None].to(guess).exp(), usual
 
 

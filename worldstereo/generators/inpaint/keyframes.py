@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from worldstereo._core.evenly import evenly
 from worldstereo.cameras import Cameras
 from worldstereo.guide import GuideFrame
 from worldstereo.trajectory import Trajectory
@@ -49,8 +50,7 @@ def small_size(width: int, height: int) -> tuple[int, int]:
 
 def some_of(path: Trajectory, count: int = 6) -> Trajectory:
     """At most so many cameras of a path, evenly chosen, at the size that `choose` wants."""
-    few = np.unique(np.linspace(0, len(path) - 1, min(count, len(path))).astype(int))
-    cameras = Cameras.stack([path.cameras[i] for i in few.tolist()])
+    cameras = Cameras.stack([path.cameras[i] for i in evenly(len(path), count)])
     return Trajectory(cameras, path.name).scaled(*small_size(cameras.width, cameras.height))
 
 

@@ -227,26 +227,12 @@ def weigh(target, Kt, view, color, depth, edge_distance, trust, K, T, centre, ag
 
 @kernel(**FLAGS)
 def probe(X, Y, Z, view, color, depth, edge_distance, trust, K, T, centre, agree, feather, near,
-          steep,          slip):  # fmt: skip
+          steep, slip):  # fmt: skip
     """`attend` for one point, callable from Python."""
     return attend(
-        X,
-        Y,
-        Z,
-        view,
-        color,
-        depth,
-        edge_distance,
-        trust,
-        K,
-        T,
-        centre,
-        agree,
-        feather,
-        near,
-        steep,
-        slip,
-    )
+        X, Y, Z, view, color, depth, edge_distance, trust, K, T, centre, agree, feather, near,
+        steep, slip,
+    )  # fmt: skip
 
 
 @kernel(**FLAGS)

@@ -18,12 +18,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from worldstereo._core.evenly import evenly
 from worldstereo.cameras import Cameras
 from worldstereo.progress import OnStep, ignore
 from worldstereo.scene import View
 from worldstereo.views.fusion import ViewArrays, make_view_arrays
 from worldstereo.views.registration._field import CorrectionField
-from worldstereo.views.registration._judge import evenly, motion_px
+from worldstereo.views.registration._judge import motion_px
 from worldstereo.views.registration._matches import overlaps
 from worldstereo.views.registration._solve import solve, with_c2w
 

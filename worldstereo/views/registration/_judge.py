@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from worldstereo._core.evenly import evenly
 from worldstereo.views.fusion import ViewArrays
 from worldstereo.views.registration._matches import FlowMatch, distances, project
 
@@ -146,8 +147,3 @@ def _by_tile(m: FlowMatch, values: np.ndarray) -> np.ndarray:
     """The median of the values in each part of the picture that has any."""
     tile = m.tile[m.judge]
     return np.array([np.median(values[tile == t]) for t in np.unique(tile)])
-
-
-def evenly(n: int, most: int) -> list[int]:
-    """At most `most` of 0 .. n - 1, evenly, both ends among them."""
-    return np.unique(np.linspace(0, n - 1, min(n, most)).astype(int)).tolist()
