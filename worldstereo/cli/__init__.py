@@ -98,6 +98,9 @@ class Explore:
     register: bool = True
     """Register the given views to each other first."""
 
+    relocalize: bool = True
+    """Find views whose given poses agree with nobody by their pictures."""
+
     export: tuple[str, ...] = ("ply", "mp4")
     """Formats to write; `worldstereo formats` lists them."""
 
@@ -169,6 +172,9 @@ class Reconstruct:
 
     register: bool = True
     """Register the given views to each other first."""
+
+    relocalize: bool = True
+    """Find views whose given poses agree with nobody by their pictures."""
 
 
 @dataclass(frozen=True)
@@ -301,7 +307,7 @@ def _explore(command: Explore) -> None:
 
     generator = _generator(command)
     example = _example(command, generator)
-    world, prompt = _open(command.input, generator, command.register)
+    world, prompt = _open(command.input, generator, command.register, command.relocalize)
     path = example.trajectory if example is not None else _path(command, world.scene)
     prompt = (example.prompt if example is not None else "") or prompt
     guide = command.guide
@@ -383,7 +389,8 @@ def _reconstruct(command: Reconstruct) -> None:
         generated=command.generated,
         fill_holes=command.fill_holes,
     )
-    scene = _open(command.input, WarpGenerator(), command.register)[0].scene
+    world, _ = _open(command.input, WarpGenerator(), command.register, command.relocalize)
+    scene = world.scene
     guess = estimate_surface(scene, options)
     print(
         f"cells of {guess.voxel:.3g}, about {guess.seconds:.0f} s, "
@@ -502,7 +509,9 @@ def _example(command: Explore, generator: "Generator") -> "Example | None":
     return read_example(file.parent, sizes=sizes, nframe=nframe)
 
 
-def _open(path: Path, generator: "Generator", register: bool) -> "tuple[World, str]":
+def _open(
+    path: Path, generator: "Generator", register: bool, relocalize: bool = True
+) -> "tuple[World, str]":
     """The world of an input, and the prompt that came with it."""
     from worldstereo.inputs import read
     from worldstereo.project import is_project, load_world
@@ -514,7 +523,13 @@ def _open(path: Path, generator: "Generator", register: bool) -> "tuple[World, s
     else:
         capture = read(path, on_step=_progress)
         prompt = capture.prompt
-        start(world, capture, register=register, on_step=_progress)
+        start(
+            world,
+            capture,
+            register=register,
+            relocalize=relocalize,
+            on_step=_progress,
+        )
     return world, prompt
 
 

@@ -19,11 +19,14 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from worldstereo._core.evenly import evenly
 from worldstereo.cameras import Cameras
 from worldstereo.memory.stereo.keypoints import KeypointMemory, KeypointTable, detect
 from worldstereo.scene import View
 
 NEIGHBOURS = 6
+REMEMBERED = 24
+"""Views whose keypoints are enough to find another one of their capture."""
 ELSEWHERE = 0.1
 """Entries farther apart than this share of the unit lie in different places."""
 DISTINCT = (1.25, 1.1)
@@ -215,6 +218,28 @@ class Localizer:
         degrees = float(np.degrees(np.arccos(np.clip((turn - 1) / 2, -1, 1))))
         move = float(np.linalg.norm(a.c2w[:3, 3] - b.c2w[:3, 3]))
         return degrees > APART[0] or move > APART[1] * self.table.unit
+
+
+def relocalize(agreeing: Sequence[View], lost: Sequence[View], unit: float) -> dict[int, Cameras]:
+    """Cameras of views whose poses are wrong, by their pictures alone.
+
+    Args:
+        agreeing: registered views with depth; at most `REMEMBERED` of them, evenly picked, are
+            asked.
+        lost: views with their intrinsics; their poses do not count.
+        unit: u in scene units.
+
+    Returns:
+        By index into `lost`, the cameras of those that were found without doubt.
+    """
+    which = evenly(len(agreeing), min(REMEMBERED, len(agreeing)))
+    localizer = Localizer.of([agreeing[i] for i in which], unit)
+    places = [localizer.find(view.color_u8, view.given.K) for view in lost]
+    return {
+        i: place.camera
+        for i, place in enumerate(places)
+        if place.camera is not None and not place.doubtful
+    }
 
 
 @dataclass(frozen=True, eq=False)

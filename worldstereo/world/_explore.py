@@ -61,6 +61,7 @@ def start(
     capture: Capture,
     *,
     register: bool = True,
+    relocalize: bool = True,
     write_geometry: bool = True,
     write_stereo: bool = True,
     on_step: OnStep = ignore,
@@ -69,7 +70,8 @@ def start(
 
     Views are cleaned, registered to each other and completed (`intake`); the cloud of the global
     memory is built from their depth, the stereo memory's features from their pixels. A memory that
-    is not to be written (`write_geometry`, `write_stereo`) stays empty.
+    is not to be written (`write_geometry`, `write_stereo`) stays empty. Views whose given poses
+    agree with nobody are found by their keypoints, if the others hold them (`relocalize`).
 
     Raises:
         InputRefused: the capture holds neither a view nor a point.
@@ -92,7 +94,15 @@ def start(
         if capture.cloud is not None:
             remember_cloud(draft, capture.cloud)
         if views:
-            remember_given(draft, views, world.generator, register, on_step, capture.cloud)
+            remember_given(
+                draft,
+                views,
+                world.generator,
+                register,
+                on_step,
+                capture.cloud,
+                relocalize=relocalize,
+            )
         if capture.up is not None:
             draft.changes["up"] = capture.up
         elif capture.views:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from worldstereo.generators import Frame, Generator, as_view
 from worldstereo.guide import Guide
+from worldstereo.memory.localize import relocalize as found_again
 from worldstereo.memory.stereo import RefineResult, SpatialStereoMemory
 from worldstereo.memory.stereo.agreement import FrameAgreement
 from worldstereo.memory.stereo.keypoints import surface_normals
@@ -57,17 +58,26 @@ def remember_given(
     on_step: OnStep,
     cloud: PointCloud | None = None,
     deleted: Sequence[Bool[Tensor, "1 H W"]] | None = None,
+    *,
+    relocalize: bool = True,
 ) -> None:
     """Views as they were given.
 
     Args:
         cloud: the capture's own; its points help to measure photos that have no depth.
         deleted: of each view, the pixels that a person deleted: they stay unknown.
+        relocalize: find views whose poses agree with nobody by their keypoints; with `register`.
     """
     points = None if cloud is None else cloud.points
     entered = as_estimated(views)
     if entered is None:
-        entered = preprocess_views(views, register=register, points=points, on_step=on_step)
+        entered = preprocess_views(
+            views,
+            register=register,
+            points=points,
+            relocalize=found_again if relocalize else None,
+            on_step=on_step,
+        )
         draft.original = Original(
             tuple(PackedDepth.of(as_measured(view).depth) for view in views), cloud
         )

@@ -54,7 +54,13 @@ from worldstereo.views.registration import (
     median_depth,
     register_new,
     register_view_arrays,
+    registered,
+    with_relocalized,
 )
+
+Relocalize = Callable[[Sequence[View], Sequence[View], float], Mapping[int, Cameras]]
+"""Registered views, views whose poses agree with nobody, u in scene units: cameras found for some
+of the latter by their pictures, by index."""
 
 STAGES = 6
 SMALL = 24  # up to so many views a newcomer that agrees with no other is worth a global pass
@@ -124,6 +130,7 @@ def preprocess_views(
     previous: PreprocessedViews | None = None,
     points: Float[Tensor, "N 3"] | None = None,
     estimator: DepthEstimator | None = None,
+    relocalize: Relocalize | None = None,
     seed: int = 0,
     on_step: OnStep = ignore,
     options: IntakeOptions = IntakeOptions(),  # noqa: B008  (frozen)
@@ -141,6 +148,8 @@ def preprocess_views(
             poses. Photos without any depth are measured with their help; otherwise unused.
         estimator: completes depth where measured depth confirms it; default: the depth model in
             use, none where there is none.
+        relocalize: finds views whose given poses agree with nobody; they are taken to the places
+            found if they agree with another view there. Asked in a global pass with `register`.
 
     Raises:
         ValueError: no views, or generated ones among them.
@@ -154,7 +163,7 @@ def preprocess_views(
     for view in _told(views, on_step, "Reading depth"):
         measured.append(as_measured(view).spilled() if many else as_measured(view))
         release(tensors_in(view))
-    run = _Run(options, seed, on_step, points, estimator)
+    run = _Run(options, seed, on_step, points, estimator, relocalize)
     if previous is None or not any(bool(view.mask.any()) for view in measured):
         return _whole(measured, register, run, previous)
     if len(previous.views) >= len(views):
@@ -227,6 +236,7 @@ class _Run:
     on_step: OnStep
     points: Float[Tensor, "N 3"] | None
     estimator: DepthEstimator | None = None
+    relocalize: Relocalize | None = None
     completion: stages.Completion = stages.Completion()
 
     def model(self) -> DepthEstimator | None:
@@ -282,14 +292,13 @@ def _whole(
     # Depth that was measured from the poses carries their errors and cannot judge them.
     if register and len(work) > 1 and not photos:
         given = [view.given for view in measured]
-        registration = continued(
-            register_view_arrays(work, given, unit, on_step=on_step),
-            None if previous is None else previous.registration,
-        )
+        registration = register_view_arrays(work, given, unit, on_step=on_step)
+        work = _moved(work, registration)
+        again = _relocalized(measured, work, registration, run)
+        if again is not registration:
+            registration, work = again, _moved(work, again)
+        registration = continued(registration, None if previous is None else previous.registration)
         notices += registration.notices
-        work = [
-            w.moved(_at(w.pose, registration.corrected.c2w[i], unit)) for i, w in enumerate(work)
-        ]
     if photos:  # their depth is stereo already, and what it did not find is unmeasured
         run = replace(run, options=replace(options, by_others=False, stereo=False))
     work, gains, decided = _compared_and_completed(work, range(len(work)), None, run)
@@ -308,6 +317,27 @@ def _whole(
     return PreprocessedViews(
         tuple(done), registration, layer, unit, tuple(notices), decisions=tuple(decisions)
     )
+
+
+def _moved(work: Sequence[ViewArrays], registration: Registration) -> list[ViewArrays]:
+    """All views at the poses of a registration."""
+    c2w, unit = registration.corrected.c2w, registration.unit
+    return [w.moved(_at(w.pose, c2w[i], unit)) for i, w in enumerate(work)]
+
+
+def _relocalized(
+    measured: Sequence[View], work: Sequence[ViewArrays], registration: Registration, run: _Run
+) -> Registration:
+    """The registration with views that agreed with nobody where their pictures found them."""
+    fine = [i for i, agrees in enumerate(registration.agrees) if agrees]
+    lost = [i for i, agrees in enumerate(registration.agrees) if not agrees]
+    if run.relocalize is None or not lost or len(fine) < 2:
+        return registration
+    run.on_step(2, STAGES, "Finding views whose poses agree with no other")
+    world = registered(measured, registration)
+    found = run.relocalize([world[i] for i in fine], [measured[i] for i in lost], registration.unit)
+    places = {lost[k]: camera for k, camera in found.items()}
+    return with_relocalized(work, registration, places, run.on_step) if places else registration
 
 
 def _learned_said(views: Sequence[View]) -> list[str]:

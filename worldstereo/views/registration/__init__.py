@@ -10,7 +10,7 @@ Sources: Triggs et al. 2000 (bundle adjustment), Huber 1964 (robust weights), Kr
 (DIS optical flow).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -26,7 +26,7 @@ from worldstereo.views.fusion import ViewArrays, make_view_arrays
 from worldstereo.views.registration._field import CorrectionField
 from worldstereo.views.registration._judge import motion_px
 from worldstereo.views.registration._matches import overlaps
-from worldstereo.views.registration._solve import solve, with_c2w
+from worldstereo.views.registration._solve import notices, numbered, solve, with_c2w
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +52,9 @@ class Registration:
     """The corrected poses of revision 1, 2, ... up to the one before this; each as long as then."""
     check: str = ""
     """What matches held out of the solution said about it, in a line; "" if they were not asked."""
+    relocalized: tuple[int, ...] = ()
+    """Views whose given pose agreed with nobody and that were found elsewhere by their pictures.
+    What moved them says nothing about cameras around them."""
 
     def __len__(self) -> int:
         return len(self.agrees)
@@ -92,7 +95,8 @@ class Registration:
         n = min(len(start), len(self.corrected))
         if torch.equal(start.c2w[:n], self.corrected.c2w[:n].to(start.c2w)):
             return cameras
-        trusted = [i for i in range(n) if self.agrees[i]] or list(range(n))
+        trusted = [i for i in range(n) if self.agrees[i] and i not in self.relocalized]
+        trusted = trusted or list(range(n))
         before, after = (_poses(c, self.unit)[trusted] for c in (start, self.corrected))
         field = CorrectionField(before, after, float(start.K[0, 0, 0]), 1.0)
         c2w = cameras.c2w.detach().cpu().double().reshape(-1, 4, 4).numpy().copy()
@@ -171,6 +175,7 @@ def register_view_arrays(
         unit=unit,
         earlier=() if previous is None else (*previous.earlier, previous.corrected),
         check="" if check is None else check.words,
+        relocalized=() if previous is None else previous.relocalized,
     )
 
 
@@ -230,6 +235,64 @@ def register_new(
         unit=unit,
         earlier=() if previous is None else (*previous.earlier, previous.corrected),
         check="" if check is None else check.words,
+        relocalized=() if previous is None else previous.relocalized,
+    )
+
+
+def with_relocalized(
+    views: Sequence[ViewArrays],
+    registration: Registration,
+    found: Mapping[int, Cameras],
+    on_step: OnStep = ignore,
+) -> Registration:
+    """The registration with views that agreed with nobody at the places found for them.
+
+    A place is taken only if the view agrees with another one there; it is refined by the matches
+    between them. All the others stay where they are.
+
+    Args:
+        views: all, at their corrected poses.
+        found: by index, cameras in the registered world, of views that do not agree.
+    """
+    unit = registration.unit
+    fine = [i for i, agrees in enumerate(registration.agrees) if agrees]
+    tried = sorted(set(found) - set(fine))
+    order = [*fine, *tried]
+    placed = [views[i] for i in fine]
+    for i in tried:
+        pose = _pose_in_u(found[i], unit)
+        placed.append(views[i].moved(with_c2w(views[i], pose)))
+    start = np.stack([view.pose.c2w for view in placed])
+    judged = np.stack([views[i].pose.c2w for i in order])
+    numbers = [i + 1 for i in order]
+    solved, agrees, *_ = solve(placed, start, len(fine), on_step, numbers, judged)
+    taken = [i for k, i in enumerate(order) if k >= len(fine) and agrees[k]]
+    if not taken:
+        return registration
+    c2w, moved = registration.corrected.c2w.clone(), registration.moved_px.clone()
+    for i in taken:
+        pose = torch.from_numpy(solved[order.index(i)].copy())
+        moved[i] = motion_px(views[i], views[i].pose.c2w, pose.numpy())
+        pose[:3, 3] *= unit
+        c2w[i] = pose.to(c2w)
+    all_agree = [agrees or i in taken for i, agrees in enumerate(registration.agrees)]
+    alone = [i for i, agrees in enumerate(all_agree) if not agrees]
+    return replace(
+        registration,
+        corrected=replace(registration.corrected, c2w=c2w),
+        moved_px=moved,
+        agrees=tuple(all_agree),
+        notices=(*notices(views, all_agree, alone), _relocalized_notice(taken)),
+        relocalized=tuple(taken),
+    )
+
+
+def _relocalized_notice(taken: Sequence[int]) -> str:
+    names = numbered([i + 1 for i in taken])
+    if len(taken) == 1:
+        return f"View {names} was not where its pose says; its place was found by its picture."
+    return (
+        f"Views {names} were not where their poses say; their places were found by their pictures."
     )
 
 

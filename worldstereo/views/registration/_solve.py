@@ -81,7 +81,7 @@ def solve(
         tried |= {(i, j): np.linalg.inv(poses[j]) @ poses[i] for i, j in pairs}
         found = near + _all_matches(placed, sorted(pairs), on_step, turn, ROUNDS)
         found.sort(key=lambda m: (m.i, m.j))
-        explained = [m for m in found if _explained(m, views, judged)]
+        explained = [m for m in found if _explained(m, views, judged, start)]
         last = turn == ROUNDS - 1
         accepted = _solve_poses(views, start, judged, poses, explained, free, last)
         if not accepted:
@@ -92,7 +92,7 @@ def solve(
     poses, accepted, check = _kept_if_better(views, start, judged, poses, accepted, alike, free)
     agreeing = {k for m in accepted for k in (m.i, m.j)}
     agrees = [i in agreeing for i in range(n)]
-    return poses, agrees, _notices(views, agrees, new, numbers or range(1, n + 1)), check
+    return poses, agrees, notices(views, agrees, new, numbers), check
 
 
 def _moved(
@@ -174,13 +174,16 @@ def _all_matches(
     return [m for m in found if m is not None]
 
 
-def _explained(m: FlowMatch, views: Sequence[ViewArrays], start: np.ndarray) -> bool:
-    """True if one rigid motion of the pair explains matches that had no say in it."""
-    T = np.linalg.inv(start[m.j]) @ start[m.i]
+def _explained(
+    m: FlowMatch, views: Sequence[ViewArrays], judged: np.ndarray, start: np.ndarray
+) -> bool:
+    """True if one rigid motion of the pair, sought from `start`, explains matches that had no say
+    in it better than `judged` does."""
     K = views[m.j].pose.K
-    before = _residual(m, T, K, m.held)
+    before = _residual(m, np.linalg.inv(judged[m.j]) @ judged[m.i], K, m.held)
     if before < AGREED:
         return True
+    T = np.linalg.inv(start[m.j]) @ start[m.i]
     for _ in range(5):
         H, g = normal_equations(m, T, K, m.fit)
         T = T @ exp6(-np.linalg.solve(H + np.diag([PRIOR] * 3 + [PRIOR_LENGTH] * 3), g))
@@ -296,9 +299,13 @@ def _gauss_newton_step(
         poses[i] = poses[i] @ exp6(step[6 * i : 6 * i + 6])
 
 
-def _notices(
-    views: Sequence[ViewArrays], agrees: list[bool], new: list[int], numbers: Sequence[int]
+def notices(
+    views: Sequence[ViewArrays],
+    agrees: Sequence[bool],
+    new: Sequence[int],
+    numbers: Sequence[int] | None = None,
 ) -> list[str]:
+    """What to say of the views `new` that agree with no other."""
     alone = [i for i in new if not agrees[i]]
     smooth = [i for i in alone if as_given(views[i], [v for k, v in enumerate(views) if k != i])]
     alone = [i for i in alone if i not in smooth]
@@ -314,10 +321,15 @@ def _notices(
             "No two views agree with each other: their poses may be inverted or far off, or they "
             "share no surface. The given poses are kept."
         ]
-    names = ", ".join(str(numbers[i]) for i in alone[:12]) + (" ..." if len(alone) > 12 else "")
+    names = numbered([i + 1 if numbers is None else numbers[i] for i in alone])
     if len(alone) == 1:
         return [f"View {names} agrees with no other; its given pose is kept."]
     return [f"Views {names} agree with no other; their given poses are kept."]
+
+
+def numbered(numbers: Sequence[int]) -> str:
+    """Some numbers of views, the first dozen of many."""
+    return ", ".join(str(k) for k in numbers[:12]) + (" ..." if len(numbers) > 12 else "")
 
 
 def with_c2w(view: ViewArrays, c2w: np.ndarray) -> Pose:
