@@ -160,16 +160,20 @@ def main(config: AppConfig) -> None:
         from worldstereo.depth import use
 
         use(config.depth)
-    from .api.http import routes
-    from .page.page import launch
     from .session.sessions import Sessions
 
     sessions = Sessions(sessions_config(config))
     if config.prepare:
         prepare(sessions)
         return
+    # Where nothing is left to compile, the first world opens while the page is imported.
+    ready = sessions.prepare() if sessions.has_kept else None
+    from .api.http import routes
+    from .page.page import launch
+
     token, most = config.api_token, byte_count(config.max_upload)
-    demo, url, stop = launch(sessions, config, routes(sessions, token, most) if token else ())
+    more = routes(sessions, token, most) if token else ()
+    demo, url, stop = launch(sessions, config, more, ready)
     print(f"WorldStereo is open at {url}", flush=True)
     try:
         demo.block_thread()
@@ -179,6 +183,7 @@ def main(config: AppConfig) -> None:
 
 def prepare(sessions: "Sessions") -> None:
     """Does what a first start does besides serving, and ends; everything is on disk then."""
+    print("Compiling kernels and preparing the first example: once, some 20 seconds.", flush=True)
     session = sessions.prepare()
     try:
         if session is not None and session.job is not None:

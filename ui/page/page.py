@@ -155,9 +155,9 @@ class Panel(Core):
         yield first
         yield from self.guarded(self.on_opened)(session.token)
 
-    def prepare(self) -> None:
+    def prepare(self, session: Session | None) -> None:
         """The first visitor's world, its path and its first pictures, before the visit."""
-        session = self.sessions.prepare()
+        session = session or self.sessions.prepare()
         if session is not None and session.job is not None:
             with contextlib.suppress(WorldStereoError, TimeoutError):
                 session.job.result(120)
@@ -195,12 +195,16 @@ class Panel(Core):
 
 
 def launch(
-    sessions: Sessions, address: Address, more: Sequence[Any] = ()
+    sessions: Sessions,
+    address: Address,
+    more: Sequence[Any] = (),
+    ready: Session | None = None,
 ) -> tuple[gr.Blocks, str, Callable[[], None]]:
     """Serves the page over these sessions; returns it, its address and what stops both.
 
     Args:
         more: routes to serve beside the page's own.
+        ready: the session of the first visitor; prepared here without it.
     """
     panel = Panel(sessions)
     look = Look(
@@ -219,7 +223,7 @@ def launch(
         sockets=sessions.sockets,
         more=more,
     )
-    threading.Thread(target=panel.prepare, name="prepare", daemon=True).start()
+    threading.Thread(target=panel.prepare, args=(ready,), name="prepare", daemon=True).start()
 
     def stop() -> None:
         sessions.close_all()

@@ -188,7 +188,7 @@ class Session:
         source = Path(path) if isinstance(path, (str, Path)) else list(path)
         return self._start(
             "open",
-            lambda job: self.loader.file(job, name),
+            lambda job: self._opened(self.loader.file(job, name), job),
             first=lambda job: self.loader.read(job, source, name),
         )
 
@@ -231,7 +231,9 @@ class Session:
         if found is None:
             names = ", ".join(one.key for one in self.shared.examples)
             raise WorldStereoError(f"There is no example named {key[:40]!r}. There are: {names}.")
-        return self._start("open", lambda job: self.loader.example(job, found, save))
+        return self._start(
+            "open", lambda job: self._opened(self.loader.example(job, found, save), job)
+        )
 
     def explore(
         self,
@@ -449,6 +451,13 @@ class Session:
             return scene
 
         return self._start("registration", work)
+
+    def _opened(self, scene: Scene, job: Job) -> Scene:
+        """Where most can be learned in a new world, so that its first path is there at once."""
+        if scene.views and self.planned.path is None:
+            job.on_step(0, 0, "Looking for unknown areas")
+            self.unseen = Unseen(scene, next_best_views(scene, GHOSTS))
+        return scene
 
     def _start(
         self,

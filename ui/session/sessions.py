@@ -66,6 +66,12 @@ class Sessions:
     def generators(self) -> dict[str, GeneratorChoice]:
         return self.shared.generators
 
+    @property
+    def has_kept(self) -> bool:
+        """Whether the first example's world is kept: this code has run here before."""
+        path = self.shared.started(self.examples[0]) if self.examples else None
+        return path is not None and is_project(path)
+
     # ---- sessions --------------------------------------------------------------------------------
 
     def create(self, *, prepared: bool = True) -> Session:
