@@ -53,7 +53,9 @@ def main() -> None:
     clock, end, lives = random.Random(given.seed), time.monotonic() + given.minutes * 60, 0
     while (left := end - time.monotonic()) > 0:
         life = min(left, clock.expovariate(1 / given.life) + 20)
-        last = life == left
+        # leaks show in a long life: none is killed after 40 % of the time
+        last = left - life < 0.6 * given.minutes * 60
+        life = left if last else life
         began = time.monotonic()
         app = start_app(given.folder, given.seed + lives, life if last else 1e5)
         lives += 1
@@ -159,9 +161,26 @@ def report(folder: Path, lives: int) -> None:
             print(
                 "  ", *(sample[k] for k in ("life", "at", "mb", "worlds", "threads", "files", "n"))
             )
+    growth(samples)
     for what, count in wrong.most_common():
         print(f"WRONG {count}x {what}")
     print("nothing wrong" if not wrong else f"{sum(wrong.values())} wrong")
+
+
+def growth(samples: list[dict[str, Any]]) -> None:
+    """How the last life grew in its second half: medians of its third and its last quarter."""
+    last = [s for s in samples if s["life"] == samples[-1]["life"]] if samples else []
+    if len(last) < 12:
+        return
+    quarter = len(last) // 4
+    for name in ("mb", "threads", "files"):
+        third, fourth = (
+            float(np.median([s[name] for s in last[a * quarter : (a + 1) * quarter]]))
+            for a in (2, 3)
+        )
+        print(
+            f"second half: {name} {third:.0f} -> {fourth:.0f} ({100 * (fourth / third - 1):+.1f} %)"
+        )
 
 
 @dataclass
@@ -366,10 +385,12 @@ class App:
         return True
 
     def export(self) -> bool:
+        from worldstereo import exports
+
         session = self.some()
-        if session is None:
+        if session is None or not len(session.world.scene.cloud):
             return False
-        session.export("ply")
+        exports.write(session.world.scene, "ply", self.folder / "taken.ply")
         return True
 
     def leave(self) -> bool:
@@ -422,7 +443,7 @@ class App:
         finally:
             self.sessions.close(token)
             shutil.rmtree(copy, ignore_errors=True)
-        if found is not None and found.scene.clips and not found.notices:
+        if found is not None and found.world.scene.clips and not found.notices:
             self.wrong("a damaged world opened without a word")
         return True
 

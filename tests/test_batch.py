@@ -69,6 +69,31 @@ def test_a_batch_goes_on_after_failures_and_is_resumed(manifest, tmp_path):
     assert run_batch(manifest, out, third)[0].state == "done" and third.ran == ["a", "broken"]
 
 
+class Failing:
+    """A pool in which every task fails at once, with what stood in the report before each."""
+
+    def __init__(self) -> None:
+        self.reports: list[str] = []
+
+    def run(self, tasks: Sequence[Task], out: Path) -> Iterator[Result]:
+        for task in tasks:
+            self.reports.append((out / "index.html").read_text())
+            yield Result(task.key, task.name, task.row, "failed", "no")
+        raise WorldStereoError("The cluster is gone.")
+
+
+def test_a_report_is_not_written_after_each_of_many_tasks_but_always_at_the_end(tmp_path):
+    shutil.copy(PHOTO, tmp_path / "a.jpg")
+    rows = [{"input": "a.jpg", "seed": seed} for seed in range(97)]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    pool = Failing()
+    with pytest.raises(WorldStereoError, match="cluster is gone"):
+        run_batch(tmp_path / "rows.json", tmp_path / "out", pool)
+    assert len(pool.reports) == 97 and len(set(pool.reports)) < 20
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert "97 of 97 tasks, 97 failed" in page
+
+
 def test_the_hash_follows_bytes_and_settings(manifest, tmp_path):
     key = read_manifest(manifest)[0][0].key
     text = manifest.read_text()

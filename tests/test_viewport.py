@@ -16,9 +16,11 @@ from tests.conftest import room, turned_cameras
 from ui.viewport.camera import Recorder
 from ui.viewport.cloud import (
     MAX_NODES,
+    Blocks,
     disc_covariances,
     match_rows,
     share_shown,
+    shares_by_distance,
     size_classes,
     spacing,
 )
@@ -243,6 +245,83 @@ def test_a_cloud_above_the_limit_is_thinned_evenly_with_a_notice(viewport):
     assert drawn(viewport, Scene(revision=1, cloud=joined(cloud, wall(53, step=1)))) < 9 * 53
     viewport.draw_as("surface")  # discs cost more: fewer of them
     assert viewport.settle() and 0.6 * 500 < viewport.stats["points"] <= 550
+
+
+def shown_rows(viewport: Viewport) -> set[int]:
+    nodes = viewport._cloud._nodes.values()
+    return {int(row) for node in nodes for row in node.rows[~node.stale]}
+
+
+def looked_at_from(viewport: Viewport, eye: np.ndarray) -> int:
+    """The camera rests at a world position; returns how many bytes of points that sent."""
+    before = viewport.stats["bytes_sent"]
+    viewport._post(lambda: viewport._cloud.look_from(eye * viewport._scale))
+    assert viewport.settle()
+    return viewport.stats["bytes_sent"] - before
+
+
+@pytest.mark.parametrize("mode", ["points", "surface"])
+def test_near_points_are_whole_and_far_ones_few_within_the_budget(viewport, mode):
+    viewport._cloud._limits = dict.fromkeys(("points", "surface"), 6007)
+    viewport.draw_as(mode)
+    far = wall(20_011)
+    long = far.points * torch.tensor([10.0, 1.0, 1.0])  # 40 scene units
+    cloud = replace(far, points=long, radii=torch.full((len(far),), 0.01))
+    drawn(viewport, Scene(revision=0, cloud=cloud))
+    places = cloud.points.numpy()
+    seen = {}
+    for x in (-20.0, 20.0):
+        eye = np.array([x, 0.0, 2.0])
+        looked_at_from(viewport, eye)
+        seen[x] = shown_rows(viewport)
+        assert 0.5 * 6007 < len(seen[x]) <= 1.05 * 30_011
+        assert viewport.stats["points"] == len(seen[x]) and viewport.stats["nodes"] <= MAX_NODES
+        near = set(np.flatnonzero(np.linalg.norm(places - eye, axis=1) < 2).tolist())
+        assert len(near) > 500 and near <= seen[x]
+        for start in range(-20, 20, 4):  # nothing has vanished
+            here = (places[:, 0] >= start) & (places[:, 0] < start + 4)
+            assert set(np.flatnonzero(here).tolist()) & seen[x]
+        block, share = viewport._cloud.levels
+        if mode == "points":  # where fewer points stand for the surface, they are wider
+            few, all_ = (
+                max(n.size for n in viewport._cloud._nodes.values() if n.block == block[row])
+                for row in (share.argmin(), share.argmax())
+            )
+            assert few > 1.5 * all_
+    block, share = viewport._cloud.levels
+    coarsest = set(np.flatnonzero(share == share.min()).tolist())
+    assert seen[20.0] & coarsest <= seen[-20.0]  # a finer level holds the coarser ones
+    assert "fewer the farther away" in viewport.notices[0]
+
+
+def test_a_small_move_and_a_little_growth_send_few_blocks(viewport):
+    viewport._cloud._limits = {"points": 6007, "surface": 6007}
+    cloud = wall(20_011)
+    drawn(viewport, Scene(revision=0, cloud=cloud))
+    whole = looked_at_from(viewport, np.array([-2.0, 0.0, 2.8]))
+    assert looked_at_from(viewport, np.array([-2.0, 0.0, 2.8])) == 0
+    assert looked_at_from(viewport, np.array([-1.99, 0.0, 2.8])) < whole / 2
+    few = wall(300, step=1)
+    corner = replace(few, points=few.points * 0.05 + torch.tensor([-1.8, 1.2, 2.85]))
+    assert drawn(viewport, Scene(revision=1, cloud=joined(cloud, corner))) < whole / 2
+    viewport._cloud._limits = {"points": 40_000, "surface": 6007}
+    drawn(viewport, Scene(revision=2, cloud=joined(cloud, corner)))
+    assert viewport.stats["points"] == 20_311 and not viewport.notices
+
+
+@given(st.integers(1, 60_000), st.integers(1, 50_000), st.integers(0, 100))
+@settings(max_examples=30, deadline=None)
+def test_shares_of_blocks_keep_the_budget_and_fall_with_distance(count, limit, seed):
+    g = np.random.default_rng(seed)
+    points = (g.normal(size=(count, 3)) * g.uniform(0.1, 10, 3)).astype(np.float32)
+    blocks = Blocks(points)
+    block, eye = blocks.of(points), g.normal(size=3).astype(np.float32)
+    counts, distance = np.bincount(block, minlength=blocks.number), blocks.distances(eye)
+    shares = shares_by_distance(counts, distance, limit)
+    assert (counts * shares).sum() <= max(limit, 1) and (shares > 0).all() and (shares <= 1).all()
+    nearest_first = np.argsort(distance, kind="stable")
+    assert (np.diff(shares[nearest_first]) <= 0).all()
+    assert counts.max() <= max(16, 4 * count / blocks.number)
 
 
 def test_without_a_gpu_discs_are_few_and_points_are_not(viewport):

@@ -4,6 +4,9 @@ viser cannot append to a node, so new points become new nodes: one per step and 
 has one point size a node), or one per step as discs. Coordinates are float16 around the node's own
 centre. A point that was merged a little stays where it is drawn until it is off by half its width;
 a few that moved farther are drawn again, and their old places go when enough have gathered.
+
+A cloud above the limit is drawn in part. Once the visitor's position is known, it is cut into
+blocks, and each shows a share of its points that falls with its distance: near ones are whole.
 """
 
 from dataclasses import dataclass
@@ -46,6 +49,8 @@ class Node:
     """Width of a point in the viewport; 0 for discs."""
     stale: np.ndarray
     """True for rows that have moved since and are drawn again by another node."""
+    block: int = 0
+    """Of `Blocks`, to which all its rows belong."""
 
 
 class CloudDrawing:
@@ -68,7 +73,10 @@ class CloudDrawing:
         self._chance = np.zeros(0, np.float32)  # a row is shown while its chance is below `share`
         self._widths = np.zeros(0, np.float32)  # spacing in the viewport, per row
         self._random = np.random.default_rng(7)
-        self._share = 1.0
+        self._shares = np.ones(1)  # of the points of each block that are shown
+        self._block = np.zeros(0, np.uint8)  # of each row
+        self._blocks: Blocks | None = None
+        self._eye: np.ndarray | None = None  # viewport position from where it is looked at
         self._limits = dict.fromkeys(DRAW_MODES, FIRST_POINTS)
         self.mode: DrawMode = "points"
         self.color_mode: ColorMode = "photo"
@@ -94,7 +102,7 @@ class CloudDrawing:
     @property
     def nbytes(self) -> int:
         """Bytes of what is drawn: places, widths, chances, and the nodes as they are sent."""
-        kept = self._drawn.nbytes + self._chance.nbytes + self._widths.nbytes
+        kept = self._drawn.nbytes + self._chance.nbytes + self._widths.nbytes + self._block.nbytes
         per_row = BYTES[self.mode] + 9  # the node's own row numbers, and which are stale
         return kept + per_row * sum(len(node.rows) for node in self._nodes.values())
 
@@ -116,9 +124,16 @@ class CloudDrawing:
         self._eyes, self._thinned = eyes, thinned
         stage = as_array(cloud.points) * np.float32(scale)
         widths = spacing(cloud, eyes) * np.float32(scale * (LOOSE if thinned else 1))
-        if self._cloud is None or share_shown(len(cloud), self.limit) != self._share:
+        if scale != self._scale:
+            self._blocks = None  # its planes stand elsewhere
+        before, blocks = self._shares, self._cut(stage)
+        same = self._cloud is not None and blocks is self._blocks
+        block = np.zeros(len(stage), np.uint8) if blocks is None else blocks.of(stage)
+        shares = self._shares_of(block, blocks)
+        if not same or (blocks is None and shares[0] != before[0]):
             match, moved = np.full(len(self._drawn), -1), np.zeros(len(self._drawn), bool)
         else:
+            assert self._cloud is not None
             steps = as_array(self._cloud.step), as_array(cloud.step)
             match, moved = match_rows(self._drawn, stage, *steps, tolerance=widths / 2)
         still = (match >= 0) & ~moved
@@ -127,14 +142,42 @@ class CloudDrawing:
         drawn, chance = stage.copy(), self._random.random(len(stage), dtype=np.float32)
         drawn[match[still]] = self._drawn[still]
         chance[match[match >= 0]] = self._chance[match >= 0]
-        self._share = share_shown(len(cloud), self.limit)
-        self._cloud, self._scale = cloud, scale
+        self._cloud, self._scale, self._blocks = cloud, scale, blocks
         self._drawn, self._chance, self._widths = drawn, chance, widths
+        self._block, self._shares = block, shares
         with self._server.atomic():
             self._carry_nodes(match, moved)
-            self._add(np.flatnonzero(fresh & (chance < self._share)))
-            self._merge_small()
+            if blocks is None:
+                self._add(np.flatnonzero(fresh & (chance < shares[0])))
+                self._merge_small()
+            else:
+                news = np.bincount(block[fresh], minlength=len(shares)) > 0
+                self._send_blocks(news if not same else news | (shares != before))
         self.notice = self._thinning_notice()
+
+    def look_from(self, eye: np.ndarray) -> bool:
+        """The visitor rests at this viewport position (3,): near points come, far ones go.
+
+        True where that changed what is shown.
+        """
+        self._eye = np.asarray(eye, np.float32)
+        cloud = self._cloud
+        if cloud is None or len(cloud) <= self.limit:
+            return False
+        if self._blocks is None:
+            self.redraw()
+            return True
+        before, self._shares = self._shares, self._shares_of(self._block, self._blocks)
+        changed = self._shares != before
+        with self._server.atomic():
+            self._send_blocks(changed)
+        self.notice = self._thinning_notice()
+        return bool(changed.any())
+
+    @property
+    def levels(self) -> tuple[np.ndarray, np.ndarray]:
+        """Of each row: its block, and the share of that block's points that is shown."""
+        return self._block, self._shares[self._block]
 
     def show(self, visible: bool) -> None:
         """All of the cloud or nothing of it; it is kept up to date either way."""
@@ -156,7 +199,7 @@ class CloudDrawing:
                     node.handle.colors = self._colors(node.rows)
                     self.bytes_sent += BYTES["colors"] * len(node.rows)
                 else:
-                    self._put(name, node.rows, 0.0)
+                    self._put(name, node.rows, 0.0, node.block)
 
     def renderer(self, software: bool) -> None:
         """What draws the page, once it has said so; sends all again where that shows more."""
@@ -179,11 +222,43 @@ class CloudDrawing:
                 node.handle.remove()
         self._nodes.clear()
         self._cloud = None
+        self._blocks, self._shares = None, np.ones(1)
+        self._block = np.zeros(0, np.uint8)
         self._drawn = np.zeros((0, 3), np.float32)
         self._chance = self._widths = np.zeros(0, np.float32)
         self.notice = ""
 
     # ---- nodes -------------------------------------------------------------------------------
+
+    def _cut(self, stage: np.ndarray) -> "Blocks | None":
+        """The blocks of a cloud that is shown in part; None where that is not needed or known."""
+        if self._eye is None or len(stage) <= self.limit:
+            return None
+        held = self._blocks
+        if held is not None and held.count / 2 < len(stage) < 2 * held.count:
+            return held
+        return Blocks(stage)
+
+    def _shares_of(self, block: np.ndarray, blocks: "Blocks | None") -> np.ndarray:
+        """Which share of each block's points is shown: all of them within the limit."""
+        if blocks is None or self._eye is None:
+            return np.array([share_shown(len(block), self.limit)])
+        counts = np.bincount(block, minlength=blocks.number)
+        return shares_by_distance(counts, blocks.distances(self._eye), self.limit)
+
+    def _send_blocks(self, which: np.ndarray) -> None:
+        """These blocks (a mask) anew, each as few nodes."""
+        for name, node in list(self._nodes.items()):
+            if which[node.block]:
+                node.handle.remove()
+                del self._nodes[name]
+        shown = which[self._block] & (self._chance < self._shares[self._block])
+        rows = np.flatnonzero(shown)
+        rows = rows[np.argsort(self._block[rows], kind="stable")]
+        ends = np.cumsum(np.bincount(self._block[rows], minlength=len(which)))
+        for block, part in enumerate(np.split(rows, ends[:-1])):
+            if len(part):
+                self._add_part(f"/cloud/block_{block:03d}", part, block, per_octave=1)
 
     def _carry_nodes(self, match: np.ndarray, moved: np.ndarray) -> None:
         for name, node in list(self._nodes.items()):
@@ -196,13 +271,13 @@ class CloudDrawing:
                 node.handle.remove()
                 del self._nodes[name]
             else:
-                self._put(name, rows, self._widened(node.size, rows))
+                self._put(name, rows, self._widened(node.size, rows), node.block)
 
     def _widened(self, size: float, rows: np.ndarray) -> float:
         """A node's point size, or what its rows need now: they grow when a cloud is thinned."""
         if size <= 0:
             return size
-        needed = POINT_SCALE * float(np.median(self._widths[rows])) / np.sqrt(self._share)
+        needed = POINT_SCALE * float(np.median(self._wide(rows)))
         return needed if needed > 1.2 * size else size  # a class is as wide as that
 
     def _add(self, rows: np.ndarray) -> None:
@@ -211,22 +286,26 @@ class CloudDrawing:
             return
         steps = as_array(self._cloud.step)[rows]
         for step in np.unique(steps):
-            mine = rows[steps == step]
-            if self.mode == "surface":
-                parts = [(0.0, mine)]
-            else:
-                grow = 1 / np.sqrt(self._share)  # fewer points must cover the same surface
-                parts = [
-                    (POINT_SCALE * float(size * grow), mine[own])
-                    for size, own in size_classes(self._widths[mine])
-                ]
-            for size, part in parts:
-                for first in range(0, len(part), NODE_ROWS):
-                    name = f"/cloud/step_{int(step):04d}_{self._serial:05d}"
-                    self._serial += 1
-                    self._put(name, part[first : first + NODE_ROWS], size)
+            self._add_part(f"/cloud/step_{int(step):04d}", rows[steps == step])
 
-    def _put(self, name: str, rows: np.ndarray, size: float) -> None:
+    def _add_part(self, name: str, rows: np.ndarray, block: int = 0, per_octave: int = 2) -> None:
+        """New nodes for rows of one step or block."""
+        parts = [(0.0, rows)]
+        if self.mode != "surface":
+            classes = size_classes(self._wide(rows), per_octave)
+            parts = [(POINT_SCALE * size, rows[own]) for size, own in classes]
+        for size, part in parts:
+            for first in range(0, len(part), NODE_ROWS):
+                self._put(
+                    f"{name}_{self._serial:05d}", part[first : first + NODE_ROWS], size, block
+                )
+                self._serial += 1
+
+    def _wide(self, rows: np.ndarray) -> np.ndarray:
+        """Spacing of the rows as shown: fewer points must cover the same surface."""
+        return self._widths[rows] / np.sqrt(self._shares[self._block[rows]]).astype(np.float32)
+
+    def _put(self, name: str, rows: np.ndarray, size: float, block: int = 0) -> None:
         points, colors = self._drawn[rows], self._colors(rows)
         center = (points.min(0) + points.max(0)) / 2
         local = points - center
@@ -247,7 +326,7 @@ class CloudDrawing:
                 position=position,
             )
             self.bytes_sent += BYTES["float32" if coarse else "points"] * len(rows)
-        self._nodes[name] = Node(handle, rows, size, np.zeros(len(rows), bool))
+        self._nodes[name] = Node(handle, rows, size, np.zeros(len(rows), bool), block)
 
     def _put_discs(
         self,
@@ -258,7 +337,7 @@ class CloudDrawing:
         position: tuple[float, float, float],
     ) -> Any:
         assert self._cloud is not None
-        width = self._widths[rows] / np.float32(np.sqrt(self._share))
+        width = self._wide(rows)
         # Covariances travel in half precision: in units of the node's own median they are near 1.
         unit = float(np.median(width)) or 1.0
         handle = self._server.scene.add_gaussian_splats(
@@ -301,12 +380,83 @@ class CloudDrawing:
         return color_points(self._cloud, self.color_mode, rows, self.covered)
 
     def _thinning_notice(self) -> str:
-        if self._cloud is None or self._share >= 1 or self.limit == FIRST_POINTS:
+        if self._cloud is None or self._shares.min() >= 1 or self.limit == FIRST_POINTS:
             return ""
+        how = "evenly thinned" if self._blocks is None else "fewer the farther away"
         return (
-            f"The viewport shows {self.shown:,} of {len(self._cloud):,} points, evenly thinned; "
+            f"The viewport shows {self.shown:,} of {len(self._cloud):,} points, {how}; "
             f"generation and exports use all of them."
         )
+
+
+class Blocks:
+    """A cloud cut into parts of equal size by planes: a k-d tree of `DEPTH` levels.
+
+    Planes stay when points come or go, so that most blocks keep their points.
+    """
+
+    DEPTH = 6
+    number = 1 << DEPTH
+
+    def __init__(self, points: np.ndarray) -> None:
+        self.count = len(points)
+        self._axis = np.zeros(self.number, np.int64)  # of the node's plane; the root is 1
+        self._at = np.full(self.number, np.inf, np.float32)
+        sample = points[:: max(1, len(points) // 200_000)]
+        node = np.ones(len(sample), np.int64)
+        for _ in range(self.DEPTH):
+            for k in np.unique(node):
+                mine = sample[node == k]
+                self._axis[k] = np.ptp(mine, axis=0).argmax()
+                self._at[k] = np.median(mine[:, self._axis[k]])
+            node = self._below(sample, node)
+        self._low = np.full((self.number, 3), np.inf, np.float32)
+        self._high = np.full((self.number, 3), -np.inf, np.float32)
+        np.minimum.at(self._low, node - self.number, sample)
+        np.maximum.at(self._high, node - self.number, sample)
+
+    def of(self, points: np.ndarray) -> np.ndarray:
+        """The block of each point, (N,) uint8."""
+        out = np.empty(len(points), np.uint8)
+        for first in range(0, len(points), 1 << 20):
+            part = points[first : first + (1 << 20)]
+            node = np.ones(len(part), np.int64)
+            for _ in range(self.DEPTH):
+                node = self._below(part, node)
+            out[first : first + len(part)] = node - self.number
+        return out
+
+    def distances(self, eye: np.ndarray) -> np.ndarray:
+        """From a place to the nearest point of each block's box, (B,); inf for an empty one."""
+        off = np.maximum(np.maximum(self._low - eye, eye - self._high), 0)
+        return np.linalg.norm(off, axis=1)
+
+    def _below(self, points: np.ndarray, node: np.ndarray) -> np.ndarray:
+        here = points[np.arange(len(points)), self._axis[node]]
+        return 2 * node + (here > self._at[node])
+
+
+def shares_by_distance(counts: np.ndarray, distance: np.ndarray, limit: int) -> np.ndarray:
+    """Share of each block's points shown, together at most `limit`: 1 near, less by the square of
+    the distance farther off, in steps of a quarter, so that a small move changes few blocks.
+
+    A quarter of the limit goes to all blocks alike: nothing disappears.
+    """
+    total = int(counts.sum())
+    if total <= limit:
+        return np.ones(len(counts))
+    least = 0.25 * limit / total
+    low, high = 1e-6, 1e6
+    shares = np.full(len(counts), least)
+    for _ in range(60):  # the largest reach that keeps within the limit
+        reach = (low * high) ** 0.5
+        wanted = np.minimum(1.0, np.square(reach / np.maximum(distance, 1e-9)))
+        steps = 0.75 ** np.ceil(np.log(np.maximum(wanted, least)) / np.log(0.75) - 1e-9)
+        if (counts * steps).sum() > 0.99 * limit:
+            high = reach
+        else:
+            low, shares = reach, steps
+    return shares
 
 
 def as_array(tensor: Any) -> np.ndarray:
@@ -362,9 +512,10 @@ def typical_spacing(points: np.ndarray) -> float:
     return float(max(np.median(distances), 1e-4 * extent, 1e-6))
 
 
-def size_classes(width: np.ndarray) -> list[tuple[float, np.ndarray]]:
-    """Widths in steps of sqrt 2: (class width, rows); rare classes join their nearest neighbour."""
-    label = np.round(np.log2(width) * 2).astype(int)
+def size_classes(width: np.ndarray, per_octave: int = 2) -> list[tuple[float, np.ndarray]]:
+    """Widths in steps of an octave or a part of it: (class width, rows); rare classes join their
+    nearest neighbour."""
+    label = np.round(np.log2(width) * per_octave).astype(int)
     names, counts = np.unique(label, return_counts=True)
     enough = counts >= max(64, 0.01 * len(width))
     if not enough.all():
@@ -372,7 +523,7 @@ def size_classes(width: np.ndarray) -> list[tuple[float, np.ndarray]]:
         nearest = kept[np.abs(names[:, None] - kept[None]).argmin(axis=1)]
         label = nearest[np.searchsorted(names, label)]
         names = kept
-    return [(float(2 ** (k / 2)), np.flatnonzero(label == k)) for k in names]
+    return [(float(2 ** (k / per_octave)), np.flatnonzero(label == k)) for k in names]
 
 
 def disc_covariances(normals: np.ndarray, width: np.ndarray) -> np.ndarray:

@@ -42,7 +42,7 @@ from .events import (
     ViewClicked,
 )
 from .frames import camera_of, pose_matrix, poses, stage_scale, wxyz
-from .live import LivePicture, LiveView, Place, stage_camera
+from .live import REST, LivePicture, LiveView, Place, stage_camera
 from .overlays import Ghosts, KeyframeGizmos, Marks, MatchLine, PlanDrawing, ViewFrusta
 from .pointer import Pointer, point_of
 
@@ -113,6 +113,7 @@ class Viewport:
         self._cloud_root = self._server.scene.add_frame("/cloud", show_axes=False)
         self._live = LiveView(lambda picture: self._post(lambda: self._show_live(picture)))
         self._software = False
+        self._rests_at: float | None = None  # when the camera will have come to rest
         self._covered: int | None = None  # the client whose viewport the live view covers
         self._views = ViewFrusta(self._server, self._posted(self._view_clicked))
         self._plan_drawing = PlanDrawing(self._server)
@@ -411,6 +412,8 @@ class Viewport:
                     self._motion.step(self._client())
                 if self._framing.active:
                     self._framing.step(self._server.get_clients())
+                if self._rests_at is not None and time.monotonic() >= self._rests_at:
+                    self._look_closer()
             except Exception:
                 if self._closed:
                     return
@@ -420,7 +423,16 @@ class Viewport:
         """How long to sleep without work: not at all long while something moves."""
         if self._motion.moving:
             return 1 / 60
+        if self._rests_at is not None:
+            return max(0.01, self._rests_at - time.monotonic())
         return 0.1 if self._framing.active else None
+
+    def _look_closer(self) -> None:
+        """The camera rests: more of what is near, less of what is far."""
+        self._rests_at = None
+        client = self._client()
+        if client is not None and self._cloud.look_from(aim_of(client)[0][:3, 3]):
+            self.emit(Drawn(self._scene.revision, self._cloud.shown, self._cloud.notice))
 
     def _draw_followed(self) -> None:
         self._woken.clear()
@@ -614,6 +626,8 @@ class Viewport:
                 self.emit(Recording(seconds))
         self._clear_the_eye()
         self._follow_live()
+        if client is self._client():
+            self._rests_at = time.monotonic() + REST
         if moment - self._camera_told_at > CAMERA_EVENTS:
             self._camera_told_at = moment
             self.emit(CameraMoved(point_of(pose[:3, 3] / self._scale), point_of(pose[:3, 2]), fov))
