@@ -11,6 +11,7 @@ viewport was told that a GPU draws it, so that it holds as many points as it wou
 
 import argparse
 import resource
+import socket
 import threading
 import time
 import urllib.request
@@ -33,7 +34,10 @@ class App:
         from ui.session import sessions as module
 
         module.REST_AFTER = quiet
-        config = AppConfig(port=0, projects=folder / "worlds", examples=ASSETS / "examples")
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        config = AppConfig(port=port, projects=folder / "worlds", examples=ASSETS / "examples")
         self.sessions = module.Sessions(sessions_config(config))
         self.note("imports and sessions")
         _, self.url, self.stop = launch(self.sessions, config, ())

@@ -12,6 +12,7 @@ Not covered: the page itself, and a network that is cut.
 """
 
 import argparse
+import gc
 import json
 import os
 import random
@@ -233,10 +234,14 @@ class App:
             if time.monotonic() > sampled + 10:
                 sampled = time.monotonic()
                 self.sample()
+        from worldstereo.world import trim
+
         began = time.monotonic()
         self.sessions.close_all()
         note(self.folder, {"did": "closed", "seconds": time.monotonic() - began})
+        gc.collect()
         time.sleep(1.0)
+        trim()
         alive = [t.name for t in threading.enumerate() if not t.daemon and t.name != "MainThread"]
         if alive:
             self.wrong(f"threads left after the end: {sorted(alive)[:3]}")
@@ -373,7 +378,7 @@ class App:
 
     def undo(self) -> bool:
         session = self.some()
-        if session is None or len(session.world.scene.clips) == 0:
+        if session is None or not session.can_undo:  # nor can a world that was just opened
             return False
         before = len(session.world.scene.clips)
         self.allow(session.token, {before - 1, before})

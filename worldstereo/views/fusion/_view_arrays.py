@@ -116,7 +116,9 @@ class ViewArrays:
         self._levels, self._smaller = [], {}
 
     def let_go(self) -> None:
-        """Drops from memory what lies on disk."""
+        """Drops from memory what lies on disk, and what follows from it."""
+        if is_array_on_disk(self.depth):
+            self._levels, self._smaller = [], {}
         release_arrays(getattr(self, name) for name in _STORED)
 
     def moved(self, pose: Pose) -> "ViewArrays":

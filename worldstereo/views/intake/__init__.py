@@ -35,9 +35,9 @@ from worldstereo.views.intake import _depth as stages
 from worldstereo.views.intake._camera_fixed import find_camera_fixed
 from worldstereo.views.intake._exposure import exposure_gains
 from worldstereo.views.intake._judge import Decision, Judge
-from worldstereo.views.intake._keyframes import PLENTY
 from worldstereo.views.intake._keyframes import keyframes as keyframes
 from worldstereo.views.intake._learned import fill_by_model
+from worldstereo.views.intake._memory import are_many, put_away, windows
 from worldstereo.views.intake._stereo import (
     at_size_of,
     camera_fixed_layer,
@@ -64,7 +64,6 @@ of the latter by their pictures, by index."""
 
 STAGES = 6
 SMALL = 24  # up to so many views a newcomer that agrees with no other is worth a global pass
-WINDOW = 32  # views between two looks at what may leave memory
 PHOTO_NEIGHBOURS = 4  # photos that a new one is measured together with
 CAMERA_FIXED_GAIN = 0.05  # dB on views left out that a camera-fixed mask must bring: a strong claim
 NEIGHBOURS = 12  # other views that one view's depth is compared with
@@ -158,7 +157,7 @@ def preprocess_views(
         raise ValueError("views must hold at least one view, got none.")
     if any(view.step != 0 for view in views):
         raise ValueError("views must be given ones (step 0); generated views enter as they are.")
-    many = len(views) > PLENTY
+    many = are_many(views)
     measured = []
     for view in _told(views, on_step, "Reading depth"):
         measured.append(as_measured(view).spilled() if many else as_measured(view))
@@ -247,7 +246,7 @@ def _whole(
     measured: list[View], register: bool, run: _Run, previous: PreprocessedViews | None = None
 ) -> PreprocessedViews:
     """A global pass over all views."""
-    options, on_step = run.options, run.on_step
+    options, on_step, many = run.options, run.on_step, are_many(measured)
     unit = median_depth(measured)
     photos = len(measured) > 1 and not any(bool(view.mask.any()) for view in measured)
     prepare = photo_view_arrays if photos else make_view_arrays
@@ -255,7 +254,7 @@ def _whole(
     work = []
     for view in _told(measured, on_step, what):
         work.append(prepare(view, unit))
-        if len(measured) > PLENTY:
+        if many:
             work[-1].spill()
             release(tensors_in(view))
     notices: list[str] = []
@@ -283,9 +282,6 @@ def _whole(
     if options.clean and not photos:
         on_step(1, STAGES, "Cleaning depth")
         work = stages.apply(stages.clean, work, range(len(work)))
-        if len(work) > PLENTY:
-            for w in work:
-                w.spill()
     registration = None
     if len(work) > 1 and not photos:
         notices += doubts(work)
@@ -308,7 +304,7 @@ def _whole(
     done = []
     for i, (view, w) in enumerate(zip(measured, work, strict=True)):
         finished = _finished(view, w, gains[i], cameras[i], unit)
-        done.append(finished.spilled() if len(work) > PLENTY else finished)
+        done.append(finished.spilled() if many else finished)
         w.let_go()
     notices += _learned_said(done)
     layer = None
@@ -703,25 +699,19 @@ def _compared(
         ready: views that were made already, by their place in `work`.
     """
     results: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+    many = are_many([w.pose for w in work])
 
-    def one(k: int) -> None:
-        i = redo[k]
-        if i in ready:
-            return
-        results[i] = stage(work[i], [work[j] for j in near[i]])
+    def one(i: int) -> None:
+        if i not in ready:
+            results[i] = stage(work[i], [work[j] for j in near[i]])
 
     out = list(work)
-    for first in range(0, len(redo), WINDOW):
-        part = range(first, min(first + WINDOW, len(redo)))
+    for part in windows(redo):
         parallel_for(len(part), lambda k, part=part: one(part[k]))
-        for k in part:
-            i = redo[k]
+        for i in part:
             out[i] = ready[i] if i in ready else work[i].with_depth(*results.pop(i))
-        if len(work) > PLENTY:  # out of core: what is done goes to disk, what was read is let go
-            for k in part:
-                out[redo[k]].spill()
-            for w in (*work, *out):
-                w.let_go()
+        if many:  # out of core: what is done goes to disk, what was read is let go
+            put_away([out[i] for i in part], work)
     return out
 
 

@@ -23,6 +23,7 @@ from worldstereo.views.fusion import (
     relative,
     unproject,
 )
+from worldstereo.views.intake._memory import are_many, put_away, windows
 
 CONTRADICT = 0.04
 REGION = 0.003  # share of the image from which on a hole is judged by the pictures
@@ -39,13 +40,16 @@ DepthStage = Callable[[ViewArrays], tuple[np.ndarray, np.ndarray]]
 
 def apply(stage: DepthStage, views: list[ViewArrays], which: Sequence[int]) -> list[ViewArrays]:
     """Run a stage on some views, all of them seeing the state before it."""
-    results: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+    out, many = list(views), are_many([view.pose for view in views])
+    for part in windows(which):
 
-    def one(k: int) -> None:
-        results[which[k]] = stage(views[which[k]])
+        def one(k: int, part: Sequence[int] = part) -> None:
+            out[part[k]] = views[part[k]].with_depth(*stage(views[part[k]]))
 
-    parallel_for(len(which), one)
-    return [v.with_depth(*results[i]) if i in results else v for i, v in enumerate(views)]
+        parallel_for(len(part), one)
+        if many:
+            put_away([out[i] for i in part], [views[i] for i in part])
+    return out
 
 
 def mask_camera_fixed(view: ViewArrays, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

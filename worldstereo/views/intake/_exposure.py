@@ -31,6 +31,7 @@ def exposure_gains(
 
     def halved(k: int) -> None:
         small[used[k]] = views[used[k]].reduced(QUARTER)
+        views[used[k]].let_go()
 
     parallel_for(len(used), halved)
     rows: list[np.ndarray] = [0.05 * np.eye(n)]

@@ -12,8 +12,9 @@ from torch.nn import functional
 from worldstereo.cameras import Cameras
 from worldstereo.progress import OnStep
 from worldstereo.scene import KIND_CONFIDENCE, DepthKind, View
-from worldstereo.views.fusion import Pose, ViewArrays, invert, make_view_arrays, pose_distance
+from worldstereo.views.fusion import Pose, ViewArrays, invert, make_view_arrays, pose_distances
 from worldstereo.views.intake._depth import INFINITY, interpolated
+from worldstereo.views.intake._memory import are_many, put_away
 from worldstereo.views.multiview import PHOTO_SIDE, MatchView, fill_unmeasured, photo_depth
 from worldstereo.views.multiview.arrays import enlarged_by_color, nearest, resized
 
@@ -21,6 +22,7 @@ STEREO = KIND_CONFIDENCE[DepthKind.STEREO]
 SURE = KIND_CONFIDENCE[DepthKind.REPROJECTED]  # confidence from which on depth may judge hypotheses
 SHARE = 0.03  # of a view that must be unmeasured for stereo to be worth its time
 OTHERS = 5  # pictures that one view is matched with
+PICTURES = 24  # held ready: neighbours are matched with each other
 
 
 def match_view(view: ViewArrays, gain: np.ndarray, *, trusted: bool = True) -> MatchView:
@@ -50,12 +52,14 @@ def fill_by_stereo(
     """
     if len(views) < 3:
         return views
-    out = list(views)
+    out, poses = list(views), [view.pose for view in views]
+    many = are_many(poses)
     pictures: dict[int, MatchView] = {}
 
     def picture(i: int) -> MatchView:
-        if i not in pictures:
-            pictures[i] = match_view(views[i], gains[i])
+        pictures[i] = pictures.pop(i, None) or match_view(views[i], gains[i])
+        if len(pictures) > PICTURES:  # the one used longest ago
+            del pictures[next(iter(pictures))]
         return pictures[i]
 
     for i in which:
@@ -66,10 +70,9 @@ def fill_by_stereo(
         if unknown.mean() < SHARE:
             continue
         on_step(i, len(views), "Measuring depth from other pictures")
-        nearest = sorted(
-            (j for j in range(len(views)) if j != i),
-            key=lambda j, pose=view.pose: pose_distance(pose, views[j].pose),
-        )[:OTHERS]
+        apart = pose_distances(poses, view.pose)
+        apart[i] = np.inf
+        nearest = np.argsort(apart, kind="stable")[: min(OTHERS, len(views) - 1)].tolist()
         filled = fill_unmeasured(
             picture(i),
             [picture(j) for j in sorted(nearest)],
@@ -84,6 +87,8 @@ def fill_by_stereo(
         if rest.any() and known.any():
             d = np.where(rest, interpolated(view, d, known), d)
         out[i] = view.with_depth(d, np.where(accepted, STEREO, view.confidence))
+        if many:
+            put_away([out[i]], [view, *(views[j] for j in nearest)])
     return out
 
 

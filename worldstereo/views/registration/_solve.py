@@ -171,6 +171,9 @@ def _all_matches(
             found[begin + k] = match(placed, *pairs[begin + k])
 
         parallel_for(len(part), one)
+        if begin // chunk % 8 == 7:  # pairs ascend: what lies on disk can leave memory
+            for view in placed:
+                view.let_go()
     return [m for m in found if m is not None]
 
 
