@@ -97,14 +97,15 @@ class CloudDrawing:
     @property
     def shown(self) -> int:
         """Points in the viewport."""
-        return sum(int((~node.stale).sum()) for node in self._nodes.values())
+        nodes = list(self._nodes.values())  # also asked by other threads
+        return sum(int((~node.stale).sum()) for node in nodes)
 
     @property
     def nbytes(self) -> int:
         """Bytes of what is drawn: places, widths, chances, and the nodes as they are sent."""
         kept = self._drawn.nbytes + self._chance.nbytes + self._widths.nbytes + self._block.nbytes
         per_row = BYTES[self.mode] + 9  # the node's own row numbers, and which are stale
-        return kept + per_row * sum(len(node.rows) for node in self._nodes.values())
+        return kept + per_row * sum(len(node.rows) for node in list(self._nodes.values()))
 
     # ---- what the viewport asks for ----------------------------------------------------------
 

@@ -33,7 +33,7 @@ from worldstereo._core.atomic import nothing, sync_folder, write_atomic
 from worldstereo.errors import ExportError, InputRefused, WorldBusy
 from worldstereo.inputs.jsonfile import parse
 from worldstereo.inputs.limits import LOCAL, Limits
-from worldstereo.project._codec import Known, Reader, Unsound, Writer, build
+from worldstereo.project._codec import Known, Reader, Unsound, Writer, build, members_of
 from worldstereo.project._files import (
     FORMAT,
     LATER,
@@ -46,6 +46,7 @@ from worldstereo.project._files import (
     SMALL_BYTES,
     STATE,
     VERSION,
+    ReadAhead,
     ReadMember,
     checked_manifest,
     checksum,
@@ -296,21 +297,30 @@ def _read(
         if sum(sizes.values()) > most_bytes:
             raise Unsound(f"it names {sum(sizes.values())} bytes; at most {most_bytes} are read")
 
+        def checked(member: str) -> bytes:
+            try:
+                content = read(f"{MEMBERS}/{member_file(member)}", sizes[member])
+            except FileNotFoundError:
+                raise Unsound(f"member {member[:12]} is missing") from None
+            if len(content) != sizes[member] or hashlib.sha256(content).hexdigest() != member:
+                raise Unsound(f"member {member[:12]} is damaged (wrong checksum)")
+            return content
+
         def fetch(member: str, place: str) -> bytes:
             if member not in sizes:
                 raise Unsound(f"{place}: its member is not listed")
             try:
-                content = read(f"{MEMBERS}/{member_file(member)}", sizes[member])
-            except FileNotFoundError:
-                raise Unsound(f"{place}: member {member[:12]} is missing") from None
-            if len(content) != sizes[member] or hashlib.sha256(content).hexdigest() != member:
-                raise Unsound(f"{place}: member {member[:12]} is damaged (wrong checksum)")
-            return content
+                return ahead(member)
+            except Unsound as error:
+                raise Unsound(f"{place}: {error}") from None
 
+        parts = [key for key in STATE + LATER if key in skeleton]
+        order = (name for key in parts for name in members_of(skeleton[key]) if name in sizes)
         # chunks that repeat (zeros, say) are stored once; but a small file must not fill the memory
         most = max(SMALL_BYTES, MAX_RATIO * sum(sizes.values()))
         reader = Reader(fetch, small, min(most_bytes, most))
-        values = {key: reader.value(skeleton[key], key) for key in STATE + LATER if key in skeleton}
+        with ReadAhead(checked, order) as ahead:
+            values = {key: reader.value(skeleton[key], key) for key in parts}
         state = build(ProjectState, values, "it")
         if state.original is not None and not state.original.belongs_to(state.scene.views):
             raise Unsound("original: does not fit the views")

@@ -9,7 +9,7 @@ of a state share one member.
 
 import hashlib
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import fields
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
@@ -225,6 +225,19 @@ def _rows_per_chunk(tensor: Tensor) -> int:
 # ---- from members --------------------------------------------------------------------------------
 
 
+def members_of(skeleton: Any) -> Iterator[str]:
+    """Names of the members that a skeleton's tensors lie in, in the order of `Reader.value`."""
+    if isinstance(skeleton, list):
+        for item in skeleton:
+            yield from members_of(item)
+    elif isinstance(skeleton, dict):
+        if skeleton.get("$") == "tensor" and isinstance(skeleton.get("in"), list):
+            yield from (name for name in skeleton["in"] if isinstance(name, str))
+        else:
+            for item in skeleton.values():
+                yield from members_of(item)
+
+
 class Reader:
     """Rebuilds values from skeletons.
 
@@ -261,7 +274,9 @@ class Reader:
         if not isinstance(kind, str) or kind not in CLASSES:
             raise Unsound(f"{place} is of an unknown kind")
         values = {k: self.value(v, f"{place}.{k[:60]}") for k, v in rest.items()}
-        return build(CLASSES[kind], values, place)
+        built = build(CLASSES[kind], values, place)
+        # pictures of hundreds of views lie on disk, as in the world that they become
+        return built.spilled() if isinstance(built, View | Clip) else built
 
     def _tensor(self, fields_: dict[str, Any], place: str) -> Tensor:
         kind, shape, names, key = (fields_.get(k) for k in ("type", "shape", "in", "key"))

@@ -9,7 +9,10 @@ import os
 import re
 import stat
 import zipfile
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +113,40 @@ def open_member(path: Path, most: int) -> bytes:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise Unsound(f"{path.name[:12]} is not a file")
         return _at_most(stream.read(most + 1), most, path.name)
+
+
+class ReadAhead:
+    """Reads and checks members in threads, a few before they are asked for.
+
+    Args:
+        read: the checked bytes of a member; called in a thread, once for each name of `order`.
+        order: names as they will be asked for; a name that comes again at once is read once.
+    """
+
+    AHEAD = 4
+
+    def __init__(self, read: Callable[[str], bytes], order: Iterable[str]) -> None:
+        self._read = read
+        self._order = (name for name, _ in groupby(order))
+        self._coming: deque[tuple[str, Future[bytes]]] = deque()
+        self._pool = ThreadPoolExecutor(2, thread_name_prefix="project")
+
+    def __enter__(self) -> "ReadAhead":
+        for name in islice(self._order, self.AHEAD):
+            self._coming.append((name, self._pool.submit(self._read, name)))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def __call__(self, name: str) -> bytes:
+        """The bytes of a member. Raises what reading it raised."""
+        if not self._coming or self._coming[0][0] != name:
+            return self._read(name)
+        _, content = self._coming.popleft()
+        for coming in islice(self._order, 1):
+            self._coming.append((coming, self._pool.submit(self._read, coming)))
+        return content.result()
 
 
 def _at_most(content: bytes, most: int, member: str) -> bytes:

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float, Int32, UInt8
 from torch import Tensor
 
+from worldstereo._core.parallel import parallel_for
 from worldstereo.scene import PointCloud, View
 
 
@@ -105,7 +106,13 @@ class Original:
         given = [view for view in views if view.step == 0]
         if len(given) != len(self.depth):
             return False
-        return all(
-            packed.shape == tuple(view.depth.shape) and packed.is_sound
-            for view, packed in zip(given, self.depth, strict=True)
-        )
+        pairs = zip(given, self.depth, strict=True)
+        if not all(packed.shape == tuple(view.depth.shape) for view, packed in pairs):
+            return False
+        sound = [False] * len(self.depth)
+
+        def look(k: int) -> None:
+            sound[k] = self.depth[k].is_sound
+
+        parallel_for(len(sound), look)
+        return all(sound)
