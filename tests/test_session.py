@@ -1,9 +1,11 @@
 """Jobs, the shared worker, sessions and their ends; the whole chain with an instant generator."""
 
+import gc
 import os
 import re
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -753,6 +755,42 @@ def test_sessions_without_tabs_end_and_those_with_tabs_or_work_stay(tmp_path):
     gate.go.release()
     job.result(SECONDS)
     sessions.close_all()
+
+
+def test_a_closed_world_leaves_memory_though_no_other_job_comes(tmp_path):
+    sessions = Sessions(config(tmp_path, idle_seconds=1.0))  # the reaper looks four times as often
+    try:
+        session = sessions.create()
+        session.open(tmp_path / "room.zip", "room.zip").result(SECONDS)
+        session.explore(path_of(session)).result(SECONDS)
+        kept = [weakref.ref(one) for one in (session.world, session.viewport, session.job)]
+        token = session.token
+        del session
+        assert all(one() is not None for one in kept)
+        sessions.close(token)
+        until(lambda: all(one() is None for one in kept))
+    finally:
+        sessions.close_all()
+
+
+def test_a_job_that_failed_holds_nothing_of_what_it_was_making():
+    class Large:
+        pass
+
+    def work(job: Job) -> None:
+        large = Large()
+        made.append(weakref.ref(large))
+        try:
+            int("no number")
+        except ValueError as error:
+            raise WorldStereoError("It cannot be done.") from error
+
+    made: list[weakref.ref] = []
+    job = run(Job("explore", work))
+    gc.collect()
+    assert job.state == "failed" and made[0]() is None
+    with pytest.raises(WorldStereoError, match="cannot be done"):
+        job.result()
 
 
 def test_closing_cancels_the_job_then_stops_the_stage(tmp_path):

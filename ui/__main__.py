@@ -1,5 +1,6 @@
 """The app: parses `AppConfig`, builds the sessions, launches the page. No logic of its own."""
 
+import gc
 import os
 import re
 from dataclasses import dataclass
@@ -175,6 +176,7 @@ def main(config: AppConfig) -> None:
     more = routes(sessions, token, most) if token else ()
     demo, url, stop = launch(sessions, config, more, ready)
     print(f"WorldStereo is open at {url}", flush=True)
+    gc.freeze()  # a million objects of imports: the collector need not look at them again
     try:
         demo.block_thread()
     finally:

@@ -11,6 +11,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from traceback import clear_frames
 from typing import Any, Literal
 
 import numpy as np
@@ -217,12 +218,13 @@ class Job:
             self._end("done", result)
 
     def _failed(self, error: Exception) -> None:
-        if isinstance(error, Cancelled):
-            self._end("cancelled", error=error)
-        else:
-            if not isinstance(error, WorldStereoError):  # the page shows those
-                log.error("a job failed (%s)", self.kind, exc_info=error)
-            self._end("failed", error=error)
+        if not isinstance(error, WorldStereoError):  # the page shows those
+            log.error("a job failed (%s)", self.kind, exc_info=error)
+        part: BaseException | None = error
+        while part is not None:  # a kept error keeps what was being made: tensors of a whole step
+            clear_frames(part.__traceback__)
+            part = part.__cause__ or part.__context__
+        self._end("cancelled" if isinstance(error, Cancelled) else "failed", error=error)
 
     def fail(self, error: Exception) -> None:
         """End it with an error found before its turn."""
@@ -349,6 +351,8 @@ class Worker:
             try:
                 job.run()
             finally:
+                # else this thread holds the last job's world until the next job comes
+                del job, jobs
                 with self._news:
                     self._busy.discard(owner)
                     self._news.notify_all()

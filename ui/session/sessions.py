@@ -4,6 +4,7 @@ A token is 256 random bits and the only key to a world. A session ends when its 
 after a time without tabs; its saved world stays, and the token finds it again.
 """
 
+import gc
 import logging
 import re
 import secrets
@@ -55,6 +56,7 @@ class Sessions:
         self._admitting = 0
         self._stop = threading.Event()
         self._ready: Session | None = None
+        self._left = False  # a session was closed since the collector ran
         self._reaper = threading.Thread(target=self._reap_now_and_then, name="reaper", daemon=True)
         self._reaper.start()
 
@@ -138,6 +140,7 @@ class Sessions:
             session.close()
             self.sockets.forget(token)
             trim()
+            self._left = True
 
     def rest(self) -> int:
         """Send the worlds that were quiet for a while to disk; returns how many. They stay open."""
@@ -230,12 +233,21 @@ class Sessions:
             self._sessions[token] = session
         return session
 
+    def _collect(self) -> None:
+        """Frees the sessions that were closed: they refer to themselves, and the collector comes
+        for such only after thousands of new objects."""
+        if self._left:
+            self._left = False
+            gc.collect()
+            trim()
+
     def _reap_now_and_then(self) -> None:
         next_tidy = 0.0
         while not self._stop.wait(min(30.0, max(0.2, self.config.idle_seconds / 4))):
             try:
                 self.reap()
                 self.rest()
+                self._collect()
                 if self._sessions:
                     self.shared.warm_importer()
                 if time.monotonic() > next_tidy:
