@@ -61,6 +61,7 @@ class Autosave:
             with self.reading:
                 state = state_of(self._world, plan=self._plan())
             self._project.save(state)
+            del state  # a copy of the memories
         except WorldBusy:
             self.save_soon()
         except (OSError, WorldStereoError) as error:
@@ -71,6 +72,8 @@ class Autosave:
             log.exception("a world could not be saved")
         else:
             self.state = "saved"
+        finally:
+            self._world.give_back()  # a save reads all pictures that are new, and copies memories
 
     def save_soon(self) -> None:
         """Save on the worker, after what it has in hand."""

@@ -231,13 +231,16 @@ class World:
                 PARTS.forget(id(self.scene.cloud))
                 for view in self.scene.views:
                     CACHE.forget(view)
-                self._give_back()
+                self.give_back()
         except WorldBusy:
             return False
         return True
 
-    def _give_back(self) -> None:
-        """Pages of pictures that were read, and what the allocator keeps free, to the system."""
+    def give_back(self) -> None:
+        """Gives pages of pictures that were read, and what the allocator keeps free, to the system.
+
+        Nothing changes, and any thread may call it: pages are read again when they are needed.
+        """
         scene = self._now.scene
         release(tensors_in((scene.views, scene.clips)))
         trim()
@@ -281,7 +284,7 @@ class World:
             del self._done[:-UNDO_STEPS]
             self._undone.clear()
             self._publish(after)
-            self._give_back()
+            self.give_back()
 
     def undo(self) -> bool:
         """Back to the scene before the last step. False when there is nothing to undo."""
