@@ -14,7 +14,7 @@ setup(
     package_data={
         "worldstereo": ["py.typed"],
         "worldstereo.exports": ["viewer.html"],
-        "worldstereo.ui.page": ["*.css", "*.js", "templates/*"],
+        "worldstereo.ui.page": ["*.css", "*.js", "templates/*", "catalogue/*.json"],
         "worldstereo.ui.tour": ["*.js", "scripts/*.json"],
         "worldstereo.assets": ["icons/*", "examples/**/*"],
     },

@@ -208,7 +208,7 @@ def test_hostile_names_stay_text_everywhere_on_the_page(panel, session):
             page_html.preparing(1, 2, text, 3.0),
             page_html.cost(1, 2, 3, text, None, False),
             page_html.header(text, 1, 1, 1, text, text, text),
-            page_html.hud(measured=text),
+            page_html.hud(("measured", text)),
             page_html.tools(
                 playing=False,
                 recording=False,
@@ -232,7 +232,7 @@ def test_hostile_names_stay_text_everywhere_on_the_page(panel, session):
                 ],
                 known=False,
             ),
-            page_html.render("generate.html", "takes_up_to", keyframes=text, about=text),
+            page_html.render("generate.html", "takes_up_to", keyframes=2, about=text),
             page_html.render(
                 "world.html",
                 "examples",

@@ -106,17 +106,20 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def visit(browser: Any, app: str) -> Iterator[Any]:
-    """`visit(width, height, address)`: a page in a browser profile of its own.
+    """`visit(width, height, query, **options of the context)`: a page in a profile of its own.
 
     Collects what no page may do: errors of the script, and requests to the outside.
     """
     contexts, complaints = [], []
 
-    def open_page(width: int = 1280, height: int = 720, query: str = "", dark: bool = True) -> Any:
+    def open_page(
+        width: int = 1280, height: int = 720, query: str = "", dark: bool = True, **options: Any
+    ) -> Any:
         context = browser.new_context(
             viewport={"width": width, "height": height},
             color_scheme="dark" if dark else "light",
             accept_downloads=True,
+            **options,
         )
         context.set_default_timeout(PATIENCE)
         contexts.append(context)

@@ -6,6 +6,7 @@ import gradio as gr
 
 from ..session.sessions import Job, Session
 from . import html
+from .catalogue import told, tr
 from .core import Core, Part, Updates, html_block
 
 
@@ -27,9 +28,11 @@ class Action(Part):
             self.status = core.register(html_block(html.opening(), elem_id="status"))
             # Which of the two buttons is there follows from the status line, by the stylesheet:
             # one update, so that they cannot disagree.
-            self.go = gr.Button("Generate along the path", variant="primary", elem_id="generate")
+            self.go = gr.Button(
+                tr("Generate along the path"), variant="primary", elem_id="generate"
+            )
             stop = gr.Button(
-                "Cancel",
+                tr("Cancel"),
                 icon=str(html.ICONS / "square.svg"),
                 elem_id="cancel",
                 elem_classes="tint",
@@ -49,7 +52,7 @@ class Action(Part):
         job = session.job
         if job is not None:
             job.cancel()
-        return {self.stop: gr.update(interactive=False, value="Stopping after this view …")}
+        return {self.stop: gr.update(interactive=False, value=tr("Stopping after this view …"))}
 
     def refresh(self, session: Session) -> Updates:
         """What it will make, or how far it is."""
@@ -62,7 +65,7 @@ class Action(Part):
             status = self._cost(session)
         return {
             self.status: status,
-            self.stop: gr.update(interactive=True, value="Cancel"),
+            self.stop: gr.update(interactive=True, value=tr("Cancel")),
         } | self.reasons(session)
 
     def reasons(self, session: Session) -> Updates:
@@ -78,10 +81,10 @@ class Action(Part):
 
     def _no_path(self, session: Session) -> str:
         if not session.world.scene.views and not len(session.world.scene.cloud):
-            return "No world yet: open an example or a file under World."
+            return tr("No world yet: open an example or a file under World.")
         if session.planned.settings is None:
-            return "Planning a path …"  # the first one: see `Follow.settle`
-        return "No path yet: choose one under Path."
+            return tr("Planning a path …")  # the first one: see `Follow.settle`
+        return tr("No path yet: choose one under Path.")
 
     def _cost(self, session: Session) -> str:
         plan = session.planned.path
@@ -89,7 +92,7 @@ class Action(Part):
         name = plan_generator(session)
         width, height = plan.cameras.width, plan.cameras.height
         seconds = session.estimate(name, len(plan), width, height)
-        label = session.shared.generators[name].label
+        label = told(session.shared.generators[name].label)
         measured = session.pace_of(name) in self.core.sessions.shared.pace
         return html.cost(len(plan), width, height, label, seconds, measured)
 

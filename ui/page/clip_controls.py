@@ -8,6 +8,7 @@ from typing import Any
 
 import gradio as gr
 
+from .catalogue import told, tr
 from .core import Core, segmented
 from .settings import GUIDES
 
@@ -22,8 +23,8 @@ class ClipControls:
         choices = self.core.sessions.generators
         usable = [key for key, choice in choices.items() if not choice.why_not]
         self.first = usable[0]
-        offered = [(choice.label, key) for key, choice in choices.items()]
-        self.name = self.core.register(segmented(offered, self.first, "Generator", "generator"))
+        offered = [(told(choice.label), key) for key, choice in choices.items()]
+        self.name = self.core.register(segmented(offered, self.first, tr("Generator"), "generator"))
 
     def build_clip(self) -> None:
         limits = self.core.sessions.generators[self.first].limits
@@ -33,18 +34,20 @@ class ClipControls:
                 min(limits.max_frames, MAX_FRAMES) if limits else MAX_FRAMES,
                 FRAMES,
                 step=limits.frame_step if limits else 1,
-                label="Views along the path",
+                label=tr("Views along the path"),
                 elem_id="frames",
             )
         )
         sizes = [("320 × 240", "320x240"), ("640 × 480", "640x480")]
         self.size = self.core.register(
-            segmented(sizes, "640x480", "Size, pixels", "size", titled=True)
+            segmented(sizes, "640x480", tr("Size, pixels"), "size", titled=True)
         )
 
     def build_guide(self) -> None:
-        guides = [(label, key) for key, label in GUIDES.items()]
-        self.guide = self.core.register(segmented(guides, "fused", "Guide", "guide", titled=True))
+        guides = [(tr(label), key) for key, label in GUIDES.items()]
+        self.guide = self.core.register(
+            segmented(guides, "fused", tr("Guide"), "guide", titled=True)
+        )
 
     @property
     def inputs(self) -> list[Any]:

@@ -12,11 +12,13 @@ from typing import Any
 import gradio as gr
 import numpy as np
 from gradio.components import Component
+from gradio.context import LocalContext
 
 from worldstereo.errors import WorldStereoError
 
 from ..session.sessions import Session, Sessions
 from . import html
+from .catalogue import preferred, speaking
 
 log = logging.getLogger(__name__)
 
@@ -188,18 +190,18 @@ class Core:
         if getattr(handler, "wants_data", False):
 
             def stream_event(event: gr.EventData, token: str, *values: Any) -> Iterator[Updates]:
-                yield from answers(token, (_data_of(event), *values))
+                yield from localized(answers(token, (_data_of(event), *values)))
 
             def call_event(event: gr.EventData, token: str, *values: Any) -> Updates:
-                return _merged(answers(token, (_data_of(event), *values)))
+                return _merged(localized(answers(token, (_data_of(event), *values))))
 
             return stream_event if streams else call_event
 
         def stream(token: str, *values: Any) -> Iterator[Updates]:
-            yield from answers(token, values)
+            yield from localized(answers(token, values))
 
         def call(token: str, *values: Any) -> Updates:
-            return _merged(answers(token, values))
+            return _merged(localized(answers(token, values)))
 
         return stream if streams else call
 
@@ -223,6 +225,22 @@ def _data_of(event: gr.EventData) -> dict[str, Any]:
     """What the script sent, as a dictionary of text and numbers and nothing else."""
     data = getattr(event, "_data", None)
     return dict(data) if isinstance(data, dict) else {}
+
+
+def localized(answers: Iterator[Updates]) -> Iterator[Updates]:
+    """The answers to an event, each written in the language of the visitor who caused it."""
+    request: Any = LocalContext.request.get(None)
+    if request is None:  # a test, or a thread of our own
+        yield from answers
+        return
+    chosen = str(request.query_params.get("lang", ""))
+    name = preferred(chosen, str(request.headers.get("accept-language", "")))
+    while True:
+        with speaking(name):  # each step of a generator may run in another thread
+            updates = next(answers, None)
+        if updates is None:
+            return
+        yield updates
 
 
 def _merged(answers: Iterator[Updates]) -> Updates:

@@ -18,6 +18,7 @@ from worldstereo.world import compare, region_of
 from .. import inspector
 from ..session.sessions import Session
 from . import html
+from .catalogue import figures, tr
 from .core import BUSY, Core, Part, Updates, html_block
 from .follow import Follow
 from .settings import FIRST_PRESET, parameter, parse_float, parse_int, path_named
@@ -96,7 +97,7 @@ class Film(Part):
 
     def on_discard(self, session: Session, data: dict[str, Any]) -> Updates:
         session.discard(_take(session.world.scene, data))
-        said = html.info("The take is discarded; Undo brings it back.")
+        said = html.info(tr("The take is discarded; Undo brings it back."))
         return self.follow.refresh(session) | {self.core.message: said}
 
     def on_brushed(self, session: Session, data: dict[str, Any], *values: Any) -> Iterator[Updates]:
@@ -149,13 +150,20 @@ def frames_of(clip: Clip) -> Iterator[np.ndarray]:
 def sides_of(scene: Scene, index: int) -> list[tuple[str, str]]:
     """Key and label of what can be shown beside a clip."""
     clip = scene.clips[index]
-    sides = [("", "Film alone"), ("source", "Beside: source"), ("depth", "Beside: depth")]
+    sides = [
+        ("", tr("Film alone")),
+        ("source", tr("Beside: source")),
+        ("depth", tr("Beside: depth")),
+    ]
     if clip.agreement_map is not None and len(clip.agreement_frames) > 0:
-        sides.append(("agreement", "Beside: agreement"))
+        sides.append(("agreement", tr("Beside: agreement")))
     for i, other in enumerate(scene.clips):
         if i != index and same_path(clip, other):
-            name = f"{'take' if other.take else 'clip'} {i + 1}"
-            sides += [(f"clip {i}", f"Beside: {name}"), (f"difference {i}", f"Difference: {name}")]
+            name = tr("take {n}", n=i + 1) if other.take else tr("clip {n}", n=i + 1)
+            sides += [
+                (f"clip {i}", tr("Beside: {name}", name=name)),
+                (f"difference {i}", tr("Difference: {name}", name=name)),
+            ]
     return sides
 
 
@@ -192,7 +200,8 @@ def agreement_of(clip: Clip) -> str:
     """How much of what is remembered was found in the frames, and how far off, in words."""
     if clip.agreement is None:
         return ""
-    return f"Agreement {100 * clip.agreement:.0f} %, {clip.drift_px:.1f} px"
+    off = figures(f"{clip.drift_px:.1f}")
+    return tr("Agreement {percent} %, {off} px", percent=f"{100 * clip.agreement:.0f}", off=off)
 
 
 def brushed(strokes: Any, width: Any, columns: int, rows: int) -> np.ndarray:

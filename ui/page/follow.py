@@ -12,6 +12,7 @@ from worldstereo.errors import Cancelled, WorldStereoError
 from ..session.sessions import Job, Session
 from . import html
 from .action import Action, progress
+from .catalogue import tr
 from .core import BUG, Core, Part, Updates
 from .header import Header
 from .hud import Hud
@@ -93,11 +94,11 @@ class Follow:
         try:
             job.result()
         except Cancelled:
-            kept = "Finished keyframes stay; Undo takes them back."
-            said = html.info(
-                f"Cancelled. {kept if job.kind == 'complete' else 'The world is unchanged.'}"
-            )
-            yield self.refresh(session) | {message: said}
+            if job.kind == "complete":
+                said = tr("Cancelled. Finished keyframes stay; Undo takes them back.")
+            else:
+                said = tr("Cancelled. The world is unchanged.")
+            yield self.refresh(session) | {message: html.info(said)}
         except WorldStereoError as error:  # written for this reader; any other error is a bug
             yield self.refresh(session) | {message: html.failed(str(error))}
         except Exception:  # the job has logged it with its place

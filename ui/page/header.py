@@ -2,6 +2,7 @@
 
 from ..session.sessions import Session
 from . import html
+from .catalogue import tr
 from .core import BUSY, Core, Part, Updates, html_block
 
 
@@ -18,7 +19,9 @@ class Header(Part):
         scene = session.shown
         given = sum(view.step == 0 for view in scene.views)
         sketch = session.loader.sketch is not None
-        count, saved = (0, "being prepared") if sketch else (len(scene.cloud), session.saving.state)
+        count, saved = (
+            (0, tr("being prepared")) if sketch else (len(scene.cloud), session.saving.state)
+        )
         facts = (scene.name, count, given, len(scene.views) - given, saved)
         return {self.bar: html.header(*facts, *why_no_travel(session))}
 

@@ -8,6 +8,7 @@ from worldstereo.world import StepRecord
 
 from ..session.sessions import Session
 from . import html
+from .catalogue import told, tr, trn
 from .core import BUSY, Core, Part, Updates, html_block
 from .follow import Follow
 
@@ -60,14 +61,14 @@ class History(Part):
 def did(record: StepRecord) -> str:
     """What a step did, in words."""
     verb, _, rest = record.label.partition(" ")
-    return f"{DID.get(verb, verb.capitalize())} {rest}".strip()
+    return f"{tr(DID.get(verb, verb.capitalize()))} {told(rest)}".strip()
 
 
 def changed(record: StepRecord) -> str:
     """What it added."""
     facts = []
     if record.views_added:
-        facts.append(f"{record.views_added} {html.plural('view', record.views_added)}")
+        facts.append(trn("{n} view", "{n} views", record.views_added))
     if record.points_added:
-        facts.append(f"{record.points_added:,} points")
+        facts.append(trn("{n} point", "{n} points", record.points_added))
     return ", ".join(facts)

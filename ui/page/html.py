@@ -25,6 +25,8 @@ from PIL import Image
 
 from worldstereo.scene import View
 
+from .catalogue import LANGUAGES, figures, language, told, tr, trn
+
 ICONS = Path(__file__).resolve().parents[2] / "assets" / "icons"
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 MARKS = str.maketrans(
@@ -65,7 +67,8 @@ def _environment() -> Environment:
         undefined=StrictUndefined,
         extensions=[_Joined],
     )
-    environment.globals |= {"icon": icon, "plural": plural}
+    environment.globals |= {"icon": icon, "language": language, "figures": figures}
+    environment.globals |= {"tr": tr, "trn": trn, "told": told}
     return environment
 
 
@@ -176,9 +179,11 @@ def cost(
     """What the button will make, and how long that takes: measured on this machine, or a guess."""
     time, why = "", ""
     if seconds is not None and measured:
-        time, why = f"about {duration(seconds)}", "Measured on this machine"
+        time = tr("about {time}", time=duration(seconds))
+        why = tr("Measured on this machine")
     elif seconds is not None:
-        time, why = f"roughly {duration(seconds)}", "An estimate: nothing was generated here yet"
+        time = tr("roughly {time}", time=duration(seconds))
+        why = tr("An estimate: nothing was generated here yet")
     return render(
         "action.html",
         "cost",
@@ -197,13 +202,13 @@ def progress(step: int, total: int, message: str, seconds_left: float | None) ->
 
 
 def _course(step: int, total: int, message: str, seconds_left: float | None) -> dict[str, Any]:
-    left = "" if seconds_left is None else f"{duration(seconds_left)} left"
+    left = "" if seconds_left is None else tr("{time} left", time=duration(seconds_left))
     return {"step": step, "total": total, "message": message, "left": left}
 
 
 def opening() -> Markup:
     """What stands there before the page has its world: the button waits, see the stylesheet."""
-    return render("parts.html", "said", text="Opening …", opening=True)
+    return render("parts.html", "said", text=tr("Opening …"), opening=True)
 
 
 def info(text: str) -> Markup:
@@ -218,7 +223,8 @@ def failed(text: str) -> Markup:
 
 def reasons(why: dict[str, str]) -> Markup:
     """CSS selectors and why those controls cannot work now: the script makes tooltips of it."""
-    return render("action.html", "reasons", why=json.dumps(why))
+    spoken = {selector: told(reason) for selector, reason in why.items()}
+    return render("action.html", "reasons", why=json.dumps(spoken))
 
 
 # ---- what floats in the viewport -------------------------------------------------------------
@@ -233,8 +239,9 @@ def legend() -> Markup:
     return render("stage.html", "legend")
 
 
-def hud(**facts: str) -> Markup:
-    shown = [(name, value) for name, value in facts.items() if value]
+def hud(*facts: tuple[str, str]) -> Markup:
+    """Facts by name; those without a value are left out."""
+    shown = [(name, value) for name, value in facts if value]
     return render("stage.html", "hud", facts=shown) if shown else Markup("")
 
 
@@ -338,7 +345,15 @@ KEYS = (
 
 
 def key_map() -> Markup:
-    return render("stage.html", "keys", rows=KEYS)
+    """Every key, and the choice of a language."""
+    rows = [(key, tr(what)) for key, what in KEYS]
+    return render("stage.html", "keys", rows=rows, languages=LANGUAGES)
+
+
+def words() -> Markup:
+    """What the script itself says, and the language of the page."""
+    said = {"#generate": tr("Generate along the path (G)"), "#cancel": tr("Cancel (Esc)")}
+    return render("parts.html", "words", said=json.dumps(said))
 
 
 def history(rows: Sequence[dict[str, Any]]) -> Markup:
@@ -362,27 +377,24 @@ def muted(text: str, margin: str = "0", *, figures: bool = False) -> Markup:
 # ---- numbers -------------------------------------------------------------------------------------
 
 
-def plural(noun: str, count: int) -> str:
-    return noun if count == 1 else noun + "s"
-
-
 def duration(seconds: float) -> str:
     if seconds < 1:
-        return "1 s"
+        seconds = 1
     if seconds < 90:
-        return f"{seconds:.0f} s"
+        return tr("{n} s", n=f"{seconds:.0f}")
     if seconds < 5400:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"
+        return tr("{n} min", n=f"{seconds / 60:.0f}")
+    return tr("{n} h", n=figures(f"{seconds / 3600:.1f}"))
 
 
 def size(count: float) -> str:
     for unit in ("B", "kB", "MB"):
         if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.1f} {unit}"
+            whole = unit == "B" or count >= 100
+            return f"{count:.0f} {unit}" if whole else f"{figures(f'{count:.1f}')} {unit}"
         count /= 1000
-    return f"{count:.1f} GB"
+    return f"{figures(f'{count:.1f}')} GB"
 
 
 def length(value: float, unit: str) -> str:
-    return f"{value:.3g} {unit}" if value < 100 else f"{value:,.0f} {unit}"
+    return f"{figures(f'{value:.3g}' if value < 100 else f'{value:,.0f}')} {unit}"

@@ -4,6 +4,7 @@ from typing import Any
 
 from ..session.sessions import Session
 from . import html
+from .catalogue import tr
 from .core import BUSY, Core, Part, Updates, html_block
 from .map_svg import map_svg
 
@@ -31,9 +32,9 @@ class Hud(Part):
             else map_svg(session.world.scene, session.planned.path)
         }
 
-    def say(self, **facts: str) -> Updates:
+    def say(self, *facts: tuple[str, str]) -> Updates:
         """Facts in the line at the bottom, until something else happens."""
-        return {self.chip: html.hud(**facts)}
+        return {self.chip: html.hud(*facts)}
 
 
 def status(session: Session) -> str:
@@ -43,18 +44,18 @@ def status(session: Session) -> str:
         now = job.progress
         return html.preparing(now.step, now.total, now.message, now.seconds_left)
     if viewport.measuring:
-        return html.hud(measure="click two points")
+        return html.hud((tr("measure"), tr("click two points")))
     if viewport.selecting:
-        return html.hud(select="draw a box around points")
+        return html.hud((tr("select"), tr("draw a box around points")))
     if viewport.recording:
-        return html.hud(recording="fly; F stops")
+        return html.hud((tr("recording"), tr("fly; F stops")))
     if viewport.live:
         share = viewport.live_unknown
         unknown = "" if share is None else f"{100 * share:.0f} %"
-        return html.hud(drawing="live", unknown=unknown)
+        return html.hud((tr("drawing"), tr("live")), (tr("unknown"), unknown))
     if viewport.color_mode == "coverage":
         return html.render("stage.html", "coverage")
-    return html.hud(colour=viewport.color_mode, drawing=viewport.drawing)
+    return html.hud((tr("colour"), tr(viewport.color_mode)), (tr("drawing"), tr(viewport.drawing)))
 
 
 def tools(session: Session | None) -> str:

@@ -10,6 +10,7 @@ from worldstereo.scene import View
 from ..inspector import Inspection, pixels_of
 from ..palette import REFUSED, STEREO, hex_of
 from . import html
+from .catalogue import tr
 
 WIDTH, GAP, COLUMNS = 680.0, 10.0, 3
 WARM, BAD = hex_of(STEREO), hex_of(REFUSED)
@@ -47,7 +48,7 @@ def matches_svg(found: Inspection, views: Sequence[View], thumbnails: html.Thumb
                     "weight": match.weight,
                     "refused": match.refused,
                     "reason": match.reason,
-                    "word": "refused" if match.refused else f"{100 * match.weight:.0f} %",
+                    "word": tr("refused") if match.refused else f"{100 * match.weight:.0f} %",
                     "color": BAD if match.refused else WARM,
                 }
             )

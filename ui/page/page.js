@@ -178,6 +178,12 @@
     draw(0);
     if (!matchMedia('(prefers-reduced-motion: reduce)').matches) roll();
   };
+  document.addEventListener('change', (event) => {
+    if (event.target.id !== 'language') return;
+    const url = new URL(location.href); // the same world, in other words
+    url.searchParams.set('lang', event.target.value);
+    location.assign(url);
+  });
   document.addEventListener('change', (event) => { if (event.target.matches('[data-beside]')) send('beside', { clip: event.target.dataset.clip, key: event.target.value }); });
   document.addEventListener('input', (event) => { if (event.target.dataset?.film === 'scrub') { rest(); draw(+event.target.value); } else if (event.target.dataset?.film === 'width') ink(); });
 
@@ -267,7 +273,7 @@
     if (source) {
       const token = source.match(/viewport\/([^/]+)\//)?.[1];
       const view = frame().contentWindow;
-      if (view && !view.worldstereoKeys) { view.worldstereoKeys = true; view.addEventListener('keydown', onKey); view.addEventListener('pointerdown', byHand); }
+      if (view && !view.worldstereoKeys) { view.worldstereoKeys = true; view.addEventListener('keydown', onKey); view.addEventListener('pointerdown', byHand); view.addEventListener('dragenter', (event) => { if (carries(event)) offer(); }); }
       if (token && token !== known && page.renderer) {
         known = token;
         const url = new URL(location.href);
@@ -281,8 +287,48 @@
   };
   tend();
 
+  // ---- files dropped anywhere: two places to let go, one where nothing can be added
+  const said = (name) => $('[data-words]')?.dataset[name] ?? '';
+  const whyNot = () => { try { return JSON.parse($('[data-why]')?.dataset.why || '{}'); } catch { return {}; } }; // half rendered
+  const carries = (event) => [...(event.dataTransfer?.types ?? [])].includes('Files');
+  const offer = () => {
+    if ($('#drop')) return;
+    const why = whyNot(), box = Object.assign(document.createElement('div'), { id: 'drop' });
+    for (const [id, text] of [['upload', said('open')], ['add-photos', said('add')]]) {
+      const reason = why['#' + id];
+      if (id !== 'upload' && (reason || !$('.film .pic'))) continue;
+      const place = Object.assign(document.createElement('div'), { textContent: reason ?? text });
+      if (!reason) place.dataset.drop = id;
+      box.append(place);
+    }
+    document.body.append(box);
+  };
+  const hand = (id, files, tries = 50) => {
+    const input = document.getElementById(id)?.parentElement.querySelector('input[type=file]');
+    if (input) {
+      input.files = files;
+      input.dispatchEvent(new Event('change', { bubbles: true }));
+    } else if (tries > 0) setTimeout(() => hand(id, files, tries - 1), 100); // its tab is being drawn
+  };
+  for (const kind of ['dragenter', 'dragover', 'dragleave', 'drop']) document.addEventListener(kind, (event) => {
+    if (!carries(event)) return;
+    event.preventDefault();
+    const place = event.target.closest?.('[data-drop]');
+    if (kind === 'drop') {
+      $('#drop')?.remove();
+      if (!place) return;
+      $('#tabs .tab-container[role=tablist] button')?.click(); // World: what becomes of them is said there
+      hand(place.dataset.drop, event.dataTransfer.files);
+    } else if (kind === 'dragleave') { if (!event.relatedTarget) $('#drop')?.remove(); } else {
+      offer();
+      event.dataTransfer.dropEffect = place ? 'copy' : 'none';
+      for (const one of document.querySelectorAll('[data-drop]')) one.toggleAttribute('data-over', one === place);
+    }
+  });
+
   // ---- small things that Gradio's components do not say about themselves
-  const labels = { '#generate': 'Generate along the path (G)', '#cancel': 'Cancel (Esc)' };
+  const labels = JSON.parse(said('words') || '{}');
+  document.documentElement.lang = said('language') || 'en';
   let strip = null, newest = '', scrolled = 0;
   document.addEventListener('scroll', (event) => { if (event.target === strip && strip.isConnected) scrolled = strip.scrollLeft; }, true);
   const bar = (element, on) => { for (const one of element.matches('button') ? [element] : element.querySelectorAll('input')) if (one.disabled !== on) one.disabled = on; };
@@ -290,8 +336,7 @@
     showFilm();
     here();
     if (stored('hint') === 'closed' && $('#hint')) $('#hint').style.display = 'none';
-    let why = {};
-    try { why = JSON.parse($('[data-why]')?.dataset.why || '{}'); } catch { /* half rendered */ }
+    const why = whyNot();
     for (const element of document.querySelectorAll('[data-told]')) if (!(element.dataset.told in why)) {
       element.removeAttribute('title'); bar(element, false); delete element.dataset.told;
     }

@@ -8,6 +8,7 @@ import contextlib
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,9 @@ from ..server.launch import launch as serve
 from ..session.sessions import Session, Sessions
 from . import html
 from .action import Action
+from .catalogue import Localized, language, speaking, tr
 from .clip_controls import ClipControls
-from .core import Core, Part, Updates, html_block
+from .core import Core, Part, Updates, html_block, localized
 from .film import Film
 from .follow import Follow
 from .header import Header
@@ -44,13 +46,54 @@ from .viewport_panel import ViewportPanel
 
 HERE = Path(__file__).resolve().parent
 TABS = ("World", "Path", "Generate", "Memory", "Export")
+SPOKEN = ("label", "value", "placeholder", "choices")
+"""Properties of a component that hold text."""
+
+
+class Page(gr.Blocks):
+    """Blocks whose configuration speaks the language of the request that it is sent to.
+
+    Args:
+        spoken: the components' texts in a language, by their place on the page.
+    """
+
+    def __init__(self, spoken: Callable[[str], list[dict[str, Any]]], **options: Any) -> None:
+        self._spoken = spoken
+        self._configs: dict[str, Any] = {}
+        self._lock = threading.Lock()
+        super().__init__(**options)
+
+    @property
+    def config(self) -> Any:
+        name = language()
+        if name == "en":
+            return self._configs["en"]
+        with self._lock:
+            if name not in self._configs:
+                english = self._configs["en"]
+                said = self._spoken(name)
+                components = [
+                    part | {"props": part["props"] | texts}
+                    for part, texts in zip_longest(english["components"], said, fillvalue={})
+                ]
+                self._configs[name] = english | {"components": components}
+            return self._configs[name]
+
+    @config.setter
+    def config(self, config: Any) -> None:
+        self._configs = {"en": config}
 
 
 class Panel(Core):
-    """The page. Its handlers can be called without a browser: they are plain functions."""
+    """The page. Its handlers can be called without a browser: they are plain functions.
 
-    def __init__(self, sessions: Sessions) -> None:
+    Args:
+        wired: binds the handlers. Without them it is only good for its texts.
+    """
+
+    def __init__(self, sessions: Sessions, *, wired: bool = True) -> None:
         super().__init__(sessions)
+        self._wired = wired
         thumbnails, parts = html.Thumbnails(), list[Part]()
         self.header = Header(self)
         self.strip = Strip(self, thumbnails)
@@ -87,7 +130,8 @@ class Panel(Core):
     # ---- layout ------------------------------------------------------------------------------
 
     def _build(self) -> gr.Blocks:
-        with gr.Blocks(
+        with Page(
+            self._spoken,
             title="WorldStereo",
             fill_width=True,
             fill_height=True,
@@ -103,16 +147,27 @@ class Panel(Core):
                     self._build_tabs()
                     self.action.build()
             html_block(html.key_map())
+            html_block(html.words())
             self.history.build()
             self.action.build_reasons()
-            self._wire(demo)
+            if self._wired:
+                self._wire(demo)
         demo.queue(max_size=64, default_concurrency_limit=16)
         return demo
+
+    def _spoken(self, name: str) -> list[dict[str, Any]]:
+        """What the components say in a language, in the order in which they are built."""
+        with speaking(name):
+            config = Panel(self.sessions, wired=False).demo.get_config_file()
+        return [
+            {key: value for key, value in part["props"].items() if key in SPOKEN}
+            for part in config["components"]
+        ]
 
     def _build_tabs(self) -> None:
         with gr.Tabs(elem_id="tabs", selected="path") as self.tabs:
             for name, part in zip(TABS, self.tab_parts, strict=True):
-                with gr.Tab(name, id=name.lower()), gr.Column():
+                with gr.Tab(tr(name), id=name.lower()), gr.Column():
                     part.build()
         self.register(self.tabs)
 
@@ -124,7 +179,7 @@ class Panel(Core):
             part.wire()
         self.bind_all()
         demo.load(
-            self.on_load,
+            self.visited,
             None,
             [self.token, *self.outputs],
             show_progress="hidden",
@@ -133,6 +188,10 @@ class Panel(Core):
         )
 
     # ---- handlers ----------------------------------------------------------------------------
+
+    def visited(self, request: gr.Request) -> Iterator[Updates]:
+        """`on_load` in the visitor's language."""
+        yield from localized(self.on_load(request))
 
     def on_load(self, request: gr.Request) -> Iterator[dict[Any, Any]]:
         """A visit: the world in the address, or a new one with the first example in it."""
@@ -150,7 +209,7 @@ class Panel(Core):
         first = {self.token: session.token} | self.viewport_panel.open(session)
         if lost:
             first[self.message] = html.failed(
-                "The world in the address is closed; this is a new one."
+                tr("The world in the address is closed; this is a new one.")
             )
         yield first
         yield from self.guarded(self.on_opened)(session.token)
@@ -222,6 +281,7 @@ def launch(
         stats=lambda: sessions.stats,
         sockets=sessions.sockets,
         more=more,
+        middleware=(Localized,),
     )
     threading.Thread(target=panel.prepare, args=(ready,), name="prepare", daemon=True).start()
 

@@ -10,6 +10,7 @@ from worldstereo.world import default_view
 
 from ..session.sessions import Session
 from . import html
+from .catalogue import tr
 from .core import Core, Part, Updates, html_block
 from .film import Film
 from .follow import Follow
@@ -39,7 +40,9 @@ class ViewportPanel(Part):
 
     def build(self) -> None:
         with gr.Column(elem_id="stage"):
-            self.viewport = self.core.register(html_block(html.empty(EMPTY), elem_id="viewport"))
+            self.viewport = self.core.register(
+                html_block(html.empty(tr(EMPTY)), elem_id="viewport")
+            )
             self.film.build()
             self.hud.build()
 

@@ -11,6 +11,7 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before gradio is imported: i
 import gradio as gr
 from gradio.utils import get_upload_folder
 from starlette.routing import BaseRoute
+from starlette.types import ASGIApp
 
 from .proxy import Sockets, ViewportEndpoint, routes
 from .request_filter import RequestFilter
@@ -50,8 +51,11 @@ def launch(
     stats: Callable[[], Mapping[str, int]],
     sockets: Sockets,
     more: Sequence[BaseRoute] = (),
+    middleware: Sequence[Callable[[ASGIApp], ASGIApp]] = (),
 ) -> str:
     """Starts serving and returns the address; `more` are routes beside the page's own.
+
+    Every request goes through `middleware` first.
 
     A mounted app would start too, but hosts that hook `Blocks.launch` would never see it.
     """
@@ -71,7 +75,10 @@ def launch(
         allowed_paths=[str(folder) for folder in look.folders],
         app_kwargs={
             "routes": [*routes(viewport, stats=stats, sockets=sockets), *more],
-            "middleware": [(RequestFilter, (get_upload_folder, takes), {})],
+            "middleware": [
+                *((layer, (), {}) for layer in middleware),
+                (RequestFilter, (get_upload_folder, takes), {}),
+            ],
         },
         run_history=False,
         footer_links=[],

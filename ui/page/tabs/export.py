@@ -22,6 +22,7 @@ from worldstereo.scene import Scene
 from ...session.session import PREPARING
 from ...session.sessions import Session
 from .. import html
+from ..catalogue import told, tr
 from ..core import Core, Part, Updates, html_block, segmented
 from ..settings import parse_float
 
@@ -40,23 +41,25 @@ class ExportTab(Part):
 
     def build(self) -> None:
         register = self.core.register
-        gr.Markdown("## Export")
+        gr.Markdown("## " + tr("Export"))
         self.generated = gr.Checkbox(
-            True, label="Include generated views and points", elem_id="include-generated"
+            True, label=tr("Include generated views and points"), elem_id="include-generated"
         )
-        names = [(name.capitalize(), name) for name in QUALITIES]
+        names = [(tr(name.capitalize()), name) for name in QUALITIES]
         self.quality = register(
-            segmented(names, "standard", "Mesh quality", "mesh-quality", titled=True)
+            segmented(names, "standard", tr("Mesh quality"), "mesh-quality", titled=True)
         )
         self.megabytes = register(
-            gr.Slider(5, 60, PAGE_MB, step=5, label="Page size, at most MB", elem_id="page-size")
+            gr.Slider(
+                5, 60, PAGE_MB, step=5, label=tr("Page size, at most MB"), elem_id="page-size"
+            )
         )
         self.preview = register(
-            gr.Button(PREVIEW, size="sm", elem_id="mesh-preview", elem_classes="tint")
+            gr.Button(tr(PREVIEW), size="sm", elem_id="mesh-preview", elem_classes="tint")
         )
         self.said = register(html_block("", elem_id="exported", elem_classes="line"))
         self.file = register(  # above the list: a long one would hide what has become of a click
-            gr.DownloadButton("Download again", visible=False, size="sm", elem_id="download")
+            gr.DownloadButton(tr("Download again"), visible=False, size="sm", elem_id="download")
         )
         self.list = register(html_block("", elem_id="formats"))
 
@@ -98,8 +101,11 @@ class ExportTab(Part):
             raise ExportError(f"There is no format named {key[:40]!r}.")
         if session.preparing:
             raise WorldBusy(PREPARING)
-        label = "Project" if key == PROJECT else known[key].label
-        yield {self.said: html.info(f"Writing {label} …"), self.file: gr.update(visible=False)}
+        label = tr("Project") if key == PROJECT else told(known[key].label)
+        yield {
+            self.said: html.info(tr("Writing {name} …", name=label)),
+            self.file: gr.update(visible=False),
+        }
         asked = {"generated": bool(generated), **_checked(quality, megabytes)}
         offered = {} if key == PROJECT else known[key].options
         options = {name: value for name, value in asked.items() if name in offered}
@@ -124,7 +130,9 @@ class ExportTab(Part):
             path.write_bytes(content)
             yield {  # Gradio copies the file into its cache before it asks for more
                 self.said: html.render("export.html", "written", serial=time.time_ns(), text=text),
-                self.file: gr.update(value=str(path), visible=True, label=f"Download {name}"),
+                self.file: gr.update(
+                    value=str(path), visible=True, label=tr("Download {name}", name=name)
+                ),
             }
 
     def on_asked(self, session: Session, quality: Any, megabytes: Any = PAGE_MB) -> Updates:
@@ -141,18 +149,19 @@ class ExportTab(Part):
         if session.preparing:
             raise WorldBusy(PREPARING)
         options = {"generated": bool(generated), "quality": _checked(quality)["quality"]}
-        yield {self.said: html.info("Building the mesh …")}
+        yield {self.said: html.info(tr("Building the mesh …"))}
         for update in self._followed(session, partial(session.preview_mesh, **options)):
             if isinstance(update, str):
                 yield {self.said: update}
         yield {
-            self.said: html.info("The mesh is in the viewport, as the mesh formats export it."),
+            self.said: html.info(tr("The mesh is in the viewport, as the mesh formats export it.")),
             self.preview: self._preview_button(session),
         }
 
     def _preview_button(self, session: Session) -> Any:
         why = PREPARING if session.preparing else why_not(session.world.scene, "mesh-glb")
-        label = "Show points in the viewport" if session.viewport.mesh_shown else PREVIEW
+        shown = session.viewport.mesh_shown
+        label = tr("Show points in the viewport") if shown else tr(PREVIEW)
         return gr.update(value=label, interactive=not why)
 
     def on_cancel(self, session: Session, data: dict[str, Any]) -> Iterator[Updates]:
@@ -160,7 +169,7 @@ class ExportTab(Part):
         stop = self._stops.get(session)
         if stop is not None:
             stop.set()
-        yield {self.said: html.info("Cancelling the export …" if stop else "")}
+        yield {self.said: html.info(tr("Cancelling the export …") if stop else "")}
 
     def _followed(
         self, session: Session, write: Callable[..., bytes | int]
@@ -203,11 +212,12 @@ class ExportTab(Part):
     def _formats(self, session: Session) -> str:
         asked = self._asked.get(session, {})
         scene, wait = session.world.scene, PREPARING if session.preparing else ""
-        why = "" if scene.views or len(scene.cloud) else "The world is empty. Open a capture first."
-        about = "The whole world with its history; can be opened again."
+        some = scene.views or len(scene.cloud)
+        why = "" if some else tr("The world is empty. Open a capture first.")
+        about = tr("The whole world with its history; can be opened again.")
         project = {
             "key": PROJECT,
-            "label": "Project",
+            "label": tr("Project"),
             "suffix": ".zip",
             "about": about,
             "why": wait or why,
@@ -231,7 +241,9 @@ class ExportTab(Part):
         cost = ""
         if not why:
             guess = estimate(scene, key, **asked)
-            cost = f"about {html.size(guess.bytes)}, {_duration(guess.seconds)}"
+            cost = tr(
+                "about {size}, {time}", size=html.size(guess.bytes), time=_duration(guess.seconds)
+            )
         return {
             "key": key,
             "label": form.label,
@@ -250,12 +262,12 @@ def _checked(quality: Any, megabytes: Any = PAGE_MB) -> dict[str, Any]:
 
 def _duration(seconds: float) -> str:
     if seconds < 2:
-        return "at once"
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+        return tr("at once")
+    return html.duration(seconds)
 
 
 def _progress(step: int, total: int, message: str) -> str:
-    text = f"{message} ({step}/{total})" if total > 1 else message
+    text = f"{told(message)} ({step}/{total})" if total > 1 else told(message)
     return html.render("export.html", "progress", text=text)
 
 

@@ -22,6 +22,7 @@ from ...session.session import PREPARING
 from ...session.sessions import GeneratorChoice, Session
 from .. import html
 from ..action import Action
+from ..catalogue import figures, told, tr, trn
 from ..clip_controls import MAX_FRAMES, ClipControls
 from ..core import BUSY, Core, Part, Updates, html_block, segmented
 from ..follow import Follow
@@ -67,68 +68,82 @@ class GenerateTab(Part):
 
     def build(self) -> None:
         register, clip = self.core.register, self.clip
-        gr.Markdown("## Generator")
+        gr.Markdown("## " + tr("Generator"))
         clip.build_name()
         limits = self.core.sessions.generators[clip.first].limits
         self.about = register(html_block(self._about(clip.first)))
         self.mode = register(
             gr.Radio(
                 [],
-                label="Memory mode",
+                label=tr("Memory mode"),
                 container=True,
                 visible=False,
                 elem_classes="modes",
                 elem_id="memory-mode",
             )
         )
-        gr.Markdown("## Clip", elem_classes="gap-top")
+        gr.Markdown("## " + tr("Clip"), elem_classes="gap-top")
         clip.build_clip()
-        self.seed = gr.Number(7, label="Seed", precision=0, minimum=0, elem_id="seed")
+        self.seed = gr.Number(7, label=tr("Seed"), precision=0, minimum=0, elem_id="seed")
         prompt = bool(limits and limits.prompt)
         self.prompt = register(
             gr.Textbox(
-                label="Prompt",
+                label=tr("Prompt"),
                 lines=2,
                 max_lines=4,
                 visible=prompt,
                 value=limits.default_prompt if limits else "",
                 elem_id="prompt",
-                placeholder="Describe what unseen areas should show",
+                placeholder=tr("Describe what unseen areas should show"),
             )  # fmt: skip
         )
         self.remember = register(
-            segmented(list(REMEMBER.items()), "per_frame", "Remember", "remember", titled=True)
+            segmented(
+                [(tr(label), key) for label, key in REMEMBER.items()],
+                "per_frame",
+                tr("Remember"),
+                "remember",
+                titled=True,
+            )
         )
-        with gr.Accordion("More", open=False):
+        with gr.Accordion(tr("More"), open=False):
             clip.build_guide()
             steps = limits.steps if limits else None
             self.steps = register(
-                gr.Slider(**steps_slider(steps), label="Denoising steps", elem_id="steps")
+                gr.Slider(**steps_slider(steps), label=tr("Denoising steps"), elem_id="steps")
             )
             self.guidance = register(
-                gr.Slider(1, 12, 5, step=0.5, label="Guidance", visible=False, elem_id="guidance")
+                gr.Slider(
+                    1, 12, 5, step=0.5, label=tr("Guidance"), visible=False, elem_id="guidance"
+                )
             )
             self.negative = register(
                 gr.Textbox(
-                    label="Negative prompt",
+                    label=tr("Negative prompt"),
                     lines=2,
                     max_lines=4,
                     visible=False,
                     elem_id="negative",
-                    placeholder="What guidance leads away from",
+                    placeholder=tr("What guidance leads away from"),
                 )
             )
-        with gr.Accordion("Complete this place", open=False):
+        with gr.Accordion(tr("Complete this place"), open=False):
             self.whole = register(html_block(""))
-            self.front = segmented(list(FRONTS.items()), "coverage", "Begin", "front", titled=True)
+            self.front = segmented(
+                [(tr(label), key) for label, key in FRONTS.items()],
+                "coverage",
+                tr("Begin"),
+                "front",
+                titled=True,
+            )
             self.budget = gr.Slider(
-                1, MAX_KEYFRAMES, 4, step=1, label="Keyframes", elem_id="budget"
+                1, MAX_KEYFRAMES, 4, step=1, label=tr("Keyframes"), elem_id="budget"
             )
             self.takes_up_to = register(html_block("", elem_id="takes-up-to"))
-            self.complete = gr.Button("Complete this place", size="sm", elem_id="complete")
-        gr.Markdown("## New views", elem_classes="gap-top")
+            self.complete = gr.Button(tr("Complete this place"), size="sm", elem_id="complete")
+        gr.Markdown("## " + tr("New views"), elem_classes="gap-top")
         self.takes = register(html_block("", elem_id="takes"))
-        self.latest = register(html_block(html.empty(NOTHING)))
+        self.latest = register(html_block(html.empty(tr(NOTHING))))
 
     @property
     def inputs(self) -> list[Any]:
@@ -172,7 +187,7 @@ class GenerateTab(Part):
         updates[self.whole] = self._missing(session)
         updates[self.about] = self._about(session.generator, session)
         if not clips:
-            updates[self.latest] = html.empty(NOTHING)
+            updates[self.latest] = html.empty(tr(NOTHING))
         return updates
 
     def opened(self, session: Session) -> Updates:
@@ -196,9 +211,11 @@ class GenerateTab(Part):
         fits = fits_of(session)
         for i, fit in enumerate(fits):
             if not fit.fits:
-                why[f"#memory-mode label:nth-child({i + 1})"] = f"{fit.label}: {fit.why}."
+                why[f"#memory-mode label:nth-child({i + 1})"] = (
+                    f"{told(fit.label)}: {told(fit.why)}."
+                )
         if fits and not any(fit.fits for fit in fits):
-            why["#generate"] = "No memory mode fits this clip: choose fewer or smaller views."
+            why["#generate"] = tr("No memory mode fits this clip: choose fewer or smaller views.")
         return why
 
     def form(self, session: Session, values: Sequence[Any]) -> GenerateForm:
@@ -284,7 +301,7 @@ class GenerateTab(Part):
             self.takes_up_to: html.render(
                 "generate.html",
                 "takes_up_to",
-                keyframes=f"{keyframes} {html.plural('keyframe', keyframes)}",
+                keyframes=keyframes,
                 about="" if seconds is None else html.duration(seconds),
             )
         }
@@ -295,11 +312,12 @@ class GenerateTab(Part):
         name = str(settings[5])
         choice = session.shared.generators.get(name)
         if choice is None or choice.why_not:
-            why = choice.why_not if choice else f"There is no generator named {name[:40]!r}."
             yield {self.clip.name: session.generator}
-            raise WorldStereoError(why)
+            raise WorldStereoError(
+                choice.why_not if choice else f"There is no generator named {name[:40]!r}."
+            )
         if choice.modes is not None and not session.mode:
-            yield {self.about: html.muted(READING)}
+            yield {self.about: html.muted(tr(READING))}
         before, session.generator = session.generator, name
         try:
             modes = self._modes(session)
@@ -419,18 +437,20 @@ class GenerateTab(Part):
         path = session.planned.path
         if path is None or unknown.share < WHOLE:
             return ""
-        line = choice.adds.format(share=f"{100 * unknown.share:.0f} %")
+        line = tr(choice.adds, share=f"{100 * unknown.share:.0f} %")
         if choice.keyframes is not None:
             if choice.name not in unknown.pictures:
                 unknown.pictures[choice.name] = choice.keyframes(session.world.scene, path)
             count = unknown.pictures[choice.name]
-            line += f"; about {count} {html.plural('picture', count)}"
+            line += "; " + trn("about {n} picture", "about {n} pictures", count)
         seconds = None
         # A checkpoint that is not chosen is not read for this.
         if choice.modes is None or choice.name == session.generator:
             cameras = path.cameras
             seconds = session.estimate(choice.name, len(path), cameras.width, cameras.height)
-        return line if seconds is None else f"{line}, {html.duration(seconds)} on this machine"
+        if seconds is None:
+            return line
+        return f"{line}, " + tr("{time} on this machine", time=html.duration(seconds))
 
     def _unknown(self, session: Session) -> "Unknown | None":
         """What is unknown along the planned path; drawn again only for another scene or path."""
@@ -459,10 +479,10 @@ def takes_list(session: Session) -> str:
     rows = []
     for i, clip in waiting:
         image = html.picture(clip.color_u8[len(clip) // 2].permute(1, 2, 0).cpu().numpy(), 120, 80)
-        text = f"{len(clip)} {html.plural('view', len(clip))}, {clip.trajectory.name}"
-        text += f", seed {clip.seed}"
+        text = trn("{n} view", "{n} views", len(clip)) + f", {told(clip.trajectory.name)}, "
+        text += tr("seed {n}", n=clip.seed)
         if clip.agreement is not None:
-            text += f", agreement {100 * clip.agreement:.0f} %"
+            text += ", " + tr("agreement {percent} %", percent=f"{100 * clip.agreement:.0f}")
         rows.append({"clip": i, "image": image, "text": text})
     return html.render("generate.html", "takes", rows=rows, why=why)
 
@@ -483,9 +503,10 @@ def mode_label(fit: MemoryModeFit) -> str:
     """One mode in one line: its name, then what it takes and how long, or why not."""
     name = fit.mode.capitalize()
     if not fit.fits:
-        return f"{name}: {fit.why}"
+        return f"{name}: {told(fit.why)}"
     size = f"{fit.gib:.0f} GiB" if fit.gib >= 9.95 else f"{fit.gib:.1f} GiB"
-    return f"{name}: {size}, about {html.duration(fit.seconds)}"
+    about = tr("about {time}", time=html.duration(fit.seconds))
+    return f"{name}: {figures(size)}, {about}"
 
 
 def steps_slider(steps: StepRange | None) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from ...session.sessions import Session
 from ...viewport.overlays import MatchLine
 from .. import html
 from ..action import Action
+from ..catalogue import told, tr, trn
 from ..core import Core, Part, Updates, html_block, segmented, status_line
 from ..hud import Hud, status
 from ..matches_svg import matches_svg
@@ -40,21 +41,21 @@ class MemoryTab(Part):
 
     def build(self) -> None:
         register = self.core.register
-        self.mode = register(segmented(MODES, "Pixel", "Show", "mode"))
-        self.view = register(gr.Slider(1, 2, 1, step=1, label="View", elem_id="memory-view"))
+        self.mode = register(segmented(modes(), "Pixel", tr("Show"), "mode"))
+        self.view = register(gr.Slider(1, 2, 1, step=1, label=tr("View"), elem_id="memory-view"))
         with gr.Row():
             self.layer = register(
-                gr.Slider(1, 2, 1, step=1, label="Layer", visible=False, elem_id="layer")
+                gr.Slider(1, 2, 1, step=1, label=tr("Layer"), visible=False, elem_id="layer")
             )
             self.step = register(
-                gr.Slider(1, 2, 1, step=1, label="Step", visible=False, elem_id="at-step")
+                gr.Slider(1, 2, 1, step=1, label=tr("Step"), visible=False, elem_id="at-step")
             )
-        self.card = register(html_block(html.empty(EMPTY), elem_id="card"))
+        self.card = register(html_block(html.empty(tr(EMPTY)), elem_id="card"))
         with gr.Row():
             self.u = register(
                 gr.Number(
                     0,
-                    label="Pixel from the left",
+                    label=tr("Pixel from the left"),
                     precision=0,
                     minimum=0,
                     min_width=100,
@@ -64,7 +65,7 @@ class MemoryTab(Part):
             self.v = register(
                 gr.Number(
                     0,
-                    label="Pixel from the top",
+                    label=tr("Pixel from the top"),
                     precision=0,
                     minimum=0,
                     min_width=100,
@@ -92,10 +93,10 @@ class MemoryTab(Part):
     def refresh(self, session: Session) -> Updates:
         count = len(session.world.scene.views)
         if session.loader.sketch is not None:
-            return {self.card: html.empty(COMING)}
+            return {self.card: html.empty(tr(COMING))}
         updates: Updates = {self.view: gr.update(maximum=max(2, count))}
         if not count:
-            updates[self.card] = html.empty("No views yet. Open an example first.")
+            updates[self.card] = html.empty(tr("No views yet. Open an example first."))
         return updates
 
     def why_not(self, session: Session) -> dict[str, str]:
@@ -198,7 +199,7 @@ class MemoryTab(Part):
         }
         attends = self._attends(session, view)
         mode = "Pixel" if mode == ATTENTION and not attends else mode
-        updates[self.mode] = gr.update(choices=[*MODES, ATTENTION][: 3 + attends], value=mode)
+        updates[self.mode] = gr.update(choices=modes(attends), value=mode)
         updates |= self._depths(session, view, mode)
         if mode == "Pixel" and pixel is not None:
             found = inspector.inspect(scene, view, pixel)
@@ -218,7 +219,7 @@ class MemoryTab(Part):
         elif mode == "Sources":
             updates[self.card] = self._sources(target, scene)
         else:
-            updates[self.card] = self._clickable(target, scene) + html.empty(EMPTY)
+            updates[self.card] = self._clickable(target, scene) + html.empty(tr(EMPTY))
         return updates
 
     # ---- the published model's attention -----------------------------------------------------
@@ -245,8 +246,12 @@ class MemoryTab(Part):
             session.attention.of(session.world.scene, view)
         except WorldStereoError as error:
             return html.empty(str(error))
-        text = "Click a pixel to see which pixels of the references the model attended to for it."
-        return html.empty(f"{text} The model runs again up to the chosen step.")
+        return html.empty(
+            tr(
+                "Click a pixel to see which pixels of the references the model attended to for it. "
+                "The model runs again up to the chosen step."
+            )
+        )
 
     def _attend(
         self, session: Session, view: int, pixel: tuple[float, float], *at: Any
@@ -259,13 +264,13 @@ class MemoryTab(Part):
         scene, target = session.world.scene, inspector.target_of(session.world.scene, view)
         picture = self._clickable(target, scene)
         for now in job:
-            told = html.progress(now.step, now.total, now.message, now.seconds_left)
-            yield {self.card: picture + told} | self.action.refresh(session)
+            shown = html.progress(now.step, now.total, now.message, now.seconds_left)
+            yield {self.card: picture + shown} | self.action.refresh(session)
         done = self.action.refresh(session)
         try:
             row = job.result()
         except Cancelled:
-            text = "Cancelled. Click a pixel to look again."
+            text = tr("Cancelled. Click a pixel to look again.")
             yield {self.card: picture + html.empty(text)} | done
         except WorldStereoError:
             yield {self.card: picture} | done
@@ -276,21 +281,27 @@ class MemoryTab(Part):
     def _row(self, row: "AttentionRow", scene: Scene, view: int, pixel: tuple[float, float]) -> str:
         """Share inside the window as one number, then a heat map over each reference."""
         share, mass = 100 * row.share, 100 * row.reference_mass
-        where = f"Pixel {int(pixel[0])}, {int(pixel[1])}: layer {row.layer + 1}, "
-        where += f"step {row.step + 1}"
+        where = tr(
+            "Pixel {x}, {y}: layer {layer}, step {step}",
+            x=int(pixel[0]),
+            y=int(pixel[1]),
+            layer=row.layer + 1,
+            step=row.step + 1,
+        )
         if bool(row.window.any()):
-            meaning = (
+            meaning = tr(
                 "of the attention on references falls where they show the same place in 3D "
                 "(outlined in white)."
             )
             figure = f"{share:.0f} %"
         else:
-            meaning, figure = "No reference shows this place: there is no matching region.", ""
+            meaning = tr("No reference shows this place: there is no matching region.")
+            figure = ""
         peak, side = float(row.weights.max()), 680 // min(3, len(row.views))
         tiles = []
         for k, index in enumerate(row.views):
             known = 0 <= index < len(scene.views)
-            name = f"view {index + 1}" if known else "the start picture"
+            name = tr("view {n}", n=index + 1) if known else tr("the start picture")
             color_u8 = scene.views[index].color_u8 if known else self._start(scene, view)
             image = inspector.attention_picture(color_u8, row.weights[k], row.window[k], peak)
             percent = 100 * float(row.weights[k].sum())
@@ -326,14 +337,16 @@ class MemoryTab(Part):
     def _pixel(self, found: Inspection, scene: Scene) -> str:
         target, views = found.target, scene.views
         drawing = matches_svg(found, views, self.thumbnails)
-        away = html.length(found.distance * scale_of(scene), unit_of(scene))
-        place = f"{caption(target, scene)}, pixel {int(found.pixel[0])}, {int(found.pixel[1])}"
+        away = html.length(found.distance * scale_of(scene), tr(unit_of(scene)))
+        at = tr("pixel {x}, {y}", x=int(found.pixel[0]), y=int(found.pixel[1]))
+        place = f"{caption(target, scene)}, {at}"
         point = ""
         if found.point:
             x, y, z = (value * scale_of(scene) for value in found.point)
-            point = f"3D point {x:.3f}, {y:.3f}, {z:.3f} {unit_of(scene)}"
+            point = tr("3D point")
+            point += f" {x:.3f}, {y:.3f}, {z:.3f} {tr(unit_of(scene))}"
         rows = [
-            (f"view {m.view + 1}", m.weight, "var(--stereo)", f"{100 * m.weight:.0f} %")
+            (tr("view {n}", n=m.view + 1), m.weight, "var(--stereo)", f"{100 * m.weight:.0f} %")
             for m in found.accepted
         ]
         return html.render(
@@ -341,7 +354,7 @@ class MemoryTab(Part):
             "pixel",
             drawing=drawing,
             place=place,
-            away=f"{away} away" if found.point else "no depth here",
+            away=tr("{length} away", length=away) if found.point else tr("no depth here"),
             origin=self._origin(found),
             matched=bool(found.matches),
             rows=rows,
@@ -351,7 +364,7 @@ class MemoryTab(Part):
 
     def _origin(self, found: Inspection) -> str:
         if found.origin is None:
-            return html.muted("An input view: observed.", "10px 0 0")
+            return html.muted(tr("An input view: observed."), "10px 0 0")
         names = {
             Origin.GLOBAL: ("global", "global memory: known from the point cloud only"),
             Origin.STEREO: ("stereo", "stereo memory: confirmed by stored views"),
@@ -360,27 +373,27 @@ class MemoryTab(Part):
         }
         kind, text = names[found.origin]
         sure = found.confidence or 0.0
-        bar = [("confidence", sure, f"var(--{kind})", f"{100 * sure:.0f} %")]
-        return html.render("memory.html", "origin", kind=kind, text=text, bar=bar)
+        bar = [(tr("confidence"), sure, f"var(--{kind})", f"{100 * sure:.0f} %")]
+        return html.render("memory.html", "origin", kind=kind, text=tr(text), bar=bar)
 
     def _references(self, target: Target, scene: Scene) -> str:
         """Who served the frame, how much of it, and where in it."""
         scored = inspector.references(scene, target.view)
         if not scored:
             text = (
-                "No other view sees this one."
+                tr("No other view sees this one.")
                 if not target.generated
-                else "Rendered from the point cloud only."
+                else tr("Rendered from the point cloud only.")
             )
             return self._clickable(target, scene) + html.empty(text)
         maps = inspector.weight_maps(scene, target)
         rows, tiles = [], []
         for reference in scored:
-            name, share = f"view {reference.view + 1}", f"{100 * reference.share:.0f} %"
+            name, share = tr("view {n}", n=reference.view + 1), f"{100 * reference.share:.0f} %"
             rows.append((name, reference.share, "var(--stereo)", share))
             weights = maps[target.references.index(reference.view)]
             image = html.picture(inspector.heat_picture(target, weights), 240, 82)
-            covered = f"{100 * reference.covered:.0f} % of the frame"
+            covered = tr("{percent} % of the frame", percent=f"{100 * reference.covered:.0f}")
             tiles.append((reference.view, image, share, covered))
         picture = self._clickable(target, scene)
         return html.render("memory.html", "references", picture=picture, rows=rows, tiles=tiles)
@@ -390,16 +403,18 @@ class MemoryTab(Part):
         try:
             voted = inspector.votes(session.world, target)
         except WorldBusy:
-            return html.empty("The keypoints' votes are shown when the running step is finished.")
+            return html.empty(
+                tr("The keypoints' votes are shown when the running step is finished.")
+            )
         if not voted:
-            return html.empty("No keypoint entry of another view lies in this picture.")
+            return html.empty(tr("No keypoint entry of another view lies in this picture."))
         rows, tiles = [], []
         for votes in voted:
-            many = len(votes.entries)
-            told = f"{many} {'entry' if many == 1 else 'entries'}"
-            rows.append((f"view {votes.view + 1}", votes.votes, "var(--stereo)", told))
+            entries = trn("{n} entry", "{n} entries", len(votes.entries))
+            name = tr("view {n}", n=votes.view + 1)
+            rows.append((name, votes.votes, "var(--stereo)", entries))
             image = html.picture(inspector.votes_picture(target, votes), 240, 82)
-            tiles.append((votes.view, image, told))
+            tiles.append((votes.view, image, entries))
         return html.render("memory.html", "votes", rows=rows, tiles=tiles)
 
     def _sources(self, target: Target, scene: Scene) -> str:
@@ -407,13 +422,14 @@ class MemoryTab(Part):
         if not target.generated:
             parts = inspector.depths(scene.views[target.view])
             rows = [
-                (name, part, "var(--global)", f"{100 * part:.0f} %") for name, part in parts.items()
+                (told(name), part, "var(--global)", f"{100 * part:.0f} %")
+                for name, part in parts.items()
             ]
             picture = self._clickable(target, scene)
             return html.render("memory.html", "depths", picture=picture, rows=rows)
         part = inspector.shares(target)
         rows = [
-            (name, part[name], f"var(--{name})", f"{100 * part[name]:.0f} %")
+            (tr(name), part[name], f"var(--{name})", f"{100 * part[name]:.0f} %")
             for name in ("stereo", "global", "invented")
         ]
         origin = html.picture(inspector.origin_picture(target), 680)
@@ -422,10 +438,12 @@ class MemoryTab(Part):
         return html.render(
             "memory.html",
             "sources",
-            picture=_clickable(origin, target, f"{caption(target, scene)}, by source"),
+            picture=_clickable(
+                origin, target, tr("{view}, by source", view=caption(target, scene))
+            ),
             rows=rows,
             confidence=sure,
-            mean=f"mean {100 * mean:.0f} %",
+            mean=tr("mean {percent} %", percent=f"{100 * mean:.0f}"),
         )
 
     def _clickable(self, target: Target, scene: Scene) -> str:
@@ -440,5 +458,16 @@ def _clickable(image: str, target: Target, text: str) -> str:
 
 def caption(target: Target, scene: Scene) -> str:
     view = scene.views[target.view]
-    kind = "input view" if view.step == 0 else f"step {view.step}, frame {view.frame + 1}"
-    return f"View {target.view + 1}, {kind}"
+    if view.step == 0:
+        return tr("View {n}, input view", n=target.view + 1)
+    return tr(
+        "View {n}, step {step}, frame {frame}",
+        n=target.view + 1,
+        step=view.step,
+        frame=view.frame + 1,
+    )
+
+
+def modes(attention: bool = False) -> list[tuple[str, str]]:
+    """What the tab can show, as (label, value)."""
+    return [(tr(mode), mode) for mode in (*MODES, *([ATTENTION] if attention else []))]

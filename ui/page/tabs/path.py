@@ -15,6 +15,7 @@ from ...session.session import PREPARING
 from ...session.sessions import Session
 from .. import html
 from ..action import Action
+from ..catalogue import tr, trn
 from ..clip_controls import ClipControls
 from ..core import BUSY, Core, Part, Updates, html_block, segmented, status_line
 from ..hud import Hud
@@ -49,15 +50,15 @@ class PathTab(Part):
 
     def build(self) -> None:
         register = self.core.register
-        gr.Markdown("## Path")
-        tiles = [("Unseen", UNSEEN)]
-        tiles += [(name.replace("_", " ").capitalize(), name) for name in PRESETS]
-        tiles += [("Keyframes", KEYFRAMES), ("My flight", FLIGHT)]
+        gr.Markdown("## " + tr("Path"))
+        tiles = [(tr("Unseen"), UNSEEN)]
+        tiles += [(tr(name.replace("_", " ").capitalize()), name) for name in PRESETS]
+        tiles += [(tr("Keyframes"), KEYFRAMES), (tr("My flight"), FLIGHT)]
         self.preset = register(
             gr.Radio(
                 tiles,
                 value=UNSEEN,  # as the first path of most worlds is: nothing jumps when it comes
-                label="Path",
+                label=tr("Path"),
                 show_label=False,
                 container=False,
                 elem_classes="presets",
@@ -67,7 +68,7 @@ class PathTab(Part):
         self.about = register(html_block(self._about(UNSEEN)))
         self.look = register(
             gr.Button(
-                "Show where most is unseen",
+                tr("Show where most is unseen"),
                 size="sm",
                 icon=str(html.ICONS / "crosshair.svg"),
                 elem_classes="tint",
@@ -77,14 +78,14 @@ class PathTab(Part):
         hidden: dict[str, Any] = {}
         hidden.update(slider_of(FIRST_PRESET), visible=False)
         self.value = register(gr.Slider(**hidden, elem_id="amount"))
-        starts = [(label, key) for key, label in STARTS.items()]
+        starts = [(tr(label), key) for key, label in STARTS.items()]
         self.start = register(
-            segmented(starts, "first", "From", "start", titled=True, visible=False)
+            segmented(starts, "first", tr("From"), "start", titled=True, visible=False)
         )
         with gr.Row(visible=False) as tools:
             icons = html.ICONS
             add = gr.Button(
-                "Keyframe here",
+                tr("Keyframe here"),
                 size="sm",
                 icon=str(icons / "plus.svg"),
                 elem_classes="tint",
@@ -92,13 +93,13 @@ class PathTab(Part):
                 min_width=120,
             )
             self.back = gr.Button(
-                "Remove last",
+                tr("Remove last"),
                 size="sm",
                 elem_id="remove-keyframe",
                 min_width=80,
             )
             clear = gr.Button(
-                "Clear",
+                tr("Clear"),
                 size="sm",
                 elem_id="clear-keyframes",
                 min_width=60,
@@ -107,7 +108,7 @@ class PathTab(Part):
             register(self.back)
             self.record = register(
                 gr.Button(
-                    "Record",
+                    tr("Record"),
                     size="sm",
                     icon=str(icons / "circle-dot.svg"),
                     elem_classes="tint",
@@ -117,11 +118,11 @@ class PathTab(Part):
             )
         self.tools = register(tools)
         self.keys = register(status_line())
-        gr.Markdown("## Preview")
+        gr.Markdown("## " + tr("Preview"))
         self.preview = register(
-            html_block(html.empty("The preview appears with the path."), elem_id="preview")
+            html_block(html.empty(tr("The preview appears with the path.")), elem_id="preview")
         )
-        self.frame = register(gr.Slider(1, 25, 1, step=1, label="Frame", elem_id="frame"))
+        self.frame = register(gr.Slider(1, 25, 1, step=1, label=tr("Frame"), elem_id="frame"))
         self.problem = register(status_line())
 
     @property
@@ -152,7 +153,9 @@ class PathTab(Part):
         return {
             self.frame: gr.update(maximum=max(2, frames)),
             self.keys: self._keyframes(session),
-            self.record: gr.update(value="Stop" if session.viewport.recording else "Record"),
+            self.record: gr.update(
+                value=tr("Stop") if session.viewport.recording else tr("Record")
+            ),
         }
 
     def opened(self, session: Session) -> Updates:
@@ -188,7 +191,7 @@ class PathTab(Part):
         if not session.preparing:
             return {}
         text = "The preview appears when the world is ready: it shows what the generator will see."
-        return {self.preview: html.empty(text)}
+        return {self.preview: html.empty(tr(text))}
 
     # ---- planning ----------------------------------------------------------------------------
 
@@ -259,7 +262,7 @@ class PathTab(Part):
         session.set_plan(None, settings=session.planned.settings, guide=session.planned.guide)
         return (
             {
-                self.preview: html.empty(WAITING[preset]),
+                self.preview: html.empty(tr(WAITING[preset])),
                 self.frame: gr.update(maximum=2, value=1),
                 self.keys: self._keyframes(session),
             }
@@ -278,7 +281,7 @@ class PathTab(Part):
             text = "Purple cameras show where most is unseen. Click one to plan a path to it."
         else:
             text = "Nothing unseen borders on what this world knows."
-        yield {self.problem: html.info(text)} | self.action.refresh(session)
+        yield {self.problem: html.info(tr(text))} | self.action.refresh(session)
 
     def on_ghost(self, session: Session, data: dict[str, Any], *values: Any) -> Iterator[Updates]:
         """A proposed camera was clicked: the path leads there."""
@@ -308,18 +311,14 @@ class PathTab(Part):
         if session.planned.path is None:
             raise WorldStereoError("Plan a path first.")
         shown = session.preview(frame, final=final)
-        kind = "as the generator will see it" if final else "draft of the cloud"
-        what = "unknown" if final else "holes"  # two measures: the final one counts both memories
         card = html.render(
             "path.html",
             "preview",
             image=html.picture(tinted(shown.color, shown.known), 680),
             frame=frame + 1,
             total=len(session.planned.path),
-            kind=kind,
             percent=f"{100 * shown.unknown:.0f}",
-            what=what,
-            final=final,
+            final=final,  # two measures of what is unknown: the final one counts both memories
             warnings=shown.warnings,
         )
         return {self.preview: card}
@@ -411,14 +410,13 @@ class PathTab(Part):
             "by its handles; click another to get them there.",
             FLIGHT: "Press F, fly through the viewport, press F again.",
         }
-        text = texts[preset] if preset in texts else PRESETS[preset].description
-        return html.muted(text)
+        return html.muted(tr(texts[preset] if preset in texts else PRESETS[preset].description))
 
     def _keyframes(self, session: Session) -> str:
         count = len(session.viewport.keyframes)
         if not count:
             return ""
-        return html.muted(f"{count} {html.plural('keyframe', count)}", figures=True)
+        return html.muted(trn("{n} keyframe", "{n} keyframes", count), figures=True)
 
 
 def frame_at(path: Trajectory, keys: Sequence[Cameras], active: Any) -> int:
@@ -443,6 +441,6 @@ def slider_of(preset: str) -> dict[str, Any]:
         "maximum": slider.max,
         "value": slider.default,
         "step": fine,
-        "label": f"{slider.label}, {unit}",
+        "label": f"{tr(slider.label)}, {tr(unit)}",
         "visible": True,
     }

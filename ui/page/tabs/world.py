@@ -8,7 +8,8 @@ import gradio as gr
 
 from worldstereo.depth import SUGGESTED_LABEL
 from worldstereo.errors import Cancelled, WorldStereoError
-from worldstereo.inputs import accepted
+from worldstereo.inputs import readers
+from worldstereo.inputs.registry import CLOUDS
 from worldstereo.scene import DepthKind, Scene
 from worldstereo.world import AddedPhoto, AddReport
 
@@ -17,6 +18,7 @@ from ...session.sessions import Session
 from ...viewport.colors import COLOR_MODES
 from .. import html
 from ..action import Action
+from ..catalogue import figures, told, tr, trn
 from ..core import BUSY, Core, Part, Updates, html_block, segmented, status_line
 from ..follow import Follow
 from ..hud import Hud
@@ -42,45 +44,45 @@ class WorldTab(Part):
 
     def build(self) -> None:
         register, icons = self.core.register, html.ICONS
-        gr.Markdown("## Start from")
+        gr.Markdown("## " + tr("Start from"))
         html_block(self._examples())
         self.upload = gr.UploadButton(
-            "Your photos, video, capture, mesh or cloud",  # of any name: the reader decides
+            tr("Your photos, video, capture, mesh or cloud"),  # of any name: the reader decides
             file_count="multiple",
             size="sm",
             icon=str(icons / "upload.svg"),
             elem_classes="tint",
             elem_id="upload",
         )
-        html_block(html.muted(f"{accepted()}, and so is a saved project."))
+        html_block(html.muted(_accepted()))
         self.problem = register(status_line())
         self.model_line = register(status_line())
         with gr.Row():
             self.get_model = register(
                 gr.Button(
-                    SUGGESTED_LABEL, size="sm", elem_classes="tint", elem_id="get-depth",
+                    told(SUGGESTED_LABEL), size="sm", elem_classes="tint", elem_id="get-depth",
                     visible=False,
                 )
             )  # fmt: skip
             self.stop_model = register(
                 gr.Button(
-                    "Stop the download", size="sm", elem_classes="tint", elem_id="stop-depth",
+                    tr("Stop the download"), size="sm", elem_classes="tint", elem_id="stop-depth",
                     visible=False,
                 )
             )  # fmt: skip
-        gr.Markdown("## Show", elem_classes="gap-top")
-        drawings = [("Surface", "surface"), ("Points", "points"), ("Live", "live")]
-        self.drawing = register(segmented(drawings, "points", "Draw as", "drawing"))
-        colors = [(mode.capitalize(), mode) for mode in COLOR_MODES]
-        self.color = register(segmented(colors, "photo", "Colour by", "color"))
+        gr.Markdown("## " + tr("Show"), elem_classes="gap-top")
+        drawings = [(tr("Surface"), "surface"), (tr("Points"), "points"), (tr("Live"), "live")]
+        self.drawing = register(segmented(drawings, "points", tr("Draw as"), "drawing"))
+        colors = [(tr(mode.capitalize()), mode) for mode in COLOR_MODES]
+        self.color = register(segmented(colors, "photo", tr("Colour by"), "color"))
         with gr.Row():
-            self.views = gr.Checkbox(True, label="Remembered views", min_width=100)
-            self.path = gr.Checkbox(True, label="Planned path", min_width=100)
-        gr.Markdown("## This world", elem_classes="gap-top")
+            self.views = gr.Checkbox(True, label=tr("Remembered views"), min_width=100)
+            self.path = gr.Checkbox(True, label=tr("Planned path"), min_width=100)
+        gr.Markdown("## " + tr("This world"), elem_classes="gap-top")
         self.facts = register(status_line())
         self.more = register(
             gr.UploadButton(
-                "Add photos to this world",  # of any name, as above
+                tr("Add photos to this world"),  # of any name, as above
                 file_count="multiple",
                 size="sm",
                 icon=str(icons / "upload.svg"),
@@ -90,22 +92,30 @@ class WorldTab(Part):
             )
         )
         self.placed = register(status_line())
-        gr.Markdown("## Registration", elem_classes="gap-top")
+        gr.Markdown("## " + tr("Registration"), elem_classes="gap-top")
         self.registered = register(
-            gr.Checkbox(True, label="Register the input views to each other", elem_id="registered")
+            gr.Checkbox(
+                True, label=tr("Register the input views to each other"), elem_id="registered"
+            )
         )
         self.table = register(status_line())
-        gr.Markdown("## Scale and sky", elem_classes="gap-top")
+        gr.Markdown("## " + tr("Scale and sky"), elem_classes="gap-top")
         with gr.Row():
             self.scale = register(
                 gr.Number(
-                    1.0, label="Metres in one unit", minimum=1e-6, elem_id="scale", min_width=120
+                    1.0,
+                    label=tr("Metres in one unit"),
+                    minimum=1e-6,
+                    elem_id="scale",
+                    min_width=120,
                 )
             )
-            self.apply_scale = gr.Button("Set scale", size="sm", elem_id="set-scale", min_width=90)
+            self.apply_scale = gr.Button(
+                tr("Set scale"), size="sm", elem_id="set-scale", min_width=90
+            )
         with gr.Row():
             self.measure = gr.Button(
-                "Measure",
+                tr("Measure"),
                 size="sm",
                 icon=str(icons / "ruler.svg"),
                 elem_classes="tint",
@@ -113,7 +123,7 @@ class WorldTab(Part):
                 min_width=90,
             )
             self.sky = gr.Button(
-                "Up as in my view",
+                tr("Up as in my view"),
                 size="sm",
                 icon=str(icons / "move-vertical.svg"),
                 elem_classes="tint",
@@ -121,10 +131,10 @@ class WorldTab(Part):
                 min_width=110,
             )
         self.measured_text = register(status_line())
-        gr.Markdown("## Points", elem_classes="gap-top")
+        gr.Markdown("## " + tr("Points"), elem_classes="gap-top")
         with gr.Row():
             self.select = gr.Button(
-                "Box-select",
+                tr("Box-select"),
                 size="sm",
                 icon=str(icons / "square-dashed-mouse-pointer.svg"),
                 elem_classes="tint",
@@ -133,7 +143,7 @@ class WorldTab(Part):
             )
             self.delete = register(
                 gr.Button(
-                    "Delete selected",
+                    tr("Delete selected"),
                     size="sm",
                     icon=str(icons / "trash-2.svg"),
                     elem_classes="tint",
@@ -192,7 +202,7 @@ class WorldTab(Part):
         if not session.matchable:
             why.setdefault("#add-photos", NO_VIEWS)
         if not session.selected:
-            why["#delete"] = "Select points first: Box-select, then draw a box."
+            why["#delete"] = tr("Select points first: Box-select, then draw a box.")
         if reason := _why_not_registered(session.world.scene):
             why["#registered"] = reason
         return why
@@ -217,7 +227,7 @@ class WorldTab(Part):
         if len(files) == 1:
             session.open(files[0], files[0].name)
         else:
-            session.open(files, f"{len(files)} photos")
+            session.open(files, tr("{n} photos", n=len(files)))
         yield {self.problem: ""}
         yield from self.follow.job(session)
 
@@ -230,12 +240,12 @@ class WorldTab(Part):
         for now in job:
             if job.over:
                 break
-            told = html.progress(now.step, now.total, now.message, now.seconds_left)
-            yield {self.model_line: told}
+            shown = html.progress(now.step, now.total, now.message, now.seconds_left)
+            yield {self.model_line: shown}
         try:
             job.result()
         except Cancelled:
-            said = html.info("Stopped. The next download goes on from there.")
+            said = html.info(tr("Stopped. The next download goes on from there."))
             yield self._model(session) | {self.model_line: said}
         except WorldStereoError as error:
             yield self._model(session) | {self.model_line: html.failed(str(error))}
@@ -250,11 +260,11 @@ class WorldTab(Part):
         """Which depth a photo gets here, and the button while there is a better one to be had."""
         model = session.shared.depth_model
         if model.busy:
-            words = "The depth model is being downloaded."
+            words = tr("The depth model is being downloaded.")
         elif model.name:
-            words = f"Depth of single photos: {model.name}."
+            words = tr("Depth of single photos: {name}.", name=model.name)
         else:
-            words = "Depth of single photos: rough layout."
+            words = tr("Depth of single photos: rough layout.")
         return {
             self.model_line: html.info(words),
             self.get_model: gr.update(visible=model.offered and not model.busy),
@@ -280,7 +290,7 @@ class WorldTab(Part):
             return ""  # undone since
         lines = placed_lines(report)
         if len(lines) > ROWS:
-            lines = [*lines[:ROWS], f"and {len(lines) - ROWS} more."]
+            lines = [*lines[:ROWS], tr("and {n} more.", n=len(lines) - ROWS)]
         return html.render("world.html", "placed", lines=lines)
 
     # ---- showing -----------------------------------------------------------------------------
@@ -324,7 +334,7 @@ class WorldTab(Part):
             factor /= session.measured
         session.rescale(factor / scale_of(session.world.scene))
         return self.follow.refresh(session) | {
-            self.measured_text: html.info(f"One unit is {factor:.4g} m now.")
+            self.measured_text: html.info(tr("One unit is {n} m now.", n=figures(f"{factor:.4g}")))
         }
 
     def _scale(self, session: Session) -> Any:
@@ -332,13 +342,13 @@ class WorldTab(Part):
         scale = scale_of(session.world.scene)
         if session.viewport.measuring and session.measured:
             length = float(f"{session.measured * scale:.4g}")
-            return gr.update(value=length, label="Real length, metres")
-        return gr.update(value=scale, label="Metres in one unit")
+            return gr.update(value=length, label=tr("Real length, metres"))
+        return gr.update(value=scale, label=tr("Metres in one unit"))
 
     def on_sky(self, session: Session) -> Updates:
         session.set_up("camera")
         return self.follow.refresh(session) | {
-            self.measured_text: html.info("The world's up axis is now the camera's.")
+            self.measured_text: html.info(tr("The world's up axis is now the camera's."))
         }
 
     def on_measure(self, session: Session) -> Updates:
@@ -354,18 +364,22 @@ class WorldTab(Part):
 
     def measuring(self, session: Session) -> Updates:
         """Measuring was switched on or off."""
-        says = html.info("Click two points in the viewport.") if session.viewport.measuring else ""
-        return {self.measured_text: says, self.scale: self._scale(session)}
+        says = tr("Click two points in the viewport.") if session.viewport.measuring else ""
+        return {
+            self.measured_text: html.info(says) if says else "",
+            self.scale: self._scale(session),
+        }
 
     def measured(self, session: Session, data: dict[str, Any]) -> Updates:
         length, unit = data.get("length"), str(data.get("unit", "m"))[:8]
         if not isinstance(length, int | float):
             return {}
-        text = f"Measured {html.length(float(length), unit)}"
+        long = html.length(float(length), tr(unit))
+        text = tr("Measured {length}. Enter its real length to set the scale.", length=long)
         return {
-            self.measured_text: html.info(f"{text}. Enter its real length to set the scale."),
+            self.measured_text: html.info(text),
             self.scale: self._scale(session),
-        } | self.hud.say(measured=html.length(float(length), unit))
+        } | self.hud.say((tr("measured"), long))
 
     # ---- deleting ----------------------------------------------------------------------------
 
@@ -378,8 +392,8 @@ class WorldTab(Part):
         updates = {self.delete: self._delete_button(session)} | self.action.refresh(session)
         if not count:
             return updates
-        points = f"{count:,} {html.plural('point', count)}"
-        return updates | self.hud.say(selected=f"{points}; Delete removes them")
+        text = trn("{n} point; Delete removes it", "{n} points; Delete removes them", count)
+        return updates | self.hud.say((tr("selected"), text))
 
     def on_key_delete(self, session: Session, data: dict[str, Any]) -> Updates:
         if not session.selected:
@@ -388,12 +402,16 @@ class WorldTab(Part):
 
     def on_delete(self, session: Session) -> Updates:
         count = session.delete_selection()
-        text = f"{count:,} {html.plural('point', count)} deleted; Undo brings them back."
+        text = trn(
+            "{n} point deleted; Undo brings it back.",
+            "{n} points deleted; Undo brings them back.",
+            count,
+        )
         return self.follow.refresh(session) | {self.core.message: html.info(text)}
 
     def _delete_button(self, session: Session) -> Any:
         count = session.selected
-        label = f"Delete {count:,}" if count else "Delete selected"
+        label = tr("Delete {n}", n=figures(f"{count:,}")) if count else tr("Delete selected")
         return gr.update(value=label, interactive=count > 0)
 
     # ---- pieces ------------------------------------------------------------------------------
@@ -415,27 +433,34 @@ class WorldTab(Part):
         scene = session.world.scene
         some = _some(scene)
         if session.preparing:
-            name = session.loader.sketch.name if session.loader.sketch else "A new world"
+            name = session.loader.sketch.name if session.loader.sketch else tr("A new world")
             kept = scene.name if some else ""
             frames = [] if session.job is None else list(session.job.frames[:ROWS])
             read = [html.picture(frame, 160, 80) for frame in frames]
             return html.render("world.html", "coming", name=name, kept=kept, read=read)
         if not some:
-            return html.empty("Open an example or a file: its numbers appear here.")
+            return html.empty(tr("Open an example or a file: its numbers appear here."))
         rows = [
-            ("Points", f"{len(scene.cloud):,} of {session.world.max_points:,}"),
-            ("Views", f"{len(scene.views)}"),
-            ("Generated clips", f"{len(scene.clips)}"),
-            ("Memory", html.size(session.nbytes)),
-            ("Size", extent(scene)),
-            ("Median depth", html.length(scene.unit * scale_of(scene), unit_of(scene))),
+            (
+                tr("Points"),
+                tr(
+                    "{n} of {total}",
+                    n=figures(f"{len(scene.cloud):,}"),
+                    total=figures(f"{session.world.max_points:,}"),
+                ),
+            ),
+            (tr("Views"), f"{len(scene.views)}"),
+            (tr("Generated clips"), f"{len(scene.clips)}"),
+            (tr("Memory used"), html.size(session.nbytes)),
+            (tr("Size"), extent(scene)),
+            (tr("Median depth"), html.length(scene.unit * scale_of(scene), tr(unit_of(scene)))),
         ]
         notes = [*scene.notices, *session.notices, *session.viewport.notices, *scene.checks]
         if scene.rough_depth:
-            notes.insert(0, "Depth is a rough estimate from one photo.")
+            notes.insert(0, tr("Depth is a rough estimate from one photo."))
         if session.saving.path is not None:
             kept = self.core.sessions.config.keep
-            notes.append(f"Saved after each step. Kept here: {kept}; oldest deleted first.")
+            notes.append(tr("Saved after each step. Kept here: {n}; oldest deleted first.", n=kept))
         left_out = [
             (html.picture(left.thumbnail.permute(1, 2, 0).numpy(), 160, 80), left.name, left.why)
             for left in session.left_out
@@ -447,12 +472,12 @@ class WorldTab(Part):
         scene, registration = session.world.scene, session.world.registration
         given = [view for view in scene.views if view.step == 0]
         if session.preparing:
-            return html.muted("Shown when the new world is ready.")
+            return html.muted(tr("Shown when the new world is ready."))
         if len(given) < 2:
-            text = "Registration needs at least two views." if given else "No views yet."
+            text = tr("Registration needs at least two views.") if given else tr("No views yet.")
             return html.muted(text)
         if registration is None:
-            text = _why_not_registered(scene) or "Off: original poses."
+            text = _why_not_registered(scene) or tr("Off: original poses.")
             return html.muted(text)
         moved = list(zip(registration.moved_px.tolist(), registration.agrees, strict=True))
         return html.render(
@@ -464,19 +489,38 @@ class WorldTab(Part):
         )
 
 
+def _accepted() -> str:
+    """What can be opened, in one sentence."""
+    clouds = [r.suffixes[0] for r in readers() if r.group == CLOUDS and r.suffixes]
+    return tr(
+        "Photos, a video, a mesh or point cloud ({kinds}), a folder or zip of pictures, "
+        "or a saved project.",
+        kinds=", ".join(suffix[1:].upper() for suffix in clouds),
+    )
+
+
 def placed_lines(report: AddReport) -> list[str]:
     """How many photos were placed, then each that was not, with its reason."""
     count = len(report.photos)
-    head = f"{len(report.added)} of {count} {html.plural('photo', count)} placed."
-    left = [f"{photo.name}: left out, {_why_left_out(photo)}" for photo in report.left_out]
+    head = trn(
+        "{placed} of {n} photo placed.",
+        "{placed} of {n} photos placed.",
+        count,
+        placed=len(report.added),
+    )
+    left = [
+        tr("{name}: left out, {why}", name=photo.name, why=_why_left_out(photo))
+        for photo in report.left_out
+    ]
     return [head, *left, *report.notices]
 
 
 def _why_left_out(photo: AddedPhoto) -> str:
     if photo.status == "copy":
-        return f"it {photo.reason}"
-    what = "its place is uncertain" if photo.status == "doubtful" else "no place found"
-    return f"{what} ({photo.reason})"
+        return tr("it {what}", what=told(photo.reason))
+    doubtful = photo.status == "doubtful"
+    what = tr("its place is uncertain") if doubtful else tr("no place found")
+    return f"{what} ({told(photo.reason)})"
 
 
 def _some(scene: Scene) -> bool:
@@ -496,11 +540,11 @@ def _arrived(given: Any) -> list[Path]:
 def _why_not_registered(scene: Scene) -> str:
     given = [view for view in scene.views if view.step == 0]
     if len(given) < 2:
-        return "Registration needs at least two input views."
+        return tr("Registration needs at least two input views.")
     if scene.rough_depth:
-        return "Registration needs measured depth; here it is estimated."
+        return tr("Registration needs measured depth; here it is estimated.")
     if not any(bool((view.kind == int(DepthKind.MEASURED)).any()) for view in given):
-        return "This depth was measured from the poses themselves and cannot correct them."
+        return tr("This depth was measured from the poses themselves and cannot correct them.")
     return ""
 
 
@@ -516,10 +560,9 @@ def extent(scene: Scene) -> str:
     if not len(points):
         points = cloud.points
     if not len(points):
-        return "empty"
+        return tr("empty")
     step = max(1, len(points) // 50_000)
     low, high = np.percentile(points[::step].cpu().numpy(), [2, 98], axis=0)
     sides = (high - low) * scale_of(scene)
-    return " × ".join(f"{side:.2g}" if side < 10 else f"{side:.0f}" for side in sides) + (
-        f" {unit_of(scene)}"
-    )
+    shown = " × ".join(f"{side:.2g}" if side < 10 else f"{side:.0f}" for side in sides)
+    return f"{figures(shown)} {tr(unit_of(scene))}"
