@@ -245,6 +245,27 @@
     mark.removeAttribute('hidden');
   };
 
+  // ---- a label on the remembered view under the pointer
+  const label = Object.assign(document.createElement('div'), { id: 'view-label', className: 'chip', hidden: true });
+  document.body.append(label);
+  const hover = (event) => {
+    const view = frame()?.contentWindow, { camera: eye, nodeRefFromName: nodes } = view?.__viserMutable ?? {};
+    let nearest = 26, found = null; // px
+    if (eye && nodes && event.pointerType === 'mouse' && !event.buttons && event.type === 'pointermove') for (const picture of document.querySelectorAll('.film .pic[data-view]')) {
+      const node = nodes[`/views/${picture.dataset.view.padStart(4, '0')}`];
+      if (!node?.visible) continue;
+      const at = node.getWorldPosition(node.position.clone()).project(eye);
+      const x = (at.x + 1) / 2 * view.innerWidth, y = (1 - at.y) / 2 * view.innerHeight, away = Math.hypot(x - event.clientX, y - event.clientY);
+      if (Math.abs(at.z) <= 1 && away < nearest) [nearest, found] = [away, { picture, x, y }];
+    }
+    label.hidden = !found;
+    if (!found) return;
+    const box = frame().getBoundingClientRect();
+    label.textContent = `${found.picture.querySelector('img').alt}, ${found.picture.querySelector('.cap span:last-child').textContent}`;
+    label.style.left = `${box.left + Math.max(60, Math.min(box.width - 60, found.x))}px`;
+    label.style.top = `${box.top + Math.max(40, found.y)}px`;
+  };
+
   // ---- the viewport: its token is the page's address, its socket brings picks and changes
   let socket = null, wait = 1000, known = '';
   const listen = (source) => {
@@ -273,7 +294,7 @@
     if (source) {
       const token = source.match(/viewport\/([^/]+)\//)?.[1];
       const view = frame().contentWindow;
-      if (view && !view.worldstereoKeys) { view.worldstereoKeys = true; view.addEventListener('keydown', onKey); view.addEventListener('pointerdown', byHand); view.addEventListener('dragenter', (event) => { if (carries(event)) offer(); }); }
+      if (view && !view.worldstereoKeys) { view.worldstereoKeys = true; view.addEventListener('keydown', onKey); view.addEventListener('pointerdown', byHand); for (const kind of ['pointermove', 'pointerleave']) view.document.addEventListener(kind, hover); view.addEventListener('dragenter', (event) => { if (carries(event)) offer(); }); }
       if (token && token !== known && page.renderer) {
         known = token;
         const url = new URL(location.href);
