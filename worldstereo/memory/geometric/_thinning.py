@@ -1,8 +1,8 @@
 """Which points of a full cloud stay, so that all of the place stays: apart by their own detail.
 
 Each point deserves the detail of the camera that saw it: the width of a sample on its surface. All
-widths are stretched by one factor, the same everywhere, until enough points lie within their own
-stretched width of one that stays; those go. So near surfaces keep fine points and far ones coarse
+widths are stretched (or shrunk, where many views saw the same) by one factor, the same everywhere,
+until enough points lie within their own stretched width of one that stays; those go. So near surfaces keep fine points and far ones coarse
 points, regions that were seen long ago as well as new ones, and a coarse point goes where finer
 ones are. What went has a neighbour within its stretched width, so discs of that radius leave no
 gap that was not there before, whatever the direction of the surface. No point is moved.
@@ -26,6 +26,8 @@ LEVELS = 24  # a factor of 4096 from the finest to the coarsest: all beyond are 
 APART = 0.25  # of a cell: finer points that are closer than this stand for each other
 SEARCH = 12  # tries for the factor; each comes closer like a bisection
 SAMPLE = 16  # the search looks at one cell of so many
+FIRST = 1 / 8  # the factor that is tried first; below it points of one view would have to go
+CLOSED = 0.75  # up to this factor no gap is wider than the splat of a sample, three pixels
 
 
 def thinned(
@@ -41,7 +43,11 @@ def thinned(
         width: of a sample on the surface, scene units; 0 where unknown.
         weight: of points with the same detail, the higher comes first; then the earlier.
         target: how many may stay.
-        stretch: the factor that an earlier call ended with; never goes down.
+        stretch: the factor that an earlier call ended with; above 1 it never goes down.
+
+    Returns:
+        which stay; the factor, 1 where samples still close up as they are, above 1 where they have
+        to be drawn wider.
     """
     if len(points) <= target:
         return np.ones(len(points), np.bool_), stretch
@@ -51,8 +57,10 @@ def thinned(
     level = np.clip(np.floor(np.log(width / finest) / np.log(STEP)), 0, LEVELS - 1).astype(np.int64)
     part = _some_cells(points, finest * STEP ** float(np.median(level)) * 64)
     some = Ordered.of(points[part], width[part], level[part], weight[part])
-    low, high = stretch, stretch
-    share = 0.985 * target / len(points)  # the sample is off by about a hundredth
+    low = high = stretch if stretch > 1 else FIRST
+    share = target / len(points)
+    if len(part) < len(points):
+        share *= 0.985  # the sample is off by about a hundredth
     while some.kept(finest, high).mean() > share:
         low, high = high, high * 1.5
     for _ in range(SEARCH if high > low else 0):
@@ -67,7 +75,8 @@ def thinned(
     while True:  # the sample may be off by a little
         kept = everything.kept(finest, high)
         if kept.sum() <= target:
-            return everything.rows_of(kept), high
+            least = 1.0 if high <= CLOSED else float(np.nextafter(np.float32(1), np.float32(2)))
+            return everything.rows_of(kept), max(high, least)
         high *= 1.01
 
 
