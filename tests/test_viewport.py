@@ -36,7 +36,15 @@ from ui.viewport.frames import (
     vertical_fov,
     wxyz,
 )
-from ui.viewport.overlays import MAX_MATCHES, PICTURED, MatchLine, evenly
+from ui.viewport.overlays import (
+    FRAMED,
+    FRUSTUM,
+    MAX_MATCHES,
+    MIN_FRUSTUM,
+    PICTURED,
+    MatchLine,
+    evenly,
+)
 from ui.viewport.picking import pick, select
 from ui.viewport.viewport import Viewport
 from worldstereo.cameras import Cameras, look_at
@@ -418,7 +426,8 @@ def test_frusta_stand_where_the_cameras_do_and_only_some_carry_pictures(viewport
     views = some_views(53)
     drawn(viewport, Scene(revision=0, views=views, cloud=wall(101), unit=2.0))
     frusta = viewport._views._drawn
-    assert len(frusta) == PICTURED
+    assert len(frusta) == FRAMED
+    assert sum(handle.image is not None for _, handle in frusta.values()) == PICTURED
     for index, (view, handle) in frusta.items():
         assert view is views[index]
         position = np.array(handle.position) / stage_scale(2.0)
@@ -426,6 +435,42 @@ def test_frusta_stand_where_the_cameras_do_and_only_some_carry_pictures(viewport
         rotation = vtf.SO3(np.array(handle.wxyz)).as_matrix()
         np.testing.assert_allclose(rotation, view.cameras.c2w[:3, :3], atol=1e-5)
     assert viewport._views._lines is not None
+
+
+def row_of_views(count: int, step: float) -> tuple[View, ...]:
+    """One picture seen from places along a line."""
+    first, *_ = some_views(1)
+    views = []
+    for i in range(count):
+        c2w = first.cameras.c2w.clone()
+        c2w[0, 3] += i * step
+        camera = replace(first.cameras, c2w=c2w)
+        views.append(replace(first, cameras=camera, given=camera, frame=i))
+    return tuple(views)
+
+
+def test_frusta_that_stand_close_together_are_smaller(viewport):
+    """In a video's row each keeps clear of the next; the few of a photo set are as before."""
+    for count, step in ((3, 1.0), (24, 0.1), (29, 0.001)):
+        drawn(viewport, Scene(revision=count, views=row_of_views(count, step), unit=2.5))
+        depths = {
+            handle.scale / (2 * np.tan(handle.fov / 2))
+            for _, handle in viewport._views._drawn.values()
+        }
+        gap = step * viewport._scale
+        assert max(depths) - min(depths) < 1e-9
+        assert MIN_FRUSTUM - 1e-9 <= max(depths) <= max(gap / 2, MIN_FRUSTUM + 1e-9)
+        assert (max(depths) > 0.1) == (step == 1.0)
+
+
+def test_a_frustum_that_would_cover_the_picture_is_hidden(viewport):
+    """Beside it, not in the eye: from two depths away its picture fills a tenth of the view."""
+    drawn(viewport, Scene(revision=0, views=row_of_views(2, 1.0), unit=2.5))
+    frusta = viewport._views
+    c2w = frusta._drawn[0][0].cameras.c2w.double().numpy()
+    for depths, seen in ((2.5, False), (12.0, True)):
+        frusta.hide_near(c2w[:3, 3] * viewport._scale - depths * FRUSTUM * c2w[:3, 2])
+        assert frusta._drawn[0][1].visible == seen
 
 
 def test_views_from_one_spot_are_one_frustum(viewport):

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import viser
+from scipy.spatial import KDTree
 
 from worldstereo.cameras import Cameras
 from worldstereo.scene import View
@@ -18,10 +19,14 @@ from worldstereo.trajectory import Trajectory
 from ..palette import ACCENT, ACCENT_LIGHT, INVENTED, LINE, REFUSED, STEREO
 from .frames import poses, pyramid_lines, vertical_fov, wxyz
 
-PICTURED = 16  # pictures beyond that hide the place, and cost six draw calls each: lines only
+FRAMED = 16  # frusta that can be clicked; they cost six draw calls each, the others are lines
+PICTURED = 6  # of them with a picture: more would hide the place
 GENERATED = 12  # generated views drawn, without pictures: their frames would hide the place
 THUMBNAIL = 160  # px, the longer side of a picture on a frustum
-FRUSTUM = 0.11  # depth of a frustum in the viewport
+FRUSTUM = 0.11  # depth of a frustum in the viewport, where views are few
+MIN_FRUSTUM = 0.025
+SPACING = 0.4  # of the way from a view to the next: the depth of frusta that stand close together
+COVERED = 0.06  # steradians, 3 % of a picture of 60 degrees: a frustum that covers more is hidden
 MAX_MATCHES = 300  # line segments; 5,000 cost 0.2 s a frame in software
 PLAN_FRUSTA = 12
 LIFT = 0.04  # of the way to the eye, for marks on surfaces
@@ -48,27 +53,32 @@ class ViewFrusta:
         self._drawn: dict[int, tuple[View, Any]] = {}
         self._lines: Any = None
         self._lines_of: list[View] = []
-        self._scale = 1.0
+        self._pictured: set[int] = set()
+        self._scale, self._size = 1.0, FRUSTUM
         self._visible = True
 
     def draw(self, views: Sequence[View], scale: float) -> None:
         given = one_a_spot(views, scale)
         made = [i for i, view in enumerate(views) if view.step > 0]
-        wanted = {given[i] for i in evenly(len(given), PICTURED)}
-        wanted |= {made[i] for i in evenly(len(made), GENERATED)}
+        framed = [given[i] for i in evenly(len(given), FRAMED)]
+        pictured = {framed[i] for i in evenly(len(framed), PICTURED)}
+        wanted = {*framed, *(made[i] for i in evenly(len(made), GENERATED))}
+        size = frustum_size([views[i] for i in given], scale)
+        resized = (scale, size) != (self._scale, self._size)
+        again = pictured ^ self._pictured  # their picture comes or goes
+        self._scale, self._size, self._pictured = scale, size, pictured
         for index in [i for i in self._drawn if i not in wanted]:
             self._drawn.pop(index)[1].remove()
         for index in sorted(wanted):
             old = self._drawn.get(index)
-            if old is None or old[0] is not views[index] or scale != self._scale:
-                self._drawn[index] = (views[index], self._add(index, views[index], scale))
+            if old is None or old[0] is not views[index] or resized or index in again:
+                self._drawn[index] = (views[index], self._add(index, views[index]))
         rest = [views[i] for i in given if i not in wanted]
         same = len(rest) == len(self._lines_of) and all(
             a is b for a, b in zip(rest, self._lines_of, strict=True)
         )
-        if not same or scale != self._scale:
-            self._draw_lines(rest, scale)
-        self._scale = scale
+        if not same or resized:
+            self._draw_lines(rest)
 
     def show(self, visible: bool) -> None:
         self._visible = visible
@@ -78,24 +88,34 @@ class ViewFrusta:
             self._lines.visible = visible
 
     def hide_near(self, eye: np.ndarray) -> None:
-        """Hide the frusta around a position in the viewport: their pictures would cover it."""
+        """Hide the frusta that would cover much of what is seen from a position in the viewport."""
         for view, handle in self._drawn.values():
-            position = poses(view.cameras)[0, :3, 3] * self._scale
-            near = float(np.linalg.norm(position - eye)) < 1.5 * FRUSTUM
+            c2w = poses(view.cameras)[0]
+            depth = self._depth(view)
+            middle = c2w[:3, 3] * self._scale + depth * c2w[:3, 2]
+            tall = 2 * depth * float(np.tan(vertical_fov(view.cameras) / 2))
+            area = tall * tall * view.width / view.height
+            distance = float(np.linalg.norm(middle - eye))
+            near = distance < 1.5 * depth or area > COVERED * distance**2
             if handle.visible != (self._visible and not near):
                 handle.visible = self._visible and not near
 
-    def _add(self, index: int, view: View, scale: float) -> Any:
+    def _depth(self, view: View) -> float:
+        return self._size if view.step == 0 else self._size / 2
+
+    def _add(self, index: int, view: View) -> Any:
         c2w = poses(view.cameras)[0]
-        stride = max(1, max(view.width, view.height) // THUMBNAIL)
-        picture = view.color_u8[:, ::stride, ::stride].permute(1, 2, 0).cpu().numpy()
-        image = np.ascontiguousarray(picture) if view.step == 0 else None
-        size = FRUSTUM if view.step == 0 else FRUSTUM / 2
+        image = None
+        if index in self._pictured:
+            stride = max(1, max(view.width, view.height) // THUMBNAIL)
+            picture = view.color_u8[:, ::stride, ::stride].permute(1, 2, 0).cpu().numpy()
+            image = np.ascontiguousarray(picture)
+        tall = 2 * self._depth(view) * float(np.tan(vertical_fov(view.cameras) / 2))
         handle = self._server.scene.add_camera_frustum(
             f"/views/{index:04d}",
             fov=vertical_fov(view.cameras),
             aspect=view.width / view.height,
-            scale=2 * size * float(np.tan(vertical_fov(view.cameras) / 2)),
+            scale=tall,
             thickness=1.2,
             thickness_units="screen",
             color=LINE if view.step == 0 else STEREO,
@@ -103,7 +123,7 @@ class ViewFrusta:
             format="jpeg",
             jpeg_quality=80,
             wxyz=wxyz(c2w[:3, :3]),
-            position=c2w[:3, 3] * scale,
+            position=c2w[:3, 3] * self._scale,
             visible=self._visible,
             cast_shadow=False,
             receive_shadow=False,
@@ -111,13 +131,13 @@ class ViewFrusta:
         handle.on_click(lambda _: self._clicked(index))
         return handle
 
-    def _draw_lines(self, views: list[View], scale: float) -> None:
+    def _draw_lines(self, views: list[View]) -> None:
         if self._lines is not None:
             self._lines.remove()
             self._lines = None
         self._lines_of = views
         if views:
-            lines = [pyramid_lines(view.cameras, scale, FRUSTUM) for view in views]
+            lines = [pyramid_lines(view.cameras, self._scale, self._size) for view in views]
             self._lines = add_lines(self._server, "/views/others", np.concatenate(lines), LINE, 1.0)
             self._lines.visible = self._visible
 
@@ -136,6 +156,15 @@ def one_a_spot(views: Sequence[View], scale: float) -> list[int]:
         kept.append(i)
         spots = np.concatenate([spots, spot[None]])
     return kept
+
+
+def frustum_size(views: Sequence[View], scale: float) -> float:
+    """Depth of the frusta of views that stand apart: smaller where the next view is near."""
+    if len(views) < 2:
+        return FRUSTUM
+    spots = scale * np.array([poses(view.cameras)[0, :3, 3] for view in views])
+    gaps = KDTree(spots).query(spots, k=2)[0][:, 1]
+    return float(np.clip(SPACING * np.median(gaps), MIN_FRUSTUM, FRUSTUM))
 
 
 class PlanDrawing:
