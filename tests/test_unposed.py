@@ -194,6 +194,48 @@ def test_two_places_in_one_folder(tmp_path: Path, photos: list[np.ndarray]):
     assert structure.parts == (frozenset({5, 6, 7}),)
 
 
+@pytest.mark.parametrize("tiles", [0, 4, 8])
+def test_a_room_of_equal_tiles_is_no_silent_wrong_pose(tmp_path: Path, tiles: int):
+    """Photos of tiles match at the wrong copy: poses that are off come with a doubt that says so."""
+    poses = room.walk(8, 0.2)
+    folder = folder_of(tmp_path / "room", [room.photo(c2w, W, H, FOCAL, tiles) for c2w in poses])
+    capture = inputs.read(folder)
+    found = np.array([view.cameras.c2w.double().numpy() for view in capture.views])
+    turn, off = errors(found, np.array([poses[view.frame] for view in capture.views]))
+    doubt = any("things seem to repeat" in notice for notice in capture.notices)
+    assert doubt == (tiles > 0)
+    assert (turn > 3 or off > 0.1) == (tiles > 0)  # or this room shows nothing
+
+
+def test_matches_at_the_wrong_copy_are_left_out_where_neighbours_match_more(
+    tmp_path: Path, poses: list[np.ndarray], photos: list[np.ndarray], monkeypatch
+):
+    """Photo 1 and 5 are said to show the same wall one tile on; the true pairs place them."""
+    real = sfm._Run.match
+
+    def match(run: sfm._Run, pairs: list[tuple[int, int]]) -> None:
+        import pycolmap
+
+        real(run, pairs)
+        with pycolmap.Database.open(run.database) as db:
+            ids = {i.name: i.image_id for i in db.read_all_images()}
+            a, b, c = (ids[f"{k}.jpg"] for k in (0, 1, 4))
+            wrong = db.read_two_view_geometry(a, b)  # what 1 and 2 share, as if 5 stood at 2
+            there = sfm._positions(db.read_keypoints(b))
+            those = sfm._positions(db.read_keypoints(c))
+            matches = np.asarray(wrong.inlier_matches)
+            gap = np.linalg.norm(there[matches[:, 1]][:, None] - those[None], axis=-1)
+            wrong.inlier_matches = np.column_stack([matches[:, 0], gap.argmin(1)])[::2]
+            db.delete_two_view_geometry(a, c)
+            db.write_two_view_geometry(a, c, wrong)
+
+    monkeypatch.setattr(sfm._Run, "match", match)
+    structure = solved(tmp_path, photos)
+    assert structure.contradicted > sfm.CONTRADICTED and structure.sure > 0
+    turn, off = errors(np.array([structure.c2w[i] for i in range(5)]), np.array(poses))
+    assert turn < 0.5 and off < 0.02
+
+
 def test_what_was_read_and_what_was_not_placed_is_shown(tmp_path: Path, photos: list[np.ndarray]):
     """Every photo while it works, small; afterwards the one that shows something else, and why."""
     other = np.ascontiguousarray(room.painting(11)[:H, :W])

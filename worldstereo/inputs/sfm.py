@@ -7,8 +7,10 @@ bits: one seed, and the order of all lists is fixed.
 Source: Schoenberger & Frahm, Structure-from-Motion Revisited, CVPR 2016.
 """
 
+import copy
 import itertools
 import math
+import shutil
 import time
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
@@ -30,9 +32,14 @@ the features, and tags that are no lie hold it where there are few matches even 
 _EXHAUSTIVE = 60  # pictures whose pairs are all matched; above, those that look alike
 _ALIKE, _ROW = 20, 8  # neighbours by looks and in the row, per picture
 _VIDEO_ALIKE = 10
+CONTRADICTED = 0.02
+"""Share of contradicted matches from which poses are doubtful: at most .003 of four sets of photos,
+.04 to .33 in rooms of equal tiles."""
+_SURE = 0.6  # of the most matches that one of both pictures has with any other
 _HELD = 15  # inliers from which two pictures show the same things
 _PLAIN = 300  # features a picture below which it is too plain or blurred
 _FEW_INLIERS = 100  # below it a pair alone says neither the focal length nor the motion
+_APART = math.radians(2)  # points in such directions are not one that was triangulated twice
 _FLAT = (4, 5, 6)  # configurations of two views: planar, panoramic, either
 _WORDS = 64
 _SHARES = {"Finding features": 35, "Matching": 50, "Placing cameras": 15}  # of the time
@@ -92,6 +99,12 @@ class Structure:
     parts: tuple[frozenset[int], ...]
     """Pictures of the other models, largest first, without those of this one."""
     counts: Counts
+    contradicted: float = 0.0
+    """Share of the verified matches whose two ends are points in different directions. Things that
+    repeat match at the wrong copy, and no model fits the right matches and those."""
+    sure: int = 0
+    """Not 0: so many pairs, those with the most matches, placed the pictures again because the first
+    model contradicted too much (`contradicted` is that of the first)."""
     rough: bool = False
     """True: the focal length is a guess that the pictures could not improve."""
     cut: bool = False
@@ -156,7 +169,7 @@ def solve(
     # Tags are whole millimetres: off by 5 %, more than many matches leave open.
     known = all(_agrees(structure, i, p) for i, p in enumerate(pictures))
     if len(pictures) > VERY_FEW:
-        return structure
+        return structure if structure.contradicted <= CONTRADICTED else _by_sure(run, structure)
     if few and known:
         return _chosen(run, counts, run.map(fixed=True))
     if not known and not blank:  # a start that far off leads so few photos astray: begin without it
@@ -169,6 +182,26 @@ def solve(
             on_step=on_step,
         )  # fmt: skip
     return structure
+
+
+def _by_sure(run: "_Run", structure: Structure) -> Structure:
+    """Placed again by the pairs with the most matches, if that contradicts half as much.
+
+    Neighbours share more than what a wall of equal tiles shares with itself one tile on.
+    """
+    counts = structure.counts
+    most = np.zeros(len(run.pictures))
+    for pair, n in counts.inliers.items():
+        most[list(pair)] = np.maximum(most[list(pair)], n)
+    kept = {p for p, n in counts.inliers.items() if n >= max(_HELD, _SURE * most[list(p)].min())}
+    sure = run.of_pairs(kept)
+    try:
+        again = _chosen(sure, counts, sure.map())
+    except NotPlaced:
+        return structure
+    if len(again.c2w) < len(structure.c2w) or 2 * again.contradicted > structure.contradicted:
+        return structure
+    return replace(again, contradicted=structure.contradicted, sure=len(kept))
 
 
 def _agrees(structure: Structure, i: int, picture: Picture) -> bool:
@@ -244,6 +277,26 @@ class _Run:
                     reader.existing_camera_id = self._cameras()[chunk[0]]
                 done += len(chunk)
                 self.say("Finding features", done, len(self.names), "photos")
+
+    def of_pairs(self, kept: set[tuple[int, int]]) -> "_Run":
+        """The same with what was matched between these pairs alone, in a folder of its own."""
+        import pycolmap
+
+        work = self.work / "sure"
+        work.mkdir(exist_ok=True)
+        out = copy.copy(self)
+        out.work, out.database = work, work / "matches.db"
+        shutil.copyfile(self.database, out.database)
+        with pycolmap.Database.open(out.database) as db:
+            where = {i.image_id: self.index[i.name] for i in db.read_all_images()
+                     if i.name in self.index}  # fmt: skip
+            codes, _ = db.read_two_view_geometries()
+            for code in codes:
+                a, b = (int(v) for v in pycolmap.pair_id_to_image_pair(code))
+                pair = sorted((where.get(a, -1), where.get(b, -1)))
+                if tuple(pair) not in kept:
+                    db.delete_two_view_geometry(a, b)
+        return out
 
     def _list(self, names: list[str], camera: int) -> None:
         """Pictures enter the database in their order, not in that in which threads end.
@@ -381,6 +434,35 @@ class _Run:
                     turned.add(pair)
         pairs = dict(sorted(inliers.items()))
         return Counts(tuple(features), tried, pairs, frozenset(turned), frozenset(flat))
+
+    def contradicted(self, model: Any) -> float:
+        """`Structure.contradicted` of a model."""
+        import pycolmap
+
+        ids = sorted(model.points3D)
+        row = {key: i for i, key in enumerate(ids)}
+        xyz = np.array([model.points3D[key].xyz for key in ids]).reshape(-1, 3)
+        images = {i.image_id: i for i in model.images.values() if i.has_pose}
+        eye = {k: image.projection_center() for k, image in images.items()}
+        point = {
+            k: np.array([row[p.point3D_id] if p.has_point3D() else -1 for p in image.points2D])
+            for k, image in images.items()
+        }
+        told = wrong = 0
+        with pycolmap.Database.open(self.database) as db:
+            for code, geometry in zip(*db.read_two_view_geometries(), strict=True):
+                a, b = (int(v) for v in pycolmap.pair_id_to_image_pair(code))
+                matches = np.asarray(geometry.inlier_matches, np.int64).reshape(-1, 2)
+                if a not in images or b not in images or len(matches) < _HELD:
+                    continue
+                p, q = point[a][matches[:, 0]], point[b][matches[:, 1]]
+                both = (p >= 0) & (q >= 0)
+                p, q = xyz[p[both]], xyz[q[both]]
+                # one point of two tracks is seen in one direction, however rough its depth
+                cosines = [(_unit(p - eye[k]) * _unit(q - eye[k])).sum(1) for k in (a, b)]
+                told += len(p)
+                wrong += int((np.minimum(*cosines) < math.cos(_APART)).sum())
+        return wrong / max(1, told)
 
     def map(self, *, fixed: bool = False) -> list[Any]:
         """Models, most pictures first; `fixed` leaves the focal length as it is."""
@@ -539,9 +621,9 @@ def _chosen(run: _Run, counts: Counts, models: list[Any]) -> Structure:
             continue
         believed.append(structure)
         if not turned or structure.angle > 2.0:
-            moved.append(structure)
+            moved.append((structure, model))
     if moved:
-        first = moved[0]
+        first, model = moved[0]
         taken, parts = set(first.c2w), []
         for other in models:
             images = [i for i in other.images.values() if i.has_pose]
@@ -550,7 +632,8 @@ def _chosen(run: _Run, counts: Counts, models: list[Any]) -> Structure:
                 parts.append(frozenset(part))
                 taken |= part
         cut = time.monotonic() > run.deadline - 1
-        return replace(first, parts=tuple(parts), cut=cut)
+        contradicted = run.contradicted(model)
+        return replace(first, parts=tuple(parts), contradicted=contradicted, cut=cut)
     if turned:
         raise _only_turned()
     if len(held) < n - 1 or not believed:

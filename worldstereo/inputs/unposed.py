@@ -512,6 +512,14 @@ def _doubts(structure: sfm.Structure, pictures: Sequence[sfm.Picture]) -> list[s
         )
     if len(pictures) == 2 and (0, 1) in structure.counts.flat:
         out.append("Doubtful poses: both photos share one flat surface, which two motions explain.")
+    if structure.contradicted > sfm.CONTRADICTED:
+        way = "contradict the poses"
+        if structure.sure:
+            way = f"fit no poses; the {structure.sure} pairs with the most matches placed the photos"
+        out.append(
+            f"Doubtful poses: things seem to repeat, as equal tiles or windows do; "
+            f"{100 * structure.contradicted:.0f} % of the matches between photos {way}."
+        )
     if structure.error > 1.5:
         out.append(f"Doubtful poses: points miss their pixels by {structure.error:.1f} px.")
     if structure.rough:
