@@ -196,7 +196,7 @@ def test_two_places_in_one_folder(tmp_path: Path, photos: list[np.ndarray]):
 
 @pytest.mark.parametrize("tiles", [0, 4, 8])
 def test_a_room_of_equal_tiles_is_no_silent_wrong_pose(tmp_path: Path, tiles: int):
-    """Photos of tiles match at the wrong copy: poses that are off come with a doubt that says so."""
+    """Photos of tiles match at the wrong copy: poses that are off come with a doubt."""
     poses = room.walk(8, 0.2)
     folder = folder_of(tmp_path / "room", [room.photo(c2w, W, H, FOCAL, tiles) for c2w in poses])
     capture = inputs.read(folder)

@@ -103,8 +103,8 @@ class Structure:
     """Share of the verified matches whose two ends are points in different directions. Things that
     repeat match at the wrong copy, and no model fits the right matches and those."""
     sure: int = 0
-    """Not 0: so many pairs, those with the most matches, placed the pictures again because the first
-    model contradicted too much (`contradicted` is that of the first)."""
+    """Not 0: so many pairs, those with the most matches, placed the pictures again because the
+    first model contradicted too many matches (`contradicted` is that of the first)."""
     rough: bool = False
     """True: the focal length is a guess that the pictures could not improve."""
     cut: bool = False

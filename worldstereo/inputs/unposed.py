@@ -515,7 +515,7 @@ def _doubts(structure: sfm.Structure, pictures: Sequence[sfm.Picture]) -> list[s
     if structure.contradicted > sfm.CONTRADICTED:
         way = "contradict the poses"
         if structure.sure:
-            way = f"fit no poses; the {structure.sure} pairs with the most matches placed the photos"
+            way = f"fit no poses; the {structure.sure} pairs with the most placed the photos"
         out.append(
             f"Doubtful poses: things seem to repeat, as equal tiles or windows do; "
             f"{100 * structure.contradicted:.0f} % of the matches between photos {way}."
