@@ -33,7 +33,7 @@ _EXHAUSTIVE = 60  # pictures whose pairs are all matched; above, those that look
 _ALIKE, _ROW = 20, 8  # neighbours by looks and in the row, per picture
 _VIDEO_ALIKE = 10
 CONTRADICTED = 0.02
-"""Share of contradicted matches from which poses are doubtful: at most .003 of four sets of photos,
+"""Share of contradicted matches from which poses are doubtful: at most .005 of four sets of photos,
 .04 to .33 in rooms of equal tiles."""
 _SURE = 0.6  # of the most matches that one of both pictures has with any other
 _HELD = 15  # inliers from which two pictures show the same things
