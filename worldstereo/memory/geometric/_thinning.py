@@ -2,10 +2,11 @@
 
 Each point deserves the detail of the camera that saw it: the width of a sample on its surface. All
 widths are stretched (or shrunk, where many views saw the same) by one factor, the same everywhere,
-until enough points lie within their own stretched width of one that stays; those go. So near surfaces keep fine points and far ones coarse
-points, regions that were seen long ago as well as new ones, and a coarse point goes where finer
-ones are. What went has a neighbour within its stretched width, so discs of that radius leave no
-gap that was not there before, whatever the direction of the surface. No point is moved.
+until enough points lie within their own stretched width of one that stays; those go. So near
+surfaces keep fine points and far ones coarse points, regions that were seen long ago as well as new
+ones, and a coarse point goes where finer ones are. What went has a neighbour within its stretched
+width, so discs of that radius leave no gap that was not there before, whatever the direction of the
+surface. No point is moved.
 
 Points are taken from fine to coarse, the better observed first: a maximal Poisson-disk sample with
 a radius of its own for each point.
