@@ -3,7 +3,7 @@
 import io
 import json
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import av
 import numpy as np
@@ -18,9 +18,9 @@ from ui.tour.__main__ import SCRIPTS
 from ui.tour.film import Film
 from ui.tour.record import _Player
 from ui.tour.script import FIELDS, Tour
+from worldstereo.cameras import Cameras
 from worldstereo.errors import InputRefused
 from worldstereo.scene import Scene, View
-from worldstereo.trajectory import Trajectory
 from worldstereo.world import default_view
 
 
@@ -40,6 +40,8 @@ def test_the_bundled_scripts_are_tours():
         ({"steps": [{"pause": "long"}]}, "a number from 0 to 600 is wanted, got 'long'"),
         ({"steps": [{"pause": 1}, {"fly": "home"}]}, "step 2: fly must be one of"),
         ({"steps": [{"picture": "../x.jpg"}]}, "name of a .jpg or .png"),
+        ({"steps": [{"animation": "fly.gif"}]}, "name of a .webp file"),
+        ({"steps": [{"animation": "fly.webp", "seconds": 90}]}, "a number from 0.1 to 60"),
         ({"steps": [{"pause": 1}], "fsp": 3}, "no field 'fsp'"),
         ({"steps": [{"pause": 1}], "size": [1, 2]}, "a number from 320 to 3840"),
         ({"steps": [{"click": "#a", "at": [2, 0]}]}, "a number from 0 to 1"),
@@ -96,6 +98,13 @@ def test_a_frame_shows_the_newest_picture_seen_by_then(tmp_path):
         grey = [np.asarray(f.to_image()).mean() for f in container.decode(video=0)]
     wanted = np.array([0, 10, 20, 30, 30, 30, 30, 30, 200, 200, 200, 200])
     assert np.abs(np.array(grey) - wanted).max() < 4
+
+    film.animate(tmp_path / "end.webp", 2.0, 3.0, width=32, fps=4)  # from where it is bright
+    film.animate(tmp_path / "all.webp", 0.0, 3.0, width=32, fps=4)
+    with Image.open(tmp_path / "end.webp") as bright, Image.open(tmp_path / "all.webp") as whole:
+        assert bright.size == (32, 24) and np.asarray(bright.convert("L")).min() > 190
+        whole.seek(whole.n_frames - 1)  # equal neighbours are one long frame
+        assert whole.n_frames == 5 and np.asarray(whole.convert("L")).min() > 190
     film.close()
 
 
@@ -113,20 +122,33 @@ def test_nothing_is_left_where_the_film_cannot_be_written(tmp_path):
     film.close()
 
 
-def test_a_camera_flies_from_where_the_visitor_is(monkeypatch):
-    """Or from the world's own first view, where no page says where the visitor is."""
+@pytest.mark.parametrize("visited", [True, False])
+def test_a_camera_flies_from_where_the_visitor_is(visited: bool, monkeypatch):
+    """Or from the world's own first view, where no page says where the visitor is.
+
+    Each place of the flight waits for its picture, however slow the browser draws.
+    """
     cameras = turned_cameras(2)
     color, depth = room(cameras)
     views = tuple(View.of(color[i], depth[i], cameras[i], frame=i) for i in range(2))
-    flown: list[Trajectory] = []
-    for here in (cameras[1], None):
-        viewport = SimpleNamespace(camera=lambda here=here: here, play=flown.append, playing=False)
-        world = SimpleNamespace(scene=Scene(views=views, unit=2.0))
-        session: Any = SimpleNamespace(viewport=viewport, world=world)
-        tour = Tour.of({"steps": [{"fly": "truck", "seconds": 1}], "fps": 10})
-        player = _Player(None, session, tour, cast(Any, None), None, lambda *_: None)
-        monkeypatch.setattr(player, "_pass", lambda seconds: None)
-        player._fly(tour.steps[0])
-    assert [len(path) for path in flown] == [10, 10]
-    assert torch.allclose(flown[0].cameras[0].c2w, cameras[1].c2w, atol=1e-5)
-    assert torch.allclose(flown[1].cameras[0].c2w, default_view(session.world.scene).c2w, atol=1e-5)
+    flown: list[Cameras] = []
+    here = cameras[1] if visited else None
+    viewport = SimpleNamespace(camera=lambda: here, fly_to=flown.append, still=False)
+    world = SimpleNamespace(scene=Scene(views=views, unit=2.0))
+    session: Any = SimpleNamespace(viewport=viewport, world=world)
+    tour = Tour.of({"steps": [{"fly": "truck", "seconds": 1}], "fps": 10})
+    film, waits = Film(), []
+    player = _Player(None, session, tour, film, None, lambda *_: None)
+
+    def passing(seconds: float) -> None:
+        waits.append(len(flown))
+        if len(waits) % 3 == 0:  # the third look finds the picture
+            film.add(shade(1), float(len(waits)))
+
+    monkeypatch.setattr(player, "_pass", passing)
+    player._fly(tour.steps[0])
+    assert waits == [k for k in range(1, 13) for _ in range(3)] and len(film) == 12
+    first = cameras[1] if visited else default_view(session.world.scene)
+    assert torch.allclose(flown[0].c2w, first.c2w, atol=1e-5)
+    assert viewport.still is False
+    film.close()

@@ -4,6 +4,7 @@ import io
 from fractions import Fraction
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from PIL import Image
 
@@ -47,15 +48,36 @@ class Film:
             before, start = after, end
         return start
 
-    def frames(self, fps: int) -> list[int]:
-        """For each frame of the film, the newest picture that was seen by then."""
+    def frames(self, fps: int, start: float = 0.0, end: float | None = None) -> list[int]:
+        """For each frame of the film, or of a part in seconds, the newest picture seen by then."""
         shown = [self.shown_at(time) for time in self._times]
+        end = self.seconds if end is None else end
         found, at = [], 0
-        for k in range(max(1, round(self.seconds * fps))):
-            while at + 1 < len(shown) and shown[at + 1] <= (k + 0.5) / fps:
+        for k in range(max(1, round((end - start) * fps))):
+            while at + 1 < len(shown) and shown[at + 1] <= start + (k + 0.5) / fps:
                 at += 1
             found.append(at)
         return found
+
+    def animate(
+        self, path: Path, start: float, end: float, *, width: int = 720, fps: int = 8
+    ) -> None:
+        """A part of the film, in seconds, as an animated WebP that repeats.
+
+        Raises:
+            OSError: it cannot be written there.
+        """
+        which = self.frames(fps, start, end)
+        wide, high = self._picture(which[0]).size
+        size = (width, round(width * high / wide))
+        first, *rest = [self._picture(at, size) for at in which]
+        options: dict[str, Any] = {"quality": 70, "method": 4, "loop": 0, "duration": 1000 // fps}
+        part = path.with_name(f".{path.name}.part")
+        try:
+            first.save(part, format="WEBP", save_all=True, append_images=rest, **options)
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
 
     def write(self, path: Path, fps: int, size: tuple[int, int]) -> None:
         """H.264, yuv420p, index first. Nothing is left where it fails.
@@ -86,7 +108,11 @@ class Film:
     def close(self) -> None:
         self._folder.cleanup()
 
-    def _picture(self, at: int, size: tuple[int, int]) -> Image.Image:
+    def _picture(self, at: int, size: tuple[int, int] | None = None) -> Image.Image:
         content = (Path(self._folder.name) / f"{at}.jpg").read_bytes()
         picture = Image.open(io.BytesIO(content)).convert("RGB")
-        return picture if picture.size == size else picture.resize(size, Image.Resampling.LANCZOS)
+        return (
+            picture
+            if size in (None, picture.size)
+            else picture.resize(size, Image.Resampling.LANCZOS)
+        )

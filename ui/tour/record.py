@@ -36,6 +36,8 @@ IDLE = """() => {
   return go && go.offsetParent && !go.disabled && !(stop && stop.offsetParent);
 }"""
 CARD = 2.5  # seconds of the title
+FLIGHT_FPS = 12  # pictures a second of a flight, however long the browser takes for one
+DRAWN = 2.0  # seconds after which a picture is no longer waited for
 GLIDE = 0.6  # seconds of the pointer from one place to the next
 LOOK = 0.1  # seconds between two looks at the browser's news
 LOADING = 120_000  # ms for the page and whatever it is asked for
@@ -114,6 +116,7 @@ class _Player:
         self._pictures, self._on_step = pictures, on_step
         self._pointer = (tour.width / 2, tour.height * 0.6)
         self._shown = 0.0
+        self._animations: list[tuple[str, float, float]] = []
 
     def play(self) -> None:
         page, tour = self._page, self._tour
@@ -138,6 +141,9 @@ class _Player:
             self._on_step(i, len(tour.steps), f"{step.kind} {step.what}".strip())
             self._during(lambda step=step: self._do(step), step)
         screen.send("Page.stopScreencast")
+        for name, start, end in self._animations:
+            assert self._pictures is not None
+            self._film.animate(self._pictures / name, start, end)
 
     def _during(self, act: Callable[[], None], step: Step | None = None) -> None:
         """Does it, and tells the film how much of that time it shows."""
@@ -147,6 +153,8 @@ class _Player:
         shown = took
         if step is not None and step.kind == "wait":
             shown = min(took, step.seconds)
+        elif step is not None and step.kind == "fly":
+            shown = step.seconds
         elif step is not None and step.kind in ("picture", "click"):
             shown = min(took, 2 * GLIDE)  # a page that answers late is no part of the tour
         self._shown += shown
@@ -172,7 +180,9 @@ class _Player:
             if step.what != "idle":
                 condition = f"() => document.querySelector({step.what!r})?.checkVisibility()"
             page.wait_for_function(condition, timeout=1000 * step.patience)
-        elif self._pictures is not None:
+        elif step.kind == "animation" and self._pictures is not None:
+            self._animations.append((step.what, max(0.0, self._shown - step.seconds), self._shown))
+        elif step.kind == "picture" and self._pictures is not None:
             self._picture(self._pictures / step.what)
 
     def _click(self, step: Step) -> None:
@@ -202,7 +212,7 @@ class _Player:
         here = session.viewport.camera()
         if here is None:
             here = default_view(session.world.scene)
-        frames = max(2, round(step.seconds * self._tour.fps))
+        frames = max(2, round(step.seconds * FLIGHT_FPS))
         path = Trajectory.preset(
             step.what,
             here,
@@ -210,13 +220,17 @@ class _Player:
             distance=pivot_distance(session.world.scene, here),
             value=PRESETS[step.what].parameter.default if step.value is None else step.value,
             up=session.world.scene.up,
-            fps=float(self._tour.fps),
+            fps=float(FLIGHT_FPS),
         )
-        session.viewport.play(path)
-        end = time.monotonic() + step.seconds + 2
-        self._pass(min(0.5, step.seconds))
-        while session.viewport.playing and time.monotonic() < end:
-            self._pass(LOOK)
+        before, session.viewport.still = session.viewport.still, True
+        try:
+            for i in range(len(path)):
+                shown, end = len(self._film), time.monotonic() + DRAWN
+                session.viewport.fly_to(path.cameras[i])
+                while len(self._film) == shown and time.monotonic() < end:
+                    self._pass(1 / 60)
+        finally:
+            session.viewport.still = before
 
     def _picture(self, path: Path) -> None:
         self._page.evaluate("() => tour.hide(true)")

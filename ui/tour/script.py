@@ -15,7 +15,7 @@ from typing import Any, Literal
 from worldstereo.errors import InputRefused
 from worldstereo.trajectory import PRESETS
 
-Kind = Literal["caption", "pause", "fly", "click", "key", "wait", "picture"]
+Kind = Literal["caption", "pause", "fly", "click", "key", "wait", "picture", "animation"]
 FIELDS: dict[str, tuple[str, ...]] = {
     "caption": (),
     "pause": (),
@@ -24,7 +24,9 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "key": (),
     "wait": ("seconds", "patience"),
     "picture": (),
+    "animation": ("seconds",),
 }
+PICTURES = {"picture": (".jpg", ".png"), "animation": (".webp",)}
 MAX_BYTES = 1 << 20  # bytes of a script
 MAX_SECONDS = 600.0  # seconds of one step
 MAX_STEPS = 500  # steps
@@ -37,7 +39,8 @@ class Step:
     what: str = ""
     """The caption, selector, key, preset or file name."""
     seconds: float = 0.0
-    """How long it takes; of a wait, how long of it is shown."""
+    """How long it takes; of a wait, how long of it is shown; of an animation, how much of the film
+    before it."""
     value: float | None = None
     """Of a flight: the preset's own number."""
     at: tuple[float, float] = (0.5, 0.5)
@@ -119,10 +122,11 @@ def _step(index: int, entry: Any) -> Step:
         shown = _number(name, entry.get("seconds", 3), 0, MAX_SECONDS)
         patience = _number(name, entry.get("patience", 300), 1, 3600)
         return Step("wait", what, shown, patience=patience)
-    bare = Path(what).name == what and Path(what).suffix in (".jpg", ".png")
-    if kind == "picture" and not bare:
-        raise ValueError(f"{name}: picture must be the name of a .jpg or .png file.")
-    return Step(kind, what)
+    endings = PICTURES.get(kind, ())
+    if endings and (Path(what).name != what or Path(what).suffix not in endings):
+        raise ValueError(f"{name}: {kind} must be the name of a {' or '.join(endings)} file.")
+    seconds = _number(name, entry.get("seconds", 4), 0.1, 60) if kind == "animation" else 0.0
+    return Step(kind, what, seconds)
 
 
 def _fields(name: str, entry: dict[str, Any], known: tuple[str, ...]) -> None:
