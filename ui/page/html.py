@@ -346,7 +346,7 @@ KEYS = (
 
 def key_map() -> Markup:
     """Every key, and the choice of a language."""
-    rows = [(key, tr(what)) for key, what in KEYS]
+    rows = [(tr(key), tr(what)) for key, what in KEYS]
     return render("stage.html", "keys", rows=rows, languages=LANGUAGES)
 
 
