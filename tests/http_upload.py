@@ -20,7 +20,7 @@ from urllib.parse import quote
 import httpx
 
 REFUSAL = re.compile(r'class="refusal"[^>]*>.*?<span>(.*?)</span>', re.DOTALL)
-POINTS = re.compile(r'<b class="num">([\d,]+)</b> points')
+POINTS = re.compile(r'<span class="num">([\d,]+) points')
 
 
 @dataclass(frozen=True)
