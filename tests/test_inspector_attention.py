@@ -51,7 +51,7 @@ def test_a_click_shows_the_models_own_row(made):
     view = len(session.world.scene.views) - 1
     shown = merged([panel.memory.on_mode(session, view + 1, 0, 0, "Attention", 1, 1)])
     assert shown[panel.memory.mode] | {"value": "Attention"} == shown[panel.memory.mode]
-    assert "Attention" in shown[panel.memory.mode]["choices"]
+    assert "Attention" in [value for _, value in shown[panel.memory.mode]["choices"]]
     assert shown[panel.memory.layer] | {"maximum": 3, "visible": True} == shown[panel.memory.layer]
     assert shown[panel.memory.step]["maximum"] == 2
     click = {"view": str(view), "x": 0.6, "y": 0.4}
@@ -90,7 +90,8 @@ def test_what_cannot_be_looked_into_says_why(made):
         with pytest.raises(WorldStereoError, match=match):
             session.look(newest, (5.0, 5.0), **kwargs).result(60)
     given = panel.memory.on_mode(session, 1, 0, 0, "Attention", 1, 1)
-    assert given[panel.memory.mode]["choices"] == ["Pixel", "References", "Sources"]
+    values = [value for _, value in given[panel.memory.mode]["choices"]]
+    assert values == ["Pixel", "References", "Sources"]
     assert not given[panel.memory.layer]["visible"]
     kept, session.attention._kept = session.attention._kept, type(session.attention._kept)()
     help_ = panel.memory.on_mode(session, newest + 1, 0, 0, "Attention", 1, 1)
