@@ -232,7 +232,7 @@ def relocalize(agreeing: Sequence[View], lost: Sequence[View], unit: float) -> d
     Returns:
         By index into `lost`, the cameras of those that were found without doubt.
     """
-    which = evenly(len(agreeing), min(REMEMBERED, len(agreeing)))
+    which = evenly(len(agreeing), REMEMBERED)
     localizer = Localizer.of([agreeing[i] for i in which], unit)
     places = [localizer.find(view.color_u8, view.given.K) for view in lost]
     return {

@@ -264,8 +264,7 @@ def with_relocalized(
         placed.append(views[i].moved(with_c2w(views[i], pose)))
     start = np.stack([view.pose.c2w for view in placed])
     judged = np.stack([views[i].pose.c2w for i in order])
-    numbers = [i + 1 for i in order]
-    solved, agrees, *_ = solve(placed, start, len(fine), on_step, numbers, judged)
+    solved, agrees, *_ = solve(placed, start, len(fine), on_step, judged=judged)
     taken = [i for k, i in enumerate(order) if k >= len(fine) and agrees[k]]
     if not taken:
         return registration
