@@ -103,7 +103,7 @@ def test_an_estimator_of_a_package_is_found(monkeypatch):
             return self.value
 
     entries = [Entry("broken", ImportError("no")), Entry("flat", FLAT)]
-    monkeypatch.setattr(depths, "entry_points", lambda group: entries)
+    monkeypatch.setattr(depths, "installed", lambda group: entries)
     assert list(depth.estimators()) == ["layout", "transformers", "map", "flat"]
     depth.use("flat")
     assert isinstance(depth.best_estimator(), Flat)

@@ -1,7 +1,9 @@
-"""Functions of registries by name, imported when they are first needed."""
+"""What registries hold by name, imported when it is first needed."""
 
 from collections.abc import Callable
+from functools import cache
 from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 
@@ -11,3 +13,9 @@ def loaded(function: Callable[..., Any] | str) -> Callable[..., Any]:
         return function
     module, _, name = function.partition(":")
     return getattr(import_module(module), name)
+
+
+@cache
+def installed(group: str) -> tuple[EntryPoint, ...]:
+    """What other packages offer under a group of entry points, as installed at the first call."""
+    return tuple(entry_points(group=group))  # reads a file of each installed package

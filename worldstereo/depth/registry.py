@@ -9,9 +9,8 @@ the group `worldstereo.depth`, whose value is such an `Estimator`; the import pr
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import entry_points
 
-from worldstereo._core.lazy import loaded
+from worldstereo._core.lazy import installed, loaded
 from worldstereo.depth._base import DepthEstimator
 
 GROUP = "worldstereo.depth"
@@ -66,7 +65,7 @@ def unregister(name: str) -> None:
 def estimators() -> dict[str, Estimator]:
     """Every estimator by its name; one of a package that fails to load is left out and logged."""
     found = dict(_registered)
-    for entry in entry_points(group=GROUP):
+    for entry in installed(GROUP):
         if entry.name in found:
             continue
         try:

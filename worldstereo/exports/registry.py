@@ -10,10 +10,10 @@ import inspect
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import entry_points
+from functools import cache
 from typing import Any, Literal, NamedTuple
 
-from worldstereo._core.lazy import loaded
+from worldstereo._core.lazy import installed, loaded
 from worldstereo.scene import Scene
 
 GROUP = "worldstereo.exporters"
@@ -103,10 +103,13 @@ def unregister(name: str) -> None:
 
 def exporters() -> dict[str, Exporter]:
     """Every exporter under its name. A foreign one that fails to load is left out and logged."""
-    found = dict(_registered)
-    for point in entry_points(group=GROUP):
-        if point.name in found:
-            continue
+    return _registered | {k: v for k, v in _foreign().items() if k not in _registered}
+
+
+@cache
+def _foreign() -> dict[str, Exporter]:
+    found = {}
+    for point in installed(GROUP):
         try:
             found[point.name] = point.load()
         except Exception:  # a foreign package must not keep the app from starting

@@ -9,10 +9,9 @@ generator's and whose value is such a function. Command line, page and tests rea
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import entry_points
 from pathlib import Path
 
-from worldstereo._core.lazy import loaded
+from worldstereo._core.lazy import installed, loaded
 from worldstereo.generators.base import Generator, GeneratorLimits, MemoryModeFit, SamplerConfig
 from worldstereo.scene import Scene
 from worldstereo.trajectory import Trajectory
@@ -124,7 +123,7 @@ def choices(settings: GeneratorSettings | None = None) -> tuple[GeneratorChoice,
 
 
 def _all() -> dict[str, Choose | str]:
-    foreign = {p.name: p.value for p in entry_points(group=GROUP) if p.name not in _registered}
+    foreign = {p.name: p.value for p in installed(GROUP) if p.name not in _registered}
     return _registered | foreign
 
 

@@ -2,8 +2,8 @@
 
 import logging
 from functools import cache
-from importlib.metadata import entry_points
 
+from worldstereo._core.lazy import installed
 from worldstereo.inputs import cloud, images, panorama, posed, rgbd, scanner, unposed, video
 from worldstereo.inputs.registry import CLOUDS, GROUP, PHOTOS, POSES, Reader, readers, register
 
@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 def load() -> None:
     """Registers all readers, once; a package that fails to load leaves the others alone."""
     _register_own()
-    for entry in entry_points(group=GROUP):
+    for entry in installed(GROUP):
         try:
             found = entry.load()
             reader = found if isinstance(found, Reader) else found()

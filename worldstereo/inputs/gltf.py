@@ -12,16 +12,18 @@ import re
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 import numpy as np
-import trimesh
 
 from worldstereo.inputs import images, jsonfile
 from worldstereo.inputs.limits import Limits, refusal, shown
 from worldstereo.inputs.meshes import loaded
 from worldstereo.inputs.surface import Surface, Texture, joined
+
+if TYPE_CHECKING:
+    import trimesh
 
 _KINDS = {5120: "<i1", 5121: "<u1", 5122: "<i2", 5123: "<u2", 5125: "<u4", 5126: "<f4"}
 _WIDTHS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4}
@@ -146,7 +148,7 @@ class _Document:
             raise self.refuse("holds no triangle or point", "A scene with a mesh is accepted")
         return joined(parts, tuple(self.notices))
 
-    def _loaded(self, roots: list[int]) -> trimesh.Scene:
+    def _loaded(self, roots: list[int]) -> "trimesh.Scene":
         """What trimesh makes of the checked document."""
         if not self.out["meshes"]:
             raise self.refuse("holds no triangle or point", "A scene with a mesh is accepted")

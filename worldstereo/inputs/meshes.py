@@ -10,15 +10,16 @@ import logging
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import trimesh
-from trimesh.resolvers import Resolver
 
 from worldstereo.inputs import images
 from worldstereo.inputs.limits import Limits, refusal, shown, size_text
 from worldstereo.inputs.surface import Surface, Texture, color_share
+
+if TYPE_CHECKING:  # it takes half a second to import, and few captures are meshes
+    import trimesh
 
 log = logging.getLogger(__name__)
 
@@ -39,8 +40,8 @@ class Look:
     told: bool = False
 
 
-class Closed(Resolver):
-    """Nothing outside the file: whatever trimesh asks for is refused."""
+class Closed:
+    """A resolver of trimesh with nothing outside the file: whatever it asks for is refused."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -62,15 +63,18 @@ class Closed(Resolver):
         return []
 
 
-def loaded(name: str, data: bytes, kind: str, **options: Any) -> trimesh.Scene:
+def loaded(name: str, data: bytes, kind: str, **options: Any) -> "trimesh.Scene":
     """What trimesh reads from bytes that were checked; any failure of it is one line.
 
     Raises:
         InputRefused: trimesh cannot read it after all.
     """
+    import trimesh
+
+    closed: Any = Closed(name)
     try:
         return trimesh.load_scene(
-            io.BytesIO(data), file_type=kind, resolver=Closed(name), process=False, **options
+            io.BytesIO(data), file_type=kind, resolver=closed, process=False, **options
         )
     except MemoryError:
         raise
@@ -84,7 +88,7 @@ def _surface(name: str, text: str, kind: str, **options: Any) -> Surface:
     return _gathered(name, loaded(name, text.encode("ascii"), kind, **options))
 
 
-def _gathered(name: str, scene: trimesh.Scene) -> Surface:
+def _gathered(name: str, scene: "trimesh.Scene") -> Surface:
     points, faces, start = [np.zeros((0, 3))], [np.zeros((0, 3), np.int64)], 0
     for part in scene.geometry.values():
         points.append(np.asarray(part.vertices, dtype=np.float64))

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 from plyfile import PlyData, PlyParseError
-from trimesh.geometry import triangulate_quads
 
 from worldstereo.inputs import images, splats
 from worldstereo.inputs.archive import Bundle
@@ -316,6 +315,8 @@ def _triangles(
     name: str, ply: dict[str, np.ndarray], elements: list[_Element]
 ) -> tuple[np.ndarray, Any]:
     """Triangles, polygons as fans around their first corner; and the rows they came from."""
+    from trimesh.geometry import triangulate_quads
+
     none = np.zeros((0, 3), np.int64)
     element = next((e for e in elements if e.name == "face" and e.rows), None)
     keys = [p for p in element.properties if p.name in INDICES] if element is not None else []

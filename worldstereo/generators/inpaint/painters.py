@@ -11,14 +11,13 @@ import threading
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import entry_points
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import Bool, UInt8
 
-from worldstereo._core.lazy import loaded
+from worldstereo._core.lazy import installed, loaded
 from worldstereo.errors import OutOfMemory, WorldStereoError
 from worldstereo.generators.base import StepRange
 from worldstereo.generators.registry import GeneratorSettings
@@ -161,7 +160,7 @@ def painter_named(name: str, settings: GeneratorSettings | None = None) -> Paint
 
 
 def _all() -> dict[str, Make | str]:
-    foreign = {p.name: p.value for p in entry_points(group=GROUP) if p.name not in _registered}
+    foreign = {p.name: p.value for p in installed(GROUP) if p.name not in _registered}
     return _registered | foreign
 
 

@@ -180,6 +180,7 @@ def _warm_up() -> None:
     import numpy as np
     import safetensors.torch
     import torch
+    import trimesh
     from PIL import Image, ImageCms, ImageOps
 
     from worldstereo._core import resident
@@ -188,7 +189,7 @@ def _warm_up() -> None:
     from worldstereo.inputs.limits import LOCAL
     from worldstereo.inputs.sandbox import transfer
 
-    assert all((ImageOps, cloud, dispatch, posed, rgbd, transfer, safetensors.torch))
+    assert all((ImageOps, cloud, dispatch, posed, rgbd, transfer, safetensors.torch, trimesh))
     _also()
     resident.warm_up()
     builtin.load()  # readers of other packages too: code is loaded now or never
