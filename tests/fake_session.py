@@ -98,7 +98,7 @@ class FakeJob:
     def cancel(self) -> None:
         self.cancelled = True
 
-    def result(self) -> Any:
+    def result(self, timeout: float | None = None) -> Any:
         if self.error is not None:
             raise self.error
         return self.report

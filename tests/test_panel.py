@@ -741,6 +741,16 @@ def test_photos_can_be_added_only_where_there_are_views(panel):
     assert offered(busy) == (True, BUSY)
 
 
+@pytest.mark.parametrize("visited", [False, True])
+def test_a_world_is_drawn_ahead_only_until_somebody_comes(panel, session, visited, monkeypatch):
+    """The visit draws the same; two at once would make it wait."""
+    session.job = FakeJob("open")
+    session.job.state = "done"
+    monkeypatch.setattr(panel.sessions, "is_ahead", lambda one: not visited, raising=False)
+    panel.prepare(session)
+    assert (session.planned.path is None) is visited
+
+
 @pytest.fixture
 def written(monkeypatch) -> list[tuple[str, dict[str, Any]]]:
     """Formats and options that exports were asked for; nothing is written."""

@@ -863,7 +863,9 @@ def test_the_first_visitor_finds_the_world_that_was_prepared(tmp_path):
         assert prepared.job.result(SECONDS) is prepared.world.scene
         assert sessions.viewport(prepared.token) is None and sessions.stats["sessions"] == 0
         assert prepared.saving.path is not None and not prepared.saving.path.exists()
+        assert sessions.is_ahead(prepared)
         first, second = sessions.create(), sessions.create()
+        assert not sessions.is_ahead(prepared)
         assert first is prepared and len(first.world.scene.cloud) == 97
         assert second is not prepared and len(second.world.scene.cloud) == 0
         first.saving.save_unsaved()

@@ -98,7 +98,7 @@ def _drawn(scene: Scene) -> tuple[Plane, str]:
     plane = Plane(scene)
     step = max(1, -(-len(scene.cloud) // POINTS))
     points = _thinned(scene)
-    colors = coverage(scene).colors()[::step].cpu().numpy() * 255
+    colors = coverage(scene, every=step).colors().cpu().numpy() * 255
     light = scene.cloud.colors[::step].detach().cpu().numpy() @ [0.3, 0.6, 0.1]
     colors = colors * (0.35 + 0.65 * light[:, None])
     height = points @ plane.up

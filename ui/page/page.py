@@ -215,12 +215,14 @@ class Panel(Core):
         yield from self.guarded(self.on_opened)(session.token)
 
     def prepare(self, session: Session | None) -> None:
-        """The first visitor's world, its path and its first pictures, before the visit."""
+        """The first visitor's world, its path and its first pictures, as far as nobody has come."""
         session = session or self.sessions.prepare()
         if session is not None and session.job is not None:
             with contextlib.suppress(WorldStereoError, TimeoutError):
                 session.job.result(120)
-                for _ in self.follow.settle(session):
+                steps = self.follow.settle(session)
+                # A visit does the same, and would wait while both are at it.
+                while self.sessions.is_ahead(session) and next(steps, None) is not None:
                     self.follow.refresh(session)  # what it draws is kept with its views
 
     def on_opened(self, session: Session) -> Iterator[Updates]:
@@ -229,10 +231,13 @@ class Panel(Core):
         for part in self.parts:
             updates |= part.opened(session)
         yield updates
-        if session.busy:
-            yield from self.follow.job(session)
-        else:
-            yield from self.follow.settle(session)
+        try:
+            if session.busy:
+                yield from self.follow.job(session)
+            else:
+                yield from self.follow.settle(session)
+        finally:
+            session.saving.save_unsaved()  # a world that was opened ahead: now it is somebody's
 
     def on_undo(self, session: Session, data: dict[str, Any]) -> Updates:
         session.undo()

@@ -68,7 +68,6 @@ class ViewportPanel(Part):
         session.viewport.renderer(software)
         session.viewport.still = data.get("still") is True
         session.set_drawing("points" if software else "surface", by_hand=False)
-        session.saving.save_unsaved()
         dark: Updates = {self.core.message: html.failed(DARK)} if name == "none" else {}
         return self.hud.refresh(session) | self.world.refresh(session) | dark
 

@@ -108,6 +108,10 @@ class Sessions:
             self._ready = session
         return session
 
+    def is_ahead(self, session: Session) -> bool:
+        """Whether this session was prepared and nobody has come for it yet."""
+        return self._ready is session
+
     def get(self, token: str | None) -> Session | None:
         """The session of a token, brought back from its saved world if the app was restarted."""
         if not token or not TOKEN.fullmatch(token):

@@ -66,7 +66,7 @@ class Known(IntEnum):
 
 @dataclass(frozen=True, eq=False)
 class Coverage:
-    """How well each point of the cloud is known; rows are those of `Scene.cloud`."""
+    """How well each point of the cloud is known; rows are those that `coverage` was asked for."""
 
     observations: Int[Tensor, "N"]
     """Given views that see the point."""
@@ -94,9 +94,13 @@ class NextView:
     """Share of its picture that no memory knows."""
 
 
-def coverage(scene: Scene) -> Coverage:
-    """Which points of the cloud are known from several sides, from one, or were invented."""
-    points = scene.cloud.points
+def coverage(scene: Scene, every: int = 1) -> Coverage:
+    """Which points of the cloud are known from several sides, from one, or were invented.
+
+    Args:
+        every: only each n-th point is asked about; rows are those of `scene.cloud` with this step.
+    """
+    points = scene.cloud.points[::every]
     n = len(points)
     count = torch.zeros(n, dtype=torch.int64)
     total = torch.zeros(n, 3)
@@ -120,7 +124,7 @@ def coverage(scene: Scene) -> Coverage:
         lowest[rows] = torch.minimum(lowest[rows], (ray * mean[rows]).sum(1))
     angle = 2 * torch.rad2deg(torch.arccos(lowest.clamp(-1, 1)))
     known = torch.where((count > 1) & (angle > ONE_SIDED), int(Known.WELL), int(Known.ONE_SIDE))
-    known[scene.cloud.step > 0] = int(Known.INVENTED)
+    known[scene.cloud.step[::every] > 0] = int(Known.INVENTED)
     return Coverage(count, angle, known.to(torch.uint8))
 
 
