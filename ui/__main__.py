@@ -177,6 +177,7 @@ def main(config: AppConfig) -> None:
     demo, url, stop = launch(sessions, config, more, ready)
     print(f"WorldStereo is open at {url}", flush=True)
     gc.freeze()  # a million objects of imports: the collector need not look at them again
+    gc.enable()
     try:
         demo.block_thread()
     finally:
@@ -198,6 +199,7 @@ def prepare(sessions: "Sessions") -> None:
 
 def run() -> None:
     """The command `worldstereo-app`; defaults come from the environment."""
+    gc.disable()  # a fifth of the time that imports take would be spent looking for garbage
     import tyro
 
     # Hosted spaces and containers say where to listen through the environment.
