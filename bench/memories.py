@@ -9,17 +9,19 @@ world (`--given` measures against the poses as given, without registration).
 import argparse
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from worldstereo import Capture, Trajectory, View, WarpGenerator, World, read
+from worldstereo import Cameras, Capture, Trajectory, View, WarpGenerator, World, read
 from worldstereo.guide import Guide, splat_cloud
 from worldstereo.memory.localize import Localizer
 from worldstereo.memory.stereo.agreement import Witnesses, agreement
 from worldstereo.memory.stereo.dense import ViewIndex, synthesize
+from worldstereo.memory.stereo.keypoints import KeypointMemory
 from worldstereo.memory.stereo.references import references
 from worldstereo.scene import Origin
 from worldstereo.world import add, explore, start, unknown
@@ -94,6 +96,48 @@ def localisation(m: Measured) -> dict[str, float | int]:
         "metres, worst": max(metres, default=float("nan")),
         "CPU s a photo": float(np.median(seconds)),
         "CPU s a view at entry": build,
+    }
+
+
+def crowded(m: Measured, root: Path, entries: int, photos: int = 12) -> dict[str, float | int]:
+    """Photos found among so many entries: the kept views', and those of the other captures, as
+    they are and mirrored, far away."""
+    views, unit = list(m.world.scene.views), m.world.scene.unit
+    memory = KeypointMemory(entries)
+    for number, view in enumerate(views):
+        memory.observe(view, number, views)
+    others = [name for name in KEPT if name != m.name]
+    for place, (name, mirrored) in enumerate((n, f) for f in (False, True) for n in others):
+        aside = torch.eye(4)
+        aside[0, 3] = 1000.0 * (place + 1) * unit
+        for view in read(root / "rgbd" / name).views:
+            if memory.size >= 0.99 * entries:
+                break
+            camera, K = view.cameras, view.cameras.K.clone()
+            if mirrored:
+                K[0, 2] = camera.width - K[0, 2]
+                pixels = ("color_u8", "depth", "confidence_u8", "kind")
+                view = replace(view, **{p: getattr(view, p).flip(-1).contiguous() for p in pixels})
+            moved = Cameras(K, aside @ camera.c2w, camera.width, camera.height)
+            views.append(replace(view, cameras=moved))
+            memory.observe(views[-1], len(views) - 1, views)
+    localizer, found, right, cpu, wall = Localizer(memory.table(views, unit)), 0, 0, [], []
+    for i in m.out[:: max(1, len(m.out) // photos)][:photos]:
+        began, clock = time.process_time(), time.monotonic()
+        place = localizer.find(m.views[i].color_u8, m.views[i].given.K)
+        cpu.append(time.process_time() - began)
+        wall.append(time.monotonic() - clock)
+        found += place.camera is not None
+        if place.camera is not None:
+            miss = place.camera.c2w.numpy()[:3, 3] - m.truth(i)[:3, 3]
+            right += float(np.linalg.norm(miss)) <= WRONG[1]
+    return {
+        "entries": len(localizer.table),
+        "photos": len(cpu),
+        "found": found,
+        "right": right,
+        "s a photo": float(np.median(wall)),
+        "CPU s a photo": float(np.median(cpu)),
     }
 
 
@@ -290,6 +334,7 @@ def main() -> None:
     parser.add_argument(
         "--parts", nargs="*", default=["localisation", "agreement", "coverage", "references", "add"]
     )
+    parser.add_argument("--crowd", type=int, default=100_000, help="entries of the part `crowd`")
     parser.add_argument("--given", action="store_true")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
@@ -302,6 +347,8 @@ def main() -> None:
         row["size"] = {"bytes an entry": sum(size.values()) / entries}
         if "localisation" in options.parts:
             row["localisation"] = localisation(m)
+        if "crowd" in options.parts:
+            row["crowd"] = crowded(m, options.root, options.crowd)
         if "agreement" in options.parts:
             row["agreement"] = agreements(m, last)
         if "coverage" in options.parts:

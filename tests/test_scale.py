@@ -306,6 +306,18 @@ def test_a_walk_through_a_corridor_stays_covered_to_its_end():
     assert min(before) < 0.1  # the contract of the memory by itself: the oldest points go
 
 
+def test_a_cloud_that_its_sample_says_wrong_is_thinned_to_the_target_and_hardly_below():
+    """Half of it is twice as dense; which half the sample's large cells hold is chance."""
+    dice = np.random.default_rng(5)
+    flat = dice.random((240_000, 2)) * [4, 1]
+    flat[::3] *= [0.25, 1.0]  # a quarter of the area holds half of the points
+    points = np.column_stack([flat, np.zeros(len(flat))]).astype(np.float32)
+    width = np.full(len(points), 0.004)
+    for target in (40_000, 120_000):
+        kept, _ = thinning.thinned(points, width, np.ones(len(points)), target)
+        assert 0.96 * target <= kept.sum() <= target
+
+
 def test_thinning_without_a_compiler_keeps_the_same(monkeypatch):
     g = np.random.default_rng(3)
     points = g.normal(size=(701, 3)).astype(np.float32)

@@ -27,6 +27,8 @@ LEVELS = 24  # a factor of 4096 from the finest to the coarsest: all beyond are 
 APART = 0.25  # of a cell: finer points that are closer than this stand for each other
 SEARCH = 12  # tries for the factor; each comes closer like a bisection
 SAMPLE = 16  # the search looks at one cell of so many
+BESIDE = 1.25  # factors that much smaller and larger say how fast points become fewer
+MIN_SLOPE = 0.5  # points become fewer at least with the root of the factor
 FIRST = 1 / 8  # the factor that is tried first; below it points of one view would have to go
 CLOSED = 0.75  # up to this factor no gap is wider than the splat of a sample, three pixels
 
@@ -73,12 +75,15 @@ def thinned(
         if high / low < 1.02:
             break
     everything = Ordered.of(points, width, level, weight)
-    while True:  # the sample may be off by a little
-        kept = everything.kept(finest, high)
-        if kept.sum() <= target:
-            least = 1.0 if high <= CLOSED else float(np.nextafter(np.float32(1), np.float32(2)))
-            return everything.rows_of(kept), max(high, least)
-        high *= 1.01
+    while (count := (kept := everything.kept(finest, high)).sum()) > target:
+        # The sample is off by some hundredths: farther by as much as it says that this takes.
+        falls = some.kept(finest, high / BESIDE).sum() / max(
+            1, some.kept(finest, high * BESIDE).sum()
+        )
+        slope = max(MIN_SLOPE, float(np.log(falls) / np.log(BESIDE**2)))
+        high *= max(1.005, (count / target) ** (1.02 / slope))
+    least = 1.0 if high <= CLOSED else float(np.nextafter(np.float32(1), np.float32(2)))
+    return everything.rows_of(kept), max(high, least)
 
 
 class Ordered(NamedTuple):
