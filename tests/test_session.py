@@ -670,14 +670,14 @@ def test_a_started_example_is_kept_and_opens_the_same_world(tmp_path, monkeypatc
     sessions = Sessions(settings)
     first, second = sessions.create(), sessions.create()
     first.example("room").result(SECONDS)
-    kept = sessions.shared.started(example)
+    kept = sessions.shared.kept.place(example)
     until(lambda: (kept / "project.json").exists() and not sessions.shared.worker.waiting)
     second.example("room").result(SECONDS)
     assert len(reads) == 1
     assert first.world.scene.name == second.world.scene.name == "The room"
     torch.testing.assert_close(first.world.scene.cloud.points, second.world.scene.cloud.points)
     (folder / "frames.json").write_text("{ }")  # another example under the same name
-    assert sessions.shared.started(example) != kept
+    assert sessions.shared.kept.place(example) != kept
     sessions.close_all()
 
 
@@ -694,7 +694,7 @@ def test_a_first_start_compiles_in_a_second_process_and_ends_it(tmp_path):
     assert not sessions.shared.settled(example, timeout=0.2)
     sessions.close_all()
     assert compiling.poll() is not None
-    kept = sessions.shared.started(example)
+    kept = sessions.shared.kept.place(example)
     start(world := World(InstantGenerator()), room_capture(2))
     save_world(world, kept)
     again = Sessions(settings)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from worldstereo.errors import WorldStereoError
-from worldstereo.project import ProjectState, is_project, load_world, reopen
+from worldstereo.project import ProjectState, load_world, reopen
 from worldstereo.scene import Capture, PointCloud, Scene, View
 from worldstereo.trajectory import Trajectory
 from worldstereo.views.registration import median_depth
@@ -79,7 +79,7 @@ class WorldLoader:
         job.on_step(0, 0, f"Opening {example.label}")
         if not self._reopen(example):
             self._begin(self._shared.read_example(example), job)
-            keep = Job("save", lambda _: self._shared.keep_started(example, self._world))
+            keep = Job("save", lambda _: self._shared.kept.keep(example, self._world))
             self._shared.worker.submit(self._token, keep)
         if save:
             self._saving.save(job)
@@ -87,8 +87,8 @@ class WorldLoader:
 
     def _reopen(self, example: Example) -> bool:
         """Take the world that this example became last time, unless there is one to undo to."""
-        path = self._shared.started(example)
-        if self._world.history or path is None or not is_project(path):
+        path = None if self._world.history else self._shared.kept.find(example)
+        if path is None:
             return False
         try:
             load_world(self._world, path)

@@ -71,8 +71,7 @@ class Sessions:
     @property
     def has_kept(self) -> bool:
         """Whether the first example's world is kept: this code has run here before."""
-        path = self.shared.started(self.examples[0]) if self.examples else None
-        return path is not None and is_project(path)
+        return bool(self.examples) and self.shared.kept.find(self.examples[0]) is not None
 
     # ---- sessions --------------------------------------------------------------------------------
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import shutil
 import subprocess
 import sys
 import threading
@@ -11,24 +10,23 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import worldstereo
 from worldstereo.errors import InputRefused
 from worldstereo.generators import Closable, Generator
 from worldstereo.inputs import read
 from worldstereo.inputs.pictures import read_pictures
 from worldstereo.inputs.sandbox.worker import ImportWorker, OnPicture
 from worldstereo.progress import OnStep, ignore
-from worldstereo.project import ProjectState, is_project, load, save_world
+from worldstereo.project import ProjectState, is_project, load
 from worldstereo.scene import Capture
 from worldstereo.world import World
 
 from .config import Example, GeneratorChoice, SessionsConfig
 from .depth_model import DepthModel
 from .jobs import Worker
+from .kept import LIBRARY, KeptExamples
 
 PROJECTS = "worldstereo.project.sandboxed"  # saved worlds, beside captures
 IMPORTS = 2  # files read at once, each by a process of its own
-LIBRARY = Path(worldstereo.__file__).resolve().parent
 
 
 class Shared:
@@ -44,6 +42,7 @@ class Shared:
         self.worker = Worker(config.workers, before=self.importing)
         self.pace: dict[str, float] = {}
         self.depth_model = DepthModel(config.depth_model)
+        self.kept = KeptExamples(config.projects)
         self.examples: tuple[Example, ...] = config.examples
         # What this machine can run comes first; among equals the order of the configuration stays.
         offered = sorted(config.generators, key=lambda choice: bool(choice.why_not))
@@ -135,37 +134,14 @@ class Shared:
             raise InputRefused(f"{example.label}: has no files here.")
         return replace(read(example.path, example.label), name=example.label)
 
-    def started(self, example: Example) -> Path | None:
-        """Where the world that this example becomes is kept, so that it opens at once next time.
-
-        The name changes with the example's files and with the library's code.
-        """
-        if self.config.projects is None or example.path is None:
-            return None
-        digest = hashlib.sha256()
-        files = [*example.path.rglob("*"), *LIBRARY.rglob("*.py")]
-        for file in sorted(file for file in files if file.is_file()):
-            about = file.stat()
-            digest.update(f"{file} {about.st_size} {about.st_mtime_ns}\n".encode())
-        return self.config.projects / "examples" / f"{example.key}-{digest.hexdigest()[:16]}.world"
-
-    def keep_started(self, example: Example, world: World) -> None:
-        """Keep a world that was just started from an example; forget older ones of its name."""
-        path = self.started(example)
-        if path is None or is_project(path) or len(world.history) != 1:
-            return
-        save_world(world, path)
-        for old in path.parent.glob(f"{example.key}-*.world"):
-            if old != path:
-                shutil.rmtree(old, ignore_errors=True)
-
     def compile_beside(self, example: Example) -> None:
         """Have a second process compile what this example's world needs last, while it is prepared.
 
         Nothing where that world is kept: then this code has run here before.
         """
-        path = self.started(example)
-        if path is None or is_project(path) or self._compiling is not None:
+        if self._compiling is not None or self.kept.place(example) is None:
+            return
+        if self.kept.find(example) is not None:
             return
         self._compiling = subprocess.Popen(
             [sys.executable, "-P", "-m", "worldstereo.warmup"],
@@ -178,10 +154,9 @@ class Shared:
     def settled(self, example: Example, timeout: float) -> bool:
         """Whether, within seconds, the kernels are compiled and the example's world is kept."""
         until = time.monotonic() + timeout
-        path = self.started(example)
         while time.monotonic() < until:
             compiled = self._compiling is None or self._compiling.poll() is not None
-            if compiled and (path is None or is_project(path)):
+            if compiled and (self.kept.place(example) is None or self.kept.find(example)):
                 return True
             time.sleep(0.1)
         return False
