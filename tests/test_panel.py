@@ -31,15 +31,19 @@ from tests.fake_session import (
     small_scene,
 )
 from worldstereo import exports
+from worldstereo.cameras import Cameras
 from worldstereo.errors import Cancelled, ExportError, WorldBusy, WorldStereoError
 from worldstereo.generators import GeneratorLimits, WarpGenerator
 from worldstereo.generators.registry import GeneratorChoice
 from worldstereo.reconstruct import QUALITIES
 from worldstereo.scene import DepthKind, LeftOut, PointCloud, Scene
 from worldstereo.trajectory import PRESETS
-from worldstereo.world import AddedPhoto, AddReport
+from worldstereo.world import AddedPhoto, AddReport, NextView
 
 with quietly():
+    import gradio as gr
+    from gradio.state_holder import SessionState
+
     from ui.page import html as page_html
     from ui.page.core import BUG, BUSY, EXPIRED
     from ui.page.page import Panel
@@ -932,6 +936,38 @@ def test_the_memory_tab_shows_which_keypoint_entries_voted_for_a_reference(panel
 def test_an_unknown_event_of_the_stage_changes_nothing_of_note(panel, session):
     answer = panel.viewport_panel.on_stage(session, {"kind": "surprise"}, "Pixel")
     assert set(answer) == {panel.hud.chip, panel.hud.tools}
+
+
+def test_of_two_keys_the_later_state_stays_on_the_page(panel, session):
+    """M twice within milliseconds, and the answer to the first comes last."""
+    line, tools = panel.hud.chip, panel.hud.tools
+    function = next(f for f in panel.demo.fns.values() if line in f.outputs)
+    on, off = panel.world.on_measure(session), panel.world.on_measure(session)
+    assert "click two points" in text_of(on[line]) and "click two" not in text_of(off[line])
+
+    def sent(updates: Any, state: SessionState) -> list[Any]:
+        outputs = asyncio.run(panel.demo.postprocess_data(function, updates, state))
+        return [outputs[function.outputs.index(part)] for part in (line, tools)]
+
+    page, other = SessionState(panel.demo), SessionState(panel.demo)
+    assert sent(on, page) == [on[line], on[tools]]
+    assert sent(off, page) == [off[line], off[tools]]
+    assert sent(on, page) == [gr.skip(), gr.skip()]
+    assert sent(on, other) == [on[line], on[tools]]  # it was sent nothing later
+
+
+def test_a_path_to_the_unseen_has_the_size_that_is_asked_for(panel, session):
+    scene = session.world.scene
+    K = scene.views[0].cameras.K
+    K = K * torch.tensor([[2.0], [2.0], [1.0]])
+    camera = Cameras(K, scene.views[0].cameras.c2w, 2 * WIDTH, 2 * HEIGHT)
+    session.unseen = type(session.unseen)(scene, (NextView(camera, 0.5, 0.5),))
+    for size in [entry[1] for entry in sizes(scene, None)]:
+        plan_path(session, settings_of(session, "unseen", size=size))
+        path = session.planned.path.cameras
+        assert f"{path.width}x{path.height}" == size
+        larger = max(path.width / camera.width, path.height / camera.height)
+        assert float(path.K[0, 0, 0]) == pytest.approx(float(larger * K[0, 0]), rel=1e-5)
 
 
 def test_gradio_is_imported_whole_but_writes_no_stubs(tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ dictionaries; the guard finds the session by its token and turns errors into one
 """
 
 import inspect
+import itertools
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -30,6 +31,27 @@ Handler = Callable[..., Updates | Iterator[Updates]]
 EXPIRED = "This world was closed after a time without visitors. Reload the page to open a new one."
 BUG = "An internal error occurred; the world is unchanged. Details are in the app's log."
 BUSY = "Wait for the running step, or cancel it."
+
+
+class Fresh(str):
+    """A piece of the page that shows a state, and how late that state was looked at."""
+
+    moment: int
+
+
+_moments = itertools.count(1)
+
+
+def fresh(read: Callable[[], str]) -> Fresh:
+    """What `read` says of a state.
+
+    Handlers run beside each other, and the later one may answer first. The number is drawn before
+    the state is read: of two answers the one with the higher number knows all that the other knew.
+    """
+    moment = next(_moments)
+    said = Fresh(read())
+    said.moment = moment
+    return said
 
 
 def html_block(value: str = "", **options: Any) -> gr.HTML:

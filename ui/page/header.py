@@ -3,7 +3,7 @@
 from ..session.sessions import Session
 from . import html
 from .catalogue import tr
-from .core import BUSY, Core, Part, Updates, html_block
+from .core import BUSY, Core, Part, Updates, fresh, html_block
 
 
 class Header(Part):
@@ -16,6 +16,9 @@ class Header(Part):
         )
 
     def refresh(self, session: Session) -> Updates:
+        return {self.bar: fresh(lambda: self._facts(session))}
+
+    def _facts(self, session: Session) -> str:
         scene = session.shown
         given = sum(view.step == 0 for view in scene.views)
         sketch = session.loader.sketch is not None
@@ -23,7 +26,7 @@ class Header(Part):
             (0, tr("being prepared")) if sketch else (len(scene.cloud), session.saving.state)
         )
         facts = (scene.name, count, given, len(scene.views) - given, saved)
-        return {self.bar: html.header(*facts, *why_no_travel(session))}
+        return html.header(*facts, *why_no_travel(session))
 
 
 def why_no_travel(session: Session) -> tuple[str, str]:

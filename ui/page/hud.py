@@ -5,7 +5,7 @@ from typing import Any
 from ..session.sessions import Session
 from . import html
 from .catalogue import tr
-from .core import BUSY, Core, Part, Updates, html_block
+from .core import BUSY, Core, Part, Updates, fresh, html_block
 from .map_svg import map_svg
 
 WAIT = "The world is being prepared."
@@ -22,7 +22,13 @@ class Hud(Part):
         self.map = self.core.register(html_block("", elem_id="map"))
 
     def refresh(self, session: Session) -> Updates:
-        return {self.chip: status(session), self.tools: tools(session)}
+        return self.line(session) | self.toolbar(session)
+
+    def line(self, session: Session) -> Updates:
+        return {self.chip: fresh(lambda: status(session))}
+
+    def toolbar(self, session: Session) -> Updates:
+        return {self.tools: fresh(lambda: tools(session))}
 
     def refresh_map(self, session: Session) -> Updates:
         """The place from above; drawn again only when it or the path has changed."""
@@ -34,7 +40,11 @@ class Hud(Part):
 
     def say(self, *facts: tuple[str, str]) -> Updates:
         """Facts in the line at the bottom, until something else happens."""
-        return {self.chip: html.hud(*facts)}
+        return {self.chip: fresh(lambda: html.hud(*facts))}
+
+    def legend(self) -> Updates:
+        """What the colours of the matches mean, in the line at the bottom."""
+        return {self.chip: fresh(html.legend)}
 
 
 def status(session: Session) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before gradio is imported: it asks at once
 
@@ -29,7 +30,7 @@ from . import html
 from .action import Action
 from .catalogue import Localized, language, speaking, tr
 from .clip_controls import ClipControls
-from .core import Core, Part, Updates, html_block, localized
+from .core import Core, Fresh, Part, Updates, html_block, localized
 from .film import Film
 from .follow import Follow
 from .header import Header
@@ -51,7 +52,10 @@ SPOKEN = ("label", "value", "placeholder", "choices")
 
 
 class Page(gr.Blocks):
-    """Blocks whose configuration speaks the language of the request that it is sent to.
+    """Blocks that speak the language of the request, and let the last state win.
+
+    A piece of the page that is `Fresh` is left out of an answer where the visitor has been sent a
+    later one already.
 
     Args:
         spoken: the components' texts in a language, by their place on the page.
@@ -61,6 +65,7 @@ class Page(gr.Blocks):
         self._spoken = spoken
         self._configs: dict[str, Any] = {}
         self._lock = threading.Lock()
+        self._sent: WeakKeyDictionary[Any, dict[int, int]] = WeakKeyDictionary()
         super().__init__(**options)
 
     @property
@@ -82,6 +87,17 @@ class Page(gr.Blocks):
     @config.setter
     def config(self, config: Any) -> None:
         self._configs = {"en": config}
+
+    async def postprocess_data(self, block_fn: Any, predictions: Any, state: Any) -> list[Any]:
+        output = await super().postprocess_data(block_fn, predictions, state)
+        # From here to the visitor's queue nothing waits: this is the order of the answers.
+        sent = self._sent.setdefault(state, {}) if state is not None else {}
+        for i, (block, value) in enumerate(zip(block_fn.outputs, output, strict=True)):
+            if isinstance(value, Fresh):
+                late = value.moment < sent.get(block._id, 0)
+                output[i] = gr.skip() if late else str(value)
+                sent[block._id] = max(value.moment, sent.get(block._id, 0))
+        return output
 
 
 class Panel(Core):

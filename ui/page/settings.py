@@ -5,7 +5,7 @@ in one line, in the words of the page.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -157,6 +157,8 @@ def plan_path(session: Session, settings: Settings) -> Trajectory:
     if settings.preset == UNSEEN:
         goal = session.unseen.goal(scene)
         path = propose_path(scene, frames=max(2, frames), size=(width, height), to=goal)
+        # the goal was found for pictures of another size
+        path = replace(path, cameras=reframed(path.cameras, width, height))
         return planned(session, path, settings)
     if settings.preset == KEYFRAMES:
         keys = session.viewport.keyframes

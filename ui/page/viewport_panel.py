@@ -14,7 +14,7 @@ from .catalogue import tr
 from .core import Core, Part, Updates, html_block
 from .film import Film
 from .follow import Follow
-from .hud import Hud, tools
+from .hud import Hud
 from .tabs.memory import MemoryTab
 from .tabs.path import PathTab
 from .tabs.world import WorldTab
@@ -98,7 +98,7 @@ class ViewportPanel(Part):
         if kind == "selection":
             return self.world.selected(session)
         if kind == "measure":
-            return {self.hud.tools: tools(session)} | self.world.measured(session, data)
+            return self.hud.toolbar(session) | self.world.measured(session, data)
         # Never the place of the button: whoever follows the job writes there, in the right order.
         if kind == "job":
             return self.follow.header.refresh(session)
@@ -119,7 +119,7 @@ class ViewportPanel(Part):
             raise WorldStereoError("Plan a path first, under Path.")
         else:
             viewport.play(session.planned.path)
-        return {self.hud.tools: tools(session)}
+        return self.hud.toolbar(session)
 
 
 def _index(value: Any, count: int) -> int:

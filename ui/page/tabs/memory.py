@@ -20,7 +20,7 @@ from .. import html
 from ..action import Action
 from ..catalogue import told, tr, trn
 from ..core import Core, Part, Updates, html_block, segmented, status_line
-from ..hud import Hud, status
+from ..hud import Hud
 from ..matches_svg import matches_svg
 from ..settings import parse_float, parse_int, scale_of, unit_of
 
@@ -205,10 +205,10 @@ class MemoryTab(Part):
             found = inspector.inspect(scene, view, pixel)
             self._draw(session, found)
             updates[self.card] = self._pixel(found, scene)
-            updates[self.hud.chip] = html.legend()
+            updates |= self.hud.legend()
             return updates
         session.viewport.show_matches(None)
-        updates[self.hud.chip] = status(session)
+        updates |= self.hud.line(session)
         target = inspector.target_of(scene, view)
         if mode == ATTENTION:
             updates[self.card] = self._clickable(target, scene) + self._attention_help(

@@ -1,5 +1,6 @@
 """The World tab: where a world comes from, how it is shown, what it holds, how its views agree."""
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ ON_THIS_WORLD: tuple[str, ...] = (
 class WorldTab(Part):
     def __init__(self, core: Core, action: Action, hud: Hud, follow: Follow) -> None:
         self.core, self.action, self.hud, self.follow = core, action, hud, follow
+        self._switching = threading.Lock()  # of two quick keys none is lost
 
     def build(self) -> None:
         register, icons = self.core.register, html.ICONS
@@ -303,10 +305,9 @@ class WorldTab(Part):
 
     def on_live(self, session: Session, data: dict[str, Any]) -> Updates:
         """The viewport's own switch between the live view and the cloud."""
-        viewport = session.viewport
-        return {self.drawing: viewport.drawing if viewport.live else "live"} | self.on_drawing(
-            session, viewport.drawing if viewport.live else "live"
-        )
+        with self._switching:
+            mode = session.viewport.drawing if session.viewport.live else "live"
+            return {self.drawing: mode} | self.on_drawing(session, mode)
 
     def on_color(self, session: Session, mode: Any) -> Updates:
         if mode not in COLOR_MODES:
@@ -353,7 +354,8 @@ class WorldTab(Part):
 
     def on_measure(self, session: Session) -> Updates:
         session.measured = None
-        session.viewport.measure(not session.viewport.measuring)
+        with self._switching:
+            session.viewport.measure(not session.viewport.measuring)
         return self.hud.refresh(session) | self.measuring(session)
 
     def on_key_measure(self, session: Session, data: dict[str, Any]) -> Updates:
@@ -384,7 +386,8 @@ class WorldTab(Part):
     # ---- deleting ----------------------------------------------------------------------------
 
     def on_select(self, session: Session) -> Updates:
-        session.viewport.select(not session.viewport.selecting)
+        with self._switching:
+            session.viewport.select(not session.viewport.selecting)
         return self.hud.refresh(session)
 
     def selected(self, session: Session) -> Updates:
