@@ -454,7 +454,7 @@ def test_frusta_that_stand_close_together_are_smaller(viewport):
     for count, step in ((3, 1.0), (24, 0.1), (29, 0.001)):
         drawn(viewport, Scene(revision=count, views=row_of_views(count, step), unit=2.5))
         depths = {
-            handle.scale / (2 * np.tan(handle.fov / 2))
+            handle.scale / np.cbrt(np.tan(handle.fov / 2) ** 2 * handle.aspect / 3)  # as viser does
             for _, handle in viewport._views._drawn.values()
         }
         gap = step * viewport._scale
@@ -463,13 +463,36 @@ def test_frusta_that_stand_close_together_are_smaller(viewport):
         assert (max(depths) > 0.1) == (step == 1.0)
 
 
+def stepped_back(c2w: np.ndarray, scale: float, depths: float, aside: float = 0.0) -> np.ndarray:
+    """A pose in the viewport behind a camera of the world, turned `aside` radians."""
+    pose = c2w.copy()
+    pose[:3, 3] = c2w[:3, 3] * scale - depths * FRUSTUM * c2w[:3, 2]
+    turn = vtf.SO3.from_y_radians(aside).as_matrix()
+    pose[:3, :3] = c2w[:3, :3] @ turn
+    return pose
+
+
+def test_no_large_picture_lies_over_the_middle_of_the_sight(viewport):
+    """Ahead a picture of a twentieth of the view is left out; at its edge, or small, it stays."""
+    drawn(viewport, Scene(revision=0, views=row_of_views(2, 1.0), unit=2.5))
+    frusta = viewport._views
+    view, handle = frusta._drawn[0]
+    picture, c2w = handle.image, view.cameras.c2w.double().numpy()
+    assert picture is not None
+    for depths, aside, pictured in ((5.0, 0.0, False), (5.0, 0.6, True), (20.0, 0.0, True)):
+        frusta.make_way(stepped_back(c2w, viewport._scale, depths, aside), 1.0)
+        assert handle.visible
+        assert (handle.image is not None) == pictured
+        assert not pictured or (handle.image == picture).all()
+
+
 def test_a_frustum_that_would_cover_the_picture_is_hidden(viewport):
     """Beside it, not in the eye: from two depths away its picture fills a tenth of the view."""
     drawn(viewport, Scene(revision=0, views=row_of_views(2, 1.0), unit=2.5))
     frusta = viewport._views
     c2w = frusta._drawn[0][0].cameras.c2w.double().numpy()
     for depths, seen in ((2.5, False), (12.0, True)):
-        frusta.hide_near(c2w[:3, 3] * viewport._scale - depths * FRUSTUM * c2w[:3, 2])
+        frusta.make_way(stepped_back(c2w, viewport._scale, depths), 1.0)
         assert frusta._drawn[0][1].visible == seen
 
 
@@ -506,10 +529,13 @@ def test_frusta_around_the_eye_are_hidden(viewport):
     views = some_views(3)
     drawn(viewport, Scene(revision=0, views=views))
     eye = views[1].cameras.position.numpy() * viewport._scale
-    viewport._views.hide_near(eye)
+    pose = np.eye(4)
+    pose[:3, 3] = eye
+    viewport._views.make_way(pose, 1.0)
     assert [h.visible for _, h in viewport._views._drawn.values()] == [True, False, True]
     viewport._views.show(False)
-    viewport._views.hide_near(eye + 100)
+    pose[:3, 3] += 100
+    viewport._views.make_way(pose, 1.0)
     assert not any(h.visible for _, h in viewport._views._drawn.values())
 
 

@@ -26,6 +26,7 @@ THUMBNAIL = 160  # px, the longer side of a picture on a frustum
 FRUSTUM = 0.11  # depth of a frustum in the viewport, where views are few
 MIN_FRUSTUM = 0.025
 SPACING = 0.4  # of the way from a view to the next: the depth of frusta that stand close together
+CLEAR = 0.5  # of the height of the sight, in its middle: no large picture reaches into it
 COVERED = 0.06  # steradians, 3 % of a picture of 60 degrees: a frustum that covers more is hidden
 MAX_MATCHES = 300  # line segments; 5,000 cost 0.2 s a frame in software
 PLAN_FRUSTA = 12
@@ -46,14 +47,18 @@ class MatchLine:
 
 
 class ViewFrusta:
-    """Frusta of the remembered views; those that would stand in the visitor's eye are hidden."""
+    """Frusta of the remembered views, which give way to the place.
+
+    Those that would stand in the visitor's eye are hidden, and large pictures over the middle of
+    the sight are left out: what remains are lines, through which the place is seen.
+    """
 
     def __init__(self, server: viser.ViserServer, clicked: Callable[[int], None]) -> None:
         self._server, self._clicked = server, clicked
         self._drawn: dict[int, tuple[View, Any]] = {}
         self._lines: Any = None
         self._lines_of: list[View] = []
-        self._pictured: set[int] = set()
+        self._pictures: dict[int, np.ndarray] = {}
         self._scale, self._size = 1.0, FRUSTUM
         self._visible = True
 
@@ -65,13 +70,14 @@ class ViewFrusta:
         wanted = {*framed, *(made[i] for i in evenly(len(made), GENERATED))}
         size = frustum_size([views[i] for i in given], scale)
         resized = (scale, size) != (self._scale, self._size)
-        again = pictured ^ self._pictured  # their picture comes or goes
-        self._scale, self._size, self._pictured = scale, size, pictured
+        again = pictured ^ set(self._pictures)  # their picture comes or goes
+        self._scale, self._size = scale, size
+        kept = {i: p for i, p in self._pictures.items() if self._is(i, views)}
+        self._pictures = {i: kept.get(i, thumbnail(views[i])) for i in pictured}
         for index in [i for i in self._drawn if i not in wanted]:
             self._drawn.pop(index)[1].remove()
         for index in sorted(wanted):
-            old = self._drawn.get(index)
-            if old is None or old[0] is not views[index] or resized or index in again:
+            if resized or index in again or not self._is(index, views):
                 self._drawn[index] = (views[index], self._add(index, views[index]))
         rest = [views[i] for i in given if i not in wanted]
         same = len(rest) == len(self._lines_of) and all(
@@ -87,9 +93,14 @@ class ViewFrusta:
         if self._lines is not None:
             self._lines.visible = visible
 
-    def hide_near(self, eye: np.ndarray) -> None:
-        """Hide the frusta that would cover much of what is seen from a position in the viewport."""
-        for view, handle in self._drawn.values():
+    def _is(self, index: int, views: Sequence[View]) -> bool:
+        """Whether this view is drawn under this number."""
+        return index in self._drawn and self._drawn[index][0] is views[index]
+
+    def make_way(self, pose: np.ndarray, fov: float) -> None:
+        """Clear the sight of a camera (4, 4) in the viewport with this vertical field of view."""
+        eye, forward = pose[:3, 3], pose[:3, 2]
+        for index, (view, handle) in self._drawn.items():
             c2w = poses(view.cameras)[0]
             depth = self._depth(view)
             middle = c2w[:3, 3] * self._scale + depth * c2w[:3, 2]
@@ -99,27 +110,31 @@ class ViewFrusta:
             near = distance < 1.5 * depth or area > COVERED * distance**2
             if handle.visible != (self._visible and not near):
                 handle.visible = self._visible and not near
+            if index in self._pictures and not near:
+                aside = np.arccos(np.clip((middle - eye) @ forward / distance, -1, 1))
+                reach = np.arctan(0.5 * tall * np.hypot(1, view.width / view.height) / distance)
+                over = aside - reach < np.arctan(CLEAR * np.tan(fov / 2))
+                large = (
+                    area > COVERED / 8 * distance**2
+                )  # far away all are in the middle, and small
+                if (handle.image is None) != (over and large):
+                    handle.image = None if over and large else self._pictures[index]
 
     def _depth(self, view: View) -> float:
         return self._size if view.step == 0 else self._size / 2
 
     def _add(self, index: int, view: View) -> Any:
         c2w = poses(view.cameras)[0]
-        image = None
-        if index in self._pictured:
-            stride = max(1, max(view.width, view.height) // THUMBNAIL)
-            picture = view.color_u8[:, ::stride, ::stride].permute(1, 2, 0).cpu().numpy()
-            image = np.ascontiguousarray(picture)
-        tall = 2 * self._depth(view) * float(np.tan(vertical_fov(view.cameras) / 2))
+        fov, aspect = vertical_fov(view.cameras), view.width / view.height
         handle = self._server.scene.add_camera_frustum(
             f"/views/{index:04d}",
-            fov=vertical_fov(view.cameras),
-            aspect=view.width / view.height,
-            scale=tall,
+            fov=fov,
+            aspect=aspect,
+            scale=scale_for(self._depth(view), fov, aspect),
             thickness=1.2,
             thickness_units="screen",
             color=LINE if view.step == 0 else STEREO,
-            image=image,
+            image=self._pictures.get(index),
             format="jpeg",
             jpeg_quality=80,
             wxyz=wxyz(c2w[:3, :3]),
@@ -140,6 +155,18 @@ class ViewFrusta:
             lines = [pyramid_lines(view.cameras, self._scale, self._size) for view in views]
             self._lines = add_lines(self._server, "/views/others", np.concatenate(lines), LINE, 1.0)
             self._lines.visible = self._visible
+
+
+def scale_for(depth: float, fov: float, aspect: float) -> float:
+    """What viser calls the scale of a frustum: it draws those of one scale with one volume."""
+    return depth * float(np.cbrt(np.tan(fov / 2) ** 2 * aspect / 3))
+
+
+def thumbnail(view: View) -> np.ndarray:
+    """A view's picture, small: (h, w, 3) uint8."""
+    stride = max(1, max(view.width, view.height) // THUMBNAIL)
+    picture = view.color_u8[:, ::stride, ::stride].permute(1, 2, 0).cpu().numpy()
+    return np.ascontiguousarray(picture)
 
 
 def one_a_spot(views: Sequence[View], scale: float) -> list[int]:

@@ -543,8 +543,9 @@ class Viewport:
 
     def _clear_the_eye(self) -> None:
         if (client := self._client()) is not None:
-            for drawing in (self._views, self._gizmos):
-                drawing.hide_near(aim_of(client)[0][:3, 3])
+            pose, fov = aim_of(client)
+            self._views.make_way(pose, fov)
+            self._gizmos.hide_near(pose[:3, 3])
 
     # ---- the live view ---------------------------------------------------------------------------
 
