@@ -1,6 +1,7 @@
 """Where one is and what happened: the map, the history, and the cameras that are proposed."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from ui.page.map_svg import SIDE, Plane, map_svg
 from ui.viewport.colors import color_points
 from worldstereo import Capture, WarpGenerator, World, start
 from worldstereo.errors import WorldStereoError
+from worldstereo.scene import PointCloud
 from worldstereo.trajectory import Trajectory
 from worldstereo.world import NextView, coverage
 
@@ -36,6 +38,17 @@ def test_the_map_keeps_shape_and_every_camera_lies_in_it():
     np.testing.assert_allclose(script, at[1], atol=0.01)
     ahead = eyes[0] + 0.1 * scene.views[0].cameras.c2w[:3, 2].double().numpy()
     assert plane(ahead[None])[0, 1] < at[0, 1]  # the first view looks up the map
+
+
+def test_what_was_invented_far_off_does_not_shrink_the_map():
+    """As many invented points as given ones, ten times as far away: the map stays the place's."""
+    scene = small_scene()
+    given, far = scene.cloud, 10 * scene.unit
+    step = torch.cat([torch.zeros(len(given)), torch.ones(len(given))]).int()
+    points, colors = torch.cat([given.points, given.points + far]), given.colors.repeat(2, 1)
+    wider = replace(scene, cloud=PointCloud.of(points, colors, step=step))
+    assert Plane(wider).words == Plane(scene).words
+    assert map_svg(wider, None)
 
 
 def test_the_map_shows_views_and_path():

@@ -6,6 +6,7 @@ The plane is the one across the world's up; the page's script moves the visitor'
 from weakref import WeakKeyDictionary
 
 import numpy as np
+import torch
 
 from worldstereo.cameras import Cameras
 from worldstereo.scene import Scene
@@ -28,7 +29,8 @@ _KEPT: WeakKeyDictionary[Scene, "tuple[Plane, str]"] = WeakKeyDictionary()
 class Plane:
     """World to the map: `u`, `v` unit vectors across up, an origin and a scale.
 
-    The first view looks up the map.
+    The first view looks up the map, and it is as large as what was given: what was invented far
+    off, behind a window, must not shrink the place to a corner.
     """
 
     def __init__(self, scene: Scene) -> None:
@@ -42,7 +44,9 @@ class Plane:
             ahead = np.cross(up, [1.0, 0.0, 0.0] if abs(up[0]) < 0.9 else [0.0, 1.0, 0.0])
         ahead = ahead / np.linalg.norm(ahead)
         self.u, self.v, self.up = np.cross(ahead, up), -ahead, up
-        points = _thinned(scene)
+        points = _thinned(scene, scene.cloud.points).astype(np.float64)
+        given = _thinned(scene, scene.cloud.step) == 0
+        points = points[given] if given.any() else points
         eyes = np.array([view.cameras.c2w[:3, 3].tolist() for view in scene.views]).reshape(-1, 3)
         u, v = self._flat(points)
         low = np.array([np.quantile(axis, INSIDE) if len(axis) else 0.0 for axis in (u, v)])
@@ -97,9 +101,9 @@ def _drawn(scene: Scene) -> tuple[Plane, str]:
         return kept
     plane = Plane(scene)
     step = max(1, -(-len(scene.cloud) // POINTS))
-    points = _thinned(scene)
+    points = _thinned(scene, scene.cloud.points).astype(np.float64)
     colors = coverage(scene, every=step).colors().cpu().numpy() * 255
-    light = scene.cloud.colors[::step].detach().cpu().numpy() @ [0.3, 0.6, 0.1]
+    light = _thinned(scene, scene.cloud.colors) @ [0.3, 0.6, 0.1]
     colors = colors * (0.35 + 0.65 * light[:, None])
     height = points @ plane.up
     eyes = [np.array(view.cameras.c2w[:3, 3].tolist()) @ plane.up for view in scene.views]
@@ -113,9 +117,10 @@ def _drawn(scene: Scene) -> tuple[Plane, str]:
     return made
 
 
-def _thinned(scene: Scene) -> np.ndarray:
+def _thinned(scene: Scene, column: torch.Tensor) -> np.ndarray:
+    """At most `POINTS` rows of a column of the cloud."""
     step = max(1, -(-len(scene.cloud) // POINTS))
-    return scene.cloud.points[::step].detach().cpu().double().numpy()
+    return column[::step].detach().cpu().numpy()
 
 
 def _wedge(plane: Plane, camera: Cameras, step: int) -> tuple[float, float, int, int, str]:
