@@ -51,6 +51,26 @@ def test_a_step_is_an_edge_on_both_sides():
     np.testing.assert_array_equal(gx, 0)
 
 
+def test_depth_edges_are_those_of_the_gradients():
+    generator = np.random.default_rng(0)
+    for shape in ((H, W), (1, 1), (2, 1), (1, 5)):
+        d = (0.5 * generator.integers(0, 4, shape)).astype(np.float32)
+        d[:, ::3] *= np.float32(1.02)  # a step below the cut
+        gx, gy = np.empty_like(d), np.empty_like(d)
+        expected, edge = np.empty(d.shape, np.uint8), np.empty(d.shape, np.uint8)
+        kernels.disparity_gradients(d, 0.03, 0, len(d), gx, gy, expected)
+        kernels.depth_edges(d, 0.03, 0, len(d), edge)
+        np.testing.assert_array_equal(edge, expected)
+
+
+def test_functions_that_run_on_vectors_are_those_of_the_library():
+    x = np.linspace(0, 16, 501)
+    np.testing.assert_allclose([kernels.exponential(v) for v in x], np.exp(-x), rtol=3e-8)
+    angle = np.linspace(0, np.pi, 501)
+    got = [blend.angle_of(3.0 * np.sin(a), 3.0 * np.cos(a)) for a in angle]
+    np.testing.assert_allclose(got, angle, atol=3e-8)
+
+
 def test_a_warped_view_shows_the_other_cameras_depth():
     """Surfels of one view drawn at another camera give the depth that camera has in closed form."""
     first, second = views(2)
@@ -172,6 +192,50 @@ def test_attention_to_a_view_equals_its_twin():
     np.testing.assert_allclose(agreement[both], other.agreement.numpy()[both], rtol=2e-3, atol=1e-4)
     np.testing.assert_allclose(color[both], other.color.numpy()[both], atol=0.5)
     np.testing.assert_allclose(weight[both], other.weight.numpy()[both], rtol=5e-3, atol=5e-5)
+
+
+@pytest.mark.parametrize("steep", [0.0, fusion.STEEP])
+def test_a_row_attends_as_its_pixels_do(steep: float):
+    """The blend asks rows, the explanation of a pixel asks it alone: the same weights."""
+    target, source = (make_view_arrays(v) for v in views(2, width=283))  # more than one span
+    depth = target.depth.copy()
+    depth[:, 130:260] = 0  # a whole span without depth, and parts of others
+    fetched = SourceCameras([source], target.pose, slip=1.0)
+    agree, feather, near, _, slip = fetched.limits(0)
+    arguments = (*fetched.arguments(0), agree, feather, near, steep, slip)
+    weight = np.full(depth.shape, np.nan, np.float32)
+    blend.weigh(depth, target.pose.K, *arguments, weight)
+    expected = np.zeros_like(weight)
+    K = target.pose.K
+    for y, x in np.argwhere(depth > 0):
+        Z = float(depth[y, x])
+        said = blend.probe((x - K[2]) / K[0] * Z, (y - K[3]) / K[1] * Z, Z, *arguments)
+        expected[y, x] = np.prod(said[3:])
+    assert 0.3 < (expected > 0).mean() < 0.9
+    np.testing.assert_allclose(weight, expected, rtol=1e-5, atol=1e-7)
+
+
+def test_softening_is_a_gaussian_over_what_is_known():
+    """All known: the Gaussian of OpenCV. An unknown neighbour is the known pixel beside it."""
+    import cv2
+
+    color = np.random.default_rng(1).random((H, W, 3), dtype=np.float32)
+    share = np.zeros((H, W), np.float32)
+    share[::2, 1:] = 0.5
+    known = np.ones((H, W), bool)
+    out = color.copy()
+    blend.soften(color, known, share, 0, H, out)
+    soft = cv2.GaussianBlur(color, (3, 3), 1.0)
+    expected = color * (1 - share[..., None]) + share[..., None] * soft
+    np.testing.assert_allclose(out, expected, atol=1e-6)
+    known[:, 40:] = False
+    filled = fusion.nearest_fill(color, known)
+    out = color.copy()
+    blend.soften(color, known, share, 0, H, out)
+    soft = cv2.GaussianBlur(filled, (3, 3), 1.0)
+    expected = color * (1 - share[..., None]) + share[..., None] * soft
+    np.testing.assert_allclose(out[:, :40], expected[:, :40], atol=1e-6)
+    np.testing.assert_array_equal(out[:, 40:], color[:, 40:])
 
 
 def test_fetched_colours_are_those_of_the_surface():

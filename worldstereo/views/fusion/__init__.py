@@ -128,11 +128,12 @@ def unproject(pose: Pose, depth: np.ndarray) -> np.ndarray:
     return np.stack([(x - cx) / fx * depth, (y - cy) / fy * depth, depth], -1)
 
 
-def warp(view: ViewArrays, target: Pose) -> np.ndarray:
-    """Depth of one view as the target would see it, EMPTY where nothing falls."""
+def warp(view: ViewArrays, target: Pose, out: np.ndarray | None = None) -> np.ndarray:
+    """Depth of one view as the target would see it, EMPTY where nothing falls; into `out`."""
     from worldstereo.views.fusion import kernels
 
-    out = np.full(target.shape, kernels.EMPTY, np.float32)
+    out = np.empty(target.shape, np.float32) if out is None else out
+    out.fill(kernels.EMPTY)
     kernels.surfel_warp(
         view.disparity, view.slope_x, view.slope_y, view.pose.K, target.K,
         relative(view.pose, target), FOOTPRINT, STRETCH, EDGE_ON, NEAR, out,
@@ -166,9 +167,13 @@ def fused_depth(
     if not views:
         return out
     warped = np.empty((len(views), *target.shape), np.float32)
+    sizes = np.array([v.depth.shape for v in views])
+    offset = np.concatenate([[0], np.cumsum(sizes.prod(1))])
+    min_depth_3x3 = np.empty(offset[-1], np.float32)
 
     def one(i: int) -> None:
-        warped[i] = warp(views[i], target)
+        warp(views[i], target, warped[i])
+        min_depth_3x3[offset[i] : offset[i + 1]] = views[i].min_depth_3x3.ravel()
 
     parallel_for(len(views), one)
     weight = np.array([1 / (0.05 / REFERENCE_DEPTH + pose_distance(v.pose, target)) for v in views])
@@ -177,9 +182,6 @@ def fused_depth(
     weight = (weight / weight.max()).astype(np.float32)
     vote = weight * np.array([v.vote for v in views], np.float32)
     weight = weight * np.array([v.vote if v.vote > 0 else 0.05 for v in views], np.float32)
-    sizes = np.array([v.depth.shape for v in views])
-    offset = np.concatenate([[0], np.cumsum(sizes.prod(1))[:-1]])
-    min_depth_3x3 = np.concatenate([v.min_depth_3x3.ravel() for v in views])
     K = np.stack([v.pose.K for v in views])
     back = np.stack([relative(target, v.pose) for v in views])
     centre = np.stack([-T[:, :3].T @ T[:, 3] for T in back])
@@ -296,88 +298,97 @@ def harmonic_fill(
         known: (H, W) bool.
         trust: (H, W) in (0, 1], how much each known pixel pulls; all alike without.
     """
-    if values.ndim == 3:
-        out = np.empty_like(values)
-
-        def channel(c: int) -> None:
-            plane = np.ascontiguousarray(values[..., c])
-            out[..., c] = harmonic_fill(plane, known, trust=trust, sweeps=sweeps)
-
-        parallel_for(values.shape[2], channel)
-        return out
     if known.all() or not known.any():
         return values
+    planes = values[None] if values.ndim == 2 else np.ascontiguousarray(np.moveaxis(values, -1, 0))
     interpolant: np.ndarray | None = None
-    for level, fixed, weight in reversed(_pyramid(values, known, trust)):
-        interpolant = _coarser(interpolant, level, fixed)
-        interpolant = np.where(fixed, level, interpolant).astype(np.float32)
-        interpolant = _relaxed(interpolant, fixed, weight, sweeps)
+    for level, fixed, weight in reversed(_pyramid(planes, known, trust)):
+        interpolant = _relaxed(_coarser(interpolant, level, fixed), level, fixed, weight, sweeps)
     assert interpolant is not None
-    return interpolant
+    if values.ndim == 2:
+        return interpolant[0]
+    out = values.copy()
+    y, x = np.nonzero(~known)
+    out[y, x] = interpolant[:, y, x].T
+    return out
 
 
 def _coarser(interpolant: np.ndarray | None, level: np.ndarray, fixed: np.ndarray) -> np.ndarray:
+    """(C, h, w) to begin with: the interpolant of the next smaller level, else the mean."""
     import cv2
 
     if interpolant is None:
-        return np.full(level.shape, level[fixed].mean() if fixed.any() else 0, np.float32)
-    return cv2.resize(interpolant, level.shape[::-1], interpolation=cv2.INTER_LINEAR)
+        mean = level[:, fixed].mean(1) if fixed.any() else np.zeros(len(level), np.float32)
+        return np.broadcast_to(mean[:, None, None], level.shape)
+    out = np.empty(level.shape, np.float32)
+    for plane, smaller in zip(out, interpolant, strict=True):
+        cv2.resize(smaller, plane.shape[::-1], dst=plane, interpolation=cv2.INTER_LINEAR)
+    return out
 
 
 def _pyramid(
-    values: np.ndarray, known: np.ndarray, trust: np.ndarray | None
+    planes: np.ndarray, known: np.ndarray, trust: np.ndarray | None
 ) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Levels of (value, known, trust), finest first."""
+    """Levels of (value (C, h, w), known, trust), finest first."""
     import cv2
+
+    def halved(a: np.ndarray) -> np.ndarray:
+        return np.asarray(cv2.resize(a, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA))
 
     share = known.astype(np.float32)
     pull = share if trust is None else share * trust
-    levels = [(values * share, known, pull + (1 - share))]
-    total, weight = values.astype(np.float32) * pull, pull
+    levels = [(planes.astype(np.float32, copy=False), known, pull + (1 - share))]
+    total, weight = planes * pull, pull
     while min(share.shape) >= 16 and len(levels) < 6:
-        total, weight, share = (
-            cv2.resize(a, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
-            for a in (total, weight, share)
-        )
-        mean = np.where(share > 0, total / np.maximum(weight, 1e-9), 0).astype(np.float32)
-        link = np.where(share > 0, weight / np.maximum(share, 1e-9), 1).astype(np.float32)
-        levels.append((mean, share > 0, link))
+        total = np.stack([halved(plane) for plane in total])
+        weight, share = halved(weight), halved(share)
+        known = share > 0
+        mean = np.where(known, total / np.maximum(weight, 1e-9), 0).astype(np.float32)
+        link = np.where(known, weight / np.maximum(share, 1e-9), 1).astype(np.float32)
+        levels.append((mean, known, link))
     return levels
 
 
 def _relaxed(
-    interpolant: np.ndarray, fixed: np.ndarray, weight: np.ndarray, sweeps: int
+    interpolant: np.ndarray, level: np.ndarray, fixed: np.ndarray, weight: np.ndarray, sweeps: int
 ) -> np.ndarray:
+    """(C, h, w) with the fixed pixels of a level, the others relaxed from the interpolant."""
     from worldstereo.views.fusion import kernels
 
-    wide = interpolant.shape[1] + 2
-    y, x = np.nonzero(~fixed)
+    h, w = fixed.shape
+    y, x = np.divmod(np.flatnonzero(~fixed), w)
     if len(y) == 0:
-        return interpolant
+        return level
     odd = (y + x) & 1 == 1
-    flat = (y + 1) * wide + x + 1
-    padded = np.pad(interpolant, 1)
-    kernels.relax(
-        padded,
-        np.concatenate([flat[~odd], flat[odd]]),
-        int((~odd).sum()),
-        np.pad(np.asarray(weight, np.float32), 1),
-        sweeps,
-        1.6,
-    )
-    return padded[1:-1, 1:-1]
+    y, x = (np.concatenate([a[~odd], a[odd]]) for a in (y, x))
+    unknown, red = (y + 1) * (w + 2) + x + 1, len(y) - int(odd.sum())
+    trust = np.zeros((h + 2, w + 2), np.float32)
+    trust[1:-1, 1:-1] = weight
+    padded = np.zeros((len(level), h + 2, w + 2), np.float32)
+
+    def plane(c: int) -> None:
+        padded[c, 1:-1, 1:-1] = level[c]
+        padded[c].ravel()[unknown] = interpolant[c, y, x]
+        kernels.relax(padded[c], unknown, red, trust, sweeps, 1.6)
+
+    parallel_for(len(padded), plane)
+    return padded[:, 1:-1, 1:-1]
 
 
 def background_trust(d: np.ndarray, known: np.ndarray, radius: int = 20) -> np.ndarray:
     """1 on the farthest known surface within `radius` pixels, falling towards 0 on nearer ones."""
     import cv2
 
+    from worldstereo.views.fusion import kernels
+
     side = 2 * radius + 1
     far = np.where(known, d, 1e9).astype(np.float32)
     far = cv2.erode(far, np.ones((side, 1), np.uint8), borderValue=1e9)
     far = cv2.erode(far, np.ones((1, side), np.uint8), borderValue=1e9)
-    trust = np.maximum(np.exp(-6 * (d / np.maximum(far, 1e-6) - 1)), 1e-3)
-    return np.where(known, trust, 1).astype(np.float32)
+    trust = np.empty(d.shape, np.float32)
+    rows = bands(len(d))
+    parallel_for(len(rows), lambda i: kernels.trust_behind(d, far, known, *rows[i], trust))
+    return trust
 
 
 def nearest_known(known: np.ndarray) -> np.ndarray:

@@ -16,6 +16,9 @@ from worldstereo._core.compiled import kernel
 FLAGS = {"cache": True, "fastmath": True, "nogil": True, "error_model": "numpy"}
 INLINED: Any = FLAGS | {"forceinline": True}  # else copies in several callers round differently
 EMPTY = np.float32(1e30)
+NOWHERE = 1e30
+ROOT_BACK = math.exp(-0.5)
+SPAN = 128  # pixels of a row whose intermediate values stay in cache
 
 
 @kernel(**FLAGS)
@@ -60,6 +63,49 @@ def disparity_gradients(d, cut, y0, y1, gx, gy, edge):
                     gy[y, x] = best
 
 
+@kernel(**INLINED)
+def exponential(x):
+    """exp(-x) for x in [0, 16], to 1e-8 relatively; unlike the library's it runs on vectors."""
+    y = 0.5 - x / 16
+    series = 1.0 + y * (1.0 + y * (1 / 2 + y * (1 / 6 + y * (1 / 24 + y * (1 / 120 + y * (
+        1 / 720 + y * (1 / 5040 + y * (1 / 40320 + y * (1 / 362880)))))))))  # fmt: skip
+    root = ROOT_BACK * series
+    root *= root
+    root *= root
+    root *= root
+    return root * root
+
+
+@kernel(**INLINED)
+def parted(c, o, cut):
+    """Whether two disparities are of two surfaces, or one of them is unknown."""
+    return (c <= 0) | (o <= 0) | (abs(o - c) > cut * min(c, o))
+
+
+@kernel(**FLAGS)
+def depth_edges(d, cut, y0, y1, edge):
+    """The edge flag of `disparity_gradients` alone."""
+    H, W = d.shape
+    for y in range(y0, y1):
+        above, below = max(y - 1, 0), min(y + 1, H - 1)
+        for x in range(1, W - 1):
+            c = d[y, x]
+            edge[y, x] = (
+                parted(c, d[y, x - 1], cut)
+                | parted(c, d[y, x + 1], cut)
+                | parted(c, d[above, x], cut)
+                | parted(c, d[below, x], cut)
+            )
+        for x in (0, W - 1):
+            c = d[y, x]
+            edge[y, x] = (
+                parted(c, d[y, max(x - 1, 0)], cut)
+                | parted(c, d[y, min(x + 1, W - 1)], cut)
+                | parted(c, d[above, x], cut)
+                | parted(c, d[below, x], cut)
+            )
+
+
 @kernel(**FLAGS)
 def surfel_warp(d, gx, gy, Kr, Kt, T, half, max_stretch, min_area, near, out):
     """z-buffer of planar patches, one a pixel of the reference; `out` stays EMPTY where none fell.
@@ -71,54 +117,69 @@ def surfel_warp(d, gx, gy, Kr, Kt, T, half, max_stretch, min_area, near, out):
     Ho, Wo = out.shape
     fx, fy, cx, cy = Kr[0], Kr[1], Kr[2], Kr[3]
     ux, uy, vx, vy = Kt[0], Kt[1], Kt[2], Kt[3]
-    zoom = (ux * uy) ** 0.5 / (fx * fy) ** 0.5
+    t00, t01, t02, t03 = T[0, 0], T[0, 1], T[0, 2], T[0, 3]
+    t10, t11, t12, t13 = T[1, 0], T[1, 1], T[1, 2], T[1, 3]
+    t20, t21, t22, t23 = T[2, 0], T[2, 1], T[2, 2], T[2, 3]
+    zoom = math.sqrt(ux * uy) / math.sqrt(fx * fy)
+    s = np.empty((13, SPAN))
     for y in range(H):
         ry = (y - cy) / fy
-        for x in range(W):
-            c = d[y, x]
-            if c <= 0:
-                continue
-            rx = (x - cx) / fx
-            q2 = T[2, 0] * rx + T[2, 1] * ry + T[2, 2] + T[2, 3] * c
-            if q2 <= near * c:  # depth in the target is q2 / c
-                continue
-            q0 = T[0, 0] * rx + T[0, 1] * ry + T[0, 2] + T[0, 3] * c
-            q1 = T[1, 0] * rx + T[1, 1] * ry + T[1, 2] + T[1, 3] * c
-            iz = 1.0 / q2
-            px, py = ux * q0 * iz + vx, uy * q1 * iz + vy
-            # No patch is larger than this on either axis, so one this far outside cannot show.
-            reach = half * zoom * iz * max_stretch * 1.5 + 1.0
-            if px < -reach or py < -reach or px > Wo - 1 + reach or py > Ho - 1 + reach:
-                continue
-            a, b = gx[y, x], gy[y, x]
-            du2, dv2 = T[2, 0] / fx + T[2, 3] * a, T[2, 1] / fy + T[2, 3] * b
-            jxu = ux * ((T[0, 0] / fx + T[0, 3] * a) - q0 * iz * du2) * iz
-            jxv = ux * ((T[0, 1] / fy + T[0, 3] * b) - q0 * iz * dv2) * iz
-            jyu = uy * ((T[1, 0] / fx + T[1, 3] * a) - q1 * iz * du2) * iz
-            jyv = uy * ((T[1, 1] / fy + T[1, 3] * b) - q1 * iz * dv2) * iz
-            facing = zoom * iz  # size of a patch that faces both cameras
-            det = jxu * jyv - jxv * jyu
-            if det <= min_area * facing * facing:  # seen from behind or edge-on
-                continue
-            ex, ey = (abs(jxu) + abs(jxv)) * half, (abs(jyu) + abs(jyv)) * half
-            if max(ex, ey) > max_stretch * half * facing:
-                continue
-            x0, x1 = max(0, math.ceil(px - ex)), min(Wo - 1, math.floor(px + ex))
-            y0, y1 = max(0, math.ceil(py - ey)), min(Ho - 1, math.floor(py + ey))
-            inverse = 1.0 / det
-            for yy in range(y0, y1 + 1):
-                for xx in range(x0, x1 + 1):
-                    ox, oy = xx - px, yy - py
-                    du = (jyv * ox - jxv * oy) * inverse
-                    dv = (jxu * oy - jyu * ox) * inverse
-                    if abs(du) > half or abs(dv) > half:
-                        continue
-                    dd = c + a * du + b * dv
-                    if dd <= 1e-3 * c:
-                        continue
-                    z = (q2 + du2 * du + dv2 * dv) / dd
-                    if near < z < out[yy, xx]:
-                        out[yy, xx] = z
+        for x0 in range(0, W, SPAN):
+            n = min(SPAN, W - x0)
+            for i in range(n):  # on vectors: nothing is looked up
+                c, a, b = d[y, x0 + i], gx[y, x0 + i], gy[y, x0 + i]
+                rx = (x0 + i - cx) / fx
+                q2 = t20 * rx + t21 * ry + t22 + t23 * c
+                q0 = t00 * rx + t01 * ry + t02 + t03 * c
+                q1 = t10 * rx + t11 * ry + t12 + t13 * c
+                before = (c > 0) & (q2 > near * c)  # depth in the target is q2 / c
+                iz = 1.0 / (q2 if before else 1.0)
+                px, py = ux * q0 * iz + vx, uy * q1 * iz + vy
+                du2, dv2 = t20 / fx + t23 * a, t21 / fy + t23 * b
+                jxu = ux * ((t00 / fx + t03 * a) - q0 * iz * du2) * iz
+                jxv = ux * ((t01 / fy + t03 * b) - q0 * iz * dv2) * iz
+                jyu = uy * ((t10 / fx + t13 * a) - q1 * iz * du2) * iz
+                jyv = uy * ((t11 / fy + t13 * b) - q1 * iz * dv2) * iz
+                facing = zoom * iz  # size of a patch that faces both cameras
+                det = jxu * jyv - jxv * jyu
+                ex, ey = (abs(jxu) + abs(jxv)) * half, (abs(jyu) + abs(jyv)) * half
+                shows = before & (det > min_area * facing * facing)  # not from behind or edge-on
+                shows &= max(ex, ey) <= max_stretch * half * facing
+                shows &= (px + ex >= 0) & (py + ey >= 0) & (px - ex <= Wo - 1) & (py - ey <= Ho - 1)
+                inverse = 1.0 / (det if shows else 1.0)
+                s[0, i] = px if shows else NOWHERE
+                s[1, i] = py
+                s[2, i] = max(0.0, np.ceil(px - ex))
+                s[3, i] = min(Wo - 1.0, np.floor(px + ex))
+                s[11, i] = max(0.0, np.ceil(py - ey))
+                s[12, i] = min(Ho - 1.0, np.floor(py + ey))
+                s[4, i] = jyv * inverse
+                s[5, i] = jxv * inverse
+                s[6, i] = jxu * inverse
+                s[7, i] = jyu * inverse
+                s[8, i] = q2
+                s[9, i] = du2
+                s[10, i] = dv2
+            for i in range(n):
+                px = s[0, i]
+                if px >= NOWHERE:
+                    continue
+                c, a, b = d[y, x0 + i], gx[y, x0 + i], gy[y, x0 + i]
+                py = s[1, i]
+                x1, x2, y1, y2 = int(s[2, i]), int(s[3, i]), int(s[11, i]), int(s[12, i])
+                for yy in range(y1, y2 + 1):
+                    for xx in range(x1, x2 + 1):
+                        ox, oy = xx - px, yy - py
+                        du = s[4, i] * ox - s[5, i] * oy
+                        dv = s[6, i] * oy - s[7, i] * ox
+                        if abs(du) > half or abs(dv) > half:
+                            continue
+                        dd = c + a * du + b * dv
+                        if dd <= 1e-3 * c:
+                            continue
+                        z = (s[8, i] + s[9, i] * du + s[10, i] * dv) / dd
+                        if near < z < out[yy, xx]:
+                            out[yy, xx] = z
 
 
 @kernel(**INLINED)
@@ -164,10 +225,26 @@ def fuse_depth(
     index = np.empty(n_views, np.int64)
     said = np.empty(n_views, np.float32)
     guesses = steep.max() > 0
+    front, back_most = np.empty(W, np.float32), np.empty(W, np.float32)
+    total, product = np.empty(W), np.empty(W)
     for y in range(y0, y1):
+        front[:], back_most[:], total[:], product[:] = EMPTY, 0, 0, 0
+        for i in range(n_views):
+            w = weight[i]
+            for x in range(W):
+                z = Z[i, y, x]
+                known = z < EMPTY
+                front[x] = min(front[x], z)
+                back_most[x] = max(back_most[x], z if known else 0.0)
+                total[x] += w if known else 0.0
+                product[x] += w * z if known else 0.0
         for x in range(W):
             out[y, x] = 0
             if not where[y, x]:
+                continue
+            if back_most[x] <= front[x] * (1 + tau):  # nobody, or the only hypothesis
+                if total[x] > 0:
+                    out[y, x] = product[x] / total[x]
                 continue
             n = 0
             for i in range(n_views):
@@ -357,6 +434,16 @@ def drop_lonely(d, radius, agree, least, y0, y1, out):
                         same += 1
             if same < least:
                 out[y, x] = 0
+
+
+@kernel(**FLAGS)
+def trust_behind(d, far, known, y0, y1, out):
+    """1 where known disparity is the lowest near by, down to 1e-3 in front of that; 1 elsewhere."""
+    for y in range(y0, y1):
+        for x in range(d.shape[1]):
+            nearer = 6.0 * (d[y, x] / max(far[y, x], 1e-6) - 1.0)
+            trust = max(exponential(min(nearer, 16.0)), 1e-3)
+            out[y, x] = trust if known[y, x] else 1.0
 
 
 @kernel(**FLAGS)

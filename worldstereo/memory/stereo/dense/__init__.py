@@ -17,6 +17,7 @@ from torch import Tensor
 
 from worldstereo.cameras import Cameras
 from worldstereo.memory.stereo.dense._choice import LIMIT, MADE, ViewIndex, choose_views
+from worldstereo.memory.stereo.dense._confidence import confidence_of
 from worldstereo.memory.stereo.dense._far import drawn_to_mean
 from worldstereo.memory.stereo.dense._planes import continued
 from worldstereo.memory.stereo.dense._reliable import reliable_pixels
@@ -87,7 +88,6 @@ class SynthesisOptions:
 
 
 SEEN = 1e-12  # weight from which on a pixel counts as confirmed
-TINY = 1e-30
 
 
 class Synthesis(NamedTuple):
@@ -180,8 +180,9 @@ def synthesize(
         """Colour, `base` where known; which other pixels views confirm, and the cloud alone."""
         seen = blend.weights > SEEN
         from_cloud = ~seen & ~known & (cloud > 0)
-        color = np.where(from_cloud[..., None], colors, blend.color())
-        color = np.where(known[..., None], base, color)
+        color = blend.color()
+        np.copyto(color, colors, where=from_cloud[..., None])
+        np.copyto(color, base, where=known[..., None])
         if options.antialias:
             color = _antialias(color, depth, known | seen | from_cloud)
         return color, seen & ~known, from_cloud
@@ -211,13 +212,21 @@ def synthesize(
         depth = np.where(before, base_depth, depth)
         seen, from_cloud, known = seen | more_seen, from_cloud | more_cloud, known | by_made
     if fill:
-        reliable = reliable_pixels(
-            depth, known, pose, served if options.rims else [], options.agree
-        )
-        color = _fill(color, depth, known, reliable, options)
-        if options.planes:
-            reached = continued(depth, known, pose, given)
-            depth = np.where(reached > 0, reached, depth)
+        filled, reached = color, np.zeros_like(depth)
+
+        def fill_color() -> None:
+            nonlocal filled
+            views_of_rims = served if options.rims else []
+            reliable = reliable_pixels(depth, known, pose, views_of_rims, options.agree)
+            filled = _fill(color, depth, known, reliable, options)
+
+        def fill_depth() -> None:
+            nonlocal reached
+            if options.planes:
+                reached = continued(depth, known, pose, given)
+
+        fusion.parallel_for(2, lambda k: (fill_color, fill_depth)[k]())
+        color, depth = filled, np.where(reached > 0, reached, depth)
     else:
         color[~known] = 0
         depth = np.where(known, depth, 0)
@@ -228,7 +237,10 @@ def synthesize(
         mask = camera_fixed[0].cpu().numpy()
         color = np.where(mask[..., None], camera_fixed[1].permute(1, 2, 0).cpu().numpy(), color)
         origin[mask], known = int(Origin.CAMERA_FIXED), known | mask
-    confidence = blend.confidence(color, seen, from_cloud, mask)
+    confidence = confidence_of(
+        color, blend.mass, blend.best, blend.spread(), seen=seen, cloud=from_cloud,
+        camera_fixed=mask,
+    )  # fmt: skip
     confidence[(depth <= 0) & (origin != int(Origin.CAMERA_FIXED))] = 0
     device = target.K.device
     return Synthesis(
@@ -284,7 +296,7 @@ def explain(
         result = kernels.probe(X, Y, Z, *fetched.arguments(i, level), *fetched.limits(i, level))
         scale = 2.0 ** served[i].level(level).power
         uv = ((result[1] + 0.5) * scale, (result[2] + 0.5) * scale)
-        rows.append((uv, float(np.prod(result[6:])) * share[i], _reason(result)))
+        rows.append((uv, float(np.prod(result[3:])) * share[i], _reason(result)))
     total = sum(weight for _, weight, _ in rows)
     best = max((weight for _, weight, _ in rows), default=0.0)
     return [
@@ -336,8 +348,8 @@ class _Blend:
     """Weighted sums over the views that confirm each pixel."""
 
     def __init__(self, shape: tuple[int, int]) -> None:
-        self.total = np.zeros((*shape, 3), np.float32)
-        self.energy = np.zeros((*shape, 3), np.float32)
+        self.total = np.zeros((3, *shape), np.float32)
+        self.energy = np.zeros((3, *shape), np.float32)
         self.weights, self.mass, self.best = (np.zeros(shape, np.float32) for _ in range(3))
 
     def add_all(
@@ -371,23 +383,24 @@ class _Blend:
         fusion.parallel_for(len(rows), band)
 
     def color(self) -> np.ndarray:
-        return self.total / np.maximum(self.weights, TINY)[..., None]
+        """(H, W, 3) mean over the views."""
+        from worldstereo.views.fusion import blend as kernels
 
-    def confidence(
-        self,
-        color: np.ndarray,
-        seen: np.ndarray,
-        cloud: np.ndarray,
-        camera_fixed: np.ndarray | None,
-    ) -> np.ndarray:
-        from worldstereo.memory.stereo.dense._confidence import confidence_of
-
-        _, mean, square = np.moveaxis(self.energy / np.maximum(self.energy[..., :1], TINY), -1, 0)
-        spread = square - mean**2
-        spread = np.sqrt(np.maximum(spread, 0))
-        return confidence_of(
-            color, self.mass, self.best, spread, seen=seen, cloud=cloud, camera_fixed=camera_fixed
+        out = np.empty((*self.weights.shape, 3), np.float32)
+        rows = fusion.bands(len(out))
+        fusion.parallel_for(
+            len(rows), lambda k: kernels.mean_color(self.total, self.weights, *rows[k], out)
         )
+        return out
+
+    def spread(self) -> np.ndarray:
+        """(H, W) standard deviation of the views' luminance."""
+        from worldstereo.views.fusion import blend as kernels
+
+        out = np.empty(self.weights.shape, np.float32)
+        rows = fusion.bands(len(out))
+        fusion.parallel_for(len(rows), lambda k: kernels.deviation(self.energy, *rows[k], out))
+        return out
 
 
 def _shares(views: Sequence[ViewArrays], pose: Pose, options: SynthesisOptions) -> list[float]:
@@ -462,7 +475,7 @@ def _reason(result: tuple) -> str | None:
     names = {1: "outside", 2: "unknown", 3: "looked through", 4: "behind"}
     if result[0] in names:
         return names[result[0]]
-    _, border, rim, facing = result[6:]
+    _, border, rim, facing = result[3:]
     factors = {"border": border, "edge": rim, "angle": facing}
     name = min(factors, key=lambda k: factors[k])
     return name if factors[name] < 0.5 else None
@@ -492,17 +505,19 @@ def _antialias(color: np.ndarray, depth: np.ndarray, known: np.ndarray) -> np.nd
     """At depth edges a 3x3 Gaussian over both surfaces: a photograph mixes them."""
     import cv2
 
+    from worldstereo.views.fusion import blend as blending
     from worldstereo.views.fusion import kernels
 
     if not known.any():
         return color
     d = invert(depth)
-    scratch = np.empty((2, *d.shape), np.float32)
     edge = np.empty(d.shape, np.uint8)
-    kernels.disparity_gradients(d, 0.03, 0, len(d), scratch[0], scratch[1], edge)
-    share = cv2.GaussianBlur(edge.astype(np.float32), (3, 3), 0.7)[..., None]
-    soft = cv2.GaussianBlur(fusion.nearest_fill(color, known), (3, 3), 1.0)
-    return np.where(known[..., None], color * (1 - share) + share * soft, color)
+    rows = fusion.bands(len(d))
+    fusion.parallel_for(len(rows), lambda k: kernels.depth_edges(d, 0.03, *rows[k], edge))
+    share = cv2.GaussianBlur(edge.astype(np.float32), (3, 3), 0.7)
+    out = color.copy()
+    fusion.parallel_for(len(rows), lambda k: blending.soften(color, known, share, *rows[k], out))
+    return out
 
 
 def _fill(
@@ -520,7 +535,7 @@ def _fill(
     interpolant = fusion.harmonic_fill(
         color, reliable, trust=fusion.background_trust(invert(depth), reliable), sweeps=15
     )
-    interpolant = np.where(known[..., None], color, interpolant)
+    np.copyto(interpolant, color, where=known[..., None])
     return drawn_to_mean(interpolant, known) if options.mean else interpolant
 
 

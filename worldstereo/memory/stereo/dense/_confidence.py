@@ -8,6 +8,8 @@ were chosen on three captures, none of which favours them alone, to rank pixels 
 import numpy as np
 from jaxtyping import Bool, Float
 
+from worldstereo.views.fusion import bands, parallel_for
+
 CLOUD, INVENTED, FIXED = 0.3, 0.5, 1.0
 """The mass where a pixel shows the cloud alone, nothing, or what is fixed to the camera."""
 
@@ -42,24 +44,38 @@ def confidence_of(
 
     fixed = np.zeros_like(seen) if camera_fixed is None else camera_fixed
     known = seen | cloud | fixed
-    said = np.sqrt(1 - np.exp(-2 * mass)) * (0.8 + 0.2 * nearest / (nearest + 0.1))
-    said = np.where(seen & ~fixed, said, np.where(fixed, FIXED, np.where(cloud, CLOUD, INVENTED)))
-    grey = cv2.cvtColor(np.ascontiguousarray(color, np.float32), cv2.COLOR_RGB2GRAY)
-    slope = np.hypot(cv2.Sobel(grey, cv2.CV_32F, 1, 0), cv2.Sobel(grey, cv2.CV_32F, 0, 1))
     hole = (~known).astype(np.uint8)
     reach = 8 * known.shape[1] / WIDE
-    deep = np.minimum(cv2.distanceTransform(hole, cv2.DIST_L2, 3) / np.float32(reach), 1)
+    deep = cv2.distanceTransform(hole, cv2.DIST_L2, 3)
+    grey = cv2.cvtColor(np.ascontiguousarray(color, np.float32), cv2.COLOR_RGB2GRAY)
+    across, down = (cv2.Sobel(grey, cv2.CV_32F, *axes) for axes in ((1, 0), (0, 1)))
+    slope = np.sqrt(across * across + down * down)
+    off = np.where(seen, spread, 0)
     around = 0.25 * np.log(_wide(slope) + 0.03)
-    around += 0.2 * np.log(_wide(np.where(seen, spread, 0)) + 0.005) + 1.25 * _wide(hole)
-    expected = np.exp(
-        0.45 * np.log(cv2.GaussianBlur(slope, (0, 0), 1.5) + 0.03)
-        + cv2.resize(around, slope.shape[::-1], interpolation=cv2.INTER_LINEAR)
-        + 2 * deep
-        - 0.7 * np.log(np.maximum(said, 0.05))
-    )
-    # What the references differ by is an error that is seen, however smooth the picture is there.
-    expected += 0.5 * np.where(seen, spread, 0)
-    return np.exp(-np.maximum(expected - FIRM, 0) / RANGE).astype(np.float32)
+    around += 0.2 * np.log(_wide(off) + 0.005) + 1.25 * _wide(hole)
+    around = cv2.resize(around, slope.shape[::-1], interpolation=cv2.INTER_LINEAR)
+    slope = cv2.GaussianBlur(slope, (0, 0), 1.5)
+    out = np.empty(known.shape, np.float32)
+    rows = bands(len(out), len(out) // 32 + 1)
+
+    def band(k: int) -> None:
+        """Elementwise, a few rows at a time: what lies between stays in the processor's cache."""
+        at = slice(*rows[k])
+        said = np.sqrt(1 - np.exp(-2 * mass[at])) * (0.8 + 0.2 * nearest[at] / (nearest[at] + 0.1))
+        other = np.where(fixed[at], FIXED, np.where(cloud[at], CLOUD, INVENTED))
+        said = np.where(seen[at] & ~fixed[at], said, other.astype(np.float32))
+        expected = np.exp(
+            0.45 * np.log(slope[at] + 0.03)
+            + around[at]
+            + 2 * np.minimum(deep[at] / np.float32(reach), 1)
+            - 0.7 * np.log(np.maximum(said, 0.05))
+        )
+        # What references differ by is an error that is seen, however smooth the picture is there.
+        expected += 0.5 * off[at]
+        out[at] = np.exp(-np.maximum(expected - FIRM, 0) / RANGE)
+
+    parallel_for(len(rows), band)
+    return out
 
 
 def _wide(values: np.ndarray) -> np.ndarray:

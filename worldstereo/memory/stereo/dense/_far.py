@@ -34,5 +34,5 @@ def drawn_to_mean(interpolant: np.ndarray, known: np.ndarray) -> np.ndarray:
         return interpolant
     part = np.clip((distance - BEGINS) / (ENDS - BEGINS), 0, 1)
     share = (SHARE * part * part * (3 - 2 * part))[..., None]
-    mean = interpolant[known].mean(0, dtype=np.float64).astype(np.float32)
+    mean = np.array(cv2.mean(interpolant, known.astype(np.uint8))[:3], np.float32)
     return np.where(hole[..., None] > 0, interpolant + share * (mean - interpolant), interpolant)
