@@ -1,12 +1,13 @@
 """The capture is its own judge: what makes views left out worse is not done."""
 
 import numpy as np
+import pytest
 import torch
 
 from tests.conftest import room, turned_cameras
 from worldstereo.scene import DepthKind, View
 from worldstereo.views.fusion import make_view_arrays
-from worldstereo.views.intake import _judge, cloud_from
+from worldstereo.views.intake import _depth, _judge, cloud_from
 from worldstereo.views.intake._depth import COMPLETIONS, INFINITY, Completion, Unmeasured
 from worldstereo.views.intake._judge import Judge
 
@@ -81,6 +82,27 @@ def test_each_way_of_completion_treats_a_region_as_it_says():
     unknown, confidence = found.completed(Completion())
     assert (unknown[region] == 0).all() and (confidence[region] == 0).all()
     assert (unknown[~region] == view.disparity[~region]).all()
+
+
+@pytest.mark.parametrize(
+    ("unmeasured", "measured", "expected"),
+    [
+        ((0.05, 900), (0.17, 300), "denied"),  # the few that look alike are outweighed
+        ((0.05, 900), (0.05, 300), "near"),
+        ((0.09, 900), (0.05, 9000), "near"),
+        ((0.05, 300), (0.05, 300), "near"),
+        ((0.0, 0), (0.17, 300), "untested"),
+    ],
+)
+def test_every_place_that_shows_a_region_has_its_say(unmeasured, measured, expected, monkeypatch):
+    """Colour errors and counts at the fill, by what the other views know; infinity is not shown."""
+    cameras = turned_cameras(1).scaled(W, H)
+    color, depth = room(cameras)
+    view = make_view_arrays(View.of(color[0], depth[0], cameras[0]))
+    region, far, near = view.depth > 0, 0 * view.depth, view.disparity
+    told = {id(far): ((0.0, 0), (0.0, 0)), id(near): (unmeasured, measured)}
+    monkeypatch.setattr(_depth, "photometric_errors", lambda v, o, r, d: told[id(d)])
+    assert _depth._judged(view, [], region, far, near) == expected
 
 
 def test_what_lies_at_infinity_is_no_point_of_the_cloud():

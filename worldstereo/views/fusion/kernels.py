@@ -151,33 +151,33 @@ def surfel_warp(d, gx, gy, Kr, Kt, T, half, max_stretch, min_area, near, out):
                 s[1, i] = py
                 s[2, i] = max(0.0, np.ceil(px - ex))
                 s[3, i] = min(Wo - 1.0, np.floor(px + ex))
-                s[11, i] = max(0.0, np.ceil(py - ey))
-                s[12, i] = min(Ho - 1.0, np.floor(py + ey))
-                s[4, i] = jyv * inverse
-                s[5, i] = jxv * inverse
-                s[6, i] = jxu * inverse
-                s[7, i] = jyu * inverse
-                s[8, i] = q2
-                s[9, i] = du2
-                s[10, i] = dv2
+                s[4, i] = max(0.0, np.ceil(py - ey))
+                s[5, i] = min(Ho - 1.0, np.floor(py + ey))
+                s[6, i] = jyv * inverse
+                s[7, i] = jxv * inverse
+                s[8, i] = jxu * inverse
+                s[9, i] = jyu * inverse
+                s[10, i] = q2
+                s[11, i] = du2
+                s[12, i] = dv2
             for i in range(n):
                 px = s[0, i]
                 if px >= NOWHERE:
                     continue
                 c, a, b = d[y, x0 + i], gx[y, x0 + i], gy[y, x0 + i]
                 py = s[1, i]
-                x1, x2, y1, y2 = int(s[2, i]), int(s[3, i]), int(s[11, i]), int(s[12, i])
+                x1, x2, y1, y2 = int(s[2, i]), int(s[3, i]), int(s[4, i]), int(s[5, i])
                 for yy in range(y1, y2 + 1):
                     for xx in range(x1, x2 + 1):
                         ox, oy = xx - px, yy - py
-                        du = s[4, i] * ox - s[5, i] * oy
-                        dv = s[6, i] * oy - s[7, i] * ox
+                        du = s[6, i] * ox - s[7, i] * oy
+                        dv = s[8, i] * oy - s[9, i] * ox
                         if abs(du) > half or abs(dv) > half:
                             continue
                         dd = c + a * du + b * dv
                         if dd <= 1e-3 * c:
                             continue
-                        z = (s[8, i] + s[9, i] * du + s[10, i] * dv) / dd
+                        z = (s[10, i] + s[11, i] * du + s[12, i] * dv) / dd
                         if near < z < out[yy, xx]:
                             out[yy, xx] = z
 

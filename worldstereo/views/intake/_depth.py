@@ -267,35 +267,32 @@ def _judged(
     """What other pictures say of a region: it is "far", "near" (the harmonic fill fits) or that
     fill is "denied"; "untested" where they do not show it.
     """
-    at_infinity, tested_far = photometric_error(view, others, region, far)
-    at_fill, tested_near = photometric_error(view, others, region, near)
-    if tested_near <= TESTED:  # others know what is there: do they see this view's picture?
-        at_fill, tested_near = photometric_error(view, others, region, near, known=True)
-        if tested_near <= TESTED:
-            return "untested"
-        return "denied" if at_fill > DENIED else "near"
-    if tested_far > TESTED and at_infinity < 0.9 * at_fill:
+    (at_infinity, tested_far), _ = photometric_errors(view, others, region, far)
+    (at_fill, tested_near), (at_known, tested_known) = photometric_errors(
+        view, others, region, near
+    )
+    if min(tested_far, tested_near) > TESTED and at_infinity < 0.9 * at_fill:
         return "far"
-    return "denied" if at_fill > DENIED else "near"
+    tested = tested_near + tested_known
+    if tested <= TESTED:
+        return "untested"
+    # Every place counts alike: the few where nobody measured may look alike by chance.
+    error = (at_fill * tested_near + at_known * tested_known) / tested
+    return "denied" if error > DENIED else "near"
 
 
-def photometric_error(
-    view: ViewArrays,
-    others: Sequence[ViewArrays],
-    region: np.ndarray,
-    d: np.ndarray,
-    *,
-    known: bool = False,
-) -> tuple[float, int]:
-    """Mean colour error of a region under a disparity, and the number of samples it rests on.
+def photometric_errors(
+    view: ViewArrays, others: Sequence[ViewArrays], region: np.ndarray, d: np.ndarray
+) -> tuple[tuple[float, int], tuple[float, int]]:
+    """Mean colour errors of a region under a disparity, each with the number of its samples.
 
-    The median difference of each pair is taken out, and only places where the other view knows no
-    depth either are asked: elsewhere that view's own surface would be compared. With `known` only
-    places are asked where the other view measured the same depth.
+    The first is of places where the other view knows no depth either, the second of places where
+    it measured the same depth: elsewhere that view's own surface would be compared. The median
+    difference of each pair is taken out. 0 where there is no sample.
     """
     import cv2
 
-    error, count = 0.0, 0
+    error, count = [0.0, 0.0], [0, 0]
     y0, y1, x0, x1 = _box(region)
     crop = (slice(y0, y1), slice(x0, x1))
     inside = region[crop]
@@ -304,19 +301,23 @@ def photometric_error(
     for other in others:
         u, v, z = at(points, view, other)
         h, w = other.depth.shape
-        ok = inside & (z > 0) & (u > 0) & (v > 0) & (u < w - 1) & (v < h - 1)
+        shown = inside & (z > 0) & (u > 0) & (v > 0) & (u < w - 1) & (v < h - 1)
         empty = (
             other.disparity if other.camera_fixed is None else other.disparity * ~other.camera_fixed
         )
         theirs_d = cv2.remap(empty, u, v, cv2.INTER_NEAREST)
-        ok &= (np.abs(theirs_d * z - 1) < SAME_DEPTH) if known else theirs_d == 0
-        n = int(ok.sum())
-        if n >= 100:
-            theirs = cv2.remap(other.color, u, v, cv2.INTER_LINEAR).astype(np.float32) / 255
-            r = (mine - theirs)[ok]
-            error += float(np.abs(r - np.median(r, 0)).mean()) * n
-            count += n
-    return (error / count if count else float("nan")), count
+        theirs = None
+        for k, alike in enumerate((theirs_d == 0, np.abs(theirs_d * z - 1) < SAME_DEPTH)):
+            ok = shown & alike
+            n = int(ok.sum())
+            if n >= 100:
+                if theirs is None:
+                    theirs = cv2.remap(other.color, u, v, cv2.INTER_LINEAR).astype(np.float32) / 255
+                r = (mine - theirs)[ok]
+                error[k] += float(np.abs(r - np.median(r, 0)).mean()) * n
+                count[k] += n
+    means = [e / max(n, 1) for e, n in zip(error, count, strict=True)]
+    return (means[0], count[0]), (means[1], count[1])
 
 
 def _box(region: np.ndarray) -> tuple[int, int, int, int]:
@@ -344,6 +345,6 @@ __all__ = [
     "Unmeasured",
     "mask_camera_fixed",
     "measured_by",
-    "photometric_error",
+    "photometric_errors",
     "uncontradicted",
 ]
