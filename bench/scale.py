@@ -3,15 +3,18 @@
     python -m bench.scale entry 50 200 --size 640 480 --folder DIR
     python -m bench.scale open DIR/200.world
     python -m bench.scale cloud 2 20
+    python -m bench.scale batch 24 --folder DIR
 
 `entry`: a walk through `bench._building`, each in a process of its own: CPU seconds a frame with
 compiled kernels, stage by stage, peak resident memory, and the share of the frames' pixels with
 depth that the cloud covers; the world is saved. `open`: from the folder to a drawn cloud.
-`cloud`: millions of points through update and render, nanoseconds a point.
+`cloud`: millions of points through update and render, nanoseconds a point. `batch`: so many small
+captures on Ray, against a loop over the same tasks in one process; wall seconds of both.
 """
 
 import argparse
 import gc
+import json
 import resource
 import subprocess
 import sys
@@ -186,6 +189,36 @@ def clouds(millions: list[float], rounds: int) -> None:
         gc.collect()
 
 
+def batch(count: int, folder: Path) -> None:
+    """Small captures on Ray and by hand: the example's six views, a clip of five small ones."""
+    from worldstereo.cli.batch import RayPool, read_manifest, run_batch, run_task
+
+    example = Path(__file__).resolve().parents[1] / "assets" / "examples" / "living-room"
+    rows = [
+        {"input": str(example), "frames": 5, "width": 320, "height": 240, "seed": k}
+        for k in range(count)
+    ]
+    folder.mkdir(parents=True, exist_ok=True)
+    manifest = folder / "manifest.jsonl"
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tasks, broken = read_manifest(manifest)
+    assert not broken
+    (folder / "by-hand").mkdir()
+    run_task(tasks[0], folder / "by-hand")  # kernels are compiled before either is timed
+    began = time.monotonic()
+    for task in tasks[1:]:
+        run_task(task, folder / "by-hand")
+    alone = (time.monotonic() - began) / (count - 1)
+    began = time.monotonic()
+    done = run_batch(manifest, folder / "ray", RayPool())
+    took = time.monotonic() - began
+    wrong = sum(result.state != "done" for result in done)
+    print(
+        f"{count} captures: by hand {alone:.2f} s each, on Ray {took / count:.2f} s each, "
+        f"{took / count / alone:.2f}x; {wrong} failed"
+    )
+
+
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     parts = options.add_subparsers(dest="what", required=True)
@@ -199,8 +232,13 @@ def main() -> None:
     three = parts.add_parser("cloud")
     three.add_argument("millions", type=float, nargs="+")
     three.add_argument("--rounds", type=int, default=5)
+    four = parts.add_parser("batch")
+    four.add_argument("count", type=int)
+    four.add_argument("--folder", type=Path, required=True)
     given = options.parse_args()
-    if given.what == "cloud":
+    if given.what == "batch":
+        batch(given.count, given.folder)
+    elif given.what == "cloud":
         clouds(given.millions, given.rounds)
     elif given.what == "open":
         for path in given.path:

@@ -95,7 +95,7 @@ def visitors(given: argparse.Namespace) -> None:
     for token in tokens:
         app.sessions.close(token)
     session = None
-    time.sleep(1)
+    time.sleep(35)  # the reaper frees closed worlds at its next turn
     trim()
     app.note("all have left")
     if given.held:

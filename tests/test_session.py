@@ -875,6 +875,22 @@ def test_the_first_visitor_finds_the_world_that_was_prepared(tmp_path):
         sessions.close_all()
 
 
+def test_a_world_opened_before_the_start_froze_its_objects_is_freed_when_it_is_closed(tmp_path):
+    sessions = Sessions(config(tmp_path / "projects"))
+    session = sessions.create()
+    world, token = weakref.ref(session.world), session.token
+    gc.freeze()
+    try:
+        del session
+        sessions.close(token)
+        sessions._collect()
+        assert world() is None
+        assert gc.get_freeze_count() > 0
+    finally:
+        gc.unfreeze()
+        sessions.close_all()
+
+
 def saved_world(folder: Path, name: str, age: float, size: int = 1000) -> Path:
     path = folder / f"{name}.world"
     (path / "members").mkdir(parents=True)

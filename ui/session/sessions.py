@@ -238,10 +238,15 @@ class Sessions:
 
     def _collect(self) -> None:
         """Frees the sessions that were closed: they refer to themselves, and the collector comes
-        for such only after thousands of new objects."""
+        for such only after thousands of new objects. What the start has frozen holds the world
+        that was opened ahead, too, so all is looked through, and frozen again."""
         if self._left:
             self._left = False
+            frozen = gc.get_freeze_count() > 0
+            gc.unfreeze()
             gc.collect()
+            if frozen:
+                gc.freeze()
             trim()
 
     def _reap_now_and_then(self) -> None:
