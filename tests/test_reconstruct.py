@@ -24,6 +24,7 @@ from scipy.sparse.csgraph import connected_components
 
 from tests.conftest import room, turned_cameras
 from worldstereo import CameraTrajectory, save_trajectory
+from worldstereo.cameras import Cameras
 from worldstereo.errors import Cancelled, ExportError, InputRefused, WorldStereoError
 from worldstereo.exports import export, exporters, file_name, why_not
 from worldstereo.exports import write as write_form
@@ -147,6 +148,31 @@ def test_a_floater_that_others_look_through_is_carved(scene):
     drawn = render_mesh(mesh, view.cameras)
     patch = (drawn.depth / view.depth)[0, 31:41, 41:55]
     assert float((patch < 0.7).float().mean()) < 0.1
+
+
+@pytest.mark.parametrize(("of_disparity", "far"), [(True, False), (False, True)])
+def test_a_wall_that_the_sensor_does_not_resolve_is_no_surface(of_disparity, far):
+    """Noise of a stereo sensor, .01 / unit at all depths, is 1 cm of a near wall and 64 cm of a far
+    one; that of a laser is 1 cm of both. A truncation is 6 cm."""
+    draw = torch.Generator().manual_seed(0)
+    depth = torch.full((1, 72, 96), 1.0)
+    depth[:, :, 48:] = 8.0
+    views = []
+    K = torch.tensor([[90.0, 0.0, 48.0], [0.0, 90.0, 36.0], [0.0, 0.0, 1.0]])
+    camera = Cameras(K, torch.eye(4), 96, 72)
+    for i in range(4):
+        noise = 0.01 * torch.randn(depth.shape, generator=draw)
+        seen = 1 / (1 / depth + noise).clamp(min=0.05) if of_disparity else depth + noise
+        views.append(View.of(torch.full((3, 72, 96), 0.5), seen, camera, frame=i))
+    scene = Scene(views=tuple(views), unit=1.0)
+    mesh = reconstruct_surface(scene, SurfaceOptions(voxel=0.02, texture=0, faces=0)).mesh
+    z = mesh.vertices[:, 2]
+    drawn = render_mesh(mesh, camera).depth[0]
+    near = drawn[4:-4, 4:44]
+    assert float(((near - 1).abs() < 0.05).float().mean()) > 0.95
+    assert bool((z > 1.5).any()) == far
+    if far:
+        assert float(((drawn[4:-4, 52:-4] - 8).abs() < 0.05).float().mean()) > 0.95
 
 
 def test_generated_surfaces_are_marked_or_left_out():

@@ -3,6 +3,8 @@
 Only the blocks near measured surfaces exist, and of these only a region of 64 cells is held at
 once, so memory follows the size of the mesh and not that of the world. Every view that looks
 through a sample votes, not only the ones that measured a surface there: that carves floaters.
+Where the sensors' noise, estimated from the depth itself and averaged over the views that agree, is
+larger than the truncation, there is no surface: it would be made of layers of noise.
 
 Source: Curless & Levoy, A volumetric method for building complex models, SIGGRAPH 1996;
 Lewiner et al., Efficient implementation of marching cubes' cases, 2003.
@@ -20,9 +22,11 @@ from worldstereo.progress import interruptible
 from worldstereo.reconstruct._mesh import Mesh
 from worldstereo.reconstruct._volume_kernels import (
     BLOCK,
+    OCTAVES,
     OFFSET,
     block_keys,
     crossing_cells,
+    disparity_noise,
     facing,
     integrate_region,
 )
@@ -30,6 +34,7 @@ from worldstereo.scene import NO_PART, DepthKind, View
 
 REGION = 8  # blocks along each side of a region
 TEAR = 0.05  # relative depth step between neighbours above which they are two surfaces
+SECOND_DIFFERENCE = (np.pi / 2 / 6) ** 0.5  # standard deviation of noise over its mean |a - 2b + c|
 NARROW = 3.0  # the least truncation in voxels: less leaves no sample on both sides of a slope
 
 
@@ -42,6 +47,8 @@ class Frames:
     """Confidence in 1/255; 0 where the pixel is left out."""
     angles: list[np.ndarray]
     """|cos| between ray and surface in 1/255."""
+    noise: np.ndarray
+    """(N, OCTAVES) standard deviation of measured disparity, 1 / scene units, by depth."""
     lens: np.ndarray
     """(N, 4) fx, fy, cx, cy."""
     w2c: np.ndarray
@@ -62,16 +69,26 @@ def frames_of(views: Sequence[View], unit: float, *, generated: bool, completed:
     depths = [np.ascontiguousarray(v.depth[0].numpy(), np.float32) for v in views]
     weights: list[Any] = [None] * len(views)
     angles: list[Any] = [None] * len(views)
+    noise = np.zeros((len(views), OCTAVES))
     lens = np.array([[*_lens(v)] for v in views], np.float64).reshape(-1, 4)
 
     def one(i: int) -> None:
         weights[i] = views[i].confidence_u8[0].numpy() * table[views[i].kind[0].numpy()]
         angles[i] = np.empty(depths[i].shape, np.uint8)
         facing(depths[i], lens[i], angles[i])
+        noise[i] = _noise(depths[i], weights[i])
 
     parallel_for(len(views), one)
     c2w = np.stack([v.cameras.c2w.double().numpy() for v in views])
-    return Frames(depths, weights, angles, lens, np.linalg.inv(c2w), c2w, unit)
+    return Frames(depths, weights, angles, noise, lens, np.linalg.inv(c2w), c2w, unit)
+
+
+def _noise(depth: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """(OCTAVES,) noise of disparity by depth; an octave without samples has the nearer one's."""
+    total, count = np.zeros(OCTAVES), np.zeros(OCTAVES, np.int64)
+    disparity_noise(depth, weight, TEAR, total, count)
+    last = np.maximum.accumulate(np.where(count > 0, np.arange(OCTAVES), 0))
+    return (SECOND_DIFFERENCE * total / np.maximum(count, 1))[last]
 
 
 def _lens(view: View) -> tuple[float, float, float, float]:
@@ -176,14 +193,14 @@ def _region(
     from skimage.measure import marching_cubes
 
     samples = REGION * BLOCK + 1
-    value, total, made = (np.zeros((samples,) * 3, np.float32) for _ in range(3))
+    value, total, made, resolved = (np.zeros((samples,) * 3, np.float32) for _ in range(4))
     depths, weights, angles = lists
     integrate_region(
-        keys, low.astype(np.int64), samples, voxel, reach, depths, weights, angles,
-        frames.lens, frames.w2c, frames.unit, TEAR, value, total, made,
+        keys, low.astype(np.int64), samples, voxel, reach, depths, weights, angles, frames.noise,
+        frames.lens, frames.w2c, frames.unit, TEAR, value, total, made, resolved,
     )  # fmt: skip
     mask = np.zeros(value.shape, bool)
-    if crossing_cells(value, total, mask[1:, 1:, 1:]) == 0:
+    if crossing_cells(value, total, resolved, mask[1:, 1:, 1:]) == 0:
         return None
     # the distance is positive in front of a surface: faces turn towards the cameras
     vertices, faces, _, _ = marching_cubes(

@@ -12,6 +12,8 @@ from worldstereo._core.compiled import kernel
 
 BLOCK = 8
 OFFSET = 1 << 20  # block coordinates from -2^20 to 2^20 - 1, 21 bits each
+MADE = 64  # confidence in 1/255 below which depth was generated or completed, not measured
+OCTAVES = 64  # rows of a table of noise, by the power of two above the depth
 
 
 @kernel
@@ -97,18 +99,52 @@ def _slope(depth, y, x, dy, dx, d):
     return best if best < np.inf else 0.0
 
 
+@kernel
+def disparity_noise(depth, weight, tear, total, count):
+    """Adds to `total` the absolute second differences of disparity of what was measured, to `count`
+    how many they are, both (OCTAVES,) by depth.
+
+    Disparity is linear on a plane, so that only noise and the sensor's steps remain. Three pixels
+    that a depth edge tears apart are left out.
+    """
+    h, w = depth.shape
+    for y in range(1, h - 1):
+        for x in range(1, w - 1):
+            z = depth[y, x]
+            if z <= 0 or weight[y, x] < MADE:
+                continue
+            for axis in range(2):
+                a = depth[y - axis, x - 1 + axis]
+                b = depth[y + axis, x + 1 - axis]
+                low, high = min(a, b, z), max(a, b, z)
+                sure = min(weight[y - axis, x - 1 + axis], weight[y + axis, x + 1 - axis]) >= MADE
+                if low > 0 and sure and high - low < tear * low:
+                    total[octave(z)] += abs(1.0 / a - 2.0 / z + 1.0 / b)
+                    count[octave(z)] += 1
+
+
+@kernel
+def octave(depth):
+    """Row of the noise table for a depth in scene units."""
+    return min(max(math.frexp(depth)[1] + OCTAVES // 2, 0), OCTAVES - 1)
+
+
 @kernel(error_model="numpy")
 def integrate_region(
-    keys, low, samples, voxel, reach, depths, weights, angles, lens, w2c, unit, tear,
-    value, total, made,
+    keys, low, samples, voxel, reach, depths, weights, angles, noise, lens, w2c, unit, tear,
+    value, total, made, resolved,
 ):  # fmt: skip
-    """Fill `value` (mean distance / reach), `total` (weight) and `made` (weight of what a generator
-    or a completion said) for the samples low .. low + samples - 1 of the blocks `keys`.
+    """Fill `value` (mean distance / reach), `total` (weight), `made` (weight of what a generator or
+    a completion said) and `resolved` (see below) for the samples low .. low + samples - 1 of the
+    blocks `keys`.
 
     A view adds to a sample what its depth at the sample's pixel says: within `reach` in front of or
     behind the surface the distance to the tangent plane, before it "free". Weight: confidence
     squared, angle, and the inverse square of depth. A pixel whose disparity is torn from its
     neighbours is read without interpolation and carves only what all four neighbours look through.
+
+    `resolved` is the inverse variance of what was measured within `reach`, in units of 1 / reach^2:
+    below 1 the views together do not know a surface there to within `reach`.
     """
     n = len(depths)
     half = 0.5 * voxel * (BLOCK - 1)
@@ -200,8 +236,12 @@ def integrate_region(
                             share *= 0.25
                         value[i, j, k] += share * distance / reach
                         total[i, j, k] += share
-                        if q < 64:
+                        if q < MADE:
                             made[i, j, k] += share
+                        if distance < reach:
+                            spread = noise[f, octave(near)] * near * near
+                            sure = 1.0 if q < MADE else min(reach / max(spread, 1e-30), 1.0)
+                            resolved[i, j, k] += sure * sure
     for i in range(samples):
         for j in range(samples):
             for k in range(samples):
@@ -214,8 +254,9 @@ def integrate_region(
 
 
 @kernel
-def crossing_cells(value, total, out):
-    """(n, n, n) cells whose eight corners are known and do not all lie on one side."""
+def crossing_cells(value, total, resolved, out):
+    """(n, n, n) cells whose eight corners are known and do not all lie on one side, and of which
+    the views resolved one."""
     n = value.shape[0] - 1
     found = 0
     for i in range(n):
@@ -224,16 +265,18 @@ def crossing_cells(value, total, out):
                 low = np.inf
                 high = -np.inf
                 known = True
+                sure = 0.0
                 for c in range(8):
                     a, b, d = i + (c >> 2), j + ((c >> 1) & 1), k + (c & 1)
                     if total[a, b, d] <= 0:
                         known = False
                         break
+                    sure = max(sure, resolved[a, b, d])
                     s = value[a, b, d]
                     low = min(low, s)
                     high = max(high, s)
                 # a jump from free to deep inside is no surface: none was measured between
-                inside = known and low < 0 < high
+                inside = known and low < 0 < high and sure >= 1.0
                 out[i, j, k] = inside
                 found += inside
     return found
