@@ -4,7 +4,6 @@ Playwright drives only a Firefox that it has patched; the one of the distributio
 when it is started with a port for it. Headless it draws no WebGL, so it gets a screen of Xvfb.
 """
 
-import base64
 import json
 import os
 import shutil
@@ -32,8 +31,6 @@ SETTINGS = {
     "toolkit.telemetry.enabled": False,
 }
 """A quiet profile: nothing is asked, nothing is fetched from outside."""
-
-ENTER, ESCAPE = "\ue007", "\ue00c"
 
 
 def missing() -> str:
@@ -182,25 +179,6 @@ class Firefox:
                 raise BidiError(f"never: {condition}")
             time.sleep(0.1)
 
-    def click(self, selector: str) -> None:
-        """A real click in the middle of the first such element that is seen, once it rests."""
-        found = f"[...document.querySelectorAll({json.dumps(selector)})].find(e => e.offsetParent)"
-        middle = (
-            f"(e => {{ e.scrollIntoView({{block: 'nearest'}}); const b = e.getBoundingClientRect();"
-            f" return [b.left + b.width / 2, b.top + b.height / 2].map(Math.round); }})({found})"
-        )
-        self.until(found)
-        place = None
-        while place != (now := self.look(middle)):
-            place = now
-            time.sleep(0.2)
-        moves = [
-            {"type": "pointerMove", "x": place[0], "y": place[1]},
-            {"type": "pointerDown", "button": 0},
-            {"type": "pointerUp", "button": 0},
-        ]
-        self._act({"type": "pointer", "id": "mouse", "actions": moves})
-
     def press(self, *keys: str) -> None:
         """Keys, one after the other, with nothing between them."""
         strokes = [{"type": kind, "value": key} for key in keys for kind in ("keyDown", "keyUp")]
@@ -208,8 +186,3 @@ class Firefox:
 
     def _act(self, source: dict[str, Any]) -> None:
         self.call("input.performActions", context=self.context, actions=[source])
-
-    def picture(self) -> bytes:
-        """PNG of what is seen."""
-        answer = self.call("browsingContext.captureScreenshot", context=self.context)
-        return base64.b64decode(answer["data"])
