@@ -496,6 +496,14 @@ def test_a_frustum_that_would_cover_the_picture_is_hidden(viewport):
         assert frusta._drawn[0][1].visible == seen
 
 
+def test_a_world_of_fewer_views_replaces_one_of_many(viewport):
+    """Their numbers are beyond the new ones."""
+    for count, revision in ((29, 0), (2, 1), (0, 2), (3, 3)):
+        views = some_views(count) if count else ()
+        drawn(viewport, Scene(revision=revision, views=views, cloud=wall(101), unit=2.0))
+        assert len(viewport._views._drawn) == count or count > FRAMED
+
+
 def test_views_from_one_spot_are_one_frustum(viewport):
     """A panorama's: their pictures would wall in the place that they show."""
     views = some_views(3)

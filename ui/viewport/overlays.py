@@ -95,7 +95,8 @@ class ViewFrusta:
 
     def _is(self, index: int, views: Sequence[View]) -> bool:
         """Whether this view is drawn under this number."""
-        return index in self._drawn and self._drawn[index][0] is views[index]
+        drawn = self._drawn.get(index)
+        return drawn is not None and index < len(views) and drawn[0] is views[index]
 
     def make_way(self, pose: np.ndarray, fov: float) -> None:
         """Clear the sight of a camera (4, 4) in the viewport with this vertical field of view."""
