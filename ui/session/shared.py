@@ -139,9 +139,8 @@ class Shared:
 
         Nothing where that world is kept: then this code has run here before.
         """
-        if self._compiling is not None or self.kept.place(example) is None:
-            return
-        if self.kept.find(example) is not None:
+        path = self.kept.place(example)
+        if path is None or is_project(path) or self._compiling is not None:
             return
         self._compiling = subprocess.Popen(
             [sys.executable, "-P", "-m", "worldstereo.warmup"],
@@ -154,9 +153,10 @@ class Shared:
     def settled(self, example: Example, timeout: float) -> bool:
         """Whether, within seconds, the kernels are compiled and the example's world is kept."""
         until = time.monotonic() + timeout
+        path = self.kept.place(example)
         while time.monotonic() < until:
             compiled = self._compiling is None or self._compiling.poll() is not None
-            if compiled and (self.kept.place(example) is None or self.kept.find(example)):
+            if compiled and (path is None or is_project(path)):
                 return True
             time.sleep(0.1)
         return False

@@ -73,7 +73,7 @@ class ViewFrusta:
         again = pictured ^ set(self._pictures)  # their picture comes or goes
         self._scale, self._size = scale, size
         kept = {i: p for i, p in self._pictures.items() if self._is(i, views)}
-        self._pictures = {i: kept.get(i, thumbnail(views[i])) for i in pictured}
+        self._pictures = {i: kept[i] if i in kept else thumbnail(views[i]) for i in pictured}
         for index in [i for i in self._drawn if i not in wanted]:
             self._drawn.pop(index)[1].remove()
         for index in sorted(wanted):
@@ -115,9 +115,7 @@ class ViewFrusta:
                 aside = np.arccos(np.clip((middle - eye) @ forward / distance, -1, 1))
                 reach = np.arctan(0.5 * tall * np.hypot(1, view.width / view.height) / distance)
                 over = aside - reach < np.arctan(CLEAR * np.tan(fov / 2))
-                large = (
-                    area > COVERED / 8 * distance**2
-                )  # far away all are in the middle, and small
+                large = area > COVERED / 8 * distance**2  # far away all are in the middle
                 if (handle.image is None) != (over and large):
                     handle.image = None if over and large else self._pictures[index]
 
