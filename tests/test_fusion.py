@@ -249,6 +249,19 @@ def test_fetched_colours_are_those_of_the_surface():
     assert np.quantile(error, 0.95) < 0.02
 
 
+def test_pixels_fetched_one_by_one_are_those_of_the_picture():
+    target, source = views(2)
+    work, other = make_view_arrays(target), make_view_arrays(source)
+    color, agreement, _ = fusion.fetch(work.depth, work.pose, other)
+    rows, columns = np.nonzero(work.depth > 0)
+    at = np.random.default_rng(3).permutation(len(rows))[:997]
+    rows, columns = rows[at], columns[at]
+    some = fusion.fetch_pixels(rows, columns, work.depth[rows, columns], work.pose, other)
+    assert 0.2 < (some[1] > 0).mean() < 1
+    np.testing.assert_allclose(some[0], color[rows, columns], atol=1e-5)
+    np.testing.assert_allclose(some[1], agreement[rows, columns], atol=1e-5)
+
+
 def test_a_scene_seen_from_afar_and_from_close_up_keeps_its_surface():
     """Limits are on a patch's shape: a surface does not vanish with distance."""
     K = torch.tensor([[66.0, 0.0, 41.5], [0.0, 66.0, 30.5], [0.0, 0.0, 1.0]])

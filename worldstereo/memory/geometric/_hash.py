@@ -96,7 +96,8 @@ class BrickHash:
         place[kept] = np.arange(len(kept), dtype=np.int32)
         other.next, other.prev = np.empty(len(kept), np.int32), np.empty(len(kept), np.int32)
         renumber(kept, place, self.next, self.prev, other.next, other.prev)
-        other.heads = np.where(self.heads >= 0, place[self.heads], NONE)
+        other.heads = np.full(len(self.heads), NONE)
+        renumber_heads(self.heads, place, 64 * self.bricks, other.heads)
         other.keys, other.values, other._fill = (
             self.keys.copy(),
             self.values.copy(),
@@ -329,6 +330,13 @@ def renumber(kept, place, following, before, new_following, new_before):
         n, p = following[kept[i]], before[kept[i]]
         new_following[i] = place[n] if n >= 0 else n
         new_before[i] = place[p] if p >= 0 else p
+
+
+@kernel
+def renumber_heads(heads, place, count, new_heads):
+    for i in range(count):
+        if heads[i] >= 0:
+            new_heads[i] = place[heads[i]]
 
 
 @kernel

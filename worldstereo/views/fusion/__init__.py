@@ -253,6 +253,29 @@ def fetch(
     return color / np.float32(255), agreement, angle
 
 
+def fetch_pixels(
+    rows: np.ndarray,
+    columns: np.ndarray,
+    depth: np.ndarray,
+    target: Pose,
+    view: ViewArrays,
+    agree: float = AGREE,
+) -> tuple[np.ndarray, np.ndarray]:
+    """`fetch` of some pixels of a camera, whose depth (n,) is above 0: colours (n, 3) in [0, 1]
+    and agreement (n,).
+    """
+    from worldstereo.views.fusion import blend
+
+    color = np.empty((len(depth), 3), np.float32)
+    agreement = np.empty(len(depth), np.float32)
+    fetched = SourceCameras([view], target, agree)
+    blend.fetch_pixels(
+        rows, columns, depth, target.K, *fetched.arguments(0), *fetched.limits(0)[:3], 0.0, 0.0,
+        color, agreement,
+    )  # fmt: skip
+    return color / np.float32(255), agreement
+
+
 # ---- depth images ----------------------------------------------------------------------------
 
 

@@ -428,6 +428,33 @@ def fetch(target, Kt, view, color, depth, edge_distance, trust, K, T, centre, ag
 
 
 @kernel(**FLAGS)
+def fetch_pixels(rows, columns, z, Kt, view, color, depth, edge_distance, trust, K, T, centre,
+                 agree, feather, near, steep, slip, out, agreement):  # fmt: skip
+    """`fetch` of some pixels, in rows of `out` (n, 3) and `agreement` (n,): where few are asked."""
+    H, W = depth.shape
+    camera = camera_of(view, K, T, centre)
+    for i in range(z.size):
+        X, Y, Z = (columns[i] - Kt[2]) / Kt[0] * z[i], (rows[i] - Kt[3]) / Kt[1] * z[i], z[i]
+        out[i] = 0
+        agreement[i] = 0
+        shown, u, v, inverse, angle, strictness = locate(X, Y, Z, camera, agree, near, slip, H, W)
+        if not shown:
+            continue
+        sw, edge, conf, r, g, b, best, _, _ = sample(
+            u, v, inverse, strictness, color, depth, edge_distance, trust
+        )
+        if sw <= 0:
+            continue
+        matching, border, rimmed, _ = factors(
+            u, v, angle, edge / sw, conf / sw, best, H, W, feather, steep
+        )
+        out[i, 0] = r / sw
+        out[i, 1] = g / sw
+        out[i, 2] = b / sw
+        agreement[i] = matching * border * rimmed
+
+
+@kernel(**FLAGS)
 def halve(
     color, depth, edge_distance, trust, agree, color_out, depth_out, edge_distance_out, trust_out
 ):

@@ -21,46 +21,41 @@ ROOT_BACK = math.exp(-0.5)
 SPAN = 128  # pixels of a row whose intermediate values stay in cache
 
 
+@kernel(**INLINED)
+def axis_gradient(c, before, has_before, after, has_after, cut):
+    """Gradient of disparity along one axis, and whether a neighbour there is beyond an edge."""
+    back, forth = np.float64(c - before), np.float64(after - c)
+    near_back = has_before & (before > 0) & (abs(back) <= cut * min(c, before))
+    near_forth = has_after & (after > 0) & (abs(forth) <= cut * min(c, after))
+    best = forth if near_forth & (not near_back or abs(forth) < abs(back)) else back
+    mean = (back + forth) * 0.5
+    smooth = near_back & near_forth & (abs(mean - best) < 0.25 * cut * c)
+    best = mean if smooth else best
+    edge = (has_before & (not near_back)) | (has_after & (not near_forth))
+    return (best if near_back | near_forth else 0.0), edge
+
+
+@kernel(**INLINED)
+def pixel_gradient(d, y, x, above, below, left, right, cut, gx, gy, edge):
+    """`disparity_gradients` of one pixel; a neighbour that is the pixel itself is none."""
+    c = d[y, x]
+    across, edge_across = axis_gradient(c, d[y, left], left != x, d[y, right], right != x, cut)
+    down, edge_down = axis_gradient(c, d[above, x], above != y, d[below, x], below != y, cut)
+    gx[y, x] = across if c > 0 else 0.0
+    gy[y, x] = down if c > 0 else 0.0
+    edge[y, x] = np.uint8(1) if (c <= 0) | edge_across | edge_down else np.uint8(0)
+
+
 @kernel(**FLAGS)
 def disparity_gradients(d, cut, y0, y1, gx, gy, edge):
     """One-sided, edge-aware gradients of disparity (planes are linear in 1/z), and an edge flag."""
     H, W = d.shape
     for y in range(y0, y1):
-        for x in range(W):
-            gx[y, x] = 0.0
-            gy[y, x] = 0.0
-            edge[y, x] = 0
-            c = d[y, x]
-            if c <= 0:
-                edge[y, x] = 1
-                continue
-            for axis in range(2):
-                best, total, n = 1e30, 0.0, 0
-                for sign in (-1, 1):
-                    yy = y + sign if axis == 1 else y
-                    xx = x + sign if axis == 0 else x
-                    if xx < 0 or yy < 0 or xx >= W or yy >= H:
-                        continue
-                    o = d[yy, xx]
-                    if o <= 0:
-                        edge[y, x] = 1
-                        continue
-                    g = (o - c) * sign
-                    if abs(g) > cut * min(c, o):
-                        edge[y, x] = 1
-                        continue
-                    total += g
-                    n += 1
-                    if abs(g) < abs(best):
-                        best = g
-                if n == 2 and abs(total * 0.5 - best) < 0.25 * cut * c:
-                    best = total * 0.5
-                if n == 0:
-                    best = 0.0
-                if axis == 0:
-                    gx[y, x] = best
-                else:
-                    gy[y, x] = best
+        above, below = max(y - 1, 0), min(y + 1, H - 1)
+        for x in range(1, W - 1):  # on vectors: nothing depends on the border but the row
+            pixel_gradient(d, y, x, above, below, x - 1, x + 1, cut, gx, gy, edge)
+        pixel_gradient(d, y, 0, above, below, 0, min(1, W - 1), cut, gx, gy, edge)
+        pixel_gradient(d, y, W - 1, above, below, max(W - 2, 0), W - 1, cut, gx, gy, edge)
 
 
 @kernel(**INLINED)

@@ -581,32 +581,31 @@ def cloud_from(view: View, *, stride: int = 2, unit: float = 1.0) -> PointCloud:
     surface, so that a viewer can draw the points as a closed surface.
     """
     work = make_view_arrays(view)
-    h, w = work.depth.shape
+    w = work.depth.shape[1]
     far = 2 * stages.INFINITY / unit
-    rows, columns = np.mgrid[stride // 2 : h : stride, stride // 2 : w : stride].reshape(2, -1)
+    cut = (slice(stride // 2, None, stride),) * 2
     # What lies beyond all parallax serves views as a backdrop; it has no place in the cloud.
-    completed = view.kind[0].cpu().numpy()[rows, columns] == int(DepthKind.INPAINTED)
-    known = work.depth[rows, columns] > 0
-    known &= ~(completed & (work.disparity[rows, columns] <= far))
-    rows, columns = rows[known], columns[known]
-    z = work.depth[rows, columns].astype(np.float64)
-    d, a, b = 1 / z, work.slope_x[rows, columns], work.slope_y[rows, columns]
+    completed = view.kind[0].cpu().numpy()[cut] == int(DepthKind.INPAINTED)
+    known = (work.depth[cut] > 0) & ~(completed & (work.disparity[cut] <= far))
+    rows, columns = (stride // 2 + stride * a for a in np.nonzero(known))
+    z = work.depth[cut][known].astype(np.float64)
+    d, a, b = 1 / z, work.slope_x[cut][known], work.slope_y[cut][known]
     fx, fy, cx, cy = work.pose.K
-    rx, ry = (columns - cx) / fx, (rows - cy) / fy
+    u, v = columns - cx, rows - cy
+    rx, ry = u / fx, v / fy
     R = work.pose.c2w[:3, :3]
     points = np.stack([rx * z, ry * z, z], 1) @ R.T + work.pose.position
     # The plane a u + b v + c = 1/z has the normal (a fx, b fy, d - a (u - cx) - b (v - cy)).
-    normal = np.stack([a * fx, b * fy, d - a * (columns - cx) - b * (rows - cy)], 1)
-    normal = -normal / np.maximum(np.linalg.norm(normal, axis=1, keepdims=True), 1e-12)
-    ray = np.stack([rx, ry, np.ones_like(rx)], 1)
-    ray /= np.linalg.norm(ray, axis=1, keepdims=True)
-    grazing = np.clip(-(normal * ray).sum(1), 0.25, 1)
-    radii = 0.5 * stride * z / (fx * fy) ** 0.5 / grazing
+    nx, ny, nz = -a * fx, -b * fy, a * u + b * v - d
+    length = np.maximum(np.sqrt(nx * nx + ny * ny + nz * nz), 1e-12)
+    normal = np.stack([nx / length, ny / length, nz / length], 1)
+    along = -(nx * rx + ny * ry + nz) / (length * np.sqrt(rx * rx + ry * ry + 1))
+    radii = 0.5 * stride * z / (fx * fy) ** 0.5 / np.clip(along, 0.25, 1)
     index = torch.from_numpy(rows * w + columns)
     return PointCloud.of(
         torch.from_numpy(points).float(),
-        view.color.reshape(3, -1)[:, index].T.contiguous(),
-        confidence=view.confidence.reshape(-1)[index],
+        view.color_u8.reshape(3, -1)[:, index].T.float() / 255,
+        confidence=view.confidence_u8.reshape(-1)[index].float() / 255,
         step=torch.full((len(index),), view.step, dtype=torch.int64),
         normals=torch.from_numpy(normal @ R.T).float(),
         radii=torch.from_numpy(radii).float(),

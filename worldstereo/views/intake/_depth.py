@@ -15,7 +15,7 @@ from worldstereo.views.fusion import (
     ViewArrays,
     background_trust,
     clean_disparity,
-    fetch,
+    fetch_pixels,
     fused_depth,
     harmonic_fill,
     invert,
@@ -108,14 +108,15 @@ def measured_by(view: ViewArrays, others: Sequence[ViewArrays]) -> tuple[np.ndar
 def _looks_alike(view: ViewArrays, others: Sequence[ViewArrays], depth: np.ndarray) -> np.ndarray:
     """Where some other view that confirms the depth shows the view's own colour there."""
     alike = np.zeros(depth.shape, bool)
-    asked = depth
+    rows, columns = np.nonzero(depth > 0)
     for other in others:
-        if not (asked > 0).any():
+        if len(rows) == 0:
             break
-        color, agreement, _ = fetch(asked, view.pose, other)
-        at = agreement > 0
-        alike[at] |= np.abs(color[at] - view.color[at] / np.float32(255)).mean(1) < ALIKE
-        asked = np.where(alike, 0, asked)
+        color, agreement = fetch_pixels(rows, columns, depth[rows, columns], view.pose, other)
+        off = np.abs(color - view.color[rows, columns] / np.float32(255)).mean(1)
+        same = (agreement > 0) & (off < ALIKE)
+        alike[rows[same], columns[same]] = True
+        rows, columns = rows[~same], columns[~same]
     return alike
 
 
