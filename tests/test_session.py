@@ -36,7 +36,7 @@ from worldstereo.inputs import LOCAL
 from worldstereo.project import Project, packed, save_world, state_of
 from worldstereo.scene import PointCloud, Scene
 from worldstereo.trajectory import Trajectory
-from worldstereo.world import World, start
+from worldstereo.world import World, next_best_views, start
 
 SECONDS = 60.0
 
@@ -676,8 +676,37 @@ def test_a_started_example_is_kept_and_opens_the_same_world(tmp_path, monkeypatc
     assert len(reads) == 1
     assert first.world.scene.name == second.world.scene.name == "The room"
     torch.testing.assert_close(first.world.scene.cloud.points, second.world.scene.cloud.points)
+    looked = next_best_views(second.world.scene, 3)  # what was kept beside the world, found anew
+    assert looked and len(second.unseen.views) == len(looked)
+    for kept_view, view in zip(second.unseen.views, looked, strict=True):
+        assert torch.equal(kept_view.camera.c2w, view.camera.c2w)
+        assert torch.equal(kept_view.camera.K, view.camera.K)
+        assert (kept_view.gain, kept_view.unknown) == (view.gain, view.unknown)
+    assert second.unseen.goal(second.world.scene) is second.unseen.views[0]
     (folder / "frames.json").write_text("{ }")  # another example under the same name
     assert sessions.shared.kept.place(example) != kept
+    sessions.close_all()
+
+
+def test_the_path_of_an_example_is_kept_with_its_world(tmp_path, monkeypatch):
+    (tmp_path / "room").mkdir()
+    example = Example("room", "The room", tmp_path / "room")
+    capture = replace(
+        room_capture(2),
+        trajectory=Trajectory.preset("pan", room_capture(2).views[0].cameras, frames=5),
+    )
+    monkeypatch.setattr("ui.session.shared.read", lambda path, name: capture)
+    settings = config(tmp_path / "projects")
+    settings = SessionsConfig(**{**settings.__dict__, "examples": (example,)})
+    sessions = Sessions(settings)
+    first, second = sessions.create(), sessions.create()
+    first.example("room").result(SECONDS)
+    until(lambda: sessions.shared.kept.find(example) and not sessions.shared.worker.waiting)
+    monkeypatch.setattr("ui.session.shared.read", None)  # it is not read again
+    second.example("room").result(SECONDS)
+    assert first.planned.path is not None and second.planned.path is not None
+    assert torch.equal(first.planned.path.cameras.c2w, second.planned.path.cameras.c2w)
+    assert second.unseen.views == ()  # nobody asked for another path
     sessions.close_all()
 
 

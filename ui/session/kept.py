@@ -1,16 +1,35 @@
-"""`KeptExamples`: the worlds that examples become, kept on disk so that they open at once."""
+"""`KeptExamples`: the worlds that examples become, kept on disk so that they open at once.
+
+With a world the cameras are kept from which most can be learned in it: the first path leads there,
+and finding them takes longer than opening the world.
+"""
 
 import hashlib
 import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import worldstereo
-from worldstereo.project import is_project, save_world
-from worldstereo.world import World
+from worldstereo.cameras import Cameras
+from worldstereo.project import is_project, load_world, save_world
+from worldstereo.trajectory import Trajectory
+from worldstereo.world import NextView, World
 
 from .config import Example
 
 LIBRARY = Path(worldstereo.__file__).resolve().parent
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """Where the first path in a new world goes."""
+
+    path: Trajectory | None = None
+    """The path that came with the capture."""
+    views: tuple[NextView, ...] = ()
+    """Without one, the cameras from which most can be learned, the best first."""
 
 
 class KeptExamples:
@@ -42,12 +61,41 @@ class KeptExamples:
         path = self.place(example)
         return path if path is not None and is_project(path) else None
 
-    def keep(self, example: Example, world: World) -> None:
+    def open(self, example: Example, world: World) -> Outlook | None:
+        """Turn `world` into the kept one; None where there is none yet, and nothing changes.
+
+        Raises:
+            InputRefused: what was kept cannot be read; the world is as it was.
+        """
+        path = self.find(example)
+        if path is None:
+            return None
+        plan, settings = load_world(world, path)
+        return Outlook(plan, _next_views(settings))
+
+    def keep(self, example: Example, world: World, outlook: Outlook) -> None:
         """Keep a world that was just started from an example; forget older ones of its name."""
         path = self.place(example)
         if path is None or is_project(path) or len(world.history) != 1:
             return
-        save_world(world, path)
+        save_world(world, path, plan=outlook.path, settings=_settings(outlook.views))
         for old in path.parent.glob(f"{example.key}-*.world"):
             if old != path:
                 shutil.rmtree(old, ignore_errors=True)
+
+
+def _settings(views: Sequence[NextView]) -> dict[str, Any]:
+    if not views:
+        return {}
+    cameras = Trajectory(Cameras.stack([view.camera for view in views]), "unseen")
+    shares = [[view.gain, view.unknown] for view in views]
+    return {"next_views": {"cameras": cameras.to_json(), "shares": shares}}
+
+
+def _next_views(settings: dict[str, Any]) -> tuple[NextView, ...]:
+    """What `_settings` wrote, bit for bit."""
+    found = settings.get("next_views")
+    if found is None:
+        return ()
+    cameras = Trajectory.from_json(found["cameras"]).cameras
+    return tuple(NextView(cameras[i], *shares) for i, shares in enumerate(found["shares"]))

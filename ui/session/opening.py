@@ -13,15 +13,17 @@ import numpy as np
 import torch
 
 from worldstereo.errors import WorldStereoError
-from worldstereo.project import ProjectState, load_world, reopen
+from worldstereo.project import ProjectState, reopen
 from worldstereo.scene import Capture, PointCloud, Scene, View
 from worldstereo.trajectory import Trajectory
 from worldstereo.views.registration import median_depth
-from worldstereo.world import World, sky_of, start
+from worldstereo.world import NextView, World, next_best_views, sky_of, start
 
 from .autosave import Autosave, reason
 from .config import Example
 from .jobs import Job
+from .kept import Outlook
+from .preview import GHOSTS
 from .progress import StagedProgress, stages_of
 from .shared import Shared
 
@@ -38,6 +40,7 @@ class WorldLoader:
 
     Args:
         planned: hears of the path that came with the file, None for no path.
+        unseen: hears from where most can be learned in a world that came without a path.
         begun: hears of a capture that has become the world.
         shown: hears of each sketch, and of None when there is none any more.
     """
@@ -50,13 +53,15 @@ class WorldLoader:
         saving: Autosave,
         *,
         planned: Callable[[Trajectory | None], None],
+        unseen: Callable[[tuple[NextView, ...]], None],
         begun: Callable[[Capture], None],
         shown: Callable[[Scene | None], None],
     ) -> None:
         self.sketch: Scene | None = None
         """What is being prepared, as it was given; None at all other times."""
         self._token, self._world, self._shared, self._saving = token, world, shared, saving
-        self._planned, self._begun, self._shown = planned, begun, shown
+        self._planned, self._unseen = planned, unseen
+        self._begun, self._shown = begun, shown
 
     def read(self, job: Job, path: Path | Sequence[Path], name: str) -> Capture | ProjectState:
         """What a person's files hold; on an import thread, so that no generation waits for it."""
@@ -68,37 +73,47 @@ class WorldLoader:
         found: Capture | ProjectState = job.first_result
         if isinstance(found, ProjectState):
             plan, _ = reopen(self._world, found, name=name)
-            self._planned(plan)
         else:
-            self._begin(found, job)
+            plan = self._begin(found, job)
+        self._planned(plan)
         self._saving.save(job)
+        self._unseen(self._look_around(plan, job).views)
         return self._world.scene
 
     def example(self, job: Job, example: Example, save: bool) -> Scene:
         """A bundled capture, or the world that it became last time."""
         job.on_step(0, 0, f"Opening {example.label}")
-        if not self._reopen(example):
-            self._begin(self._shared.read_example(example), job)
-            keep = Job("save", lambda _: self._shared.kept.keep(example, self._world))
+        outlook = self._reopen(example)
+        if outlook is None:
+            plan = self._begin(self._shared.read_example(example), job)
+            made = outlook = self._look_around(plan, job)
+            keep = Job("save", lambda _: self._shared.kept.keep(example, self._world, made))
             self._shared.worker.submit(self._token, keep)
+        self._planned(outlook.path)
+        self._unseen(outlook.views)
         if save:
             self._saving.save(job)
         return self._world.scene
 
-    def _reopen(self, example: Example) -> bool:
+    def _reopen(self, example: Example) -> Outlook | None:
         """Take the world that this example became last time, unless there is one to undo to."""
-        path = None if self._world.history else self._shared.kept.find(example)
-        if path is None:
-            return False
+        if self._world.history:
+            return None
         try:
-            load_world(self._world, path)
+            return self._shared.kept.open(example, self._world)
         except WorldStereoError as error:
             log.warning("a kept example could not be read: %s", reason(error))
-            return False
-        self._planned(None)
-        return True
+            return None
 
-    def _begin(self, capture: Capture, job: Job) -> None:
+    def _look_around(self, plan: Trajectory | None, job: Job) -> Outlook:
+        """Where the first path goes, so that it is there at once."""
+        if plan is not None or not self._world.scene.views:
+            return Outlook(plan)
+        job.on_step(0, 0, "Looking for unknown areas")
+        return Outlook(None, next_best_views(self._world.scene, GHOSTS))
+
+    def _begin(self, capture: Capture, job: Job) -> Trajectory | None:
+        """Makes a capture the world; returns the path that came with it."""
         if capture.views:
             self._show(sketch_of(capture))
         try:
@@ -108,8 +123,8 @@ class WorldLoader:
             path = capture.trajectory
             if path is not None and len(path) > KEYFRAMES:
                 path = path.resampled(KEYFRAMES)  # the release thins it to its keyframes too
-            self._planned(path)
             self._begun(capture)
+            return path
         finally:  # ready, refused or cancelled: the viewport shows the world again
             self._show(None)
 

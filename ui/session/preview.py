@@ -17,6 +17,7 @@ from worldstereo.world import NextView, reach_along
 LONG_SIDE = 640  # px of a draft
 CLOSE = 0.02  # of the scene's unit: nearer than this the camera is inside a surface
 MIN_POINTS = 3  # points within reach of the path: fewer may be floaters
+GHOSTS = 3  # cameras proposed at once
 SAMPLES = 4000  # along a path, at most
 
 

@@ -33,14 +33,13 @@ from .autosave import Autosave
 from .config import GeneratorChoice
 from .jobs import Job
 from .opening import WorldLoader
-from .preview import PlannedPath, Preview, PreviewedGuide, Unseen, new_points
+from .preview import GHOSTS, PlannedPath, Preview, PreviewedGuide, Unseen, new_points
 from .progress import ADDED, StagedProgress, stages_of
 from .shared import Shared
 
 log = logging.getLogger(__name__)
 
 PREPARING = "A new world is being prepared. Wait for it, or cancel it first."
-GHOSTS = 3  # cameras proposed at once
 FRAMES_TO_A_KEYFRAME = 3  # of the path on which a place is completed
 NOBODY_LOOKS = "The stage is not connected yet. Wait a moment and try again."
 NO_VIEWS = "This world has no views to match against."
@@ -104,6 +103,7 @@ class Session:
             shared,
             self.saving,
             planned=self._set_out,
+            unseen=self._found_unseen,
             begun=self._begun,
             shown=self.viewport.show_sketch,
         )
@@ -188,7 +188,7 @@ class Session:
         source = Path(path) if isinstance(path, (str, Path)) else list(path)
         return self._start(
             "open",
-            lambda job: self._opened(self.loader.file(job, name), job),
+            lambda job: self.loader.file(job, name),
             first=lambda job: self.loader.read(job, source, name),
         )
 
@@ -231,9 +231,7 @@ class Session:
         if found is None:
             names = ", ".join(one.key for one in self.shared.examples)
             raise WorldStereoError(f"There is no example named {key[:40]!r}. There are: {names}.")
-        return self._start(
-            "open", lambda job: self._opened(self.loader.example(job, found, save), job)
-        )
+        return self._start("open", lambda job: self.loader.example(job, found, save))
 
     def explore(
         self,
@@ -412,7 +410,7 @@ class Session:
             scene = self.world.scene
             with job.stopping():
                 found = next_best_views(scene, GHOSTS, on_step=job.on_step)
-            self.unseen = Unseen(scene, found)
+            self._found_unseen(found)
             self.viewport.show_ghosts([one.camera for one in found])
             return found
 
@@ -451,13 +449,6 @@ class Session:
             return scene
 
         return self._start("registration", work)
-
-    def _opened(self, scene: Scene, job: Job) -> Scene:
-        """Where most can be learned in a new world, so that its first path is there at once."""
-        if scene.views and self.planned.path is None:
-            job.on_step(0, 0, "Looking for unknown areas")
-            self.unseen = Unseen(scene, next_best_views(scene, GHOSTS))
-        return scene
 
     def _start(
         self,
@@ -537,6 +528,9 @@ class Session:
         """A new world: its own path, or none yet; the settings were the last one's."""
         self.planned = PlannedPath(path)
         self.viewport.show_plan(path, ())
+
+    def _found_unseen(self, views: tuple[NextView, ...]) -> None:
+        self.unseen = Unseen(self.world.scene, views)
 
     def _begun(self, capture: Capture) -> None:
         self.prompt = capture.prompt
