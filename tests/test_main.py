@@ -72,3 +72,22 @@ def test_the_command_for_each_device_is_the_same_without_devices():
     line = ["explore", "a.jpg", "--devices", "2", "--seed", "3"]
     assert _without_devices(line) == ["explore", "a.jpg", "--seed", "3"]
     assert _without_devices(["explore", "a.jpg", "--devices=2"]) == ["explore", "a.jpg"]
+
+
+def test_gradio_is_imported_without_writing_type_stubs():
+    """Oracle: the interpreter's own record of the files that are opened."""
+    code = (
+        "import sys\nopened = []\n"
+        "def hook(name, args):\n"
+        "    if name == 'open':\n        opened.append(str(args[0]))\n"
+        "sys.addaudithook(hook)\n"
+        "from ui.server.stubs import leave_out_stubs\n{}\n"
+        "import gradio\ngradio.Textbox()\n"
+        "print(sum(path.endswith('.pyi') for path in opened))"
+    )
+    root = EXAMPLE.parents[2]
+    counts = []
+    for line in ("leave_out_stubs()", ""):
+        command = [sys.executable, "-c", code.format(line)]
+        counts.append(int(subprocess.run(command, capture_output=True, cwd=root, text=True).stdout))
+    assert counts[0] == 0 < counts[1]

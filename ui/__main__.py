@@ -169,6 +169,9 @@ def main(config: AppConfig) -> None:
         return
     # Where nothing is left to compile, the first world opens while the page is imported.
     ready = sessions.prepare() if sessions.has_kept else None
+    from .server.stubs import leave_out_stubs
+
+    leave_out_stubs()
     from .api.http import routes
     from .page.page import launch
 
