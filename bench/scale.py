@@ -12,9 +12,6 @@ depth that the cloud covers; the world is saved. `open`: from the folder to a dr
 captures on Ray, against a loop over the same tasks in one process; wall seconds of both.
 """
 
-import worldstereo  # noqa: F401  (before NumPy: see there)
-
-# isort: split
 import argparse
 import gc
 import json

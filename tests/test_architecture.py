@@ -1,7 +1,6 @@
 """The house: imports point only down, third parties have one door, public names are documented."""
 
 import ast
-import os
 import subprocess
 import sys
 from functools import cache
@@ -181,15 +180,6 @@ def test_importing_the_library_is_silent_and_light():
     assert run.returncode == 0
     assert run.stdout.strip() == "[]"
     assert run.stderr == ""
-
-
-def test_products_of_numpy_wake_no_threads_that_spin_unless_a_person_wants_them():
-    code = "import os, worldstereo; print(os.environ['OPENBLAS_NUM_THREADS'])"
-    for given, expected in (({}, "1"), ({"OPENBLAS_NUM_THREADS": "3"}, "3")):
-        rest = {k: v for k, v in os.environ.items() if k != "OPENBLAS_NUM_THREADS"}
-        command = [sys.executable, "-c", code]
-        run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=rest | given)
-        assert run.stdout.strip() == expected
 
 
 def test_no_pickle_and_no_shell():

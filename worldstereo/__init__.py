@@ -2,19 +2,12 @@
 
 Each public name is imported from its own module when it is first used (PEP 562), so that importing
 the package is quick, prints nothing and needs no optional dependency.
-
-The package is to be imported before NumPy, whose BLAS reads its number of threads only once.
 """
 
-import os
 from importlib import import_module
 from typing import TYPE_CHECKING
 
 from worldstereo._core.version import __version__ as __version__
-
-# After each product of a few thousand rows a helper of OpenBLAS spins for tens of milliseconds.
-# Kernels have their own threads (`_core.parallel`), which sleep.
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 if TYPE_CHECKING:
     from worldstereo.cameras import Camera as Camera

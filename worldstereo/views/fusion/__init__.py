@@ -22,6 +22,7 @@ from worldstereo.views.fusion._view_arrays import (
     make_view_arrays,
     pose_of,
     relative,
+    stacked_minima,
     view_arrays,
 )
 
@@ -45,6 +46,7 @@ __all__ = [
     "pose_distances",
     "pose_of",
     "relative",
+    "stacked_minima",
     "unproject",
     "view_arrays",
 ]
@@ -167,15 +169,8 @@ def fused_depth(
     if not views:
         return out
     warped = np.empty((len(views), *target.shape), np.float32)
-    sizes = np.array([v.depth.shape for v in views])
-    offset = np.concatenate([[0], np.cumsum(sizes.prod(1))])
-    min_depth_3x3 = np.empty(offset[-1], np.float32)
-
-    def one(i: int) -> None:
-        warp(views[i], target, warped[i])
-        min_depth_3x3[offset[i] : offset[i + 1]] = views[i].min_depth_3x3.ravel()
-
-    parallel_for(len(views), one)
+    parallel_for(len(views), lambda i: warp(views[i], target, warped[i]))
+    min_depth_3x3, offset, sizes = stacked_minima(views)
     weight = np.array([1 / (0.05 / REFERENCE_DEPTH + pose_distance(v.pose, target)) for v in views])
     if nearest:
         weight *= standing(views, target, 2 * HANDOVER)
@@ -312,7 +307,12 @@ def clean_disparity(d: np.ndarray) -> np.ndarray:
 
 
 def harmonic_fill(
-    values: np.ndarray, known: np.ndarray, *, trust: np.ndarray | None = None, sweeps: int = 40
+    values: np.ndarray,
+    known: np.ndarray,
+    *,
+    trust: np.ndarray | None = None,
+    sweeps: int = 40,
+    asked: np.ndarray | None = None,
 ) -> np.ndarray:
     """Unknown values of an image interpolated by a harmonic function, coarse to fine.
 
@@ -320,6 +320,8 @@ def harmonic_fill(
         values: (H, W) or (H, W, C) float32.
         known: (H, W) bool.
         trust: (H, W) in (0, 1], how much each known pixel pulls; all alike without.
+        asked: (H, W) bool, unknown pixels of an image with channels that are wanted; the others
+            keep their values. All without it.
     """
     if known.all() or not known.any():
         return values
@@ -331,7 +333,7 @@ def harmonic_fill(
     if values.ndim == 2:
         return interpolant[0]
     out = values.copy()
-    y, x = np.nonzero(~known)
+    y, x = np.nonzero(~known if asked is None else asked)
     out[y, x] = interpolant[:, y, x].T
     return out
 

@@ -5,6 +5,8 @@ follow from it in some 15 ms and are kept only for the views used last. Lengths 
 so that the constants of the notes hold at any scale of a capture.
 """
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -20,6 +22,9 @@ EDGE_CUT = 0.03  # a relative step in disparity above this between neighbours is
 SENSED = 0.4  # stored confidence above which a sensor measured the depth, in some view
 FOLLOWS = ByteCache(256 * 2**20)
 """Gradients, rims and minima of the views used last, of all worlds."""
+MINIMA = ByteCache(32 * 2**20)
+"""`stacked_minima` of the views that served the last targets."""
+_NUMBERS = itertools.count()
 _STORED = ("color", "depth", "disparity", "confidence")
 _DERIVED = ("slope_x", "slope_y", "edge_distance", "min_depth_3x3")
 
@@ -46,6 +51,9 @@ class Pose:
 
 class _Token:
     """Owns what follows from the depth of one `ViewArrays`, whatever pose it is given."""
+
+    def __init__(self) -> None:
+        self.number = next(_NUMBERS)
 
 
 @dataclass(eq=False)
@@ -190,6 +198,22 @@ class ViewArrays:
     def nbytes(self) -> int:
         arrays = [v for v in self.__dict__.values() if isinstance(v, np.ndarray)]
         return sum(a.nbytes for a in arrays) * 4 // 3
+
+
+def stacked_minima(views: Sequence[ViewArrays]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The views' 3x3 minima of depth as kernels read them; kept, as a path asks the same views.
+
+    Returns:
+        all of them one after the other, flat; where each begins (n,); height and width (n, 2).
+    """
+    owner, key = views[0]._token, tuple(view._token.number for view in views)
+    found = MINIMA.get(owner, key)
+    if found is None:
+        sizes = np.array([view.depth.shape for view in views])
+        begins = np.concatenate([[0], np.cumsum(sizes.prod(1))[:-1]])
+        found = np.concatenate([view.min_depth_3x3.ravel() for view in views]), begins, sizes
+        MINIMA.put(owner, key, found, found[0].nbytes)
+    return found
 
 
 @dataclass(eq=False)

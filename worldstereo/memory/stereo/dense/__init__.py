@@ -181,8 +181,9 @@ def synthesize(
         seen = blend.weights > SEEN
         from_cloud = ~seen & ~known & (cloud > 0)
         color = blend.color()
-        np.copyto(color, colors, where=from_cloud[..., None])
-        np.copyto(color, base, where=known[..., None])
+        color[from_cloud] = colors[from_cloud]  # few: views show most of what the cloud does
+        if known.any():
+            np.copyto(color, base, where=known[..., None])
         if options.antialias:
             color = _antialias(color, depth, known | seen | from_cloud)
         return color, seen & ~known, from_cloud
@@ -244,7 +245,9 @@ def synthesize(
     confidence[(depth <= 0) & (origin != int(Origin.CAMERA_FIXED))] = 0
     device = target.K.device
     return Synthesis(
-        color=torch.from_numpy(color.clip(0, 1).astype(np.float32)).permute(2, 0, 1).to(device),
+        color=torch.from_numpy(color.clip(0, 1).astype(np.float32, copy=False))
+        .permute(2, 0, 1)
+        .to(device),
         depth=torch.from_numpy(depth * np.float32(unit))[None].to(device),
         origin=torch.from_numpy(origin)[None].to(device),
         confidence=torch.from_numpy(confidence)[None].to(device),
@@ -532,10 +535,8 @@ def _fill(
         return color
     if not options.background:
         return fusion.nearest_fill(color, known)
-    interpolant = fusion.harmonic_fill(
-        color, reliable, trust=fusion.background_trust(invert(depth), reliable), sweeps=15
-    )
-    np.copyto(interpolant, color, where=known[..., None])
+    trust = fusion.background_trust(invert(depth), reliable)
+    interpolant = fusion.harmonic_fill(color, reliable, trust=trust, sweeps=15, asked=~known)
     return drawn_to_mean(interpolant, known) if options.mean else interpolant
 
 

@@ -95,26 +95,21 @@ class ViewIndex:
 
         From all of them where none was given.
         """
-        out = np.full(GRID[0] * GRID[1], np.inf)
+        from worldstereo.memory.stereo.dense import _choice_kernels as kernels
+
+        out = np.full(GRID, np.inf)
         order = np.argsort(np.linalg.norm(self._position - pose.position, axis=1), kind="stable")
-        h, w = pose.shape
         if self._given.any():
             order = order[self._given[order]]
         for i in order[:16]:
             view, d = self.poses[i], self._coarse[i]
-            v, u = np.nonzero(d > 0)
-            z = d[v, u]
-            U = (u + 0.5) * view.width / d.shape[1] - 0.5
-            V = (v + 0.5) * view.height / d.shape[0] - 0.5
-            fx, fy, cx, cy = view.K
-            T = relative(view, pose)
-            q = np.stack([(U - cx) / fx * z, (V - cy) / fy * z, z], 1) @ T[:, :3].T + T[:, 3]
-            q = q[q[:, 2] > 1e-6 * (1 + z.mean() if len(z) else 1)]
-            x = (pose.K[0] * q[:, 0] / q[:, 2] + pose.K[2] + 0.5) * GRID[1] / w
-            y = (pose.K[1] * q[:, 1] / q[:, 2] + pose.K[3] + 0.5) * GRID[0] / h
-            ok = (x >= 0) & (y >= 0) & (x < GRID[1]) & (y < GRID[0])
-            np.minimum.at(out, y[ok].astype(int) * GRID[1] + x[ok].astype(int), q[ok, 2])
-        return np.where(np.isfinite(out), out, 0).reshape(GRID)
+            known = d[d > 0]
+            if len(known):
+                kernels.splat(
+                    d, view.K, *view.shape, relative(view, pose), pose.K, *pose.shape,
+                    1e-6 * (1 + float(known.mean())), out,
+                )  # fmt: skip
+        return np.where(np.isfinite(out), out, 0)
 
     def _likely(self, points: np.ndarray) -> np.ndarray:
         """Candidates: views with some of the target's points in their image, most first."""

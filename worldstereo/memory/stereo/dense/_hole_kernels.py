@@ -8,14 +8,13 @@ from worldstereo._core.compiled import kernel
 
 
 @kernel
-def support(planes, x, y, d, free, tolerance, out):
-    """How many free samples lie on each of some planes."""
+def support(planes, x, y, d, tolerance, out):
+    """How many samples lie on each of some planes; on vectors, since nothing branches."""
     for k in range(len(planes)):
         a, b, c = planes[k, 0], planes[k, 1], planes[k, 2]
         n = 0
         for i in range(len(d)):
-            if free[i] and abs(a * x[i] + b * y[i] + c - d[i]) < tolerance * d[i]:
-                n += 1
+            n += abs(a * x[i] + b * y[i] + c - d[i]) < tolerance * d[i]
         out[k] = n
 
 

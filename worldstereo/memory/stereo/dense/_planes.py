@@ -19,6 +19,7 @@ from worldstereo.views.fusion import (
     nearest_known,
     parallel_for,
     relative,
+    stacked_minima,
 )
 
 __all__ = ["Planes", "continued", "find_planes"]
@@ -132,7 +133,7 @@ def find_planes(d: np.ndarray, K: np.ndarray) -> Planes:
         chosen = np.unique(np.linspace(0, len(candidates) - 1, TRIED).astype(int))
         chosen = candidates[chosen]
         support = np.zeros(len(chosen), np.int64)
-        kernels.support(local[chosen], x, y, at, free, 2 * FIT, support)
+        kernels.support(local[chosen], x[free], y[free], at[free], 2 * FIT, support)
         best = int(support.argmax())
         if support[best] < MIN_PLANE_SHARE * len(at):
             break
@@ -192,11 +193,8 @@ def _stacked(views: Sequence[ViewArrays], target: Pose) -> tuple:
             np.zeros(1, np.float32), np.zeros(0, np.int64), np.zeros((0, 2), np.int64),
             np.zeros((0, 4)), np.zeros((0, 3, 4)),
         )  # fmt: skip
-    sizes = np.array([v.min_depth_3x3.shape for v in views], np.int64)
     return (
-        np.concatenate([v.min_depth_3x3.ravel() for v in views]),
-        np.concatenate([[0], np.cumsum(sizes.prod(1))[:-1]]),
-        sizes,
+        *stacked_minima(views),
         np.stack([v.pose.K for v in views]),
         np.stack([relative(target, v.pose) for v in views]),
     )
