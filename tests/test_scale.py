@@ -1,7 +1,9 @@
 """Memory that is given back, a cloud that keeps the whole place, keyframes of large captures."""
 
 import gc
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -163,6 +165,25 @@ def test_a_resting_world_is_the_same_world():
     assert again.color_u8.shape == first.color_u8.shape
     with world.step("wait"):
         assert not world.rest()
+
+
+def test_pictures_leave_memory_as_soon_as_they_are_remembered():
+    """While 12 views of 1.8 MB are remembered, less than a third of them is mapped into memory."""
+    if resident.folder() is None or "RssFile" not in Path("/proc/self/status").read_text():
+        pytest.skip("this system does not say how many pages of files are in memory")
+    mapped: list[int] = []
+
+    def on_step(step: int, total: int, message: str) -> None:
+        found = re.search(r"RssFile:\s+(\d+) kB", Path("/proc/self/status").read_text())
+        if message.startswith("Remembering") and found:
+            mapped.append(int(found[1]))
+
+    views = tuple(looking_at(0.02 * i, 500, 400) for i in range(12))
+    for _ in range(2):  # the first loads what is loaded once
+        mapped.clear()
+        capture = Capture("wall", "rgbd", views)
+        start(World(WarpGenerator()), capture, register=False, on_step=on_step)
+    assert len(mapped) == 12 and mapped[-1] - mapped[0] < 12 * 1800 / 3
 
 
 @pytest.mark.parametrize("drawn", [False, True], ids=["grown", "drawn"])

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from worldstereo._core.resident import release, tensors_in
 from worldstereo.generators import Frame, Generator, as_view
 from worldstereo.guide import Guide
 from worldstereo.memory.localize import relocalize as found_again
@@ -90,6 +91,7 @@ def remember_given(
         on_step(index, len(entered.views), f"Remembering view {index + 1} of {len(entered.views)}")
         whole = view if deleted is None else without_pixels(view, deleted[index])
         remember_view(draft, whole, generator)
+        release(tensors_in(draft.views[-1]))  # else all pictures are in memory at the end
 
 
 def without_pixels(view: View, gone: Bool[Tensor, "1 H W"]) -> View:
