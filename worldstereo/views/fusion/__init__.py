@@ -169,7 +169,11 @@ def fused_depth(
     if not views:
         return out
     warped = np.empty((len(views), *target.shape), np.float32)
-    parallel_for(len(views), lambda i: warp(views[i], target, warped[i]))
+
+    def one(i: int) -> None:
+        warp(views[i], target, warped[i])
+
+    parallel_for(len(views), one)
     min_depth_3x3, offset, sizes = stacked_minima(views)
     weight = np.array([1 / (0.05 / REFERENCE_DEPTH + pose_distance(v.pose, target)) for v in views])
     if nearest:
