@@ -236,7 +236,8 @@ def flow_both_ways(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray
     back = flow.calc(b, a, None)  # pyright: ignore[reportCallIssue, reportArgumentType]
     y, x = np.mgrid[: a.shape[0], : a.shape[1]].astype(np.float32)
     returned = cv2.remap(back, x + forth[..., 0], y + forth[..., 1], cv2.INTER_LINEAR)
-    return forth, np.linalg.norm(forth + returned, axis=2)
+    u, v = forth[..., 0] + returned[..., 0], forth[..., 1] + returned[..., 1]
+    return forth, np.sqrt(u * u + v * v)
 
 
 def best_per_cell(strength: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
