@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from tests.conftest import InstantGenerator, room_capture, turned_cameras
+from worldstereo._core import resident
 from worldstereo.cameras import Cameras
 from worldstereo.memory.stereo.dense import ViewIndex
 from worldstereo.scene import Capture, PointCloud, View
@@ -159,7 +160,10 @@ def test_packed_depth_is_the_very_bits(levels: int):
     depth[0, 3] = [0.0, np.nan, np.inf, -1.0, *depth[0, 3, 4:]]
     packed = PackedDepth.of(torch.from_numpy(depth))
     assert (packed.levels is None) == (levels == 0)
-    assert np.array_equal(packed.depth().numpy().view(np.int32), depth.view(np.int32))
+    for kept in (packed, packed.spilled()):
+        assert np.array_equal(kept.depth().numpy().view(np.int32), depth.view(np.int32))
+        worth = kept.nbytes >= resident.WORTH and resident.folder() is not None
+        assert resident.is_on_disk(kept.data) == (kept is not packed and worth)
     smooth = torch.linspace(1, 4, 640).mul(1000).round().div(1000).expand(1, 480, 640)
     assert PackedDepth.of(smooth.contiguous()).nbytes < 200_000
 

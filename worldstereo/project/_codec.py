@@ -276,7 +276,7 @@ class Reader:
         values = {k: self.value(v, f"{place}.{k[:60]}") for k, v in rest.items()}
         built = build(CLASSES[kind], values, place)
         # pictures of hundreds of views lie on disk, as in the world that they become
-        return built.spilled() if isinstance(built, View | Clip) else built
+        return built.spilled() if isinstance(built, View | Clip | PackedDepth) else built
 
     def _tensor(self, fields_: dict[str, Any], place: str) -> Tensor:
         kind, shape, names, key = (fields_.get(k) for k in ("type", "shape", "in", "key"))

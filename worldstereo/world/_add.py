@@ -197,7 +197,7 @@ class _Search:
         if draft.registration is not None:
             draft.registration = _extended(draft.registration, entered)
         if draft.original is not None:
-            depth = tuple(PackedDepth.of(as_measured(view).depth) for view in entered)
+            depth = tuple(PackedDepth.of(as_measured(view).depth).spilled() for view in entered)
             draft.original = replace(draft.original, depth=(*draft.original.depth, *depth))
         for k, (i, view) in enumerate(zip(found, entered, strict=True)):
             self.on_step(k, len(entered), f"Remembering photo {k + 1} of {len(entered)}")

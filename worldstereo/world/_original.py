@@ -7,7 +7,7 @@ forth again, begins with the depth and the cloud as they came.
 
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 import numpy as np
@@ -16,6 +16,7 @@ from jaxtyping import Float, Int32, UInt8
 from torch import Tensor
 
 from worldstereo._core.parallel import parallel_for
+from worldstereo._core.resident import on_disk
 from worldstereo.scene import PointCloud, View
 
 
@@ -36,13 +37,21 @@ class PackedDepth:
     def of(depth: Float[Tensor, "1 H W"]) -> "PackedDepth":
         """Packs depth of any unit; NaN and infinity keep their bits too."""
         bits = depth.detach().cpu().float().numpy().view(np.int32)
-        levels, number = np.unique(bits, return_inverse=True)
-        if len(levels) > 2**16:
+        some = np.unique(bits.ravel()[: 2**17])  # no sensor: that there are too many shows early
+        levels, number = (some, None) if len(some) > 2**16 else np.unique(bits, return_inverse=True)
+        if number is None or len(levels) > 2**16:
             return PackedDepth(_deflated(bits), None, tuple(bits.shape))
         rows = number.reshape(-1, bits.shape[-1]).astype(np.uint16)
         steps = np.diff(rows, axis=1, prepend=rows.dtype.type(0))  # wraps around, and back
         halves = np.ascontiguousarray(steps.view(np.uint8).reshape(-1, 2).T)
         return PackedDepth(_deflated(halves), torch.from_numpy(levels), tuple(bits.shape))
+
+    def spilled(self) -> "PackedDepth":
+        """The same on disk, until it is read."""
+        if self.levels is None:
+            return replace(self, data=on_disk([self.data])[0])
+        data, levels = on_disk([self.data, self.levels])
+        return replace(self, data=data, levels=levels)
 
     def depth(self) -> Float[Tensor, "1 H W"]:
         """The very bits that were packed.

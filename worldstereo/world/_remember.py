@@ -80,7 +80,7 @@ def remember_given(
             on_step=on_step,
         )
         draft.original = Original(
-            tuple(PackedDepth.of(as_measured(view).depth) for view in views), cloud
+            tuple(PackedDepth.of(as_measured(view).depth).spilled() for view in views), cloud
         )
     draft.registration = entered.registration
     draft.changes |= {"unit": entered.unit, "camera_fixed": entered.camera_fixed}
