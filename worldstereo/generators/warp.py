@@ -1,6 +1,7 @@
 """The weight-free generator: frames painted from what is remembered, holes filled smoothly."""
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
 
 import torch
 from jaxtyping import Float
@@ -20,6 +21,8 @@ from worldstereo.memory.stereo import SpatialStereoMemory
 from worldstereo.memory.stereo.dense import synthesize
 from worldstereo.progress import OnStep, ignore
 from worldstereo.scene import Origin, View
+
+BEFORE = 4  # frames of a path whose inventions the next one repeats
 
 
 class WarpGenerator:
@@ -50,7 +53,7 @@ class WarpGenerator:
     def __call__(self, request: GenerationRequest, on_step: OnStep = ignore) -> Iterator[Frame]:
         self.limits.check(request.trajectory)
         total = len(request.trajectory)
-        made: list[View] = []
+        made: deque[View] = deque(maxlen=BEFORE)  # with what blending derives from each: 20 MB
         for t in range(total):
             on_step(t, total, f"View {t + 1} of {total}, filling from memory")
             known = request.guide[t]
@@ -60,12 +63,12 @@ class WarpGenerator:
         on_step(total, total, f"{total} of {total} views made")
 
 
-def repeat_inventions(known: GuideFrame, made: list[View], unit: float) -> Frame:
+def repeat_inventions(known: GuideFrame, made: Iterable[View], unit: float) -> Frame:
     """The guide's frame, with what earlier frames of this path invented in its unknown parts."""
     color, depth = known.color, known.depth
     unknown = known.origin == int(Origin.INVENTED)
-    if made and bool(unknown.any()):
-        nearest = made[-4:]
+    nearest = list(made)
+    if nearest and bool(unknown.any()):
         again = synthesize(known.camera, nearest, unit=unit, fill=False)
         reuse = unknown & again.known
         color = torch.where(reuse, again.color, color)
