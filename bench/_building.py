@@ -102,6 +102,7 @@ class Building:
             random = np.random.default_rng([self.seed, index])
             color, depth = _render(self.boxes, camera)
             noisy = depth + NOISE * depth**2 * random.standard_normal(depth.shape)
+            noisy = np.round(noisy, 3)  # such cameras write whole millimetres
             noisy[(depth > REACH) | (random.random(depth.shape) < 0.01)] = 0
             yield View.of(
                 torch.from_numpy(color).permute(2, 0, 1).float() / 255,

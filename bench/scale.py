@@ -12,6 +12,9 @@ depth that the cloud covers; the world is saved. `open`: from the folder to a dr
 captures on Ray, against a loop over the same tasks in one process; wall seconds of both.
 """
 
+import worldstereo.cli  # noqa: F401  (before NumPy, whose threads it limits as the commands do)
+
+# isort: split
 import argparse
 import gc
 import json

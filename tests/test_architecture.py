@@ -1,6 +1,7 @@
 """The house: imports point only down, third parties have one door, public names are documented."""
 
 import ast
+import os
 import subprocess
 import sys
 from functools import cache
@@ -180,6 +181,20 @@ def test_importing_the_library_is_silent_and_light():
     assert run.returncode == 0
     assert run.stdout.strip() == "[]"
     assert run.stderr == ""
+
+
+@pytest.mark.parametrize("entry", ["worldstereo.cli", "ui.__main__"])
+def test_the_commands_keep_numpy_from_threads_that_spin_and_the_library_leaves_them(entry):
+    rest = {k: v for k, v in os.environ.items() if k != "OPENBLAS_NUM_THREADS"}
+    for name, given, expected in (
+        (entry, {}, "1"),
+        (entry, {"OPENBLAS_NUM_THREADS": "3"}, "3"),
+        ("worldstereo", {}, "None"),
+    ):
+        code = f"import os, {name}; print(os.environ.get('OPENBLAS_NUM_THREADS'))"
+        command = [sys.executable, "-c", code]
+        run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=rest | given)
+        assert run.stdout.strip() == expected
 
 
 def test_no_pickle_and_no_shell():

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .session.sessions import Sessions
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # nothing of ours asks anybody outside
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # as the command line, which says why
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 MIN_TOKEN = 16

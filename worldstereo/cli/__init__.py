@@ -4,6 +4,7 @@ Heavy imports live inside the commands, so that `--help` answers at once.
 """
 
 import logging
+import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -11,6 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
+
+# Before NumPy is imported: a helper of its BLAS spins for tens of milliseconds after each product
+# of a few thousand rows. Kernels have their own threads, which sleep.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 if TYPE_CHECKING:
     from worldstereo.generators import Generator
