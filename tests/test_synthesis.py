@@ -367,3 +367,20 @@ def test_no_stage_left_out_is_worse_than_the_plain_splat():
     unregistered = intake.preprocess_views(kept, register=False)
     made = synthesize(target, unregistered.views, unit=unregistered.unit)
     assert psnr(made.color) > least
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_view_is_wholly_known_from_where_it_was_taken(seed: int):
+    """Its border pixels too, whatever rounding does to them: any pose, lens and size."""
+    rng = np.random.default_rng(seed)
+    width, height = int(rng.integers(40, 700)), int(rng.integers(30, 500))
+    focal = width * float(rng.uniform(0.5, 2))
+    K = torch.tensor([[focal, 0, width * 0.47], [0, focal * 1.03, height * 0.52], [0, 0, 1]])
+    eye, to = rng.normal(0, 30, 3), rng.normal(0, 30, 3)
+    pose = look_at(
+        torch.from_numpy(eye), torch.from_numpy(to), torch.tensor([0.0, -1, 0]).double()
+    ).float()
+    camera = Cameras(K, pose, width, height)
+    depth = torch.full((1, height, width), float(rng.uniform(1, 9)))
+    view = View.of(torch.full((3, height, width), 0.5), depth, camera)
+    assert bool(synthesize(camera, [view]).known.all())

@@ -21,6 +21,7 @@ LOOSEST = 0.2  # relative depth beyond which two samples never show one surface
 SCRATCH, SPAN = 16, 128  # rows of intermediate values, and for how many pixels: they stay in cache
 
 # float32, of which a vector holds twice as many: a Python float makes float64 of what it meets.
+ROUNDING = np.float32(1e-3)  # px: beyond the border of a picture this far is float32's own error
 ZERO, HALF, ONE, HUGE = np.float32(0), np.float32(0.5), np.float32(1), np.float32(1e30)
 PI, ROOT = np.float32(math.pi), np.float32(math.exp(-0.5))
 NARROW, BROAD, LOOSE = np.float32(1 / SHARP), np.float32(1 / WIDE), np.float32(1 / LOOSEST)
@@ -102,6 +103,13 @@ def limits_of(agree, feather, near, steep, slip):
 
 
 @kernel(**INLINED)
+def on_border(u, last):
+    """A coordinate that rounding alone put outside [0, last], on its border; others as given."""
+    u = ZERO if (u < ZERO) & (u >= -ROUNDING) else u
+    return last if (u > last) & (u <= last + ROUNDING) else u
+
+
+@kernel(**INLINED)
 def locate(X, Y, Z, camera, limits, height, width):
     """Where a view shows a point: whether it does, u, v, 1 / depth, angle, and strictness.
 
@@ -114,6 +122,7 @@ def locate(X, Y, Z, camera, limits, height, width):
     inverse = ONE / max(q, near)
     u = k0 * (t00 * X + t01 * Y + t02 * Z + t03) * inverse + k2
     v = k1 * (t10 * X + t11 * Y + t12 * Z + t13) * inverse + k3
+    u, v = on_border(u, width), on_border(v, height)
     shown = (q > near) & (u >= ZERO) & (v >= ZERO) & (u <= width) & (v <= height)
     across0, across1, across2 = Y * c2 - Z * c1, Z * c0 - X * c2, X * c1 - Y * c0
     across = math.sqrt(across0 * across0 + across1 * across1 + across2 * across2)
