@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy.spatial import KDTree
 
 from tests.conftest import turned_cameras
 from worldstereo._core import resident
@@ -337,6 +338,34 @@ def test_a_cloud_that_its_sample_says_wrong_is_thinned_to_the_target_and_hardly_
     for target in (40_000, 120_000):
         kept, _ = thinning.thinned(points, width, np.ones(len(points)), target)
         assert 0.96 * target <= kept.sum() <= target
+
+
+def test_a_large_cloud_of_many_details_is_thinned_without_a_gap():
+    """Above 200,000 points the factor comes from a sample; the oracle is a tree of scipy."""
+    dice = np.random.default_rng(7)
+    points = dice.uniform(-2, 2, (211_000, 3)).astype(np.float32)
+    points[:, 2] = 0.3 * np.sin(3 * points[:, 0])
+    width = (0.004 * 40 ** ((points[:, 1] + 2) / 4)).astype(np.float32)
+    kept, stretch = thinning.thinned(points, width, dice.random(len(points)), 20_011)
+    assert stretch > 1 and 0.9 * 20_011 < kept.sum() <= 20_011
+    finest = np.quantile(width[::2], 0.01)
+    away, _ = KDTree(points[kept].astype(np.float64)).query(points[~kept].astype(np.float64))
+    assert (away < stretch * np.maximum(width[~kept], finest) * 1.0001).all()
+
+
+def test_of_two_samples_of_one_place_the_better_observed_stays():
+    grid = np.stack(np.meshgrid(np.arange(12.0), np.arange(12.0), [0.0]), -1).reshape(-1, 3)
+    points = np.concatenate([grid, grid + [0.01, 0.02, 0.0]]).astype(np.float32)
+    weight = np.concatenate([np.ones(len(grid)), np.full(len(grid), 5.0)])
+    kept, _ = thinning.thinned(points, np.full(len(points), 0.5), weight, len(grid))
+    assert kept[len(grid) :].all() and not kept[: len(grid)].any()
+
+
+@pytest.mark.parametrize("target", [1, 2])
+def test_a_cloud_is_thinned_to_as_few_points_as_one_asks_for(target: int):
+    points = np.random.default_rng(2).random((307, 3)).astype(np.float32)
+    kept, _ = thinning.thinned(points, np.zeros(len(points)), np.ones(len(points)), target)
+    assert 1 <= kept.sum() <= target
 
 
 def test_thinning_without_a_compiler_keeps_the_same(monkeypatch):

@@ -8,8 +8,9 @@ ones, and a coarse point goes where finer ones are. What went has a neighbour wi
 width, so discs of that radius leave no gap that was not there before, whatever the direction of the
 surface. No point is moved.
 
-Points are taken from fine to coarse, the better observed first: a maximal Poisson-disk sample with
-a radius of its own for each point.
+Points are taken from fine to coarse, within a level the better observed first by factors of two,
+and then along a space-filling curve, so that what is compared lies together in memory: a maximal
+Poisson-disk sample with a radius of its own for each point.
 
 Source: Mitchell et al. 2012, "Variable radii Poisson-disk sampling".
 """
@@ -17,18 +18,31 @@ Source: Mitchell et al. 2012, "Variable radii Poisson-disk sampling".
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt64
 
 from worldstereo._core.compiled import has_compiler, kernel
 from worldstereo._core.hash_table import place_of
+from worldstereo._core.morton import bulk_bounds
+from worldstereo.memory.geometric._hash import brick_key, local
 
-STEP = 2**0.5  # between levels of detail: the grids that neighbours are looked up in
+STEP = 2**0.5  # between levels of detail, in which points are taken
 LEVELS = 24  # a factor of 4096 from the finest to the coarsest: all beyond are the coarsest
-APART = 0.25  # of a cell: finer points that are closer than this stand for each other
-SEARCH = 12  # tries for the factor; each comes closer like a bisection
+SHARED = 6  # levels whose points share a grid: its cells are as wide as the widest reach
+APART = 0.125  # of a cell: finer points that are closer than this stand for each other
+SEARCH = 12  # tries for the factor in the sample
+TRIES = 3  # with all points, to come close to the target from below
+CLOSE = 0.97  # of the target are enough
 SAMPLE = 16  # the search looks at one cell of so many
+CELL = 16  # widths of the typical point: many small cells say more than few large ones
 BESIDE = 1.25  # factors that much smaller and larger say how fast points become fewer
 MIN_SLOPE = 0.5  # points become fewer at least with the root of the factor
+_SPREAD = (  # of up to 21 bits, each to every third place
+    (32, 0x1F00000000FFFF),
+    (16, 0x1F0000FF0000FF),
+    (8, 0x100F00F00F00F00F),
+    (4, 0x10C30C30C30C30C3),
+    (2, 0x1249249249249249),
+)
 FIRST = 1 / 8  # the factor that is tried first; below it points of one view would have to go
 CLOSED = 0.75  # up to this factor no gap is wider than the splat of a sample, three pixels
 
@@ -44,7 +58,7 @@ def thinned(
 
     Args:
         width: of a sample on the surface, scene units; 0 where unknown.
-        weight: of points with the same detail, the higher comes first; then the earlier.
+        weight: of points with the same detail, those of twice the weight come first.
         target: how many may stay.
         stretch: the factor that an earlier call ended with; above 1 it never goes down.
 
@@ -58,32 +72,52 @@ def thinned(
     finest = float(np.quantile(width[:: max(1, len(width) // 100_000)], 0.01))
     width = np.clip(width, finest, finest * STEP ** (LEVELS - 1))
     level = np.clip(np.floor(np.log(width / finest) / np.log(STEP)), 0, LEVELS - 1).astype(np.int64)
-    part = _some_cells(points, finest * STEP ** float(np.median(level)) * 64)
+    part = _some_cells(points, finest * STEP ** float(np.median(level)) * CELL)
     some = Ordered.of(points[part], width[part], level[part], weight[part])
-    low = high = stretch if stretch > 1 else FIRST
-    share = target / len(points)
-    if len(part) < len(points):
-        share *= 0.985  # the sample is off by about a hundredth
-    while some.kept(finest, high).mean() > share:
-        low, high = high, high * 1.5
-    for _ in range(SEARCH if high > low else 0):
-        middle = (low * high) ** 0.5
-        if some.kept(finest, middle).mean() > share:
-            low = middle
-        else:
-            high = middle
-        if high / low < 1.02:
-            break
+    least = stretch if stretch > 1 else FIRST
+    wanted = CLOSE**0.5 * target
+    factor = _found(some, least, max(wanted / len(points), 1 / len(part)))
+    slope = _slope(some, factor)
     everything = Ordered.of(points, width, level, weight)
-    while (count := (kept := everything.kept(finest, high)).sum()) > target:
-        # The sample is off by some hundredths: farther by as much as it says that this takes.
-        falls = some.kept(finest, high / BESIDE).sum() / max(
-            1, some.kept(finest, high * BESIDE).sum()
-        )
-        slope = max(MIN_SLOPE, float(np.log(falls) / np.log(BESIDE**2)))
-        high *= max(1.005, (count / target) ** (1.02 / slope))
-    least = 1.0 if high <= CLOSED else float(np.nextafter(np.float32(1), np.float32(2)))
-    return everything.rows_of(kept), max(high, least)
+    best, tries = (np.zeros(0, np.bool_), 0.0, -1), 0
+    while best[2] < 0 or (best[2] < CLOSE * target and best[1] > least and tries < TRIES):
+        kept = everything.kept(factor)
+        count, tries = int(kept.sum()), tries + 1
+        if best[2] < count <= target:
+            best = kept, factor, count
+        change = (count / wanted) ** (1 / slope)  # the sample is off by some hundredths
+        factor = max(least, factor * (max(1.005, change) if count > target else change))
+    kept, factor, _ = best
+    drawn = 1.0 if factor <= CLOSED else float(np.nextafter(np.float32(1), np.float32(2)))
+    return everything.rows_of(kept), max(factor, drawn)
+
+
+def _found(some: "Ordered", least: float, share: float) -> float:
+    """The factor, at least `least`, with which about this share of a sample stays."""
+    low = high = least
+    above = below = float(some.kept(least).mean())
+    while below > share:
+        low, above = high, below
+        high *= 1.5
+        below = float(some.kept(high).mean())
+    for _ in range(SEARCH):
+        if below > 0.99 * share or low == high:
+            break
+        # The share falls like a power of the factor, nearly; never stay at one end.
+        part = np.log(above / share) / np.log(above / below)
+        middle = low * (high / low) ** float(np.clip(part, 0.1, 0.9))
+        stays = float(some.kept(middle).mean())
+        if stays > share:
+            low, above = middle, stays
+        else:
+            high, below = middle, stays
+    return high
+
+
+def _slope(some: "Ordered", factor: float) -> float:
+    """By which power of the factor points become fewer."""
+    near, far = (int(some.kept(factor * f).sum()) for f in (1 / BESIDE, BESIDE))
+    return max(MIN_SLOPE, float(np.log(near / max(1, far)) / np.log(BESIDE**2)))
 
 
 class Ordered(NamedTuple):
@@ -98,23 +132,45 @@ class Ordered(NamedTuple):
     def of(
         points: np.ndarray, width: np.ndarray, level: np.ndarray, weight: np.ndarray
     ) -> "Ordered":
-        rank = np.log2(np.maximum(weight.astype(np.float64), 2.0**-16) * 2.0**16)  # 0 to 24: 8 bits
-        worse = 255 - np.clip(rank * 10, 0, 255).astype(np.int64)
-        order = np.argsort((level * 256 + worse).astype(np.int16), kind="stable")
+        _, octave = np.frexp(np.clip(weight, 2.0**-15, 2.0**16))  # -14 to 17: 5 bits
+        rank = level * 32 + (17 - octave)
+        row_bits = len(points).bit_length()
+        axis_bits = (54 - row_bits) // 3  # beside 10 bits of rank, in 64
+        key = _along_curve(points, axis_bits)
+        key |= rank.astype(np.uint64) << np.uint64(54 - row_bits)
+        key <<= np.uint64(row_bits)
+        key |= np.arange(len(points), dtype=np.uint64)
+        key.sort()
+        order = (key & np.uint64((1 << row_bits) - 1)).astype(np.int64)
         starts = np.searchsorted(level[order], np.arange(LEVELS + 1))
         return Ordered(order, np.ascontiguousarray(points[order]), width[order], starts)
 
-    def kept(self, finest: float, stretch: float) -> Bool[np.ndarray, "n"]:
+    def kept(self, stretch: float) -> Bool[np.ndarray, "n"]:
         """Which stay, in this order, when widths are stretched so far."""
         kept = np.zeros(len(self.points), np.bool_)
         keep = _keep if has_compiler() else _keep_plain
-        keep(self.points, self.width * stretch, self.starts, finest * stretch, STEP, APART, kept)
+        keep(self.points, self.width * stretch, self.starts[::SHARED], APART, kept)
         return kept
 
     def rows_of(self, kept: np.ndarray) -> Bool[np.ndarray, "n"]:
         rows = np.zeros(len(kept), np.bool_)
         rows[self.order[kept]] = True
         return rows
+
+
+def _along_curve(points: Float[np.ndarray, "n 3"], bits: int) -> UInt64[np.ndarray, "n"]:
+    """Numbers along the Morton curve through a grid of 2**bits cells a side over most points."""
+    low, high = bulk_bounds(points)
+    top = np.float32((1 << bits) - 1)
+    step = top / np.float32(max(float((high - low).max()), 1e-30))
+    key = np.zeros(len(points), np.uint64)
+    for axis in range(3):
+        cell = np.clip((points[:, axis] - low[axis]) * step, 0, top).astype(np.uint64)
+        for shift, mask in _SPREAD:
+            cell |= cell << np.uint64(shift)
+            cell &= np.uint64(mask)
+        key |= cell << np.uint64(axis)
+    return key
 
 
 def _known(points: np.ndarray, width: np.ndarray) -> np.ndarray:
@@ -132,12 +188,14 @@ def _known(points: np.ndarray, width: np.ndarray) -> np.ndarray:
 
 
 def _some_cells(points: np.ndarray, edge: float) -> np.ndarray:
-    """Rows of all points in one of `SAMPLE` large cells; all rows of a small cloud."""
+    """Rows of all points in one of `SAMPLE` cells; all rows of a small cloud."""
     if len(points) < 200_000:
         return np.arange(len(points))
-    cell = np.floor(points.astype(np.float64) / edge).astype(np.int64)
-    mixed = (cell * np.array([73856093, 19349663, 83492791])).sum(axis=1)
-    rows = np.flatnonzero((mixed ^ (mixed >> 7)) % SAMPLE == 0)
+    mixed = np.zeros(len(points), np.int64)
+    for axis, prime in enumerate((73856093, 19349663, 83492791)):
+        mixed += np.floor(points[:, axis] / np.float64(edge)).astype(np.int64) * prime
+    mixed = (mixed.view(np.uint64) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(40)
+    rows = np.flatnonzero(mixed % np.uint64(SAMPLE) == 0)
     return rows if len(rows) > 1000 else np.arange(0, len(points), SAMPLE)
 
 
@@ -145,8 +203,6 @@ def _keep_plain(
     points: np.ndarray,
     radius: np.ndarray,
     starts: np.ndarray,
-    edge: float,
-    step: float,
     apart: float,
     kept: np.ndarray,
 ) -> None:
@@ -157,7 +213,7 @@ def _keep_plain(
         rows = range(starts[level], starts[level + 1])
         if len(rows) == 0:
             continue
-        size = edge * step ** (level + 1)
+        size = float(radius[rows.start : rows.stop].max())
         cells: dict[tuple[int, ...], list[int]] = {}
         own: list[int] = []
         for finer in carried:
@@ -189,16 +245,6 @@ def _near(places: np.ndarray, row: int, others: list[int], reach: float) -> bool
 
 
 @kernel(inline="always")
-def _cell_key(x, y, z):
-    h = np.uint64(x) * np.uint64(0x9E3779B97F4A7C15)
-    h = (h ^ (h >> np.uint64(32))) + np.uint64(y) * np.uint64(0xC2B2AE3D27D4EB4F)
-    h = (h ^ (h >> np.uint64(29))) * np.uint64(0x165667B19E3779F9)
-    h = (h ^ (h >> np.uint64(32))) + np.uint64(z) * np.uint64(0xD6E8FEB86659FD93)
-    h = (h ^ (h >> np.uint64(29))) * np.uint64(0x9E3779B97F4A7C15)
-    return (h ^ (h >> np.uint64(32))) | np.uint64(1)
-
-
-@kernel(inline="always")
 def _is_near(points, x, y, z, first, following, reach):
     """Whether a point of a chain is nearer than `reach`."""
     j = first
@@ -213,20 +259,28 @@ def _is_near(points, x, y, z, first, following, reach):
 
 
 @kernel
-def _keep(points, radius, starts, edge, step, apart, kept):
-    """Marks what stays; see `thinned`. Levels fine to coarse; a grid each, cells hold chains."""
+def _keep(points, radius, starts, apart, kept):
+    """Marks what stays; see `thinned`. A grid for each run of levels, whose cells hold chains.
+
+    A hash table leads from a brick of 4 x 4 x 4 cells to its chains. Points come along a curve,
+    so the brick of one is mostly that of the point before: it and its neighbours are kept ready.
+    """
     following = np.empty(points.shape[0], np.int32)
     carried = np.empty(0, np.int64)
+    around = np.empty(27, np.int64)
     for level in range(len(starts) - 1):
         own = starts[level + 1] - starts[level]
         if own == 0:
             continue
+        size = radius[starts[level] : starts[level + 1]].max()
         room = 16
         while room < 2 * (carried.size + own):
             room *= 2
         keys = np.zeros(room, np.uint64)
-        heads = np.empty(room, np.int32)
-        size = edge * step ** (level + 1)
+        numbers = np.empty(room, np.int32)
+        bricks = 0
+        chains = np.empty((1024, 64), np.int32)
+        lx, ly, lz = np.int64(0), np.int64(0), np.int64(0)
         stay = np.empty(carried.size + own, np.int64)
         count = 0
         for i in range(carried.size + own):
@@ -239,11 +293,15 @@ def _keep(points, radius, starts, edge, step, apart, kept):
             )
             cx, cy, cz = np.floor(x / size), np.floor(y / size), np.floor(z / size)
             ix, iy, iz = np.int64(cx), np.int64(cy), np.int64(cz)
-            here = _cell_key(ix, iy, iz)
-            place = place_of(here, keys)
+            bx, by, bz = ix >> 2, iy >> 2, iz >> 2
+            if i == 0 or bx != lx or by != ly or bz != lz:
+                lx, ly, lz = bx, by, bz
+                around[:] = -2
+                around[13] = _brick(ix, iy, iz, keys, numbers)
+            cell = local(ix, iy, iz)
             reach = radius[row] if fresh else apart * size
-            head = np.int64(heads[place]) if keys[place] == here else np.int64(-1)
-            covered = _is_near(points, x, y, z, head, following, reach)
+            first = np.int64(chains[around[13], cell]) if around[13] >= 0 else np.int64(-1)
+            covered = _is_near(points, x, y, z, first, following, reach)
             if fresh and not covered:
                 # The gap to each neighbouring cell: only those within reach are looked up.
                 gx, gy, gz = x - cx * size, y - cy * size, z - cz * size
@@ -257,19 +315,39 @@ def _keep(points, radius, starts, edge, step, apart, kept):
                                 continue
                             if ex * ex + ey * ey + ez * ez > reach * reach * 1.000001:
                                 continue
-                            key = _cell_key(ix + a, iy + b, iz + c)
-                            at = place_of(key, keys)
-                            if keys[at] == key:
-                                covered = _is_near(
-                                    points, x, y, z, np.int64(heads[at]), following, reach
-                                )
+                            jx, jy, jz = ix + a, iy + b, iz + c
+                            side = 13 + 9 * ((jx >> 2) - bx) + 3 * ((jy >> 2) - by) + (jz >> 2) - bz
+                            if around[side] == -2:
+                                around[side] = _brick(jx, jy, jz, keys, numbers)
+                            if around[side] >= 0:
+                                j = np.int64(chains[around[side], local(jx, jy, jz)])
+                                covered = _is_near(points, x, y, z, j, following, reach)
             if covered:
                 continue
-            following[row] = np.int32(head)
-            heads[place] = row
-            keys[place] = here
+            if around[13] < 0:
+                if bricks == len(chains):
+                    more = np.empty((2 * bricks, 64), np.int32)
+                    more[:bricks] = chains
+                    chains = more
+                key = brick_key(ix, iy, iz)
+                place = place_of(key, keys)
+                keys[place] = key
+                numbers[place] = bricks
+                chains[bricks] = -1
+                around[13] = bricks
+                bricks += 1
+            following[row] = chains[around[13], cell]
+            chains[around[13], cell] = row
             stay[count] = row
             count += 1
             if fresh:
                 kept[row] = True
         carried = stay[:count].copy()
+
+
+@kernel(inline="always")
+def _brick(x, y, z, keys, numbers):
+    """Number of the brick of a cell; -1 where nothing is."""
+    key = brick_key(x, y, z)
+    place = place_of(key, keys)
+    return np.int64(numbers[place]) if keys[place] == key else np.int64(-1)
