@@ -18,11 +18,11 @@ Source: Mitchell et al. 2012, "Variable radii Poisson-disk sampling".
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, UInt64
+from jaxtyping import Bool, Float, Int
 
 from worldstereo._core.compiled import has_compiler, kernel
 from worldstereo._core.hash_table import place_of
-from worldstereo._core.morton import bulk_bounds
+from worldstereo._core.morton import MAX_COUNT, morton_order
 from worldstereo.memory.geometric._hash import brick_key, local
 
 STEP = 2**0.5  # between levels of detail, in which points are taken
@@ -36,13 +36,6 @@ SAMPLE = 16  # the search looks at one cell of so many
 CELL = 16  # widths of the typical point: many small cells say more than few large ones
 BESIDE = 1.25  # factors that much smaller and larger say how fast points become fewer
 MIN_SLOPE = 0.5  # points become fewer at least with the root of the factor
-_SPREAD = (  # of up to 21 bits, each to every third place
-    (32, 0x1F00000000FFFF),
-    (16, 0x1F0000FF0000FF),
-    (8, 0x100F00F00F00F00F),
-    (4, 0x10C30C30C30C30C3),
-    (2, 0x1249249249249249),
-)
 FIRST = 1 / 8  # the factor that is tried first; below it points of one view would have to go
 CLOSED = 0.75  # up to this factor no gap is wider than the splat of a sample, three pixels
 
@@ -133,15 +126,10 @@ class Ordered(NamedTuple):
         points: np.ndarray, width: np.ndarray, level: np.ndarray, weight: np.ndarray
     ) -> "Ordered":
         _, octave = np.frexp(np.clip(weight, 2.0**-15, 2.0**16))  # -14 to 17: 5 bits
-        rank = level * 32 + (17 - octave)
-        row_bits = len(points).bit_length()
-        axis_bits = (54 - row_bits) // 3  # beside 10 bits of rank, in 64
-        key = _along_curve(points, axis_bits)
-        key |= rank.astype(np.uint64) << np.uint64(54 - row_bits)
-        key <<= np.uint64(row_bits)
-        key |= np.arange(len(points), dtype=np.uint64)
-        key.sort()
-        order = (key & np.uint64((1 << row_bits) - 1)).astype(np.int64)
+        fits = len(points) <= MAX_COUNT  # a curve serves speed alone
+        along = morton_order(points) if fits else np.arange(len(points))
+        rank = (level * 32 + (17 - octave)).astype(np.int16)
+        order = along[np.argsort(rank[along], kind="stable")].astype(np.int64)
         starts = np.searchsorted(level[order], np.arange(LEVELS + 1))
         return Ordered(order, np.ascontiguousarray(points[order]), width[order], starts)
 
@@ -156,21 +144,6 @@ class Ordered(NamedTuple):
         rows = np.zeros(len(kept), np.bool_)
         rows[self.order[kept]] = True
         return rows
-
-
-def _along_curve(points: Float[np.ndarray, "n 3"], bits: int) -> UInt64[np.ndarray, "n"]:
-    """Numbers along the Morton curve through a grid of 2**bits cells a side over most points."""
-    low, high = bulk_bounds(points)
-    top = np.float32((1 << bits) - 1)
-    step = top / np.float32(max(float((high - low).max()), 1e-30))
-    key = np.zeros(len(points), np.uint64)
-    for axis in range(3):
-        cell = np.clip((points[:, axis] - low[axis]) * step, 0, top).astype(np.uint64)
-        for shift, mask in _SPREAD:
-            cell |= cell << np.uint64(shift)
-            cell &= np.uint64(mask)
-        key |= cell << np.uint64(axis)
-    return key
 
 
 def _known(points: np.ndarray, width: np.ndarray) -> np.ndarray:
