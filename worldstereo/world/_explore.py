@@ -30,7 +30,7 @@ from worldstereo.guide import Guide, splat_cloud
 from worldstereo.memory.geometric import UPDATE_FREQUENCIES
 from worldstereo.memory.stereo.agreement import FrameAgreement, Witnesses, agreement
 from worldstereo.progress import OnStep, ignore
-from worldstereo.scene import Capture, Clip, Origin, Scene, View, to_bytes
+from worldstereo.scene import Capture, Clip, Origin, Scene, View
 from worldstereo.trajectory import Trajectory
 from worldstereo.views.intake import keyframes
 from worldstereo.world._invent import (
@@ -329,13 +329,10 @@ def _clip(
     check: "_Check",
     take: bool,
 ) -> Clip:
-    clip = Clip(  # frame by frame: all of them in floats at once would be a third more
-        color_u8=torch.stack([to_bytes(frame.color) for frame in frames]),
-        depth=torch.stack([frame.depth for frame in frames]),
-        origin=torch.stack([frame.origin for frame in frames]),
-        confidence_u8=torch.stack([to_bytes(frame.confidence) for frame in frames]),
-        stereo_u8=torch.stack([to_bytes(frame.stereo_weight) for frame in frames]),
-        trajectory=request.trajectory,
+    clip = Clip.of(
+        *([getattr(frame, name) for frame in frames] for name in Frame._fields[:4]),
+        request.trajectory,
+        stereo_weight=[frame.stereo_weight for frame in frames],
         seed=request.seed,
         prompt=request.prompt,
         step=draft.step,
