@@ -73,9 +73,9 @@ class WorldLoader:
         found: Capture | ProjectState = job.first_result
         if isinstance(found, ProjectState):
             plan, _ = reopen(self._world, found, name=name)
+            self._planned(plan)
         else:
             plan = self._begin(found, job)
-        self._planned(plan)
         self._saving.save(job)
         self._unseen(self._look_around(plan, job).views)
         return self._world.scene
@@ -89,7 +89,6 @@ class WorldLoader:
             made = outlook = self._look_around(plan, job)
             keep = Job("save", lambda _: self._shared.kept.keep(example, self._world, made))
             self._shared.worker.submit(self._token, keep)
-        self._planned(outlook.path)
         self._unseen(outlook.views)
         if save:
             self._saving.save(job)
@@ -100,10 +99,13 @@ class WorldLoader:
         if self._world.history:
             return None
         try:
-            return self._shared.kept.open(example, self._world)
+            outlook = self._shared.kept.open(example, self._world)
         except WorldStereoError as error:
             log.warning("a kept example could not be read: %s", reason(error))
             return None
+        if outlook is not None:
+            self._planned(outlook.path)
+        return outlook
 
     def _look_around(self, plan: Trajectory | None, job: Job) -> Outlook:
         """Where the first path goes, so that it is there at once."""
@@ -123,6 +125,7 @@ class WorldLoader:
             path = capture.trajectory
             if path is not None and len(path) > KEYFRAMES:
                 path = path.resampled(KEYFRAMES)  # the release thins it to its keyframes too
+            self._planned(path)
             self._begun(capture)
             return path
         finally:  # ready, refused or cancelled: the viewport shows the world again
