@@ -330,7 +330,10 @@ def _clip(
     take: bool,
 ) -> Clip:
     clip = Clip.of(
-        *([getattr(frame, name) for frame in frames] for name in Frame._fields[:4]),
+        [frame.color for frame in frames],
+        [frame.depth for frame in frames],
+        [frame.origin for frame in frames],
+        [frame.confidence for frame in frames],
         request.trajectory,
         stereo_weight=[frame.stereo_weight for frame in frames],
         seed=request.seed,
